@@ -1,0 +1,20 @@
+"""Residual networks as Keras layers: blocks, whole models, fused batch norm.
+
+from resnet_layers import VARIANTS, BasicBlock, BottleneckBlock, ResNet
+"""
+
+from resnet_layers.blocks import BasicBlock, BottleneckBlock, PaddedConv2D
+from resnet_layers.normalization import BatchNormalization
+from resnet_layers.resnet import VARIANTS, ResNet, Stem
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VARIANTS",
+    "BasicBlock",
+    "BatchNormalization",
+    "BottleneckBlock",
+    "PaddedConv2D",
+    "ResNet",
+    "Stem",
+]

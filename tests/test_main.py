@@ -1,0 +1,331 @@
+"""The command line, as a user starts it."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+from archives import write_imagenet, write_pets
+from tensorboard.backend.event_processing import event_accumulator
+
+from train_loop import main
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODULE = ("-m", "train_loop.main")
+# A run of two and a half epochs of the digits, with a save in mid-epoch.
+SHORT = (
+    "--steps=50",
+    "--report_every=5",
+    "--evaluate_every=20",
+    "--checkpoint_every=10",
+)
+
+
+def start(*arguments, program=MODULE):
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments, program=MODULE):
+    process = start(*arguments, program=program)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output, errors
+
+
+def run_here(*arguments, capsys):
+    """Runs in this process; returns the exit status and standard error."""
+    with flagsaver.flagsaver():
+        main.FLAGS.unparse_flags()
+        try:
+            status = main.main(main.parse_flags(["main", *arguments]))
+        except SystemExit as error:
+            status = 1
+            print(error, file=sys.stderr)
+    return status, capsys.readouterr().err
+
+
+def read_metrics(workdir):
+    """Returns the records of a run, without what depends on the clock."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        record.pop("images_per_second", None)
+    return records
+
+
+def read_checkpoint(workdir, step):
+    reader = tf.train.load_checkpoint(str(workdir / f"checkpoints/ckpt-{step}"))
+    return {
+        key: reader.get_tensor(key)
+        for key in reader.get_variable_to_shape_map()
+        if key.startswith(("model/", "optimizer/"))
+    }
+
+
+def assert_same_run(workdir, other, step):
+    expected, values = (
+        read_checkpoint(other, step),
+        read_checkpoint(workdir, step),
+    )
+    assert values.keys() == expected.keys()
+    assert len(values) > 50
+    for key, value in values.items():
+        np.testing.assert_array_equal(value, expected[key], err_msg=key)
+    assert read_metrics(workdir) == read_metrics(other)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Returns the folder of a run left alone, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    output, errors = run(*SHORT, f"--workdir={workdir}")
+    return workdir, output, errors
+
+
+def test_run_shows_progress_and_where_things_are(finished):
+    workdir, output, errors = finished
+    assert re.search(r"\d+/50 \[\d+:\d+<\d+:\d+, .*step/s, loss=\d", errors)
+    table, *_, last = output.splitlines()[-5:]
+    assert table.split() == ["split", "step", "loss", "accuracy", "pictures"]
+    assert str(workdir) in last
+    assert f"tensorboard --logdir={workdir}" in last
+    assert "Traceback" not in errors
+    assert "I0000" not in errors
+
+
+def test_run_writes_metrics(finished):
+    records = read_metrics(finished[0])
+    trained = [r for r in records if r["split"] == "train"]
+    evaluated = [r for r in records if r["split"] == "eval"]
+    assert [r["step"] for r in trained] == list(range(5, 51, 5))
+    assert [r["step"] for r in evaluated] == [20, 40, 50]
+    for record in trained:
+        assert {"loss", "accuracy", "learning_rate", "gradient_norm"} <= set(
+            record
+        )
+    for record in evaluated:
+        # Every one of the 360 pictures counted once.
+        assert record["accuracy"] * 360 == pytest.approx(
+            round(record["accuracy"] * 360), abs=1e-3
+        )
+    assert trained[-1]["loss"] < trained[0]["loss"]
+
+
+def test_event_files_hold_what_people_look_at(finished):
+    workdir = finished[0]
+    events = {}
+    for split in ("train", "eval"):
+        events[split] = event_accumulator.EventAccumulator(
+            str(workdir / split), {event_accumulator.TENSORS: 0}
+        )
+        events[split].Reload()
+    records = read_metrics(workdir)
+    for split, names in {
+        "train": ("loss", "accuracy", "learning_rate", "gradient_norm"),
+        "eval": ("loss", "accuracy"),
+    }.items():
+        expected = [r for r in records if r["split"] == split]
+        for name in names:
+            points = events[split].Tensors(name)
+            assert [p.step for p in points] == [r["step"] for r in expected]
+            values = [float(tf.make_ndarray(p.tensor_proto)) for p in points]
+            assert values == pytest.approx([r[name] for r in expected])
+    assert len(events["train"].Tensors("images_per_second")) == 10
+    [text] = events["train"].Tensors("flags")
+    assert b"| batch_size | `64` |" in text.tensor_proto.string_val[0]
+    [images] = events["train"].Tensors("training_images")
+    width, height, png = images.tensor_proto.string_val
+    assert (int(width), int(height)) == (32, 32)
+    assert tf.io.decode_png(png).numpy().std() > 10
+    assert b"stage1_block1" in events["train"].Graph().SerializeToString()
+
+
+def test_flags_file_repeats_the_run(finished, tmp_path):
+    workdir = tmp_path / "again"
+    run(f"--flagfile={finished[0] / 'flags.txt'}", f"--workdir={workdir}")
+    assert_same_run(workdir, finished[0], 50)
+
+
+def test_evaluate_measures_what_the_run_reported(finished):
+    workdir = finished[0]
+    output, _ = run("--mode=evaluate", f"--workdir={workdir}")
+    report = json.loads((workdir / "report" / "report.json").read_text())
+    last = read_metrics(workdir)[-1]
+    assert (report["step"], report["examples"]) == (50, 360)
+    for name in ("loss", "accuracy"):
+        assert report[name] == last[name]
+    assert "accuracy" in output
+
+
+def kill_once_past(process, workdir, step):
+    """Sends SIGKILL as soon as the run has reported a step."""
+    metrics = workdir / "metrics.jsonl"
+    while process.poll() is None:
+        text = metrics.read_text() if metrics.exists() else ""
+        if re.search(rf'"step": {step},', text):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_run_resumes_where_it_stopped(finished, tmp_path, replicas):
+    devices = f"--virtual_devices={replicas}"
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    if replicas == 1:
+        alone = finished[0]
+    else:
+        run(*SHORT, devices, f"--workdir={alone}")
+    for step in (15, 35):
+        process = start(*SHORT, devices, f"--workdir={killed}")
+        kill_once_past(process, killed, step)
+    # What a kill in the middle of a write leaves behind.
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 35, "spl')
+    run(*SHORT, devices, f"--workdir={killed}")
+    assert_same_run(killed, alone, 50)
+
+
+def test_broken_checkpoint_costs_only_the_work_since_the_one_before(
+    finished, tmp_path
+):
+    workdir = tmp_path / "broken"
+    run(*SHORT, "--steps=50", f"--workdir={workdir}")
+    for path in (workdir / "checkpoints").glob("ckpt-50.data*"):
+        path.write_bytes(path.read_bytes()[:1000])
+    # With the run's own flags.
+    output, _ = run(f"--workdir={workdir}")
+    assert "ckpt-50" in output
+    assert "from step 40" in output
+    assert_same_run(workdir, finished[0], 50)
+
+
+def test_pets_come_from_tfds_own_builder(tmp_path):
+    write_pets(tmp_path)
+    program = (str(ROOT / "tests" / "archives.py"), str(tmp_path))
+    common = (
+        "--dataset=oxford_iiit_pet",
+        f"--data_dir={tmp_path / 'data'}",
+        f"--workdir={tmp_path / 'run'}",
+        "--model=resnet18",
+        "--image_size=32",
+        "--batch_size=4",
+        "--virtual_devices=2",
+    )
+    output, _ = run(*common, "--steps=2", program=program)
+    assert "9 pictures to train on, 6 to evaluate on, 37 classes" in output
+    # Prepared now: neither archives nor network are needed any more.
+    output, _ = run(*common, "--steps=4")
+    assert "from step 2" in output
+    assert [r["step"] for r in read_metrics(tmp_path / "run")] == [2, 2, 4, 4]
+
+
+def test_imagenet_comes_from_tfds_own_builder(tmp_path):
+    manual_dir = tmp_path / "data" / "downloads" / "manual"
+    manual_dir.mkdir(parents=True)
+    write_imagenet(manual_dir)
+    output, _ = run(
+        "--dataset=imagenet2012",
+        f"--data_dir={tmp_path / 'data'}",
+        f"--workdir={tmp_path / 'run'}",
+        "--model=resnet18",
+        "--image_size=32",
+        "--batch_size=4",
+        "--steps=2",
+    )
+    assert "6 pictures to train on, 5 to evaluate on, 1000 classes" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--dataset=digit"], "did you mean digits?"),
+        (["--model=resnet5"], "did you mean resnet50"),
+        (["--recipe=imagenet"], "did you mean imagenet2012"),
+        (["--schedule=cosin"], "did you mean cosine"),
+        (["--augment=shift,flop"], "did you mean flip"),
+        (["--mode=evalate"], "did you mean evaluate"),
+        (["--batch_size=many"], "--batch_size=many"),
+        (["--bach_size=3"], "Did you mean: batch_size"),
+        (["--epochs=-1"], "--epochs=-1"),
+        (["digits"], "'digits' is not a flag"),
+        (["--batch_size=5"], "take 4 or 6"),
+        (["--batch_size=1"], "take 2 or"),
+        (["--image_size=3"], "take at least 4"),
+        (["--workdir=/proc/run"], "--workdir=/proc/run cannot be written"),
+        (["--workdir=README.md"], "--workdir=README.md cannot be written"),
+        (["--mode=evaluate"], "needs the --workdir of a run"),
+        (["--mode=evaluate", "--workdir=tests"], "has no flags.txt"),
+        (
+            ["--dataset=imagenet2012", "--data_dir=/nowhere"],
+            "/nowhere/downloads/manual/ILSVRC2012_img_val.tar",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_clear_line(arguments, expected, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    status, errors = run_here(*arguments, capsys=capsys)
+    assert status == 1
+    [line] = errors.splitlines()
+    assert line.startswith("error: ")
+    assert expected in line
+    assert not (ROOT / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "argument", ["--model=resnet18", "--dataset=oxford_iiit_pet"]
+)
+def test_run_is_not_mixed_with_another(finished, capsys, argument):
+    workdir = finished[0]
+    before = read_metrics(workdir)
+    status, errors = run_here(argument, f"--workdir={workdir}", capsys=capsys)
+    assert status == 1
+    [line] = errors.splitlines()
+    assert argument in line
+    assert "name another --workdir" in line
+    assert read_metrics(workdir) == before
+
+
+def test_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, capsys):
+    flags_of_run = (
+        f"--workdir={tmp_path}",
+        "--steps=20",
+        "--report_every=2",
+        "--checkpoint_every=4",
+        "--batch_size=8",
+        "--learning_rate=1e5",
+        "--warmup_epochs=0.5",
+    )
+    status, errors = run_here(*flags_of_run, capsys=capsys)
+    assert status == 1
+    *_, line = errors.splitlines()
+    [step] = re.findall(r"not finite at step (\d+) of 20", line)
+    saved = sorted(
+        int(path.stem.removeprefix("ckpt-"))
+        for path in (tmp_path / "checkpoints").glob("*.index")
+    )
+    assert all(number < int(step) for number in saved)
+
+
+def test_every_flag_has_help():
+    for flag in flags.FLAGS.get_key_flags_for_module(main):
+        assert flag.help, flag.name

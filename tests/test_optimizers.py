@@ -1,0 +1,78 @@
+"""Updates and learning rates against plain NumPy."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from train_loop.optimizers import OPTIMIZERS, SCHEDULES, MomentumSGD
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_momentum_sgd_is_the_papers(nesterov):
+    random = np.random.default_rng(0)
+    kernel, bias = random.normal(size=(3, 2)), random.normal(size=2)
+    variables = [tf.Variable(kernel), tf.Variable(bias)]
+    rates = [0.5, 0.1, 0.02]
+    schedule = tf.keras.optimizers.schedules.PiecewiseConstantDecay(
+        [0, 1], rates
+    )
+    optimizer = MomentumSGD(schedule, momentum=0.9, nesterov=nesterov, l2=0.01)
+    optimizer.build(variables)
+    velocities = [np.zeros_like(kernel), np.zeros_like(bias)]
+    expected = [kernel.copy(), bias.copy()]
+    for rate in rates:
+        gradients = [random.normal(size=v.shape) for v in expected]
+        optimizer.apply([tf.constant(g) for g in gradients])
+        for i, l2 in enumerate([0.01, 0.0]):  # Not on the bias.
+            gradient = gradients[i] + l2 * expected[i]
+            velocities[i] = 0.9 * velocities[i] + gradient
+            update = velocities[i]
+            if nesterov:
+                update = gradient + 0.9 * velocities[i]
+            expected[i] -= rate * update
+    for variable, value in zip(variables, expected, strict=True):
+        np.testing.assert_allclose(variable, value, rtol=1e-6)
+
+
+def test_optimizer_round_trips_through_its_config():
+    optimizer = MomentumSGD(0.3, momentum=0.8, nesterov=False, l2=0.1)
+    config = tf.keras.optimizers.serialize(optimizer)
+    clone = tf.keras.optimizers.deserialize(config)
+    assert clone.get_config() == optimizer.get_config()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weight_decay_pulls_kernels_only(name):
+    kernel, gamma = tf.Variable(tf.ones([2, 2])), tf.Variable(tf.ones([2]))
+    optimizer = OPTIMIZERS[name](0.1, weight_decay=0.5)
+    optimizer.build([kernel, gamma])
+    optimizer.apply([tf.zeros([2, 2]), tf.zeros([2])])
+    assert np.all(kernel.numpy() < 1)
+    assert np.all(gamma.numpy() == 1)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_warm_up_linearly(name):
+    schedule = SCHEDULES[name](0.4, warmup_steps=10, steps=50)
+    rates = [float(schedule(step)) for step in range(11)]
+    np.testing.assert_allclose(rates, np.linspace(0, 0.4, 11), atol=1e-7)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_can_do_without_warm_up(name):
+    schedule = SCHEDULES[name](0.4, warmup_steps=0, steps=50)
+    assert float(schedule(0)) == pytest.approx(0.4)
+
+
+def test_cosine_ends_at_zero():
+    schedule = SCHEDULES["cosine"](0.4, warmup_steps=10, steps=50)
+    for step in (10, 20, 30, 50):
+        expected = 0.2 * (1 + math.cos(math.pi * (step - 10) / 40))
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-7)
+
+
+def test_constant_stays():
+    schedule = SCHEDULES["constant"](0.4, warmup_steps=10, steps=50)
+    assert float(schedule(49)) == pytest.approx(0.4)

@@ -1,0 +1,221 @@
+"""Whole models, and what every public layer must be able to do."""
+
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from resnet_layers import (
+    VARIANTS,
+    BasicBlock,
+    BatchNormalization,
+    BottleneckBlock,
+    PaddedConv2D,
+    ResNet,
+    Stem,
+)
+
+
+def small_resnet(**options):
+    options = {"stage_sizes": (1, 2), "width": 8, "num_classes": 5, **options}
+    return ResNet(**options)
+
+
+# Name -> constructor, with arguments other than the defaults.
+LAYERS = {
+    "batch_norm": lambda **kw: BatchNormalization(momentum=0.8, **kw),
+    "conv": lambda **kw: PaddedConv2D(6, 5, strides=2, **kw),
+    "stem": lambda **kw: Stem(8, kind="small", norm_epsilon=1e-3, **kw),
+    "basic": lambda **kw: BasicBlock(4, strides=2, norm_momentum=0.8, **kw),
+    "bottleneck": lambda **kw: BottleneckBlock(
+        4, strides=2, stride_site="1x1", zero_last_gamma=False, **kw
+    ),
+    "resnet": lambda **kw: small_resnet(stem="small", stride_site="1x1", **kw),
+    "resnet_basic": lambda **kw: small_resnet(block="basic", **kw),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def make_layer(request):
+    return LAYERS[request.param]
+
+
+def scramble(layer):
+    """Gives all weights, statistics included, values of their own."""
+    random = np.random.default_rng(5)
+    for weight in layer.weights:
+        weight.assign(random.uniform(0.1, 1.0, weight.shape))
+
+
+# torchvision's counts for 1000 classes.
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, parameters):
+    model = VARIANTS[name]()
+    model.build((None, 224, 224, 3))
+    counted = sum(v.shape.num_elements() for v in model.trainable_variables)
+    assert counted == parameters
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_reduction_is_what_the_stages_do(name):
+    model = VARIANTS[name](num_classes=3)
+    shape = (1, 64, 64, 3)
+    for layer in (model.stem, *model.blocks):
+        shape = layer.compute_output_shape(shape)
+    assert shape[1] == 64 // model.reduction
+    assert model.name == name
+
+
+def test_weights_start_as_he_et_al_say():
+    model = ResNet()
+    model.build((None, 224, 224, 3))
+    kernel = np.asarray(model.blocks[7].conv2.kernel)
+    fan_out = 3 * 3 * kernel.shape[-1]
+    assert np.std(kernel) == pytest.approx(np.sqrt(2 / fan_out), rel=0.01)
+    assert np.mean(kernel) == pytest.approx(0, abs=1e-3)
+    assert not np.any(model.blocks[7].bn3.gamma)
+    assert np.all(np.asarray(model.blocks[7].bn1.gamma) == 1)
+    assert model.blocks[7].bn1.epsilon == 1e-5
+    assert model.blocks[7].bn1.momentum == 0.9
+
+
+def test_symbolic_and_eager_shapes_agree(make_layer, images):
+    layer = make_layer()
+    symbolic = layer(tf.keras.Input(images.shape[1:]))
+    outputs = layer(images)
+    assert symbolic.shape[1:] == outputs.shape[1:]
+    assert layer.compute_output_shape(images.shape) == outputs.shape
+    assert symbolic.dtype == outputs.dtype.name
+
+
+def test_config_round_trip(make_layer, images):
+    layer = make_layer(name="mine")
+    clone = type(layer).from_config(layer.get_config())
+    assert clone.get_config() == layer.get_config()
+    for copy in (layer, clone):
+        copy(images)
+        scramble(copy)
+    np.testing.assert_array_equal(layer(images), clone(images))
+
+
+def test_keras_file_round_trip(make_layer, images, tmp_path):
+    inputs = tf.keras.Input(images.shape[1:])
+    layer = make_layer()
+    model = tf.keras.Model(inputs, layer(inputs))
+    scramble(model)
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(images), model(images))
+    assert type(loaded.layers[1]) is type(layer)
+
+
+def test_resnet_itself_round_trips_through_a_keras_file(images, tmp_path):
+    model = small_resnet()
+    model(images)
+    scramble(model)
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded) is ResNet
+    np.testing.assert_array_equal(loaded(images), model(images))
+
+
+def test_weights_file_round_trip(make_layer, images, tmp_path):
+    models = []
+    for _ in range(2):
+        inputs = tf.keras.Input(images.shape[1:])
+        models.append(tf.keras.Model(inputs, make_layer()(inputs)))
+    model, other = models
+    scramble(model)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(other(images), model(images))
+
+
+def test_checkpoint_round_trip_holds_every_variable(
+    make_layer, images, tmp_path
+):
+    layer, other = make_layer(), make_layer()
+    layer(images)
+    other(images)
+    scramble(layer)
+    path = tf.train.Checkpoint(layer=layer).save(tmp_path / "checkpoint")
+    keys = [
+        key
+        for key, _ in tf.train.list_variables(path)
+        if key.startswith("layer/")
+    ]
+    assert len(keys) == len(layer.weights)
+    tf.train.Checkpoint(layer=other).restore(path).assert_consumed()
+    np.testing.assert_array_equal(other(images), layer(images))
+
+
+def test_own_dtype_policy_reaches_all_children(make_layer, images):
+    layer = make_layer(dtype="mixed_bfloat16")
+    outputs = layer(images)
+    expected = "float32" if isinstance(layer, ResNet) else "bfloat16"
+    assert outputs.dtype.name == expected
+    assert layer(tf.keras.Input(images.shape[1:])).dtype == expected
+    for child in layer._flatten_layers(include_self=False):
+        if child.name != "head":
+            assert child.compute_dtype == "bfloat16", child.path
+    assert {weight.dtype for weight in layer.weights} == {"float32"}
+
+
+def test_own_dtype_policy_wins_over_the_global_one(make_layer, images):
+    tf.keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        assert make_layer(dtype="float32")(images).dtype == tf.float32
+        layer = make_layer()
+        assert layer.compute_dtype == "bfloat16"
+    finally:
+        tf.keras.config.set_dtype_policy("float32")
+
+
+def test_one_step_changes_every_trainable_weight(images):
+    model = small_resnet(zero_last_gamma=False)
+    model.build(images.shape)
+    optimizer = tf.keras.optimizers.SGD(0.1)
+    before = [np.array(v) for v in model.trainable_variables]
+    with tf.GradientTape() as tape:
+        logits = model(images, training=True)
+        loss = tf.reduce_sum(tf.nn.log_softmax(logits)[:, 0])
+    gradients = tape.gradient(loss, model.trainable_variables)
+    optimizer.apply(gradients, model.trainable_variables)
+    for value, variable in zip(before, model.trainable_variables, strict=True):
+        assert np.any(value != np.asarray(variable)), variable.path
+
+
+def test_training_flag_reaches_every_batch_norm(images):
+    model = small_resnet()
+    model(images, training=False)
+    statistics = [np.array(v) for v in model.non_trainable_variables]
+    model(images, training=True)
+    for value, variable in zip(
+        statistics, model.non_trainable_variables, strict=True
+    ):
+        assert np.any(value != np.asarray(variable)), variable.path
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"block": "wide"}, "block='wide'"),
+        ({"stage_sizes": ()}, "stage_sizes=()"),
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"stem": "big"}, "kind='big'"),
+        ({"stride_site": "2x2"}, "stride_site='2x2'"),
+    ],
+)
+def test_bad_arguments_are_named(options, named):
+    with pytest.raises(ValueError, match=re.escape(named)):
+        ResNet(**options)

@@ -1,0 +1,136 @@
+"""This file answers: what happens between the steps?"""
+
+import sys
+import time
+from typing import NamedTuple
+
+import tensorflow as tf
+import tqdm
+
+from train_loop import UserError
+
+# The devices are left alone for about this long before the progress bar moves.
+SECONDS_PER_CALL = 1.0
+
+
+class Cadence(NamedTuple):
+    """After how many steps things happen."""
+
+    report: int
+    evaluate: int
+    save: int
+
+
+def train(
+    trainer, iterator, steps, batch_size, cadence, evaluate, save, report, bar
+):
+    """Trains up to `steps`: train, report, evaluate, report, save.
+
+    Args:
+      trainer: a `Trainer`; it goes on from the step it is at.
+      iterator: over the distributed training batches from that step on.
+      steps: the step to stop at.
+      batch_size: examples per step.
+      cadence: a `Cadence`.
+      evaluate: returns {metric: number} for the evaluation split.
+      save: called with the step, writes a checkpoint.
+      report: called with (step, split, metrics).
+      bar: a `tqdm` progress bar that counts steps.
+
+    Raises:
+      UserError: the loss or the gradients are not finite any more.
+    """
+    step = trainer.step
+    while step < steps:
+        # Numbers are always reported before a save, so that no half-counted
+        # average has to survive a restart.
+        stop = min(steps, *((step // every + 1) * every for every in cadence))
+        began = time.perf_counter()
+        for num_steps in _pieces(stop - step, bar):
+            broken_step = int(trainer.train(iterator, num_steps))
+            if broken_step >= 0:
+                raise UserError(
+                    f"the loss is not finite at step {broken_step} of {steps}; "
+                    "the checkpoints before it are untouched. Try a lower "
+                    "--learning_rate or a longer --warmup_epochs"
+                )
+            loss = float(trainer.loss.result())
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        seconds = time.perf_counter() - began
+        metrics = trainer.results("train")
+        metrics["images_per_second"] = (stop - step) * batch_size / seconds
+        step = stop
+        report(step, "train", metrics)
+
+        trainer.average_statistics()
+        if step % cadence.evaluate == 0 or step == steps:
+            report(step, "eval", evaluate())
+        if step % cadence.save == 0 or step == steps:
+            save(step)
+
+
+def evaluate(trainer, batches, num_steps, bar):
+    """Measures the model on every example of a split, once.
+
+    Args:
+      trainer: a `Trainer`.
+      batches: the distributed evaluation batches.
+      num_steps: how many batches there are.
+      bar: a `tqdm` progress bar that counts batches.
+
+    Returns:
+      {metric: number}.
+    """
+    iterator = iter(batches)
+    for piece in _pieces(num_steps, bar):
+        trainer.evaluate(iterator, piece)
+    return trainer.results("eval")
+
+
+def progress_bar(total, initial=0, unit="step", leave=True, delay=0.0):
+    """Returns a progress bar with rate and time left, on standard error.
+
+    Args:
+      total: number of steps or batches altogether.
+      initial: how many of them are done already.
+      unit: what is counted.
+      leave: whether the bar stays after the last step.
+      delay: seconds to wait before the bar is shown at all.
+
+    Returns:
+      A `tqdm` progress bar.
+    """
+    return tqdm.tqdm(
+        total=total,
+        initial=initial,
+        unit=unit,
+        leave=leave,
+        delay=delay,
+        dynamic_ncols=True,
+        # A log file wants fewer lines than a terminal.
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,
+    )
+
+
+def _pieces(num_steps, bar):
+    """Cuts steps into pieces that take about a second each.
+
+    Args:
+      num_steps: how many steps to take altogether.
+      bar: a `tqdm` progress bar, moved after every piece.
+
+    Yields:
+      Numbers of steps, as scalar tensors.
+    """
+    piece = 1
+    while num_steps > 0:
+        piece = min(piece, num_steps)
+        began = time.perf_counter()
+        yield tf.constant(piece)
+        seconds = time.perf_counter() - began
+        num_steps -= piece
+        bar.update(piece)
+        if seconds < SECONDS_PER_CALL / 2:
+            piece *= 2
+        elif seconds > SECONDS_PER_CALL * 2:
+            piece = max(piece // 2, 1)

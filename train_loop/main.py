@@ -1,0 +1,606 @@
+"""Trains a ResNet on pictures and measures it.
+
+Handwritten digits, bundled, about a minute on a laptop:
+
+  python -m train_loop.main
+
+The 37 breeds of Oxford-IIIT Pet (TFDS downloads them at the first start):
+
+  python -m train_loop.main --dataset=oxford_iiit_pet
+
+Go on with a run that was stopped, measure it again, look at it:
+
+  python -m train_loop.main --workdir=runs/NAME
+  python -m train_loop.main --workdir=runs/NAME --mode=evaluate
+  tensorboard --logdir=runs
+
+A recipe sets everything about training that is not given as a flag.
+"""
+
+import contextlib
+import datetime
+import difflib
+import functools
+import json
+import pathlib
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+import tensorflow as tf
+from absl import app, flags, logging
+
+from resnet_layers import VARIANTS
+from train_loop import UserError, loop, pipeline, preprocessing, reports
+from train_loop.augment import AUGMENTATIONS
+from train_loop.checkpoints import Checkpoints
+from train_loop.datasets import DATASETS, Source
+from train_loop.optimizers import OPTIMIZERS, SCHEDULES
+from train_loop.recipes import RECIPES
+from train_loop.strategies import STRATEGIES, split_cpu
+from train_loop.trainer import Trainer
+
+FLAGS = flags.FLAGS
+FROM_RECIPE = "Default: the recipe's."
+PRECISIONS = ("float32", "mixed_bfloat16")
+AUGMENT_NAMES = (*preprocessing.TRAINING_CROPS, *AUGMENTATIONS)
+NUM_GRID_IMAGES = 16
+
+
+def one_of(names):
+    return f"One of: {', '.join(names)}."
+
+
+# What to do, and with what.
+flags.DEFINE_string("mode", "train", "One of: train, evaluate.")
+flags.DEFINE_string("dataset", "digits", one_of(DATASETS))
+flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Where TFDS keeps prepared data. Default: TFDS's own (TFDS_DATA_DIR, or "
+    "tensorflow_datasets in the home directory).",
+)
+flags.DEFINE_string(
+    "manual_dir",
+    None,
+    "Where files are that TFDS cannot download, such as ImageNet's. Default: "
+    "downloads/manual in data_dir.",
+)
+flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder for everything that the run writes. An existing run goes on from "
+    "its last checkpoint, with its own flags. Default: a new folder in runs/.",
+)
+flags.DEFINE_string(
+    "recipe", "auto", f"{one_of(['auto', *RECIPES])} auto: the dataset's own."
+)
+
+# The model.
+flags.DEFINE_string("model", None, f"{one_of(VARIANTS)} {FROM_RECIPE}")
+flags.DEFINE_bool(
+    "synchronized_batch_norm",
+    None,
+    "Batch statistics over all replicas: slower, and right for few pictures "
+    f"per replica. {FROM_RECIPE}",
+)
+flags.DEFINE_string(
+    "precision",
+    None,
+    f"{one_of(PRECISIONS)} Variables and loss stay float32. {FROM_RECIPE}",
+)
+
+# The pictures.
+flags.DEFINE_integer(
+    "image_size",
+    None,
+    f"Height and width that pictures are brought to. {FROM_RECIPE}",
+    lower_bound=1,
+)
+flags.DEFINE_float(
+    "crop_fraction",
+    None,
+    "Evaluation takes the middle of a picture: this part of its shorter side. "
+    f"{FROM_RECIPE}",
+    lower_bound=0.01,
+    upper_bound=1.0,
+)
+flags.DEFINE_list(
+    "augment",
+    None,
+    "What varies the training pictures, in order, with commas between; empty "
+    f"for nothing. Any of: {', '.join(AUGMENT_NAMES)}. {FROM_RECIPE}",
+)
+
+# How to train.
+flags.DEFINE_integer(
+    "batch_size",
+    None,
+    f"Pictures per step, over all replicas. {FROM_RECIPE}",
+    lower_bound=1,
+)
+flags.DEFINE_float(
+    "epochs",
+    None,
+    f"How often to go through the training pictures. {FROM_RECIPE}",
+    lower_bound=0.0,
+)
+flags.DEFINE_integer(
+    "steps",
+    None,
+    "How many optimizer updates to do; wins over --epochs.",
+    lower_bound=0,
+)
+flags.DEFINE_float(
+    "learning_rate",
+    None,
+    f"Highest learning rate, for this batch size. {FROM_RECIPE}",
+    lower_bound=0.0,
+)
+flags.DEFINE_string("optimizer", None, f"{one_of(OPTIMIZERS)} {FROM_RECIPE}")
+flags.DEFINE_string("schedule", None, f"{one_of(SCHEDULES)} {FROM_RECIPE}")
+flags.DEFINE_float(
+    "warmup_epochs",
+    None,
+    f"Epochs in which the learning rate rises from 0. {FROM_RECIPE}",
+    lower_bound=0.0,
+)
+flags.DEFINE_float(
+    "weight_decay",
+    None,
+    f"Strength of the L2 penalty on kernels. {FROM_RECIPE}",
+    lower_bound=0.0,
+)
+flags.DEFINE_float(
+    "label_smoothing",
+    None,
+    f"Part of each label that is handed out evenly. {FROM_RECIPE}",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+flags.DEFINE_integer("seed", 0, "All randomness derives from it.")
+
+# Where to compute.
+flags.DEFINE_string("strategy", "mirrored", one_of(STRATEGIES))
+flags.DEFINE_integer(
+    "virtual_devices",
+    None,
+    "Split the CPU into this many devices, to try replicas without GPUs.",
+    lower_bound=1,
+)
+flags.DEFINE_bool(
+    "deterministic",
+    False,
+    "Make a GPU repeat a run bit by bit, more slowly. A CPU always does.",
+)
+
+# When to say and save something.
+flags.DEFINE_integer(
+    "report_every",
+    None,
+    f"Steps between two reports. {FROM_RECIPE}",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "evaluate_every",
+    None,
+    "Steps between two evaluations. Default: the recipe's, or an epoch.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "checkpoint_every",
+    None,
+    "Steps between two checkpoints. Default: the recipe's, or an epoch.",
+    lower_bound=1,
+)
+
+# What a run is not told by its flags.txt.
+NOT_OF_THE_RUN = ("mode", "workdir")
+# What an existing run cannot change.
+FIXED = ("dataset", "recipe", "model", "image_size", "optimizer")
+# What a flag may name.
+CHOICES = {
+    "dataset": DATASETS,
+    "recipe": ("auto", *RECIPES),
+    "model": VARIANTS,
+    "precision": PRECISIONS,
+    "augment": AUGMENT_NAMES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "strategy": STRATEGIES,
+}
+
+
+class Run(NamedTuple):
+    """The parts of a run, built from the flags."""
+
+    source: Source
+    trainer: Trainer
+    steps: int
+    steps_per_epoch: int
+
+
+def main(argv):
+    """Runs the mode that the flags ask for; returns the exit status."""
+    try:
+        if argv[1:]:
+            raise UserError(
+                f"{argv[1]!r} is not a flag; flags look like --dataset=digits"
+            )
+        # TFDS and TensorFlow say much that is of no use here.
+        if not FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)
+            tf.get_logger().setLevel("ERROR")
+        choose("mode", FLAGS.mode, MODES)
+        MODES[FLAGS.mode]()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train():
+    """Trains until the last step, from the last checkpoint where one is."""
+    workdir = pathlib.Path(FLAGS.workdir or new_workdir())
+    settle_flags(workdir)
+    check_writable(workdir)
+    run = build()
+    trainer, steps = run.trainer, run.steps
+    checkpoints = open_workdir(workdir, trainer)
+    start = checkpoints.restore()
+    began = time.perf_counter()
+    describe(run, start)
+
+    bar = loop.progress_bar(steps, initial=start)
+    json_lines = reports.JsonLinesReport(workdir / "metrics.jsonl", start)
+    tensorboard = reports.TensorBoardReport(workdir)
+    console = reports.ConsoleReport(bar.write, steps)
+    if start == 0:
+        tensorboard.write_flags(run_flags())
+        tensorboard.write_images("training_images", training_grid(run.source))
+        tensorboard.write_graph(trainer.model, input_shape(FLAGS.batch_size))
+    with (
+        bar,
+        contextlib.closing(json_lines),
+        contextlib.closing(tensorboard),
+        explain_interrupt(workdir),
+    ):
+
+        def report(step, split, metrics):
+            epoch = step * FLAGS.batch_size / run.source.train.num_examples
+            for write in (json_lines, tensorboard, console):
+                write(step, split, {**metrics, "epoch": epoch})
+
+        loop.train(
+            trainer,
+            iter(training_batches(run, start)),
+            steps,
+            FLAGS.batch_size,
+            loop.Cadence(
+                FLAGS.report_every,
+                FLAGS.evaluate_every or run.steps_per_epoch,
+                FLAGS.checkpoint_every or run.steps_per_epoch,
+            ),
+            evaluate=functools.partial(measure, run),
+            save=checkpoints.save,
+            report=report,
+            bar=bar,
+        )
+    print(final_table(workdir, run))
+    print(f"Trained for {time.perf_counter() - began:.0f} s.")
+    print(
+        f"The run's files are in {workdir}; look at them with: "
+        f"tensorboard --logdir={workdir}"
+    )
+
+
+def evaluate():
+    """Measures the last checkpoint of a run on the evaluation split."""
+    if FLAGS.workdir is None:
+        raise UserError("--mode=evaluate needs the --workdir of a run")
+    workdir = pathlib.Path(FLAGS.workdir)
+    if not (workdir / "flags.txt").is_file():
+        raise UserError(
+            f"{workdir} is not the folder of a run: it has no flags.txt"
+        )
+    settle_flags(workdir)
+    run = build()
+    step = open_workdir(workdir, run.trainer).restore()
+    if step == 0:
+        raise UserError(f"{workdir} has no checkpoint yet; train it first")
+    metrics = measure(run)
+    report = {
+        "step": step,
+        "split": "eval",
+        "examples": run.source.evaluation.num_examples,
+        **metrics,
+    }
+    path = workdir / "report" / "report.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    header = ["split", "step", *metrics, "pictures"]
+    row = ["eval", str(step)]
+    row += [reports.format_metric(*item) for item in metrics.items()]
+    row += [f"{report['examples']:,}"]
+    print(reports.table([header, row]))
+    print(f"Written to {path}.")
+
+
+MODES = {"train": train, "evaluate": evaluate}
+
+
+def settle_flags(workdir):
+    """Gives every flag its value: the user's, the run's or the recipe's.
+
+    Raises:
+      UserError: a value is none of those possible, or an existing run was
+        made with another one.
+    """
+    path = workdir / "flags.txt"
+    earlier = {}
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            name, _, value = line.removeprefix("--").partition("=")
+            earlier[name] = value
+    for name in FIXED:
+        given = FLAGS[name]
+        made_with = earlier.get(name, str(given.value))
+        if given.present and str(given.value) != made_with:
+            raise UserError(
+                f"{workdir} is a run with --{name}={made_with}, and "
+                f"--{name}={given.value} was given; leave the flag out to "
+                "go on with that run, or name another --workdir"
+            )
+    for name, value in earlier.items():
+        if name in FLAGS:
+            FLAGS.set_default(name, value)
+    choose("dataset", FLAGS.dataset, DATASETS)
+    choose("recipe", FLAGS.recipe, CHOICES["recipe"])
+    recipe = FLAGS.dataset if FLAGS.recipe == "auto" else FLAGS.recipe
+    for name, value in RECIPES[recipe].flags.items():
+        if name not in earlier:
+            FLAGS.set_default(name, value)
+    for name, choices in CHOICES.items():
+        value = FLAGS[name].value
+        for item in value if isinstance(value, list) else [value]:
+            choose(name, item, choices)
+
+
+def choose(flag, given, choices):
+    """Raises UserError, with the nearest names, unless `given` is a choice."""
+    if given in choices:
+        return
+    near = difflib.get_close_matches(str(given), list(choices), n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(
+        f"--{flag}={given} is unknown; {hint}It takes: {', '.join(choices)}"
+    )
+
+
+def build():
+    """Builds the data source, the model and the trainer from the flags."""
+    if FLAGS.virtual_devices:
+        split_cpu(FLAGS.virtual_devices)
+    if FLAGS.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    tf.keras.utils.set_random_seed(FLAGS.seed)
+    strategy = STRATEGIES[FLAGS.strategy]()
+    replicas = strategy.num_replicas_in_sync
+    if FLAGS.batch_size % replicas:
+        below = FLAGS.batch_size // replicas * replicas
+        raise UserError(
+            f"--batch_size={FLAGS.batch_size} does not divide over {replicas} "
+            f"replicas; take {max(below, replicas)} or {below + replicas}"
+        )
+    variant = functools.partial(
+        VARIANTS[FLAGS.model],
+        synchronized=FLAGS.synchronized_batch_norm,
+        dtype=FLAGS.precision,
+    )
+    reduction = variant(num_classes=1).reduction
+    if FLAGS.image_size < reduction:
+        raise UserError(
+            f"--image_size={FLAGS.image_size} is too small for {FLAGS.model}, "
+            f"which makes one pixel of {reduction}; take at least {reduction}, "
+            "or another --model"
+        )
+
+    source = DATASETS[FLAGS.dataset](
+        data_dir=FLAGS.data_dir, manual_dir=FLAGS.manual_dir
+    )
+    steps_per_epoch = source.train.num_examples / FLAGS.batch_size
+    steps = FLAGS.steps
+    if steps is None:
+        steps = round(FLAGS.epochs * steps_per_epoch)
+    schedule = SCHEDULES[FLAGS.schedule](
+        FLAGS.learning_rate,
+        warmup_steps=round(FLAGS.warmup_epochs * steps_per_epoch),
+        steps=steps,
+    )
+    with strategy.scope():
+        model = variant(num_classes=len(source.class_names))
+        model.build(input_shape(None))
+        optimizer = OPTIMIZERS[FLAGS.optimizer](schedule, FLAGS.weight_decay)
+    trainer = Trainer(model, optimizer, strategy, FLAGS.label_smoothing)
+    return Run(source, trainer, steps, max(round(steps_per_epoch), 1))
+
+
+def input_shape(batch_size):
+    return batch_size, FLAGS.image_size, FLAGS.image_size, 3
+
+
+def training_batches(run, step):
+    """Returns the distributed training batches from a step on."""
+    strategy = run.trainer.strategy
+    return pipeline.distribute(
+        strategy,
+        lambda: pipeline.training_batches(
+            run.source.train,
+            prepare_for_training,
+            FLAGS.batch_size // strategy.num_replicas_in_sync,
+            FLAGS.batch_size,
+            FLAGS.seed,
+            step,
+        ),
+    )
+
+
+def measure(run):
+    """Returns {metric: number} for the whole evaluation split."""
+    strategy = run.trainer.strategy
+    batches = pipeline.distribute(
+        strategy,
+        lambda: pipeline.evaluation_batches(
+            run.source.evaluation,
+            prepare_for_evaluation,
+            FLAGS.batch_size // strategy.num_replicas_in_sync,
+            FLAGS.batch_size,
+        ),
+    )
+    num_batches = -(-run.source.evaluation.num_examples // FLAGS.batch_size)
+    with loop.progress_bar(
+        num_batches, unit="batch", leave=False, delay=2.0
+    ) as bar:
+        return loop.evaluate(run.trainer, batches, num_batches, bar)
+
+
+def prepare_for_training(encoded, seed):
+    """Decodes, crops, augments and normalises a training picture."""
+    fold_in = tf.random.experimental.stateless_fold_in
+    crop = functools.partial(
+        preprocessing.center_crop, crop_fraction=FLAGS.crop_fraction
+    )
+    for name in FLAGS.augment:
+        if name in preprocessing.TRAINING_CROPS:
+            crop = functools.partial(
+                preprocessing.TRAINING_CROPS[name], seed=fold_in(seed, 0)
+            )
+    image = crop(encoded, FLAGS.image_size)
+    for index, name in enumerate(FLAGS.augment):
+        if name in AUGMENTATIONS:
+            image = AUGMENTATIONS[name](image, fold_in(seed, index + 1))
+    return preprocessing.normalize(image)
+
+
+def prepare_for_evaluation(encoded):
+    """Decodes, crops and normalises an evaluation picture."""
+    image = preprocessing.center_crop(
+        encoded, FLAGS.image_size, FLAGS.crop_fraction
+    )
+    return preprocessing.normalize(image)
+
+
+def training_grid(source):
+    """Returns a few augmented training pictures, for people to look at."""
+    examples = source.train.read(None).take(NUM_GRID_IMAGES).repeat()
+    images = [
+        prepare_for_training(example["image"], [FLAGS.seed, index])
+        for index, example in enumerate(examples.take(NUM_GRID_IMAGES))
+    ]
+    return preprocessing.denormalize(tf.stack(images))
+
+
+def new_workdir():
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    return f"runs/{FLAGS.dataset}-{now}"
+
+
+def check_writable(workdir):
+    """Finds out before any long work, and without leaving a trace."""
+    existing = next(
+        path for path in (workdir, *workdir.absolute().parents) if path.exists()
+    )
+    try:
+        tempfile.TemporaryDirectory(dir=existing).cleanup()
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be written ({error.strerror}: "
+            f"{existing}); name a folder that can be"
+        ) from error
+
+
+def open_workdir(workdir, trainer):
+    """Writes the flags into the run's folder and opens its checkpoints."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    lines = [f"--{name}={value}\n" for name, value in run_flags().items()]
+    (workdir / "flags.txt").write_text("".join(lines))
+    return Checkpoints(
+        workdir / "checkpoints", trainer.model, trainer.optimizer
+    )
+
+
+def run_flags():
+    """Returns {name: text} of the flags that make up the run."""
+    values = {
+        flag.name: flag.value
+        for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__])
+        if flag.name not in NOT_OF_THE_RUN and flag.value is not None
+    }
+    return {
+        name: ",".join(value) if isinstance(value, list) else str(value)
+        for name, value in values.items()
+    }
+
+
+@contextlib.contextmanager
+def explain_interrupt(workdir):
+    """Turns Ctrl-C into a line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise UserError(
+            f"stopped by the keyboard; go on from the last checkpoint with "
+            f"--workdir={workdir}"
+        ) from None
+
+
+def describe(run, start):
+    """Prints what is about to happen."""
+    model, strategy = run.trainer.model, run.trainer.strategy
+    parameters = sum(v.shape.num_elements() for v in model.trainable_variables)
+    print(
+        f"{FLAGS.model}, {parameters:,} parameters, on {FLAGS.dataset}: "
+        f"{run.source.train.num_examples:,} pictures to train on, "
+        f"{run.source.evaluation.num_examples:,} to evaluate on, "
+        f"{len(run.source.class_names)} classes"
+    )
+    print(
+        f"{run.steps:,} steps of {FLAGS.batch_size} pictures on "
+        f"{strategy.num_replicas_in_sync} replica(s), {FLAGS.precision}, from "
+        f"step {start:,}"
+    )
+
+
+def final_table(workdir, run):
+    """Returns the last numbers of every split as text."""
+    last = {
+        record["split"]: record
+        for record in reports.read_json_lines(workdir / "metrics.jsonl")
+    }
+    rows = [["split", "step", "loss", "accuracy", "pictures"]]
+    pictures = {"train": run.source.train, "eval": run.source.evaluation}
+    for split, record in last.items():
+        rows.append(
+            [
+                split,
+                str(record["step"]),
+                reports.format_metric("loss", record["loss"]),
+                reports.format_metric("accuracy", record["accuracy"]),
+                f"{pictures[split].num_examples:,}",
+            ]
+        )
+    return reports.table(rows)
+
+
+def parse_flags(argv):
+    """Parses the command line; a flag that is wrong ends the program."""
+    try:
+        return FLAGS(argv)
+    except flags.Error as error:
+        reason = " ".join(str(error).split())
+        sys.exit(f"error: {reason}; --help lists all flags")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,79 @@
+"""This file answers: with which settings is a data set trained well?
+
+A recipe gives every flag that training depends on a value; a flag given on the
+command line wins. Batch sizes are global, and learning rates belong to them.
+"""
+
+from typing import NamedTuple
+
+
+class Recipe(NamedTuple):
+    """Named flag values, where they come from and what they lead to."""
+
+    flags: dict
+    source: str
+    expected: str
+
+
+_COMMON = {
+    "model": "resnet50",
+    "image_size": 224,
+    "crop_fraction": 0.875,
+    "augment": ["random_resized_crop", "flip"],
+    "optimizer": "sgd",
+    "schedule": "cosine",
+    "warmup_epochs": 5.0,
+    "weight_decay": 1e-4,
+    "label_smoothing": 0.1,
+    "precision": "float32",
+    "synchronized_batch_norm": False,
+    "report_every": 100,
+}
+
+# Data set -> the recipe that --recipe=auto takes for it.
+RECIPES = {
+    "digits": Recipe(
+        flags={
+            **_COMMON,
+            "model": "resnet_tiny",
+            "image_size": 8,
+            "crop_fraction": 1.0,
+            "augment": ["shift"],
+            "batch_size": 64,
+            "epochs": 40.0,
+            "learning_rate": 0.1,
+            "weight_decay": 5e-4,
+            "report_every": 50,
+            "evaluate_every": 150,
+            "checkpoint_every": 150,
+        },
+        source="This project.",
+        expected="",
+    ),
+    "oxford_iiit_pet": Recipe(
+        flags={
+            **_COMMON,
+            "batch_size": 32,
+            "epochs": 200.0,
+            "learning_rate": 0.05,
+        },
+        source=(
+            "The recipe of imagenet2012, for more epochs of fewer pictures."
+        ),
+        expected="",
+    ),
+    "imagenet2012": Recipe(
+        flags={
+            **_COMMON,
+            "batch_size": 256,
+            "epochs": 90.0,
+            "learning_rate": 0.1,
+            "weight_decay": 1e-4,
+        },
+        source=(
+            "Goyal et al., 2017, https://arxiv.org/abs/1706.02677; cosine and "
+            "label smoothing: He et al., 2018, https://arxiv.org/abs/1812.01187."
+        ),
+        expected="",
+    ),
+}

@@ -1,0 +1,148 @@
+"""This file answers: where do the numbers of a run go?
+
+A report is called with (step, split, metrics): the step they were measured at,
+"train" or "eval", and {name: number}.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+
+import tensorflow as tf
+
+
+class ConsoleReport:
+    """Prints a line per call, above the progress bar.
+
+    Args:
+      write: prints a line of text.
+      steps: number of steps of the whole run.
+    """
+
+    def __init__(self, write, steps):
+        self.write = write
+        self.steps = steps
+
+    def __call__(self, step, split, metrics):
+        width = len(str(self.steps))
+        numbers = "  ".join(
+            f"{name} {format_metric(name, value)}"
+            for name, value in metrics.items()
+        )
+        self.write(f"{step:{width}}/{self.steps}  {split:5}  {numbers}")
+
+
+class JsonLinesReport:
+    """Appends a JSON object per call to a file.
+
+    Args:
+      path: the file. Lines of an earlier process that are incomplete, or later
+        than the step it goes on from, are dropped.
+      start: the step that this process starts from.
+    """
+
+    def __init__(self, path, start):
+        path = pathlib.Path(path)
+        kept = [
+            json.dumps(record) + "\n"
+            for record in read_json_lines(path)
+            if record["step"] <= start
+        ]
+        # Beside and then renamed, so that a kill never leaves half of it.
+        rewritten = pathlib.Path(f"{path}.tmp")
+        rewritten.write_text("".join(kept))
+        os.replace(rewritten, path)
+        self._file = path.open("a", buffering=1)  # noqa: SIM115
+
+    def __call__(self, step, split, metrics):
+        record = {"step": step, "split": split, **metrics}
+        self._file.write(json.dumps(record) + "\n")
+
+    def close(self):
+        self._file.close()
+
+
+def read_json_lines(path):
+    """Returns the complete records of a file that may be missing."""
+    records = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in pathlib.Path(path).read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                records.append(json.loads(line))
+    return records
+
+
+class TensorBoardReport:
+    """Writes event files into `train/` and `eval/` below a folder.
+
+    Args:
+      directory: the run's folder.
+    """
+
+    def __init__(self, directory):
+        self._writers = {
+            split: tf.summary.create_file_writer(os.path.join(directory, split))
+            for split in ("train", "eval")
+        }
+
+    def __call__(self, step, split, metrics):
+        with self._writers[split].as_default(step):
+            for name, value in metrics.items():
+                tf.summary.scalar(name, value)
+        self._writers[split].flush()
+
+    def write_flags(self, flags):
+        """Shows {name: value} as a table."""
+        rows = [f"| {name} | `{value}` |" for name, value in flags.items()]
+        table = "\n".join(["| flag | value |", "|---|---|", *rows])
+        with self._writers["train"].as_default(0):
+            tf.summary.text("flags", table)
+
+    def write_images(self, name, images):
+        """Shows a square grid of images, float32 [n * n, h, w, 3] in 0..1."""
+        with self._writers["train"].as_default(0):
+            tf.summary.image(name, grid(images)[tf.newaxis])
+
+    def write_graph(self, model, input_shape):
+        """Shows the graph of a model's forward pass."""
+        spec = tf.TensorSpec(input_shape, tf.float32)
+        function = tf.function(lambda images: model(images, training=False))
+        with self._writers["train"].as_default(0):
+            tf.summary.graph(function.get_concrete_function(spec).graph)
+
+    def close(self):
+        for writer in self._writers.values():
+            writer.close()
+
+
+def grid(images):
+    """Lays out [n * n, height, width, channels] as one picture."""
+    count, height, width, channels = images.shape
+    side = round(count**0.5)
+    rows = tf.reshape(images, [side, side, height, width, channels])
+    rows = tf.transpose(rows, [0, 2, 1, 3, 4])
+    return tf.reshape(rows, [side * height, side * width, channels])
+
+
+def format_metric(name, value):
+    """Returns a number as people like to read it."""
+    formats = {
+        "accuracy": "{:.2%}",
+        "learning_rate": "{:.3g}",
+        "images_per_second": "{:,.0f}",
+        "epoch": "{:.1f}",
+    }
+    return formats.get(name, "{:.4f}").format(value)
+
+
+def table(rows):
+    """Returns rows of strings as aligned text; the first row is the header."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

@@ -1,0 +1,159 @@
+"""This file answers: what happens on the devices?"""
+
+import tensorflow as tf
+
+
+class Trainer:
+    """Trains and evaluates a classifier on the replicas of a strategy.
+
+    Keras 3 leaves some of this to luck under `tf.distribute`; here it is
+    spelled out. The loss is divided by the global batch size, gradients are
+    summed over the replicas once, and whatever looks at them (norms, checks)
+    looks at the sum, so that the result does not depend on the number of
+    replicas.
+
+    Args:
+      model: maps images to logits; built.
+      optimizer: a Keras optimizer, created in the strategy's scope; it is
+        built here. Its `iterations` counts the steps.
+      strategy: a `tf.distribute.Strategy`.
+      label_smoothing: probability that training labels hand out evenly to all
+        classes. Evaluation uses the labels as they are.
+    """
+
+    def __init__(self, model, optimizer, strategy, label_smoothing=0.0):
+        self.model = model
+        self.optimizer = optimizer
+        self.strategy = strategy
+        self.label_smoothing = label_smoothing
+        with strategy.scope():
+            optimizer.build(model.trainable_variables)
+            self.loss = tf.keras.metrics.Mean(name="loss")
+            self.accuracy = tf.keras.metrics.Mean(name="accuracy")
+            self.gradient_norm = tf.keras.metrics.Mean(name="gradient_norm")
+
+    @property
+    def step(self):
+        """Number of optimizer updates so far."""
+        return int(self.optimizer.iterations.numpy())
+
+    @tf.function
+    def train(self, iterator, num_steps):
+        """Takes several training steps.
+
+        Args:
+          iterator: over a distributed dataset of (images, labels).
+          num_steps: scalar int tensor (a Python number would retrace).
+
+        Returns:
+          int64 scalar: the first step whose loss or gradients were not finite,
+          or -1.
+        """
+        broken_step = tf.constant(-1, tf.int64)
+        for _ in tf.range(num_steps):
+            losses, gradient_norms = self.strategy.run(
+                self._train_step, args=(next(iterator),)
+            )
+            loss = self.strategy.reduce("SUM", losses, axis=None)
+            gradient_norm = self.strategy.reduce(
+                "MEAN", gradient_norms, axis=None
+            )
+            finite = tf.math.is_finite(loss) & tf.math.is_finite(gradient_norm)
+            if broken_step < 0 and not finite:
+                broken_step = tf.cast(self.optimizer.iterations, tf.int64)
+        return broken_step
+
+    @tf.function
+    def evaluate(self, iterator, num_steps):
+        """Takes several evaluation steps.
+
+        Args:
+          iterator: over a distributed dataset of (images, labels, weights).
+          num_steps: scalar int tensor.
+        """
+        for _ in tf.range(num_steps):
+            self.strategy.run(self._evaluation_step, args=(next(iterator),))
+
+    def results(self, split):
+        """Returns {name: number} of what was measured since the last call."""
+        metrics = [self.loss, self.accuracy]
+        if split == "train":
+            metrics.append(self.gradient_norm)
+        results = {metric.name: float(metric.result()) for metric in metrics}
+        for metric in metrics:
+            metric.reset_state()
+        if split == "train":
+            results["learning_rate"] = float(
+                tf.convert_to_tensor(self.optimizer.learning_rate)
+            )
+        return results
+
+    def average_statistics(self):
+        """Gives all replicas the mean of their batch-norm statistics.
+
+        Each replica moves its own; reading or saving takes the first one's.
+        Call this before every evaluation and every save.
+        """
+        if self.strategy.num_replicas_in_sync == 1:
+            return
+        for variable in self.model.non_trainable_variables:
+            if not variable.dtype.startswith(("float", "bfloat")):
+                continue
+            values = self.strategy.experimental_local_results(variable.value)
+            variable.assign(tf.add_n(values) / len(values))
+
+    def _train_step(self, batch):
+        images, labels = batch
+        replicas = self.strategy.num_replicas_in_sync
+        with tf.GradientTape() as tape:
+            logits = self.model(images, training=True)
+            losses = cross_entropy(labels, logits, self.label_smoothing)
+            # This replica's share: the sum over the replicas is the mean over
+            # the global batch.
+            loss = tf.reduce_mean(losses) / replicas
+        variables = self.model.trainable_variables
+        gradients = tape.gradient(loss, variables)
+
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce("SUM", gradients)
+        # Keras's optimizers sum over the replicas once more.
+        self.optimizer.apply([gradient / replicas for gradient in gradients])
+
+        gradient_norm = tf.linalg.global_norm(gradients)
+        self.loss.update_state(losses)
+        self.accuracy.update_state(is_correct(labels, logits))
+        self.gradient_norm.update_state(gradient_norm)
+        return loss, gradient_norm
+
+    def _evaluation_step(self, batch):
+        images, labels, weights = batch
+        logits = self.model(images, training=False)
+        losses = cross_entropy(labels, logits)
+        self.loss.update_state(losses, sample_weight=weights)
+        self.accuracy.update_state(
+            is_correct(labels, logits), sample_weight=weights
+        )
+
+
+def cross_entropy(labels, logits, label_smoothing=0.0):
+    """Returns the cross entropy of every example, in nats.
+
+    Args:
+      labels: int [batch].
+      logits: float [batch, num_classes].
+      label_smoothing: probability handed out evenly to all classes; Szegedy et
+        al., 2015, https://arxiv.org/abs/1512.00567.
+
+    Returns:
+      A tensor [batch] of the dtype of `logits`.
+    """
+    num_classes = logits.shape[-1]
+    targets = tf.one_hot(labels, num_classes, dtype=logits.dtype)
+    targets = targets * (1.0 - label_smoothing) + label_smoothing / num_classes
+    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+
+
+def is_correct(labels, logits):
+    """Returns float32 [batch]: 1 where the largest logit is the label's."""
+    predictions = tf.argmax(logits, axis=-1, output_type=labels.dtype)
+    return tf.cast(tf.equal(predictions, labels), tf.float32)
