@@ -15,7 +15,7 @@ import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 from archives import write_imagenet, write_pets
-from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.backend.event_processing import plugin_event_accumulator
 
 from train_loop import main
 
@@ -127,14 +127,15 @@ def test_run_writes_metrics(finished):
     assert trained[-1]["loss"] < trained[0]["loss"]
 
 
+def read_events(workdir, split):
+    """Returns what TensorBoard reads from a run's event files."""
+    events = plugin_event_accumulator.EventAccumulator(str(workdir / split))
+    return events.Reload()
+
+
 def test_event_files_hold_what_people_look_at(finished):
     workdir = finished[0]
-    events = {}
-    for split in ("train", "eval"):
-        events[split] = event_accumulator.EventAccumulator(
-            str(workdir / split), {event_accumulator.TENSORS: 0}
-        )
-        events[split].Reload()
+    events = {split: read_events(workdir, split) for split in ("train", "eval")}
     records = read_metrics(workdir)
     for split, names in {
         "train": ("loss", "accuracy", "learning_rate", "gradient_norm"),
@@ -202,6 +203,11 @@ def test_run_resumes_where_it_stopped(finished, tmp_path, replicas):
         file.write('{"step": 35, "spl')
     run(*SHORT, devices, f"--workdir={killed}")
     assert_same_run(killed, alone, 50)
+    # TensorBoard shows one curve, not the steps that were taken twice.
+    steps = [
+        point.step for point in read_events(killed, "train").Tensors("loss")
+    ]
+    assert steps == list(range(5, 51, 5))
 
 
 def test_broken_checkpoint_costs_only_the_work_since_the_one_before(

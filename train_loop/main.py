@@ -254,7 +254,7 @@ def train():
 
     bar = loop.progress_bar(steps, initial=start)
     json_lines = reports.JsonLinesReport(workdir / "metrics.jsonl", start)
-    tensorboard = reports.TensorBoardReport(workdir)
+    tensorboard = reports.TensorBoardReport(workdir, start)
     console = reports.ConsoleReport(bar.write, steps)
     if start == 0:
         tensorboard.write_flags(run_flags())

@@ -10,6 +10,8 @@ import os
 import pathlib
 
 import tensorflow as tf
+from tensorboard.compat.proto import event_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 
 class ConsoleReport:
@@ -78,13 +80,16 @@ class TensorBoardReport:
 
     Args:
       directory: the run's folder.
+      start: the step that this process starts from. TensorBoard is told to
+        forget what an earlier process wrote after it.
     """
 
-    def __init__(self, directory):
-        self._writers = {
-            split: tf.summary.create_file_writer(os.path.join(directory, split))
-            for split in ("train", "eval")
-        }
+    def __init__(self, directory, start):
+        self._writers = {}
+        for split in ("train", "eval"):
+            folder = os.path.join(directory, split)
+            _write_session_start(folder, start)
+            self._writers[split] = tf.summary.create_file_writer(folder)
 
     def __call__(self, step, split, metrics):
         with self._writers[split].as_default(step):
@@ -114,6 +119,14 @@ class TensorBoardReport:
     def close(self):
         for writer in self._writers.values():
             writer.close()
+
+
+def _write_session_start(folder, start):
+    # The file's name sorts before that of the writer opened next.
+    writer = EventFileWriter(folder, filename_suffix=".start")
+    session_log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    writer.add_event(event_pb2.Event(step=start + 1, session_log=session_log))
+    writer.close()
 
 
 def grid(images):
