@@ -237,18 +237,24 @@ def main(argv):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        hint = f"; --workdir={FLAGS.workdir} goes on" if FLAGS.workdir else ""
+        print(f"error: stopped by the keyboard{hint}", file=sys.stderr)
+        return 130
     return 0
 
 
 def train():
     """Trains until the last step, from the last checkpoint where one is."""
-    workdir = pathlib.Path(FLAGS.workdir or new_workdir())
+    FLAGS.workdir = FLAGS.workdir or new_workdir()
+    workdir = pathlib.Path(FLAGS.workdir)
     settle_flags(workdir)
     check_writable(workdir)
     run = build()
     trainer, steps = run.trainer, run.steps
-    checkpoints = open_workdir(workdir, trainer)
+    checkpoints = open_checkpoints(workdir, trainer)
     start = checkpoints.restore()
+    write_flags(workdir)
     began = time.perf_counter()
     describe(run, start)
 
@@ -260,12 +266,7 @@ def train():
         tensorboard.write_flags(run_flags())
         tensorboard.write_images("training_images", training_grid(run.source))
         tensorboard.write_graph(trainer.model, input_shape(FLAGS.batch_size))
-    with (
-        bar,
-        contextlib.closing(json_lines),
-        contextlib.closing(tensorboard),
-        explain_interrupt(workdir),
-    ):
+    with bar, contextlib.closing(json_lines), contextlib.closing(tensorboard):
 
         def report(step, split, metrics):
             epoch = step * FLAGS.batch_size / run.source.train.num_examples
@@ -306,7 +307,7 @@ def evaluate():
         )
     settle_flags(workdir)
     run = build()
-    step = open_workdir(workdir, run.trainer).restore()
+    step = open_checkpoints(workdir, run.trainer).restore()
     if step == 0:
         raise UserError(f"{workdir} has no checkpoint yet; train it first")
     metrics = measure(run)
@@ -520,14 +521,20 @@ def check_writable(workdir):
         ) from error
 
 
-def open_workdir(workdir, trainer):
-    """Writes the flags into the run's folder and opens its checkpoints."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    lines = [f"--{name}={value}\n" for name, value in run_flags().items()]
-    (workdir / "flags.txt").write_text("".join(lines))
+def open_checkpoints(workdir, trainer):
     return Checkpoints(
         workdir / "checkpoints", trainer.model, trainer.optimizer
     )
+
+
+def write_flags(workdir):
+    """Writes the flags that repeat the run into its folder."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    lines = [f"--{name}={value}\n" for name, value in run_flags().items()]
+    # Beside and then renamed, so that a kill never leaves half of it.
+    written = workdir / "flags.txt.tmp"
+    written.write_text("".join(lines))
+    written.replace(workdir / "flags.txt")
 
 
 def run_flags():
@@ -541,18 +548,6 @@ def run_flags():
         name: ",".join(value) if isinstance(value, list) else str(value)
         for name, value in values.items()
     }
-
-
-@contextlib.contextmanager
-def explain_interrupt(workdir):
-    """Turns Ctrl-C into a line that says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise UserError(
-            f"stopped by the keyboard; go on from the last checkpoint with "
-            f"--workdir={workdir}"
-        ) from None
 
 
 def describe(run, start):
