@@ -3,8 +3,13 @@
 from resnet_layers import VARIANTS, BasicBlock, BottleneckBlock, ResNet
 """
 
-from resnet_layers.blocks import BasicBlock, BottleneckBlock, PaddedConv2D
+from resnet_layers.blocks import BasicBlock, BottleneckBlock
 from resnet_layers.normalization import BatchNormalization
+from resnet_layers.parts import (
+    PaddedConv2D,
+    SqueezeExcitation,
+    StochasticDepth,
+)
 from resnet_layers.resnet import VARIANTS, ResNet, Stem
 
 __version__ = "0.1.0"
@@ -16,5 +21,7 @@ __all__ = [
     "BottleneckBlock",
     "PaddedConv2D",
     "ResNet",
+    "SqueezeExcitation",
     "Stem",
+    "StochasticDepth",
 ]

@@ -3,87 +3,17 @@
 import tensorflow as tf
 
 from resnet_layers.normalization import BatchNormalization
+from resnet_layers.parts import (
+    PaddedConv2D,
+    SqueezeExcitation,
+    StochasticDepth,
+)
 
-# He et al., "Delving Deep into Rectifiers", 2015,
-# https://arxiv.org/abs/1502.01852, with the fan-out that torchvision and timm
-# take: the variance of the gradients stays the same from layer to layer.
-HE_INITIALIZER = {
-    "class_name": "VarianceScaling",
-    "config": {
-        "scale": 2.0,
-        "mode": "fan_out",
-        "distribution": "untruncated_normal",
-    },
-}
-
-
-@tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class PaddedConv2D(tf.keras.layers.Conv2D):
-    """A convolution without bias that pads both sides of a picture alike.
-
-    With stride 2, Keras's own "same" padding puts its zeros on the right and
-    at the bottom only, and weights trained elsewhere see their pictures
-    shifted by a pixel. Here `(kernel_size - 1) // 2` zeros go on every side,
-    as in PyTorch. Output shapes are those of "same".
-
-    Args:
-      filters: number of output channels.
-      kernel_size: an odd number.
-      strides: step between outputs, for both directions.
-      **kwargs: `keras.layers.Conv2D`'s other arguments.
-    """
-
-    def __init__(
-        self,
-        filters,
-        kernel_size,
-        strides=1,
-        padding="same",
-        use_bias=False,
-        kernel_initializer=HE_INITIALIZER,
-        **kwargs,
-    ):
-        super().__init__(
-            filters,
-            kernel_size,
-            strides=strides,
-            padding=padding,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer,
-            **kwargs,
-        )
-        if padding != "same" or any(size % 2 == 0 for size in self.kernel_size):
-            raise ValueError(
-                "PaddedConv2D takes an odd kernel_size and padding='same'. "
-                f"Received: kernel_size={kernel_size}, padding={padding!r}"
-            )
-        if self.data_format != "channels_last":
-            raise ValueError(
-                "PaddedConv2D takes data_format='channels_last'. "
-                f"Received: data_format={self.data_format!r}"
-            )
-
-    def convolution_op(self, inputs, kernel):
-        if set(self.strides) == {1}:
-            return super().convolution_op(inputs, kernel)
-        margins = [
-            dilation * (size - 1) // 2
-            for size, dilation in zip(
-                self.kernel_size, self.dilation_rate, strict=True
-            )
-        ]
-        if any(margins):
-            rows, columns = margins
-            inputs = tf.pad(
-                inputs, [[0, 0], [rows, rows], [columns, columns], [0, 0]]
-            )
-        return tf.nn.convolution(
-            inputs,
-            kernel,
-            strides=self.strides,
-            padding="VALID",
-            dilations=self.dilation_rate,
-        )
+# How the shortcut matches an output of another shape: by a convolution
+# (option B of He et al., 2015), by average pooling and a convolution (ResNet-D,
+# He et al., 2018), or by leaving out pixels and adding channels of zeros
+# (option A, the CIFAR nets).
+SHORTCUTS = ("projection", "pooled_projection", "zero_padding")
 
 
 class ResidualBlock(tf.keras.Model):
@@ -100,35 +30,66 @@ class ResidualBlock(tf.keras.Model):
         self,
         filters,
         strides=1,
+        dilation=1,
+        first_dilation=None,
         stride_site="3x3",
+        shortcut="projection",
+        squeeze_excitation=False,
+        preactivation=False,
+        drop_rate=0.0,
         zero_last_gamma=True,
         norm_momentum=0.9,
         norm_epsilon=1e-5,
         synchronized=False,
         **kwargs,
     ):
-        if not (isinstance(filters, int) and filters > 0):
-            raise ValueError(
-                "`filters` must be a positive integer. "
-                f"Received: filters={filters!r}"
-            )
-        if strides not in (1, 2):
-            raise ValueError(
-                f"`strides` must be 1 or 2. Received: strides={strides!r}"
-            )
-        if stride_site not in self.stride_sites:
-            raise ValueError(
-                f"`stride_site` must be one of {self.stride_sites}. "
-                f"Received: stride_site={stride_site!r}"
-            )
+        for name, value, accepted in (
+            ("strides", strides, (1, 2)),
+            ("stride_site", stride_site, self.stride_sites),
+            ("shortcut", shortcut, SHORTCUTS),
+        ):
+            if value not in accepted:
+                raise ValueError(
+                    f"`{name}` must be one of {accepted}. "
+                    f"Received: {name}={value!r}"
+                )
+        first_dilation = first_dilation or dilation
+        for name, value in (
+            ("filters", filters),
+            ("dilation", dilation),
+            ("first_dilation", first_dilation),
+        ):
+            if not (isinstance(value, int) and value > 0):
+                raise ValueError(
+                    f"`{name}` must be a positive integer. "
+                    f"Received: {name}={value!r}"
+                )
         super().__init__(**kwargs)
         self.filters = filters
         self.strides = strides
+        self.dilation = dilation
+        self.first_dilation = first_dilation
         self.stride_site = stride_site
+        self.shortcut = shortcut
+        self.squeeze_excitation = squeeze_excitation
+        self.preactivation = preactivation
+        self.drop_rate = drop_rate
         self.zero_last_gamma = zero_last_gamma
         self.norm_momentum = norm_momentum
         self.norm_epsilon = norm_epsilon
         self.synchronized = synchronized
+
+        self.pre_bn = self._bn(name="pre_bn") if preactivation else None
+        self.attention = None
+        if squeeze_excitation:
+            self.attention = SqueezeExcitation(
+                dtype=self.dtype_policy, name="attention"
+            )
+        self.drop = None
+        if drop_rate:
+            self.drop = StochasticDepth(
+                drop_rate, dtype=self.dtype_policy, name="drop"
+            )
         self.projection_conv = None
         self.projection_bn = None
 
@@ -146,19 +107,28 @@ class ResidualBlock(tf.keras.Model):
         raise NotImplementedError
 
     def build(self, input_shape):
+        if self.pre_bn is not None:
+            self.pre_bn.build(input_shape)
         shape = input_shape
         for layer in self.residual_layers():
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
-        # The identity wherever shapes allow it, else a projection: option B
-        # of He et al., 2015, https://arxiv.org/abs/1512.03385.
-        if self.strides != 1 or input_shape[-1] != self.out_channels:
+        for layer in (self.attention, self.drop):
+            if layer is not None:
+                layer.build(shape)
+        if self._needs_projection(input_shape[-1]):
+            pooled = self.shortcut == "pooled_projection"
             self.projection_conv = self._conv(
-                self.out_channels, 1, self.strides, name="projection_conv"
+                self.out_channels,
+                1,
+                1 if pooled else self.strides,
+                use_bias=self.preactivation,
+                name="projection_conv",
             )
-            self.projection_bn = self._bn(name="projection_bn")
             self.projection_conv.build(input_shape)
-            self.projection_bn.build(shape)
+            if not self.preactivation:
+                self.projection_bn = self._bn(name="projection_bn")
+                self.projection_bn.build(shape)
 
     def compute_output_shape(self, input_shape):
         shape = input_shape
@@ -177,23 +147,65 @@ class ResidualBlock(tf.keras.Model):
           [batch, ceil(height / strides), ceil(width / strides), out_channels]
           in the compute dtype of the block's policy.
         """
-        shortcut = inputs
+        x = inputs
+        if self.preactivation:
+            x = tf.nn.relu(self.pre_bn(x, training=training))
         if self.projection_conv is not None:
-            shortcut = self.projection_conv(inputs)
-            shortcut = self.projection_bn(shortcut, training=training)
-        return tf.nn.relu(shortcut + self.residual(inputs, training=training))
+            shortcut = self._project(x, training)
+        else:
+            shortcut = self._match_shape(inputs)
+        x = self.residual(x, training=training)
+        if self.attention is not None:
+            x = self.attention(x)
+        if self.drop is not None:
+            x = self.drop(x, training=training)
+        x = shortcut + x
+        return x if self.preactivation else tf.nn.relu(x)
 
     def get_config(self):
         return {
             **super().get_config(),
             "filters": self.filters,
             "strides": self.strides,
+            "dilation": self.dilation,
+            "first_dilation": self.first_dilation,
             "stride_site": self.stride_site,
+            "shortcut": self.shortcut,
+            "squeeze_excitation": self.squeeze_excitation,
+            "preactivation": self.preactivation,
+            "drop_rate": self.drop_rate,
             "zero_last_gamma": self.zero_last_gamma,
             "norm_momentum": self.norm_momentum,
             "norm_epsilon": self.norm_epsilon,
             "synchronized": self.synchronized,
         }
+
+    def _needs_projection(self, in_channels):
+        if self.shortcut == "zero_padding":
+            return False
+        if in_channels != self.out_channels:
+            return True
+        # Pre-activation nets keep the shortcut free of weights where they can.
+        return self.strides != 1 and not self.preactivation
+
+    def _project(self, inputs, training):
+        x = inputs
+        if self.shortcut == "pooled_projection" and self.strides != 1:
+            x = tf.nn.avg_pool2d(x, self.strides, self.strides, "SAME")
+        x = self.projection_conv(x)
+        if self.projection_bn is not None:
+            x = self.projection_bn(x, training=training)
+        return x
+
+    def _match_shape(self, inputs):
+        x = inputs
+        if self.strides != 1:
+            x = x[:, :: self.strides, :: self.strides]
+        missing = self.out_channels - x.shape[-1]
+        if missing:
+            half = missing // 2
+            x = tf.pad(x, [[0, 0], [0, 0], [0, 0], [half, missing - half]])
+        return x
 
     def _conv(self, filters, kernel_size, strides=1, **kwargs):
         # A dtype policy reaches the children only when it is passed to them.
@@ -201,18 +213,31 @@ class ResidualBlock(tf.keras.Model):
             filters, kernel_size, strides, dtype=self.dtype_policy, **kwargs
         )
 
-    def _bn(self, last=False, **kwargs):
-        # A zero gamma at the end of the residual branch makes the block begin
-        # as the identity: Goyal et al., 2017, https://arxiv.org/abs/1706.02677.
-        zero = last and self.zero_last_gamma
+    def _last_conv(self, kernel_size, **kwargs):
+        # It needs a bias where no batch norm follows.
+        return self._conv(
+            self.out_channels,
+            kernel_size,
+            use_bias=self.preactivation,
+            **kwargs,
+        )
+
+    def _bn(self, **kwargs):
         return BatchNormalization(
             momentum=self.norm_momentum,
             epsilon=self.norm_epsilon,
             synchronized=self.synchronized,
-            gamma_initializer="zeros" if zero else "ones",
             dtype=self.dtype_policy,
             **kwargs,
         )
+
+    def _last_bn(self, **kwargs):
+        if self.preactivation:
+            return None
+        # A zero gamma at the end of the residual branch makes the block begin
+        # as the identity: Goyal et al., 2017, https://arxiv.org/abs/1706.02677.
+        gamma = "zeros" if self.zero_last_gamma else "ones"
+        return self._bn(gamma_initializer=gamma, **kwargs)
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
@@ -222,32 +247,34 @@ class BasicBlock(ResidualBlock):
     Args:
       filters: channels of both convolutions, and of the output.
       strides: 1, or 2 to halve height and width, in the first convolution.
-      stride_site: "3x3"; the block has no other site.
-      zero_last_gamma: start the last batch norm's gamma at zero, not one.
-      norm_momentum: weight of the old value in batch norm's moving statistics.
-      norm_epsilon: added to the variance by batch norm.
-      synchronized: compute batch statistics over all replicas.
-      **kwargs: `name`, `dtype` and so on, for `keras.Model`.
+      **kwargs: the options of `BottleneckBlock`, without `groups`,
+        `base_width` and `stride_site`.
 
     Raises:
-      ValueError: an argument has none of the values above.
+      ValueError: an argument has none of the values possible.
 
     Source: He et al., 2015, https://arxiv.org/abs/1512.03385, figure 5.
     """
 
     def __init__(self, filters, strides=1, **kwargs):
         super().__init__(filters, strides, **kwargs)
-        self.conv1 = self._conv(filters, 3, strides, name="conv1")
+        self.conv1 = self._conv(
+            filters, 3, strides, dilation_rate=self.first_dilation, name="conv1"
+        )
         self.bn1 = self._bn(name="bn1")
-        self.conv2 = self._conv(filters, 3, name="conv2")
-        self.bn2 = self._bn(last=True, name="bn2")
+        self.conv2 = self._last_conv(
+            3, dilation_rate=self.dilation, name="conv2"
+        )
+        self.bn2 = self._last_bn(name="bn2")
 
     def residual_layers(self):
-        return self.conv1, self.bn1, self.conv2, self.bn2
+        layers = (self.conv1, self.bn1, self.conv2)
+        return layers if self.bn2 is None else (*layers, self.bn2)
 
     def residual(self, inputs, training=None):
         x = tf.nn.relu(self.bn1(self.conv1(inputs), training=training))
-        return self.bn2(self.conv2(x), training=training)
+        x = self.conv2(x)
+        return x if self.bn2 is None else self.bn2(x, training=training)
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
@@ -257,8 +284,25 @@ class BottleneckBlock(ResidualBlock):
     Args:
       filters: channels inside the block; it returns four times as many.
       strides: 1, or 2 to halve height and width.
+      groups: groups of the 3x3 convolution: ResNeXt, Xie et al., 2016,
+        https://arxiv.org/abs/1611.05431.
+      base_width: channels of a group inside the block, for 64 filters; more
+        than 64 in one group is a Wide ResNet, Zagoruyko and Komodakis, 2016,
+        https://arxiv.org/abs/1605.07146.
+      dilation: of the 3x3 convolution.
+      first_dilation: of the convolution that takes the stride, or would take
+        it, if not `dilation`.
       stride_site: which convolution takes the stride: "3x3" (known as v1.5,
         more accurate) or "1x1", the first one (v1, as in the paper).
+      shortcut: how the shortcut matches another shape: "projection",
+        "pooled_projection" (ResNet-D, He et al., 2018,
+        https://arxiv.org/abs/1812.01187) or "zero_padding".
+      squeeze_excitation: scale channels at the end of the residual branch,
+        see `SqueezeExcitation`.
+      preactivation: batch norm and ReLU in front of each convolution, none
+        after the sum: He et al., 2016, https://arxiv.org/abs/1603.05027.
+      drop_rate: probability that the residual branch is left out for an
+        example in training, see `StochasticDepth`.
       zero_last_gamma: start the last batch norm's gamma at zero, not one.
       norm_momentum: weight of the old value in batch norm's moving statistics.
       norm_epsilon: added to the variance by batch norm.
@@ -274,31 +318,55 @@ class BottleneckBlock(ResidualBlock):
     expansion = 4
     stride_sites = ("3x3", "1x1")
 
-    def __init__(self, filters, strides=1, stride_site="3x3", **kwargs):
-        super().__init__(filters, strides, stride_site, **kwargs)
+    def __init__(
+        self,
+        filters,
+        strides=1,
+        groups=1,
+        base_width=64,
+        stride_site="3x3",
+        **kwargs,
+    ):
+        super().__init__(filters, strides, stride_site=stride_site, **kwargs)
+        inner = filters * base_width // 64 * groups
+        if inner < 1 or inner % groups:
+            raise ValueError(
+                "`filters` * `base_width` / 64 must be a positive integer. "
+                f"Received: filters={filters!r}, base_width={base_width!r}, "
+                f"groups={groups!r}"
+            )
+        self.groups = groups
+        self.base_width = base_width
         in_1x1 = stride_site == "1x1"
         self.conv1 = self._conv(
-            filters, 1, strides if in_1x1 else 1, name="conv1"
+            inner, 1, strides if in_1x1 else 1, name="conv1"
         )
         self.bn1 = self._bn(name="bn1")
         self.conv2 = self._conv(
-            filters, 3, 1 if in_1x1 else strides, name="conv2"
+            inner,
+            3,
+            1 if in_1x1 else strides,
+            groups=groups,
+            dilation_rate=self.dilation if in_1x1 else self.first_dilation,
+            name="conv2",
         )
         self.bn2 = self._bn(name="bn2")
-        self.conv3 = self._conv(self.out_channels, 1, name="conv3")
-        self.bn3 = self._bn(last=True, name="bn3")
+        self.conv3 = self._last_conv(1, name="conv3")
+        self.bn3 = self._last_bn(name="bn3")
 
     def residual_layers(self):
-        return (
-            self.conv1,
-            self.bn1,
-            self.conv2,
-            self.bn2,
-            self.conv3,
-            self.bn3,
-        )
+        layers = (self.conv1, self.bn1, self.conv2, self.bn2, self.conv3)
+        return layers if self.bn3 is None else (*layers, self.bn3)
 
     def residual(self, inputs, training=None):
         x = tf.nn.relu(self.bn1(self.conv1(inputs), training=training))
         x = tf.nn.relu(self.bn2(self.conv2(x), training=training))
-        return self.bn3(self.conv3(x), training=training)
+        x = self.conv3(x)
+        return x if self.bn3 is None else self.bn3(x, training=training)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "groups": self.groups,
+            "base_width": self.base_width,
+        }

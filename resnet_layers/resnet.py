@@ -4,16 +4,21 @@ from functools import partial
 
 import tensorflow as tf
 
-from resnet_layers.blocks import BasicBlock, BottleneckBlock, PaddedConv2D
+from resnet_layers.blocks import BasicBlock, BottleneckBlock
 from resnet_layers.normalization import BatchNormalization
+from resnet_layers.parts import PaddedConv2D
 
 BLOCKS = {"basic": BasicBlock, "bottleneck": BottleneckBlock}
 
-# What the stem does to a picture: kernel size, stride, max-pooling.
+# What the stem does to a picture: kernel sizes, stride of the first
+# convolution, max-pooling.
 STEMS = {
-    "imagenet": {"kernel_size": 7, "strides": 2, "pool": True},
-    "small": {"kernel_size": 3, "strides": 1, "pool": False},
+    "imagenet": {"kernel_sizes": (7,), "strides": 2, "pool": True},
+    "deep": {"kernel_sizes": (3, 3, 3), "strides": 2, "pool": True},
+    "small": {"kernel_sizes": (3,), "strides": 1, "pool": False},
 }
+
+DOWNSAMPLINGS = ("first", "last")
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
@@ -22,9 +27,12 @@ class Stem(tf.keras.Model):
 
     Args:
       filters: number of output channels.
-      kind: "imagenet" (7x7 with stride 2, then 3x3 max-pooling with stride 2)
-        or "small" (3x3 with stride 1, no pooling; for pictures of up to about
-        64 x 64).
+      kind: "imagenet" (7x7 with stride 2, then 3x3 max-pooling with stride
+        2), "deep" (ResNet-D: three 3x3 convolutions in place of the 7x7, the
+        first two of half the filters) or "small" (3x3 with stride 1, no
+        pooling; for pictures of up to about 64 x 64).
+      preactivation: leave norm and ReLU behind the last convolution to the
+        first block.
       norm_momentum: weight of the old value in batch norm's moving statistics.
       norm_epsilon: added to the variance by batch norm.
       synchronized: compute batch statistics over all replicas.
@@ -38,6 +46,7 @@ class Stem(tf.keras.Model):
         self,
         filters=64,
         kind="imagenet",
+        preactivation=False,
         norm_momentum=0.9,
         norm_epsilon=1e-5,
         synchronized=False,
@@ -50,24 +59,33 @@ class Stem(tf.keras.Model):
         super().__init__(**kwargs)
         self.filters = filters
         self.kind = kind
+        self.preactivation = preactivation
         self.norm_momentum = norm_momentum
         self.norm_epsilon = norm_epsilon
         self.synchronized = synchronized
         row = STEMS[kind]
         self.reduction = row["strides"] * (2 if row["pool"] else 1)
-        self.conv = PaddedConv2D(
-            filters,
-            row["kernel_size"],
-            row["strides"],
-            dtype=self.dtype_policy,
-            name="conv",
+        last = len(row["kernel_sizes"]) - 1
+        self.convs = tuple(
+            PaddedConv2D(
+                filters if index == last else filters // 2,
+                kernel_size,
+                row["strides"] if index == 0 else 1,
+                use_bias=preactivation and index == last,
+                dtype=self.dtype_policy,
+                name=f"conv{index + 1}",
+            )
+            for index, kernel_size in enumerate(row["kernel_sizes"])
         )
-        self.bn = BatchNormalization(
-            momentum=norm_momentum,
-            epsilon=norm_epsilon,
-            synchronized=synchronized,
-            dtype=self.dtype_policy,
-            name="bn",
+        self.bns = tuple(
+            BatchNormalization(
+                momentum=norm_momentum,
+                epsilon=norm_epsilon,
+                synchronized=synchronized,
+                dtype=self.dtype_policy,
+                name=f"bn{index + 1}",
+            )
+            for index in range(last if preactivation else last + 1)
         )
         self.pool = None
         if row["pool"]:
@@ -76,8 +94,12 @@ class Stem(tf.keras.Model):
             )
 
     def build(self, input_shape):
-        self.conv.build(input_shape)
-        self.bn.build(self.conv.compute_output_shape(input_shape))
+        shape = input_shape
+        for index, conv in enumerate(self.convs):
+            conv.build(shape)
+            shape = conv.compute_output_shape(shape)
+            if index < len(self.bns):
+                self.bns[index].build(shape)
 
     def compute_output_shape(self, input_shape):
         batch, height, width, _ = input_shape
@@ -93,9 +115,14 @@ class Stem(tf.keras.Model):
         Returns:
           [batch, ceil(height / reduction), ceil(width / reduction), filters].
         """
-        x = tf.nn.relu(self.bn(self.conv(inputs), training=training))
+        x = inputs
+        for index, conv in enumerate(self.convs):
+            x = conv(x)
+            if index < len(self.bns):
+                x = tf.nn.relu(self.bns[index](x, training=training))
         if self.pool is not None:
-            # A margin of zeros is as good as one of -inf, after a ReLU.
+            # Zeros, not -inf. After a ReLU it is the same, and without one it
+            # is what keras.applications does.
             x = self.pool(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]))
         return x
 
@@ -104,6 +131,7 @@ class Stem(tf.keras.Model):
             **super().get_config(),
             "filters": self.filters,
             "kind": self.kind,
+            "preactivation": self.preactivation,
             "norm_momentum": self.norm_momentum,
             "norm_epsilon": self.norm_epsilon,
             "synchronized": self.synchronized,
@@ -114,21 +142,33 @@ class Stem(tf.keras.Model):
 class ResNet(tf.keras.Model):
     """A residual network: stem, stages of blocks, pooling, classifier.
 
-    The first block of every stage but the first halves height and width; every
-    stage doubles the filters of the one before.
+    Every stage has twice the filters of the one before, and half its height
+    and width.
 
     Args:
       block: "basic" or "bottleneck".
       stage_sizes: number of blocks in each stage.
-      num_classes: number of logits.
-      width: filters of the stem and of the blocks of the first stage.
-      stem: "imagenet" or "small", see `Stem`.
-      stride_site: "3x3" (v1.5) or "1x1" (v1), see `BottleneckBlock`.
-      zero_last_gamma: let every block begin as the identity.
+      num_classes: number of logits; None for no classifier, so that the model
+        returns the mean of the last feature map.
+      width: filters of the stem and of the blocks of the first stage; 32
+        makes every layer of a ResNet-50 half as wide.
+      stem: "imagenet", "deep" or "small", see `Stem`.
+      downsample: which block takes the stride: the "first" of every stage but
+        the first, or the "last" of every stage but the last.
+      output_stride: how many pixels of the input's side make one of the last
+        stage's; smaller than 32 (or what the stem and the stages make),
+        strides are replaced by dilations, for segmentation.
+      stochastic_depth: drop rate of the last block; the others' rise to it
+        evenly from 0. See `StochasticDepth`.
+      preactivation: see `BottleneckBlock`.
       norm_momentum: weight of the old value in batch norm's moving statistics.
       norm_epsilon: added to the variance by batch norm.
       synchronized: compute batch statistics over all replicas.
-      **kwargs: `name`, `dtype` and so on, for `keras.Model`.
+      name: of the model.
+      dtype: policy of the model and all its layers.
+      trainable: see `keras.Model`.
+      **block_options: `groups`, `base_width`, `stride_site`, `shortcut`,
+        `squeeze_excitation` and `zero_last_gamma`, see `BottleneckBlock`.
 
     Raises:
       ValueError: an argument has none of the values above.
@@ -143,38 +183,52 @@ class ResNet(tf.keras.Model):
         num_classes=1000,
         width=64,
         stem="imagenet",
-        stride_site="3x3",
-        zero_last_gamma=True,
+        downsample="first",
+        output_stride=None,
+        stochastic_depth=0.0,
+        preactivation=False,
         norm_momentum=0.9,
         norm_epsilon=1e-5,
         synchronized=False,
-        **kwargs,
+        name=None,
+        dtype=None,
+        trainable=True,
+        **block_options,
     ):
-        if block not in BLOCKS:
-            raise ValueError(
-                f"`block` must be one of {tuple(BLOCKS)}. "
-                f"Received: block={block!r}"
-            )
+        for argument, value, accepted in (
+            ("block", block, tuple(BLOCKS)),
+            ("downsample", downsample, DOWNSAMPLINGS),
+        ):
+            if value not in accepted:
+                raise ValueError(
+                    f"`{argument}` must be one of {accepted}. "
+                    f"Received: {argument}={value!r}"
+                )
         if not stage_sizes or min(stage_sizes) < 1:
             raise ValueError(
                 "`stage_sizes` must hold at least one number, all positive. "
                 f"Received: stage_sizes={stage_sizes!r}"
             )
-        if not (isinstance(num_classes, int) and num_classes > 0):
+        if num_classes is not None and not (
+            isinstance(num_classes, int) and num_classes > 0
+        ):
             raise ValueError(
-                "`num_classes` must be a positive integer. "
+                "`num_classes` must be a positive integer or None. "
                 f"Received: num_classes={num_classes!r}"
             )
-        super().__init__(**kwargs)
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
         self.block = block
         self.stage_sizes = tuple(stage_sizes)
         self.num_classes = num_classes
         self.width = width
-        self.stride_site = stride_site
-        self.zero_last_gamma = zero_last_gamma
+        self.downsample = downsample
+        self.output_stride = output_stride
+        self.stochastic_depth = stochastic_depth
+        self.preactivation = preactivation
         self.norm_momentum = norm_momentum
         self.norm_epsilon = norm_epsilon
         self.synchronized = synchronized
+        self.block_options = block_options
 
         norm = {
             "norm_momentum": norm_momentum,
@@ -182,51 +236,82 @@ class ResNet(tf.keras.Model):
             "synchronized": synchronized,
         }
         self.stem = Stem(
-            width, stem, **norm, dtype=self.dtype_policy, name="stem"
+            width,
+            stem,
+            preactivation,
+            **norm,
+            dtype=self.dtype_policy,
+            name="stem",
         )
         # A tuple: what hangs in a list or a dict of a Keras model is left out
         # of tf.train.Checkpoint without a word.
         self.blocks = tuple(
             BLOCKS[block](
                 filters=width * 2**stage,
-                strides=2 if stage > 0 and index == 0 else 1,
-                stride_site=stride_site,
-                zero_last_gamma=zero_last_gamma,
+                **spacing,
+                drop_rate=drop_rate,
+                preactivation=preactivation,
                 **norm,
+                **block_options,
                 dtype=self.dtype_policy,
                 name=f"stage{stage + 1}_block{index + 1}",
             )
-            for stage, size in enumerate(self.stage_sizes)
-            for index in range(size)
+            for (stage, index), spacing, drop_rate in zip(
+                self._positions(),
+                self._spacings(),
+                self._drop_rates(),
+                strict=True,
+            )
         )
-        # Logits in the precision of the variables, so that the loss is exact
-        # under mixed precision.
-        self.head = tf.keras.layers.Dense(
-            num_classes,
-            kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01),
-            dtype=self.dtype_policy.variable_dtype,
-            name="head",
-        )
+        self.post_bn = None
+        if preactivation:
+            self.post_bn = BatchNormalization(
+                momentum=norm_momentum,
+                epsilon=norm_epsilon,
+                synchronized=synchronized,
+                dtype=self.dtype_policy,
+                name="post_bn",
+            )
+        self.head = None
+        if num_classes is not None:
+            # Logits in the precision of the variables, so that the loss is
+            # exact under mixed precision.
+            self.head = tf.keras.layers.Dense(
+                num_classes,
+                kernel_initializer=tf.keras.initializers.RandomNormal(
+                    stddev=0.01
+                ),
+                dtype=self.dtype_policy.variable_dtype,
+                name="head",
+            )
 
     @property
     def reduction(self):
         """How many pixels of the input's side make one of the last stage's."""
-        return self.stem.reduction * 2 ** (len(self.stage_sizes) - 1)
+        reduction = self.stem.reduction
+        for block in self.blocks:
+            reduction *= block.strides
+        return reduction
 
     def build(self, input_shape):
         shape = input_shape
         for layer in (self.stem, *self.blocks):
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
-        self.head.build((shape[0], shape[-1]))
+        if self.post_bn is not None:
+            self.post_bn.build(shape)
+        if self.head is not None:
+            self.head.build((shape[0], shape[-1]))
 
     def compute_output_shape(self, input_shape):
+        if self.num_classes is None:
+            return input_shape[0], self.blocks[-1].out_channels
         return input_shape[0], self.num_classes
 
     def compute_output_spec(self, inputs, training=None):
         # Not the default, which takes the policy's compute dtype.
         shape = self.compute_output_shape(inputs.shape)
-        return tf.keras.KerasTensor(shape, dtype=self.head.compute_dtype)
+        return tf.keras.KerasTensor(shape, dtype=self.variable_dtype)
 
     def call(self, inputs, training=None):
         """Classifies pictures.
@@ -236,14 +321,44 @@ class ResNet(tf.keras.Model):
           training: whether batch norm uses and updates batch statistics.
 
         Returns:
-          Logits, [batch, num_classes], in the policy's variable dtype.
+          Logits, [batch, num_classes], in the policy's variable dtype; without
+          a classifier the embedding, [batch, channels].
         """
-        x = self.stem(inputs, training=training)
-        for block in self.blocks:
-            x = block(x, training=training)
+        x = self.features(inputs, training=training)[-1]
         # The mean of thousands of numbers wants more digits than bfloat16 has.
-        x = tf.reduce_mean(tf.cast(x, self.head.compute_dtype), axis=[1, 2])
-        return self.head(x)
+        x = tf.reduce_mean(tf.cast(x, self.variable_dtype), axis=[1, 2])
+        return x if self.head is None else self.head(x)
+
+    def features(self, inputs, training=None):
+        """Returns the feature maps of all stages: C2 to C5, the pyramid.
+
+        It takes tensors, and `keras.Input`s as well:
+
+            inputs = tf.keras.Input([None, None, 3])
+            backbone = tf.keras.Model(inputs, resnet.features(inputs))
+
+        Args:
+          inputs: [batch, height, width, channels].
+          training: whether batch norm uses and updates batch statistics.
+
+        Returns:
+          A list with a tensor [batch, height, width, channels] for every
+          stage, each before the next stage's stride. With `preactivation`,
+          only the last one has been through norm and ReLU.
+        """
+        if not self.built:
+            self.build(inputs.shape)
+        x = self.stem(inputs, training=training)
+        maps = []
+        for (stage, index), block in zip(
+            self._positions(), self.blocks, strict=True
+        ):
+            if (stage, index) in self._boundaries():
+                maps.append(x)
+            x = block(x, training=training)
+        if self.post_bn is not None:
+            x = tf.keras.ops.relu(self.post_bn(x, training=training))
+        return [*maps, x]
 
     def get_config(self):
         return {
@@ -253,12 +368,64 @@ class ResNet(tf.keras.Model):
             "num_classes": self.num_classes,
             "width": self.width,
             "stem": self.stem.kind,
-            "stride_site": self.stride_site,
-            "zero_last_gamma": self.zero_last_gamma,
+            "downsample": self.downsample,
+            "output_stride": self.output_stride,
+            "stochastic_depth": self.stochastic_depth,
+            "preactivation": self.preactivation,
             "norm_momentum": self.norm_momentum,
             "norm_epsilon": self.norm_epsilon,
             "synchronized": self.synchronized,
+            **self.block_options,
         }
+
+    def _positions(self):
+        """Returns the (stage, index within it) of every block."""
+        return [
+            (stage, index)
+            for stage, size in enumerate(self.stage_sizes)
+            for index in range(size)
+        ]
+
+    def _boundaries(self):
+        """Returns the positions of the blocks that begin a new resolution."""
+        if self.downsample == "first":
+            return [(stage, 0) for stage in range(1, len(self.stage_sizes))]
+        return [
+            (stage, size - 1)
+            for stage, size in enumerate(self.stage_sizes[:-1])
+        ]
+
+    def _spacings(self):
+        """Returns the strides and dilations of every block, as arguments."""
+        reduction, dilation = self.stem.reduction, 1
+        limit = self.output_stride or float("inf")
+        if limit < reduction:
+            raise ValueError(
+                f"`output_stride` must be at least {reduction}, the stride of "
+                f"the stem. Received: output_stride={self.output_stride!r}"
+            )
+        spacings = []
+        for position in self._positions():
+            spacing = {"dilation": dilation}
+            if position in self._boundaries():
+                if reduction * 2 <= limit:
+                    reduction *= 2
+                    spacing["strides"] = 2
+                else:
+                    # What would come after the stride looks twice as far.
+                    spacing["first_dilation"] = dilation
+                    dilation *= 2
+                    spacing["dilation"] = dilation
+            spacings.append(spacing)
+        return spacings
+
+    def _drop_rates(self):
+        """Returns the drop rate of every block, from 0 to the last one's."""
+        count = sum(self.stage_sizes)
+        return [
+            self.stochastic_depth * index / max(count - 1, 1)
+            for index in range(count)
+        ]
 
 
 def _variant(name, block, stage_sizes, **options):
@@ -267,8 +434,22 @@ def _variant(name, block, stage_sizes, **options):
     )
 
 
+_D = {"stem": "deep", "shortcut": "pooled_projection"}
+_V1 = {"stride_site": "1x1"}
+_KERAS = {"norm_momentum": 0.99, "norm_epsilon": 1.001e-5}
+_KERAS_V1 = {**_V1, **_KERAS}
+_KERAS_V2 = {"preactivation": True, "downsample": "last", **_KERAS}
+_CIFAR = {
+    "num_classes": 10,
+    "width": 16,
+    "stem": "small",
+    "shortcut": "zero_padding",
+}
+
 # Name -> constructor. Further keywords override the row:
 #   VARIANTS["resnet50"](num_classes=37, stride_site="1x1")
+# v1 is the paper's stride site, *_keras and *_v2 are keras.applications' nets,
+# d is He et al., 2018, resnet20 to resnet110 are the paper's CIFAR nets.
 VARIANTS = {
     variant.keywords["name"]: variant
     for variant in (
@@ -280,5 +461,48 @@ VARIANTS = {
         _variant("resnet50", "bottleneck", (3, 4, 6, 3)),
         _variant("resnet101", "bottleneck", (3, 4, 23, 3)),
         _variant("resnet152", "bottleneck", (3, 8, 36, 3)),
+        _variant("resnet50_v1", "bottleneck", (3, 4, 6, 3), **_V1),
+        _variant(
+            "resnet101_v1", "bottleneck", (3, 4, 23, 3), stride_site="1x1"
+        ),
+        _variant(
+            "resnet152_v1", "bottleneck", (3, 8, 36, 3), stride_site="1x1"
+        ),
+        _variant("resnet50_keras", "bottleneck", (3, 4, 6, 3), **_KERAS_V1),
+        _variant("resnet101_keras", "bottleneck", (3, 4, 23, 3), **_KERAS_V1),
+        _variant("resnet152_keras", "bottleneck", (3, 8, 36, 3), **_KERAS_V1),
+        _variant("resnet50_v2", "bottleneck", (3, 4, 6, 3), **_KERAS_V2),
+        _variant("resnet101_v2", "bottleneck", (3, 4, 23, 3), **_KERAS_V2),
+        _variant("resnet152_v2", "bottleneck", (3, 8, 36, 3), **_KERAS_V2),
+        _variant(
+            "resnext50_32x4d",
+            "bottleneck",
+            (3, 4, 6, 3),
+            groups=32,
+            base_width=4,
+        ),
+        _variant(
+            "resnext101_32x8d",
+            "bottleneck",
+            (3, 4, 23, 3),
+            groups=32,
+            base_width=8,
+        ),
+        _variant("wide_resnet50_2", "bottleneck", (3, 4, 6, 3), base_width=128),
+        _variant(
+            "wide_resnet101_2", "bottleneck", (3, 4, 23, 3), base_width=128
+        ),
+        _variant("resnet18d", "basic", (2, 2, 2, 2), **_D),
+        _variant("resnet34d", "basic", (3, 4, 6, 3), **_D),
+        _variant("resnet50d", "bottleneck", (3, 4, 6, 3), **_D),
+        _variant("resnet101d", "bottleneck", (3, 4, 23, 3), **_D),
+        _variant(
+            "seresnet50", "bottleneck", (3, 4, 6, 3), squeeze_excitation=True
+        ),
+        _variant("resnet20", "basic", (3, 3, 3), **_CIFAR),
+        _variant("resnet32", "basic", (5, 5, 5), **_CIFAR),
+        _variant("resnet44", "basic", (7, 7, 7), **_CIFAR),
+        _variant("resnet56", "basic", (9, 9, 9), **_CIFAR),
+        _variant("resnet110", "basic", (18, 18, 18), **_CIFAR),
     )
 }

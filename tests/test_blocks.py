@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet_layers import BasicBlock, BottleneckBlock, PaddedConv2D
+from resnet_layers import (
+    BasicBlock,
+    BottleneckBlock,
+    PaddedConv2D,
+    SqueezeExcitation,
+    StochasticDepth,
+)
 
 BLOCKS = [BasicBlock, BottleneckBlock]
 
@@ -87,6 +93,10 @@ def test_strided_convolution_pads_both_sides_alike(kernel_size, side):
         (lambda: BasicBlock(4, strides=3), "strides=3"),
         (lambda: BottleneckBlock(4, stride_site="5x5"), "stride_site='5x5'"),
         (lambda: BasicBlock(4, stride_site="1x1"), "stride_site='1x1'"),
+        (lambda: BottleneckBlock(4, shortcut="none"), "shortcut='none'"),
+        (lambda: BottleneckBlock(4, dilation=0), "dilation=0"),
+        (lambda: BottleneckBlock(4, base_width=8), "base_width=8"),
+        (lambda: StochasticDepth(1.0), "rate=1.0"),
         (lambda: PaddedConv2D(4, 2), "kernel_size=2"),
         (lambda: PaddedConv2D(4, 3, padding="valid"), "padding='valid'"),
     ],
@@ -103,3 +113,92 @@ def test_gradient_reaches_every_weight(block_class, images):
         loss = tf.reduce_sum(block(images, training=True) ** 2)
     for gradient in tape.gradient(loss, block.trainable_variables):
         assert float(tf.reduce_max(tf.abs(gradient))) > 0
+
+
+def test_zero_padding_shortcut_has_no_weights():
+    block = BasicBlock(6, strides=2, shortcut="zero_padding")
+    inputs = tf.nn.relu(tf.random.normal([2, 8, 8, 3]))
+    outputs = block(inputs, training=True).numpy()
+    assert block.projection_conv is None
+    # Zero last gamma: what comes out is the shortcut alone.
+    np.testing.assert_array_equal(outputs[..., 1:4], inputs[:, ::2, ::2])
+    assert not np.any(outputs[..., [0, 4, 5]])
+
+
+@pytest.mark.parametrize("side", [8, 7])
+def test_pooled_projection_averages_what_the_stride_skips(side):
+    block = BasicBlock(4, strides=2, shortcut="pooled_projection")
+    inputs = np.random.default_rng(0).normal(size=(1, side, side, 3))
+    outputs = block(inputs.astype("f4"), training=False).numpy()
+    pooled = np.array(
+        [
+            [
+                inputs[0, row : row + 2, col : col + 2].mean((0, 1))
+                for col in range(0, side, 2)
+            ]
+            for row in range(0, side, 2)
+        ]
+    )
+    kernel = np.asarray(block.projection_conv.kernel)[0, 0]
+    expected = np.maximum(pooled @ kernel / np.sqrt(1 + 1e-5), 0)
+    np.testing.assert_allclose(outputs[0], expected, atol=1e-5)
+
+
+def test_groups_do_not_see_each_other():
+    block = BottleneckBlock(64, groups=4, base_width=16)
+    inputs = np.random.default_rng(0).normal(size=(1, 5, 5, 64)).astype("f4")
+    block.conv2.build(inputs.shape)
+    outputs = block.conv2(inputs).numpy()
+    assert block.conv2.kernel.shape == (3, 3, 16, 64)
+    inputs[..., 16:32] += 1
+    changed = np.any(block.conv2(inputs).numpy() != outputs, axis=(0, 1, 2))
+    np.testing.assert_array_equal(np.flatnonzero(changed), range(16, 32))
+
+
+def test_preactivation_keeps_the_shortcut_clean():
+    block = BottleneckBlock(4, strides=2, preactivation=True)
+    inputs = np.random.default_rng(0).normal(size=(2, 8, 8, 16)).astype("f4")
+    block.build(inputs.shape)
+    block.conv3.kernel.assign(tf.zeros_like(block.conv3.kernel))
+    np.testing.assert_array_equal(block(inputs), inputs[:, ::2, ::2])
+    assert block.bn3 is None
+    assert block.conv3.use_bias
+
+
+def test_squeeze_excitation_is_its_formula():
+    layer = SqueezeExcitation(ratio=1 / 4)
+    inputs = np.random.default_rng(0).normal(size=(2, 3, 4, 32)).astype("f4")
+    outputs = layer(inputs)
+    squeeze, squeeze_bias, excite, excite_bias = map(np.asarray, layer.weights)
+    assert squeeze.shape == (32, 8)
+    hidden = np.maximum(inputs.mean((1, 2)) @ squeeze + squeeze_bias, 0)
+    scale = 1 / (1 + np.exp(-(hidden @ excite + excite_bias)))
+    expected = inputs * scale[:, None, None]
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+
+def test_stochastic_depth_drops_examples_and_keeps_the_mean():
+    layer = StochasticDepth(0.25, seed=3)
+    inputs = tf.ones([4000, 2, 2, 1])
+    outputs = layer(inputs, training=True).numpy()
+    per_example = outputs.reshape(4000, 4)
+    assert set(np.unique(outputs)) == {0.0, np.float32(1 / 0.75)}
+    assert np.all(per_example == per_example[:, :1])
+    assert outputs.mean() == pytest.approx(1, abs=0.03)
+    assert np.any(layer(inputs, training=True) != outputs)
+    np.testing.assert_array_equal(layer(inputs, training=False), inputs)
+
+
+def test_stochastic_depth_differs_from_replica_to_replica(two_replicas):
+    with two_replicas.scope():
+        layer = StochasticDepth(0.5, seed=3)
+        layer.build([None, 1])
+
+    @tf.function
+    def draw():
+        return two_replicas.run(lambda: layer(tf.ones([64, 1]), training=True))
+
+    first, second = two_replicas.experimental_local_results(draw())
+    assert np.any(first != second)
+    again, _ = two_replicas.experimental_local_results(draw())
+    assert np.any(first != again)

@@ -1,5 +1,6 @@
 """Whole models, and what every public layer must be able to do."""
 
+import functools
 import re
 
 import numpy as np
@@ -13,7 +14,9 @@ from resnet_layers import (
     BottleneckBlock,
     PaddedConv2D,
     ResNet,
+    SqueezeExcitation,
     Stem,
+    StochasticDepth,
 )
 
 
@@ -24,6 +27,8 @@ def small_resnet(**options):
 
 # Name -> constructor, with arguments other than the defaults.
 LAYERS = {
+    "attention": lambda **kw: SqueezeExcitation(1 / 2, **kw),
+    "drop": lambda **kw: StochasticDepth(0.3, **kw),
     "batch_norm": lambda **kw: BatchNormalization(momentum=0.8, **kw),
     "conv": lambda **kw: PaddedConv2D(6, 5, strides=2, **kw),
     "stem": lambda **kw: Stem(8, kind="small", norm_epsilon=1e-3, **kw),
@@ -33,6 +38,30 @@ LAYERS = {
     ),
     "resnet": lambda **kw: small_resnet(stem="small", stride_site="1x1", **kw),
     "resnet_basic": lambda **kw: small_resnet(block="basic", **kw),
+    "resnet_stochastic": lambda **kw: small_resnet(stochastic_depth=0.2, **kw),
+    "resnet_dilated": lambda **kw: small_resnet(output_stride=4, **kw),
+    "resnet_headless": lambda **kw: small_resnet(num_classes=None, **kw),
+}
+
+
+def small_variant(variant, **options):
+    """Returns a variant with its options, and a sixteenth of its size."""
+    stages = len(VARIANTS[variant].keywords["stage_sizes"])
+    return VARIANTS[variant](
+        **{
+            "stage_sizes": (2, 1, 1, 1)[:stages],
+            "num_classes": 5,
+            "width": 16,
+            **options,
+        }
+    )
+
+
+# Every variant that is more than another's number of blocks.
+LAYERS |= {
+    name: functools.partial(small_variant, name)
+    for name in VARIANTS
+    if not re.search("34|44|56|101|110|152", name)
 }
 
 
@@ -48,15 +77,31 @@ def scramble(layer):
         weight.assign(random.uniform(0.1, 1.0, weight.shape))
 
 
-# torchvision's counts for 1000 classes.
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
+        # torchvision's.
         ("resnet18", 11_689_512),
         ("resnet34", 21_797_672),
         ("resnet50", 25_557_032),
         ("resnet101", 44_549_160),
         ("resnet152", 60_192_808),
+        ("resnext50_32x4d", 25_028_904),
+        ("resnext101_32x8d", 88_791_336),
+        ("wide_resnet50_2", 68_883_240),
+        ("wide_resnet101_2", 126_886_696),
+        # timm's.
+        ("seresnet50", 28_088_024),
+        # keras.applications'.
+        ("resnet50_v2", 25_568_360),
+        ("resnet101_v2", 44_577_896),
+        ("resnet152_v2", 60_236_904),
+        # He et al., table 6: 0.27, 0.46, 0.66, 0.85 and 1.7 million.
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet44", 658_586),
+        ("resnet56", 853_018),
+        ("resnet110", 1_727_962),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, parameters):
@@ -74,6 +119,69 @@ def test_reduction_is_what_the_stages_do(name):
         shape = layer.compute_output_shape(shape)
     assert shape[1] == 64 // model.reduction
     assert model.name == name
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50_v2", "resnet50d"])
+def test_features_are_the_pyramid(name, images):
+    model = small_variant(name, stage_sizes=(2, 2, 2, 2))
+    maps = model.features(images)
+    expansion = 1 if model.block == "basic" else 4
+    assert [tuple(m.shape) for m in maps] == [
+        (4, 32 // stride, 32 // stride, 16 * 2**stage * expansion)
+        for stage, stride in enumerate((4, 8, 16, 32))
+    ]
+    pooled = tf.reduce_mean(maps[-1], [1, 2])
+    np.testing.assert_array_equal(model.head(pooled), model(images))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50_v2"])
+def test_features_make_a_backbone_for_other_models(name, images):
+    inputs = tf.keras.Input([None, None, 3])
+    resnet = small_variant(name)
+    backbone = tf.keras.Model(inputs, resnet.features(inputs))
+    scramble(resnet)
+    for ours, expected in zip(
+        backbone(images), resnet.features(images), strict=True
+    ):
+        np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"block": "basic"},
+        {"stride_site": "1x1"},
+        {"stride_site": "3x3"},
+        {"preactivation": True, "downsample": "last"},
+    ],
+    ids=str,
+)
+def test_output_stride_keeps_resolution_and_receptive_field(options):
+    options = {"stage_sizes": (1, 2, 2), "width": 4, **options}
+    strided = small_resnet(**options)
+    dilated = small_resnet(**options, output_stride=4)
+    inputs = np.random.default_rng(0).normal(size=(1, 320, 320, 3)).astype("f4")
+    for model in (strided, dilated):
+        model.build(inputs.shape)
+        scramble(model)
+    # The same weights see the same pixels: where both have an output, away
+    # from the margin, it is the same number.
+    coarse, fine = (m.features(inputs)[-1].numpy() for m in (strided, dilated))
+    assert (coarse.shape[1], fine.shape[1]) == (20, 80)
+    assert (strided.reduction, dilated.reduction) == (16, 4)
+    np.testing.assert_allclose(fine[0, 40, 40], coarse[0, 10, 10], rtol=1e-4)
+
+
+def test_headless_model_returns_the_embedding(images):
+    model = small_resnet(num_classes=None)
+    expected = tf.reduce_mean(model.features(images)[-1], [1, 2])
+    np.testing.assert_array_equal(model(images), expected)
+
+
+def test_stochastic_depth_rises_to_the_last_block():
+    model = ResNet(stage_sizes=(1, 2, 2), stochastic_depth=0.2)
+    rates = [block.drop_rate for block in model.blocks]
+    np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.15, 0.2])
 
 
 def test_weights_start_as_he_et_al_say():
@@ -154,7 +262,7 @@ def test_checkpoint_round_trip_holds_every_variable(
         for key, _ in tf.train.list_variables(path)
         if key.startswith("layer/")
     ]
-    assert len(keys) == len(layer.weights)
+    assert len(keys) == len(layer.variables)
     tf.train.Checkpoint(layer=other).restore(path).assert_consumed()
     np.testing.assert_array_equal(other(images), layer(images))
 
@@ -168,7 +276,7 @@ def test_own_dtype_policy_reaches_all_children(make_layer, images):
     for child in layer._flatten_layers(include_self=False):
         if child.name != "head":
             assert child.compute_dtype == "bfloat16", child.path
-    assert {weight.dtype for weight in layer.weights} == {"float32"}
+    assert {v.dtype for v in layer.trainable_variables} <= {"float32"}
 
 
 def test_own_dtype_policy_wins_over_the_global_one(make_layer, images):
@@ -213,6 +321,8 @@ def test_training_flag_reaches_every_batch_norm(images):
         ({"stage_sizes": ()}, "stage_sizes=()"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"stem": "big"}, "kind='big'"),
+        ({"downsample": "never"}, "downsample='never'"),
+        ({"output_stride": 2}, "output_stride=2"),
         ({"stride_site": "2x2"}, "stride_site='2x2'"),
     ],
 )

@@ -95,7 +95,7 @@ def test_replicas_hold_the_same_weights(two_replicas):
 
 def test_statistics_are_averaged_over_replicas(two_replicas):
     trainer = train(two_replicas)
-    moving = trainer.model.stem.bn.moving_mean
+    moving = trainer.model.stem.bns[0].moving_mean
     values = two_replicas.experimental_local_results(moving.value)
     first, second = (value.numpy() for value in values)
     assert np.abs(first - second).max() > 1e-4

@@ -1,0 +1,191 @@
+"""This file answers: which small layers do blocks need that Keras lacks?"""
+
+import random
+
+import tensorflow as tf
+
+# He et al., "Delving Deep into Rectifiers", 2015,
+# https://arxiv.org/abs/1502.01852, with the fan-out that torchvision and timm
+# take: the variance of the gradients stays the same from layer to layer.
+HE_INITIALIZER = {
+    "class_name": "VarianceScaling",
+    "config": {
+        "scale": 2.0,
+        "mode": "fan_out",
+        "distribution": "untruncated_normal",
+    },
+}
+
+
+@tf.keras.utils.register_keras_serializable(package="resnet_layers")
+class PaddedConv2D(tf.keras.layers.Conv2D):
+    """A convolution without bias that pads both sides of a picture alike.
+
+    With stride 2, Keras's own "same" padding puts its zeros on the right and
+    at the bottom only, and weights trained elsewhere see their pictures
+    shifted by a pixel. Here `(kernel_size - 1) // 2` zeros go on every side,
+    as in PyTorch. Output shapes are those of "same".
+
+    Args:
+      filters: number of output channels.
+      kernel_size: an odd number.
+      strides: step between outputs, for both directions.
+      **kwargs: `keras.layers.Conv2D`'s other arguments.
+
+    Raises:
+      ValueError: an even kernel size, another padding, or channels first.
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=1,
+        padding="same",
+        use_bias=False,
+        kernel_initializer=HE_INITIALIZER,
+        **kwargs,
+    ):
+        super().__init__(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            **kwargs,
+        )
+        if padding != "same" or any(size % 2 == 0 for size in self.kernel_size):
+            raise ValueError(
+                "PaddedConv2D takes an odd kernel_size and padding='same'. "
+                f"Received: kernel_size={kernel_size}, padding={padding!r}"
+            )
+        if self.data_format != "channels_last":
+            raise ValueError(
+                "PaddedConv2D takes data_format='channels_last'. "
+                f"Received: data_format={self.data_format!r}"
+            )
+
+    def convolution_op(self, inputs, kernel):
+        if set(self.strides) == {1}:
+            return super().convolution_op(inputs, kernel)
+        margins = [
+            dilation * (size - 1) // 2
+            for size, dilation in zip(
+                self.kernel_size, self.dilation_rate, strict=True
+            )
+        ]
+        if any(margins):
+            rows, columns = margins
+            inputs = tf.pad(
+                inputs, [[0, 0], [rows, rows], [columns, columns], [0, 0]]
+            )
+        return tf.nn.convolution(
+            inputs,
+            kernel,
+            strides=self.strides,
+            padding="VALID",
+            dilations=self.dilation_rate,
+        )
+
+
+@tf.keras.utils.register_keras_serializable(package="resnet_layers")
+class SqueezeExcitation(tf.keras.layers.Layer):
+    """Scales every channel by what the whole picture says of it.
+
+    Args:
+      ratio: width of the layer between, as a part of the channels; rounded to
+        a multiple of 8, as timm does.
+      **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.
+
+    Source: Hu et al., 2017, https://arxiv.org/abs/1709.01507.
+    """
+
+    def __init__(self, ratio=1 / 16, **kwargs):
+        super().__init__(**kwargs)
+        self.ratio = ratio
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        squeezed = max(8, int(channels * self.ratio + 4) // 8 * 8)
+        self.squeeze = tf.keras.layers.Dense(
+            squeezed, dtype=self.dtype_policy, name="squeeze"
+        )
+        self.excite = tf.keras.layers.Dense(
+            channels, dtype=self.dtype_policy, name="excite"
+        )
+        self.squeeze.build((input_shape[0], channels))
+        self.excite.build((input_shape[0], squeezed))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def call(self, inputs):
+        """Maps [batch, height, width, channels] to the same shape."""
+        pooled = tf.reduce_mean(tf.cast(inputs, self.variable_dtype), [1, 2])
+        scale = self.excite(tf.nn.relu(self.squeeze(pooled)))
+        return inputs * tf.nn.sigmoid(scale)[:, tf.newaxis, tf.newaxis]
+
+    def get_config(self):
+        return {**super().get_config(), "ratio": self.ratio}
+
+
+@tf.keras.utils.register_keras_serializable(package="resnet_layers")
+class StochasticDepth(tf.keras.layers.Layer):
+    """Drops its input for some of the examples of a batch, in training.
+
+    What is kept is scaled up, so that the mean stays. Every example and every
+    replica draws for itself; Keras's dropout draws the same on all replicas.
+
+    Args:
+      rate: probability that an example is dropped.
+      seed: int, or None to draw one.
+      **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.
+
+    Source: Huang et al., 2016, https://arxiv.org/abs/1603.09382.
+    """
+
+    def __init__(self, rate, seed=None, **kwargs):
+        if not 0 <= rate < 1:
+            raise ValueError(
+                f"`rate` must be in [0, 1). Received: rate={rate!r}"
+            )
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.seed = seed
+
+    def build(self, input_shape):
+        del input_shape
+        # Not a Keras seed generator: tf.train.Checkpoint leaves those out.
+        self._first_seed = self.seed
+        if self.seed is None:
+            self._first_seed = random.randrange(2**31)
+        self.draws = self.add_weight(
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
+            autocast=False,
+            name="draws",
+        )
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def call(self, inputs, training=None):
+        """Maps [batch, ...] to the same shape."""
+        if not training or self.rate == 0:
+            return inputs
+        seed = tf.stack([self._first_seed, tf.identity(self.draws)])
+        self.draws.assign(self.draws + 1)
+        context = tf.distribute.get_replica_context()
+        if context is not None:
+            replica = context.replica_id_in_sync_group
+            seed = tf.random.experimental.stateless_fold_in(seed, replica)
+        rank = len(inputs.shape)
+        shape = [tf.shape(inputs)[0]] + [1] * (rank - 1)
+        kept = tf.random.stateless_uniform(shape, seed) >= self.rate
+        return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
