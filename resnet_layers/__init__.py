@@ -11,6 +11,7 @@ from resnet_layers.parts import (
     StochasticDepth,
 )
 from resnet_layers.resnet import VARIANTS, ResNet, Stem
+from resnet_layers.weights import WeightsError, load_weights, save_safetensors
 
 __version__ = "0.1.0"
 
@@ -24,4 +25,7 @@ __all__ = [
     "SqueezeExcitation",
     "Stem",
     "StochasticDepth",
+    "WeightsError",
+    "load_weights",
+    "save_safetensors",
 ]

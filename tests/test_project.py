@@ -7,7 +7,7 @@ import re
 import pytest
 from absl import flags
 
-from resnet_layers import VARIANTS
+from resnet_layers import VARIANTS, save_safetensors
 from train_loop import main
 from train_loop.recipes import RECIPES
 
@@ -57,13 +57,17 @@ def test_every_flag_that_follows_the_recipe_is_in_every_recipe():
 
 def test_readme_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        namespace = {}
-        exec(block, namespace)
-        assert namespace["logits"].shape == (1, 37)
+    own_model, weights = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    namespace = {}
+    exec(own_model, namespace)
+    assert namespace["logits"].shape == (1, 37)
     assert (tmp_path / "hands.keras").exists()
+
+    theirs = VARIANTS["resnet50"]()
+    theirs.build((None, 224, 224, 3))
+    save_safetensors(theirs, "resnet50.safetensors")
+    exec(weights, namespace)
+    assert (tmp_path / "pets.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
