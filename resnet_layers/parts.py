@@ -67,16 +67,12 @@ class PaddedConv2D(tf.keras.layers.Conv2D):
             )
 
     def convolution_op(self, inputs, kernel):
-        if set(self.strides) == {1}:
-            return super().convolution_op(inputs, kernel)
-        margins = [
-            dilation * (size - 1) // 2
-            for size, dilation in zip(
-                self.kernel_size, self.dilation_rate, strict=True
-            )
-        ]
-        if any(margins):
-            rows, columns = margins
+        # Not by way of Keras, which compiles convolutions with groups on CPUs
+        # with XLA: that fails on two replicas, and is not needed any more.
+        padding = "SAME"
+        if set(self.strides) != {1}:
+            padding = "VALID"
+            rows, columns = [(size - 1) // 2 for size in self.kernel_size]
             inputs = tf.pad(
                 inputs, [[0, 0], [rows, rows], [columns, columns], [0, 0]]
             )
@@ -84,7 +80,7 @@ class PaddedConv2D(tf.keras.layers.Conv2D):
             inputs,
             kernel,
             strides=self.strides,
-            padding="VALID",
+            padding=padding,
             dilations=self.dilation_rate,
         )
 

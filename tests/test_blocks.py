@@ -155,6 +155,38 @@ def test_groups_do_not_see_each_other():
     np.testing.assert_array_equal(np.flatnonzero(changed), range(16, 32))
 
 
+@pytest.mark.parametrize("strides", [1, 2])
+def test_groups_are_separate_convolutions_gradients_included(strides):
+    layer = PaddedConv2D(24, 3, strides, groups=4)
+    inputs = tf.random.normal([2, 9, 9, 16])
+    layer.build(inputs.shape)
+    kernel = tf.convert_to_tensor(layer.kernel)
+
+    def separate(inputs):
+        margins = [[0, 0], [1, 1], [1, 1], [0, 0]]
+        return tf.concat(
+            [
+                tf.nn.conv2d(tf.pad(part, margins), weights, strides, "VALID")
+                for part, weights in zip(
+                    tf.split(inputs, 4, -1),
+                    tf.split(kernel, 4, -1),
+                    strict=True,
+                )
+            ],
+            -1,
+        )
+
+    results = []
+    for function, weights in ((layer, layer.kernel.value), (separate, kernel)):
+        with tf.GradientTape() as tape:
+            tape.watch([inputs, weights])
+            outputs = function(inputs)
+            loss = tf.reduce_sum(tf.sin(outputs))
+        results.append([outputs, *tape.gradient(loss, [inputs, weights])])
+    for ours, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
 def test_preactivation_keeps_the_shortcut_clean():
     block = BottleneckBlock(4, strides=2, preactivation=True)
     inputs = np.random.default_rng(0).normal(size=(2, 8, 8, 16)).astype("f4")

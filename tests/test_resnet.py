@@ -289,22 +289,24 @@ def test_own_dtype_policy_wins_over_the_global_one(make_layer, images):
         tf.keras.config.set_dtype_policy("float32")
 
 
-def test_one_step_changes_every_trainable_weight(images):
-    model = small_resnet(zero_last_gamma=False)
+@pytest.mark.parametrize("name", [name for name in LAYERS if "res" in name])
+def test_one_step_changes_every_trainable_weight(name, images):
+    model = LAYERS[name](zero_last_gamma=False)
     model.build(images.shape)
     optimizer = tf.keras.optimizers.SGD(0.1)
     before = [np.array(v) for v in model.trainable_variables]
     with tf.GradientTape() as tape:
-        logits = model(images, training=True)
-        loss = tf.reduce_sum(tf.nn.log_softmax(logits)[:, 0])
+        outputs = model(images, training=True)
+        loss = tf.reduce_sum(tf.nn.log_softmax(outputs)[:, 0])
     gradients = tape.gradient(loss, model.trainable_variables)
     optimizer.apply(gradients, model.trainable_variables)
     for value, variable in zip(before, model.trainable_variables, strict=True):
         assert np.any(value != np.asarray(variable)), variable.path
 
 
-def test_training_flag_reaches_every_batch_norm(images):
-    model = small_resnet()
+@pytest.mark.parametrize("name", [name for name in LAYERS if "res" in name])
+def test_training_flag_reaches_every_batch_norm(name, images):
+    model = LAYERS[name]()
     model(images, training=False)
     statistics = [np.array(v) for v in model.non_trainable_variables]
     model(images, training=True)

@@ -1,6 +1,6 @@
 """Weights of others: the same pictures, the same logits.
 
-Parity with torchvision and timm is tested where the extra `parity` is installed:
+Parity with torchvision and timm is tested where the extra `parity` is there:
 
     pip install --editable '.[dev,parity]' && pytest tests/test_weights.py
 """

@@ -14,6 +14,10 @@ Go on with a run that was stopped, measure it again, look at it:
   python -m train_loop.main --workdir=runs/NAME --mode=evaluate
   tensorboard --logdir=runs
 
+What a model costs in parameters, multiply-adds and memory:
+
+  python -m train_loop.main --mode=summary --model=resnet50 --image_size=224
+
 A recipe sets everything about training that is not given as a flag.
 """
 
@@ -32,7 +36,14 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from resnet_layers import VARIANTS
-from train_loop import UserError, loop, pipeline, preprocessing, reports
+from train_loop import (
+    UserError,
+    loop,
+    pipeline,
+    preprocessing,
+    reports,
+    summary,
+)
 from train_loop.augment import AUGMENTATIONS
 from train_loop.checkpoints import Checkpoints
 from train_loop.datasets import DATASETS, Source
@@ -53,7 +64,12 @@ def one_of(names):
 
 
 # What to do, and with what.
-flags.DEFINE_string("mode", "train", "One of: train, evaluate.")
+flags.DEFINE_string(
+    "mode",
+    "train",
+    "One of: train, evaluate (measure the last checkpoint of --workdir), "
+    "summary (print what --model costs at --image_size).",
+)
 flags.DEFINE_string("dataset", "digits", one_of(DATASETS))
 flags.DEFINE_string(
     "data_dir",
@@ -328,7 +344,21 @@ def evaluate():
     print(f"Written to {path}.")
 
 
-MODES = {"train": train, "evaluate": evaluate}
+def summarize():
+    """Prints what the model costs, at the size of the pictures."""
+    settle_flags(pathlib.Path(FLAGS.workdir or ""))
+    check_image_size()
+    model = VARIANTS[FLAGS.model](dtype=FLAGS.precision)
+    model.build(input_shape(None))
+    print(
+        f"{FLAGS.model}, {model.num_classes} classes, {FLAGS.image_size} x "
+        f"{FLAGS.image_size}, {FLAGS.precision}; multiply-adds and activations "
+        "are for one picture"
+    )
+    print(reports.table(summary.table(model, FLAGS.image_size)))
+
+
+MODES = {"train": train, "evaluate": evaluate, "summary": summarize}
 
 
 def settle_flags(workdir):
@@ -394,19 +424,7 @@ def build():
             f"--batch_size={FLAGS.batch_size} does not divide over {replicas} "
             f"replicas; take {max(below, replicas)} or {below + replicas}"
         )
-    variant = functools.partial(
-        VARIANTS[FLAGS.model],
-        synchronized=FLAGS.synchronized_batch_norm,
-        dtype=FLAGS.precision,
-    )
-    reduction = variant(num_classes=1).reduction
-    if FLAGS.image_size < reduction:
-        raise UserError(
-            f"--image_size={FLAGS.image_size} is too small for {FLAGS.model}, "
-            f"which makes one pixel of {reduction}; take at least {reduction}, "
-            "or another --model"
-        )
-
+    check_image_size()
     source = DATASETS[FLAGS.dataset](
         data_dir=FLAGS.data_dir, manual_dir=FLAGS.manual_dir
     )
@@ -420,11 +438,26 @@ def build():
         steps=steps,
     )
     with strategy.scope():
-        model = variant(num_classes=len(source.class_names))
+        model = VARIANTS[FLAGS.model](
+            num_classes=len(source.class_names),
+            synchronized=FLAGS.synchronized_batch_norm,
+            dtype=FLAGS.precision,
+        )
         model.build(input_shape(None))
         optimizer = OPTIMIZERS[FLAGS.optimizer](schedule, FLAGS.weight_decay)
     trainer = Trainer(model, optimizer, strategy, FLAGS.label_smoothing)
     return Run(source, trainer, steps, max(round(steps_per_epoch), 1))
+
+
+def check_image_size():
+    """Raises UserError where the last stage would have less than a pixel."""
+    reduction = VARIANTS[FLAGS.model]().reduction
+    if FLAGS.image_size < reduction:
+        raise UserError(
+            f"--image_size={FLAGS.image_size} is too small for {FLAGS.model}, "
+            f"which makes one pixel of {reduction}; take at least {reduction}, "
+            "or another --model"
+        )
 
 
 def input_shape(batch_size):
