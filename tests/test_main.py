@@ -264,7 +264,7 @@ def test_imagenet_comes_from_tfds_own_builder(tmp_path):
     ("arguments", "expected"),
     [
         (["--dataset=digit"], "did you mean digits?"),
-        (["--model=resnet5"], "did you mean resnet50"),
+        (["--model=resnet_50"], "did you mean resnet50"),
         (["--recipe=imagenet"], "did you mean imagenet2012"),
         (["--schedule=cosin"], "did you mean cosine"),
         (["--augment=shift,flop"], "did you mean flip"),
