@@ -11,7 +11,12 @@ from resnet_layers.parts import (
     StochasticDepth,
 )
 from resnet_layers.resnet import VARIANTS, ResNet, Stem
-from resnet_layers.weights import WeightsError, load_weights, save_safetensors
+from resnet_layers.weights import (
+    WeightsError,
+    find_weights,
+    load_weights,
+    save_safetensors,
+)
 
 __version__ = "0.1.0"
 
@@ -26,6 +31,7 @@ __all__ = [
     "Stem",
     "StochasticDepth",
     "WeightsError",
+    "find_weights",
     "load_weights",
     "save_safetensors",
 ]

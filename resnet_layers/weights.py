@@ -56,8 +56,34 @@ TORCH_NORM = {
 TORCH_OTHER = {"weight": "kernel", "bias": "bias"}
 
 
+# Where keras.applications keeps its weights, and what they must hash to (MD5).
+IMAGENET_URL = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
+    "{}_weights_tf_dim_ordering_tf_kernels.h5"
+)
+IMAGENET_FILES = {
+    "resnet50_keras": ("resnet50", "2cb95161c43110f7111970584f804107"),
+    "resnet101_keras": ("resnet101", "f1aeb4b969a6efcfb50fad2f0c20cfc5"),
+    "resnet152_keras": ("resnet152", "100835be76be38e30d865e96f2aaae62"),
+    "resnet50_v2": ("resnet50v2", "3ef43a0b657b3be2300d5770ece849e0"),
+    "resnet101_v2": ("resnet101v2", "6343647c601c52e1368623803854d971"),
+    "resnet152_v2": ("resnet152v2", "a49b44d1979771252814e80f8ec446f9"),
+}
+
+
 class WeightsError(ValueError):
     """A file of weights that cannot be used; its text is one line."""
+
+
+class Loaded(NamedTuple):
+    """What `load_weights` found.
+
+    `dialect` is "keras", "torch" or "own"; `head_used` tells whether the
+    file's classifier was taken, or the model kept its own.
+    """
+
+    dialect: str
+    head_used: bool
 
 
 class Target(NamedTuple):
@@ -80,7 +106,7 @@ def load_weights(model, path, replace_head=False):
         number of classes.
 
     Returns:
-      True if the file's classifier was used, False if the model kept its own.
+      A `Loaded`.
 
     Raises:
       WeightsError: the file is of another architecture, damaged, or not a
@@ -101,7 +127,7 @@ def load_weights(model, path, replace_head=False):
             tensors, find_targets = _read_safetensors(path), torch_targets
         elif zipfile.is_zipfile(path) or _is_own_h5(path):
             _load_own(model, path)
-            return True
+            return Loaded("own", head_used=True)
         else:
             tensors, find_targets = _read_keras_h5(path), keras_targets
     except (OSError, KeyError) as error:
@@ -109,7 +135,60 @@ def load_weights(model, path, replace_head=False):
         raise WeightsError(
             f"{path} cannot be read as weights: {reason[:200]}"
         ) from error
-    return _assign(model, path, tensors, find_targets, replace_head)
+    head_used = _assign(model, path, tensors, find_targets, replace_head)
+    dialect = "torch" if find_targets is torch_targets else "keras"
+    return Loaded(dialect, head_used)
+
+
+def find_weights(name, variant):
+    """Returns the path of a file of weights, downloaded where necessary.
+
+    Args:
+      name: "imagenet" for the file of keras.applications, "timm/NAME" for
+        timm's on the Hugging Face hub, or the path of a file.
+      variant: row of `VARIANTS` that the weights are for.
+
+    Raises:
+      WeightsError: there is no such file, or it cannot be had.
+    """
+    if name == "imagenet":
+        if variant not in IMAGENET_FILES:
+            raise WeightsError(
+                f"keras.applications has no weights for {variant}, only for "
+                f"{', '.join(IMAGENET_FILES)}"
+            )
+        stem, md5 = IMAGENET_FILES[variant]
+        url = IMAGENET_URL.format(stem)
+        return _download(
+            url,
+            lambda: tf.keras.utils.get_file(
+                origin=url, cache_subdir="models", file_hash=md5
+            ),
+        )
+    if name.startswith("timm/"):
+        try:
+            from huggingface_hub import hf_hub_download
+        except ImportError as error:
+            raise WeightsError(
+                f"{name} needs the extra: pip install 'resnet-layers[weights]'"
+            ) from error
+        return _download(
+            f"https://huggingface.co/{name}",
+            lambda: hf_hub_download(name, "model.safetensors"),
+        )
+    return pathlib.Path(name)
+
+
+def _download(url, download):
+    try:
+        return pathlib.Path(download())
+    # Keras raises plain exceptions, and the hub a dozen kinds.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(
+            f"{url} could not be downloaded ({reason[:200]}); on a machine "
+            "that reaches it download the file, and name its path"
+        ) from error
 
 
 def save_safetensors(model, path):

@@ -17,6 +17,7 @@ from absl.testing import flagsaver
 from archives import write_imagenet, write_pets
 from tensorboard.backend.event_processing import plugin_event_accumulator
 
+from resnet_layers import VARIANTS, save_safetensors
 from train_loop import main
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -260,6 +261,44 @@ def test_imagenet_comes_from_tfds_own_builder(tmp_path):
     assert "6 pictures to train on, 5 to evaluate on, 1000 classes" in output
 
 
+@pytest.mark.parametrize("dialect", ["torch", "keras"])
+def test_run_starts_from_weights_of_others(tmp_path, dialect, capsys):
+    """With a rate of zero, so that they can be found in the checkpoint."""
+    name = {"torch": "resnet18", "keras": "resnet50_keras"}[dialect]
+    if dialect == "torch":
+        theirs = VARIANTS[name](num_classes=5)
+        theirs.build((None, 32, 32, 3))
+        weights = tmp_path / "model.safetensors"
+        save_safetensors(theirs, weights)
+        kernel = theirs.stem.convs[0].kernel
+    else:
+        theirs = tf.keras.applications.ResNet50(
+            weights=None, classes=5, input_shape=(32, 32, 3)
+        )
+        weights = tmp_path / "model.weights.h5"
+        theirs.save_weights(weights)
+        kernel = theirs.get_layer("conv1_conv").kernel
+    workdir = tmp_path / "run"
+    arguments = (
+        f"--workdir={workdir}",
+        f"--model={name}",
+        f"--weights={weights}",
+        "--image_size=32",
+        "--steps=1",
+        "--batch_size=8",
+        "--learning_rate=0",
+    )
+    status, _ = run_here(*arguments, capsys=capsys)
+    assert status == 0
+    values = read_checkpoint(workdir, 1)
+    [key] = [k for k in values if "stem" in k and "conv1" in k and "model" in k]
+    np.testing.assert_array_equal(values[key], kernel)
+    # The normalisation that belongs to the weights stays with the run.
+    normalization = {"torch": "imagenet", "keras": "caffe"}[dialect]
+    flags_of_run = (workdir / "flags.txt").read_text()
+    assert f"--normalization={normalization}" in flags_of_run
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -278,6 +317,9 @@ def test_imagenet_comes_from_tfds_own_builder(tmp_path):
         (["--image_size=3"], "take at least 4"),
         (["--workdir=/proc/run"], "--workdir=/proc/run cannot be written"),
         (["--workdir=README.md"], "--workdir=README.md cannot be written"),
+        (["--weights=none.h5"], "none.h5 is not a file"),
+        (["--weights=imagenet"], "has no weights for resnet_tiny"),
+        (["--weights=README.md"], "cannot be read as weights"),
         (["--mode=evaluate"], "needs the --workdir of a run"),
         (["--mode=evaluate", "--workdir=tests"], "has no flags.txt"),
         (

@@ -111,15 +111,16 @@ def test_shift_moves_by_up_to_an_eighth():
     assert len(seen) == 25
 
 
-def test_normalize_and_back():
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("imagenet", "torch"), ("caffe", "caffe"), ("symmetric", "tf")],
+)
+def test_normalizations_are_those_of_keras_applications(name, mode):
     image = tf.cast(picture(), tf.float32)
-    normal = preprocessing.normalize(image)
-    expected = (image.numpy() / 255 - [0.485, 0.456, 0.406]) / [
-        0.229,
-        0.224,
-        0.225,
-    ]
-    np.testing.assert_allclose(normal, expected, atol=1e-5)
+    normal = preprocessing.normalize(image, name)
+    preprocess = tf.keras.applications.imagenet_utils.preprocess_input
+    expected = preprocess(image.numpy(), mode=mode)
+    np.testing.assert_allclose(normal, expected, atol=1e-4)
     np.testing.assert_allclose(
-        preprocessing.denormalize(normal), image / 255, atol=1e-6
+        preprocessing.denormalize(normal, name), image / 255, atol=1e-6
     )

@@ -5,6 +5,8 @@ Parity with torchvision and timm is tested where the extra `parity` is there:
     pip install --editable '.[dev,parity]' && pytest tests/test_weights.py
 """
 
+import hashlib
+
 import h5py
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
 from safetensors.numpy import load_file, save_file
 
-from resnet_layers import VARIANTS
+from resnet_layers import VARIANTS, weights
 from resnet_layers.weights import (
     WeightsError,
+    find_weights,
     load_weights,
     save_safetensors,
     torch_targets,
@@ -113,7 +116,7 @@ def test_keras_applications_weights_give_their_logits(name, tmp_path):
     theirs = make_application(name)
     save_legacy(theirs, tmp_path / "model.h5")
     ours = build(name)
-    assert load_weights(ours, tmp_path / "model.h5")
+    assert load_weights(ours, tmp_path / "model.h5") == ("keras", True)
     assert_same_logits(ours(pictures()), theirs(pictures()))
 
 
@@ -122,7 +125,7 @@ def test_keras_3_weights_files_are_read_too(name, tmp_path):
     theirs = make_application(name)
     theirs.save_weights(tmp_path / "model.weights.h5")
     ours = build(name)
-    assert load_weights(ours, tmp_path / "model.weights.h5")
+    assert load_weights(ours, tmp_path / "model.weights.h5").head_used
     assert_same_logits(ours(pictures()), theirs(pictures()))
 
 
@@ -137,7 +140,7 @@ def check_torch_parity(theirs, name, path):
     theirs.load_state_dict(state)
     save_torch_file(state, path)
     ours = build(name)
-    assert load_weights(ours, path)
+    assert load_weights(ours, path) == ("torch", True)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(pictures().transpose(0, 3, 1, 2)))
     assert_same_logits(ours(pictures()), expected.numpy())
@@ -176,7 +179,7 @@ def test_safetensors_round_trip_is_exact(name, tmp_path):
     for weight in model.weights:
         weight.assign(values[weight.path])
     save_safetensors(model, tmp_path / "model.safetensors")
-    assert load_weights(other, tmp_path / "model.safetensors")
+    assert load_weights(other, tmp_path / "model.safetensors").head_used
     for mine, read in zip(model.weights, other.weights, strict=True):
         np.testing.assert_array_equal(mine, read)
     assert len(torch_targets(model)) == len(model.weights)
@@ -187,7 +190,7 @@ def test_own_files_are_read(suffix, tmp_path):
     model, other = build("resnet18"), build("resnet18")
     path = tmp_path / f"model{suffix}"
     (model.save if suffix == ".keras" else model.save_weights)(path)
-    assert load_weights(other, path)
+    assert load_weights(other, path) == ("own", True)
     np.testing.assert_array_equal(model(pictures()), other(pictures()))
 
 
@@ -196,7 +199,8 @@ def test_another_number_of_classes_keeps_the_models_head(application_file):
     head = np.array(model.head.kernel)
     with pytest.raises(WeightsError, match="predictions"):
         load_weights(model, application_file)
-    assert not load_weights(model, application_file, replace_head=True)
+    loaded = load_weights(model, application_file, replace_head=True)
+    assert loaded == ("keras", False)
     np.testing.assert_array_equal(model.head.kernel, head)
     whole = build("resnet50_keras")
     load_weights(whole, application_file)
@@ -206,9 +210,8 @@ def test_another_number_of_classes_keeps_the_models_head(application_file):
 
 
 def test_model_without_head_reads_a_file_with_one(application_file):
-    assert not load_weights(
-        build("resnet50_keras", num_classes=None), application_file
-    )
+    model = build("resnet50_keras", num_classes=None)
+    assert not load_weights(model, application_file).head_used
 
 
 def remove_a_tensor(path):
@@ -299,3 +302,48 @@ def test_pickles_are_refused_without_reading_them(tmp_path):
     path.write_bytes(b"would run code")
     with pytest.raises(WeightsError, match="save_file"):
         load_weights(build("resnet18"), path)
+
+
+def test_imagenet_weights_are_downloaded_and_hashed(
+    application_file, monkeypatch, tmp_path
+):
+    """From a folder, in place of keras.applications' server."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setattr(
+        "keras.src.backend.config.keras_home", lambda: str(cache)
+    )
+    content = application_file.read_bytes()
+    (tmp_path / "resnet50.h5").write_bytes(content)
+    monkeypatch.setattr(weights, "IMAGENET_URL", f"file://{tmp_path}/{{}}.h5")
+    md5 = hashlib.md5(content).hexdigest()
+    files = {"resnet50_keras": ("resnet50", md5)}
+    monkeypatch.setattr(weights, "IMAGENET_FILES", files)
+    path = find_weights("imagenet", "resnet50_keras")
+    assert path.read_bytes() == content
+    path.unlink()
+    files["resnet50_keras"] = ("resnet50", "0" * 32)
+    with pytest.raises(WeightsError, match="could not be downloaded") as error:
+        find_weights("imagenet", "resnet50_keras")
+    assert "\n" not in str(error.value)
+
+
+def test_imagenet_weights_exist_for_some_variants_only():
+    with pytest.raises(WeightsError, match="only for resnet50_keras"):
+        find_weights("imagenet", "resnet18")
+
+
+def test_timm_weights_come_from_the_hub(monkeypatch, tmp_path):
+    hub = pytest.importorskip(
+        "huggingface_hub", reason="needs the extra: pip install '.[weights]'"
+    )
+    asked = []
+
+    def hf_hub_download(repo, filename):
+        asked.append((repo, filename))
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(hub, "hf_hub_download", hf_hub_download)
+    path = find_weights("timm/resnet50.a1_in1k", "resnet50")
+    assert path == tmp_path / "model.safetensors"
+    assert asked == [("timm/resnet50.a1_in1k", "model.safetensors")]

@@ -35,7 +35,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from absl import app, flags, logging
 
-from resnet_layers import VARIANTS
+from resnet_layers import VARIANTS, WeightsError, find_weights, load_weights
 from train_loop import (
     UserError,
     loop,
@@ -95,6 +95,15 @@ flags.DEFINE_string(
 
 # The model.
 flags.DEFINE_string("model", None, f"{one_of(VARIANTS)} {FROM_RECIPE}")
+flags.DEFINE_string(
+    "weights",
+    None,
+    "What to start from: a file (.safetensors of torchvision or timm, .h5 of "
+    "keras.applications, .keras or .weights.h5 of ours), imagenet (downloads "
+    "keras.applications' file) or timm/NAME (from the Hugging Face hub). A "
+    "classifier for another number of classes is replaced. Default: random "
+    "weights.",
+)
 flags.DEFINE_bool(
     "synchronized_batch_norm",
     None,
@@ -121,6 +130,13 @@ flags.DEFINE_float(
     f"{FROM_RECIPE}",
     lower_bound=0.01,
     upper_bound=1.0,
+)
+flags.DEFINE_string(
+    "normalization",
+    None,
+    f"{one_of(preprocessing.NORMALIZATIONS)} What the model gets: RGB of zero "
+    "mean and unit variance, BGR of zero mean, or RGB from -1 to 1. Default: "
+    "what --weights were trained with, or else the recipe's.",
 )
 flags.DEFINE_list(
     "augment",
@@ -221,6 +237,7 @@ CHOICES = {
     "recipe": ("auto", *RECIPES),
     "model": VARIANTS,
     "precision": PRECISIONS,
+    "normalization": preprocessing.NORMALIZATIONS,
     "augment": AUGMENT_NAMES,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
@@ -270,6 +287,8 @@ def train():
     trainer, steps = run.trainer, run.steps
     checkpoints = open_checkpoints(workdir, trainer)
     start = checkpoints.restore()
+    if start == 0 and FLAGS.weights:
+        start_from_weights(trainer.model)
     write_flags(workdir)
     began = time.perf_counter()
     describe(run, start)
@@ -449,6 +468,27 @@ def build():
     return Run(source, trainer, steps, max(round(steps_per_epoch), 1))
 
 
+def start_from_weights(model):
+    """Reads --weights, and the normalisation that belongs to them."""
+    try:
+        path = find_weights(FLAGS.weights, FLAGS.model)
+        loaded = load_weights(model, path, replace_head=True)
+    except WeightsError as error:
+        raise UserError(f"--weights={FLAGS.weights}: {error}") from error
+    trained_with = {
+        "torch": "imagenet",
+        "keras": "symmetric" if model.preactivation else "caffe",
+        "own": FLAGS.normalization,
+    }
+    if not FLAGS["normalization"].present:
+        FLAGS.normalization = trained_with[loaded.dialect]
+    head = "" if loaded.head_used else ", with a new classifier"
+    print(
+        f"Starting from {path}{head}; pictures are normalised as "
+        f"{FLAGS.normalization}"
+    )
+
+
 def check_image_size():
     """Raises UserError where the last stage would have less than a pixel."""
     reduction = VARIANTS[FLAGS.model]().reduction
@@ -514,7 +554,7 @@ def prepare_for_training(encoded, seed):
     for index, name in enumerate(FLAGS.augment):
         if name in AUGMENTATIONS:
             image = AUGMENTATIONS[name](image, fold_in(seed, index + 1))
-    return preprocessing.normalize(image)
+    return preprocessing.normalize(image, FLAGS.normalization)
 
 
 def prepare_for_evaluation(encoded):
@@ -522,7 +562,7 @@ def prepare_for_evaluation(encoded):
     image = preprocessing.center_crop(
         encoded, FLAGS.image_size, FLAGS.crop_fraction
     )
-    return preprocessing.normalize(image)
+    return preprocessing.normalize(image, FLAGS.normalization)
 
 
 def training_grid(source):
@@ -532,7 +572,7 @@ def training_grid(source):
         prepare_for_training(example["image"], [FLAGS.seed, index])
         for index, example in enumerate(examples.take(NUM_GRID_IMAGES))
     ]
-    return preprocessing.denormalize(tf.stack(images))
+    return preprocessing.denormalize(tf.stack(images), FLAGS.normalization)
 
 
 def new_workdir():

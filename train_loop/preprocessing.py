@@ -3,11 +3,34 @@
 Images are float32 [height, width, 3], RGB, from 0 to 255 until `normalize`.
 """
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
-# Of the pictures of ImageNet, on the scale from 0 to 1.
-MEAN_RGB = (0.485, 0.456, 0.406)
-STDDEV_RGB = (0.229, 0.224, 0.225)
+
+class Normalization(NamedTuple):
+    """What is taken off each channel, what it is divided by, and their order.
+
+    Mean and standard deviation are on the scale from 0 to 255, in the order
+    that the model gets.
+    """
+
+    mean: tuple
+    stddev: tuple
+    bgr: bool = False
+
+
+# Weights want the normalisation that they were trained with: torchvision and
+# timm "imagenet", keras.applications' ResNets v1 "caffe", v2 "symmetric".
+NORMALIZATIONS = {
+    "imagenet": Normalization(
+        mean=(123.675, 116.28, 103.53), stddev=(58.395, 57.12, 57.375)
+    ),
+    "caffe": Normalization(
+        mean=(103.939, 116.779, 123.68), stddev=(1.0, 1.0, 1.0), bgr=True
+    ),
+    "symmetric": Normalization(mean=(127.5,) * 3, stddev=(127.5,) * 3),
+}
 
 
 def center_crop(encoded, image_size, crop_fraction):
@@ -70,14 +93,29 @@ def random_resized_crop(encoded, image_size, seed):
 TRAINING_CROPS = {"random_resized_crop": random_resized_crop}
 
 
-def normalize(image):
-    """Maps an image from 0..255 to ImageNet's zero mean and unit variance."""
-    return (image / 255.0 - MEAN_RGB) / STDDEV_RGB
+def normalize(image, name):
+    """Maps an RGB image from 0..255 to what a model was trained with.
+
+    Args:
+      image: float32 [..., 3].
+      name: a row of `NORMALIZATIONS`.
+
+    Returns:
+      A tensor of the same shape.
+    """
+    row = NORMALIZATIONS[name]
+    if row.bgr:
+        image = image[..., ::-1]
+    return (image - row.mean) / row.stddev
 
 
-def denormalize(image):
-    """Undoes `normalize` and clips, to 0..1: for people to look at."""
-    return tf.clip_by_value(image * STDDEV_RGB + MEAN_RGB, 0.0, 1.0)
+def denormalize(image, name):
+    """Undoes `normalize` and clips, to RGB in 0..1: for people to look at."""
+    row = NORMALIZATIONS[name]
+    image = image * row.stddev + row.mean
+    if row.bgr:
+        image = image[..., ::-1]
+    return tf.clip_by_value(image / 255.0, 0.0, 1.0)
 
 
 def _decode_window(encoded, window):

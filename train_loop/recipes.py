@@ -19,6 +19,7 @@ _COMMON = {
     "model": "resnet50",
     "image_size": 224,
     "crop_fraction": 0.875,
+    "normalization": "imagenet",
     "augment": ["random_resized_crop", "flip"],
     "optimizer": "sgd",
     "schedule": "cosine",
