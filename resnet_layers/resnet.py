@@ -360,6 +360,45 @@ class ResNet(tf.keras.Model):
             x = tf.keras.ops.relu(self.post_bn(x, training=training))
         return [*maps, x]
 
+    @property
+    def parts(self):
+        """Names that `freeze` takes, from the input to the classifier."""
+        stages = [f"stage{i + 1}" for i in range(len(self.stage_sizes))]
+        return ["stem", *stages, "backbone"]
+
+    def freeze(self, part):
+        """Keeps everything from the input to a part as it is in training.
+
+        Neither weights nor batch-norm statistics move, and no gradients are
+        computed for them. Call it before the optimizer is built.
+
+        Args:
+          part: one of `parts`; "stage2", say, freezes the stem and the first
+            two stages, "backbone" all but the classifier.
+
+        Raises:
+          ValueError: `part` is none of those.
+        """
+        if part not in self.parts:
+            raise ValueError(
+                f"`part` must be one of {self.parts}. Received: part={part!r}"
+            )
+        count = self.parts.index(part)
+        self.stem.trainable = False
+        for (stage, _), block in zip(
+            self._positions(), self.blocks, strict=True
+        ):
+            if stage < count:
+                block.trainable = False
+        if part == "backbone" and self.post_bn is not None:
+            self.post_bn.trainable = False
+
+    def freeze_batch_norm(self):
+        """Keeps all batch norms, parameters and statistics, as they are."""
+        for layer in self._flatten_layers():
+            if isinstance(layer, BatchNormalization):
+                layer.trainable = False
+
     def get_config(self):
         return {
             **super().get_config(),

@@ -261,6 +261,28 @@ def test_imagenet_comes_from_tfds_own_builder(tmp_path):
     assert "6 pictures to train on, 5 to evaluate on, 1000 classes" in output
 
 
+@pytest.mark.parametrize(
+    "flag", ["--freeze=backbone", "--backbone_lr_factor=0"]
+)
+def test_classifier_alone_is_trained(flag, tmp_path, capsys):
+    arguments = (f"--workdir={tmp_path}", "--steps=4", "--checkpoint_every=2")
+    status, _ = run_here(*arguments, flag, capsys=capsys)
+    assert status == 0
+    early, late = read_checkpoint(tmp_path, 2), read_checkpoint(tmp_path, 4)
+    moved = {
+        key
+        for key in early
+        if key.startswith("model/") and np.any(early[key] != late[key])
+    }
+    if flag.startswith("--backbone_lr_factor"):
+        # Statistics go on moving where only the rate is zero.
+        statistics = {key for key in moved if "moving" in key}
+        assert statistics
+        moved -= statistics
+    assert len(moved) == 2
+    assert all("head" in key for key in moved)
+
+
 @pytest.mark.parametrize("dialect", ["torch", "keras"])
 def test_run_starts_from_weights_of_others(tmp_path, dialect, capsys):
     """With a rate of zero, so that they can be found in the checkpoint."""
@@ -317,6 +339,7 @@ def test_run_starts_from_weights_of_others(tmp_path, dialect, capsys):
         (["--image_size=3"], "take at least 4"),
         (["--workdir=/proc/run"], "--workdir=/proc/run cannot be written"),
         (["--workdir=README.md"], "--workdir=README.md cannot be written"),
+        (["--freeze=stage4"], "It takes: none, stem, stage1, stage2, stage3"),
         (["--weights=none.h5"], "none.h5 is not a file"),
         (["--weights=imagenet"], "has no weights for resnet_tiny"),
         (["--weights=README.md"], "cannot be read as weights"),

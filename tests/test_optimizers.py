@@ -76,3 +76,16 @@ def test_cosine_ends_at_zero():
 def test_constant_stays():
     schedule = SCHEDULES["constant"](0.4, warmup_steps=10, steps=50)
     assert float(schedule(49)) == pytest.approx(0.4)
+
+
+def test_factors_slow_down_what_they_name():
+    variables = [
+        tf.keras.Variable(tf.ones([2, 2]), name=name)
+        for name in ("slow", "fast")
+    ]
+    optimizer = MomentumSGD(0.1, factors={variables[0].path: 0.1})
+    optimizer.build(variables)
+    for _ in range(3):
+        optimizer.apply([tf.ones([2, 2])] * 2)
+    slow, fast = (1 - np.asarray(v)[0, 0] for v in variables)
+    assert slow == pytest.approx(fast / 10, rel=1e-5)

@@ -331,3 +331,43 @@ def test_training_flag_reaches_every_batch_norm(name, images):
 def test_bad_arguments_are_named(options, named):
     with pytest.raises(ValueError, match=re.escape(named)):
         ResNet(**options)
+
+
+@pytest.mark.parametrize("part", ["stem", "stage1", "stage2", "backbone"])
+@pytest.mark.parametrize("preactivation", [False, True])
+def test_frozen_parts_do_not_move_by_a_bit(part, preactivation, images):
+    model = small_resnet(preactivation=preactivation, zero_last_gamma=False)
+    model.build(images.shape)
+    frozen = [model.stem]
+    if part != "stem":
+        frozen += [b for b in model.blocks if b.name[:6] <= part]
+    if part == "backbone":
+        frozen = [layer for layer in model.layers if layer is not model.head]
+    model.freeze(part)
+    before = {v.path: np.array(v) for v in model.variables}
+    with tf.GradientTape() as tape:
+        logits = model(images, training=True)
+        loss = tf.reduce_sum(tf.nn.log_softmax(logits)[:, 0])
+    variables = model.trainable_variables
+    optimizer = tf.keras.optimizers.SGD(0.1)
+    optimizer.apply(tape.gradient(loss, variables), variables)
+    kept = {v.path for layer in frozen for v in layer.variables}
+    for variable in model.variables:
+        same = np.array_equal(before[variable.path], np.asarray(variable))
+        assert same == (variable.path in kept), variable.path
+
+
+def test_frozen_batch_norm_does_not_move(images):
+    model = small_resnet(zero_last_gamma=False)
+    model.build(images.shape)
+    model.freeze_batch_norm()
+    before = {v.path: np.array(v) for v in model.variables}
+    model(images, training=True)
+    for variable in model.variables:
+        np.testing.assert_array_equal(before[variable.path], variable)
+    assert {v.name for v in model.trainable_variables} == {"kernel", "bias"}
+
+
+def test_parts_that_do_not_exist_are_named():
+    with pytest.raises(ValueError, match="part='stage3'"):
+        small_resnet().freeze("stage3")

@@ -104,6 +104,19 @@ flags.DEFINE_string(
     "classifier for another number of classes is replaced. Default: random "
     "weights.",
 )
+flags.DEFINE_string(
+    "freeze",
+    None,
+    "What training leaves as it is, weights and statistics: none, stem, "
+    "stage1 (and the stem), stage2 and so on, or backbone (all but the "
+    f"classifier). {FROM_RECIPE}",
+)
+flags.DEFINE_bool(
+    "frozen_batch_norm",
+    None,
+    "Leave parameters and statistics of all batch norms as they are. "
+    f"{FROM_RECIPE}",
+)
 flags.DEFINE_bool(
     "synchronized_batch_norm",
     None,
@@ -168,6 +181,13 @@ flags.DEFINE_float(
     "learning_rate",
     None,
     f"Highest learning rate, for this batch size. {FROM_RECIPE}",
+    lower_bound=0.0,
+)
+flags.DEFINE_float(
+    "backbone_lr_factor",
+    None,
+    "Factor on the learning rate of everything but the classifier. "
+    f"{FROM_RECIPE}",
     lower_bound=0.0,
 )
 flags.DEFINE_string("optimizer", None, f"{one_of(OPTIMIZERS)} {FROM_RECIPE}")
@@ -463,9 +483,31 @@ def build():
             dtype=FLAGS.precision,
         )
         model.build(input_shape(None))
-        optimizer = OPTIMIZERS[FLAGS.optimizer](schedule, FLAGS.weight_decay)
+        freeze(model)
+        optimizer = OPTIMIZERS[FLAGS.optimizer](
+            schedule, FLAGS.weight_decay, learning_rate_factors(model)
+        )
     trainer = Trainer(model, optimizer, strategy, FLAGS.label_smoothing)
     return Run(source, trainer, steps, max(round(steps_per_epoch), 1))
+
+
+def freeze(model):
+    """Keeps the part of the model that --freeze names as it is."""
+    if FLAGS.frozen_batch_norm:
+        model.freeze_batch_norm()
+    if FLAGS.freeze != "none":
+        choose("freeze", FLAGS.freeze, ["none", *model.parts])
+        model.freeze(FLAGS.freeze)
+
+
+def learning_rate_factors(model):
+    """Returns {path: factor} for the variables of the backbone."""
+    head = {variable.path for variable in model.head.variables}
+    return {
+        variable.path: FLAGS.backbone_lr_factor
+        for variable in model.trainable_variables
+        if variable.path not in head and FLAGS.backbone_lr_factor != 1
+    }
 
 
 def start_from_weights(model):

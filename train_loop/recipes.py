@@ -27,6 +27,9 @@ _COMMON = {
     "weight_decay": 1e-4,
     "label_smoothing": 0.1,
     "precision": "float32",
+    "freeze": "none",
+    "frozen_batch_norm": False,
+    "backbone_lr_factor": 1.0,
     "synchronized_batch_norm": False,
     "report_every": 100,
 }

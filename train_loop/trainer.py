@@ -100,7 +100,10 @@ class Trainer:
             if not variable.dtype.startswith(("float", "bfloat")):
                 continue
             values = self.strategy.experimental_local_results(variable.value)
-            variable.assign(tf.add_n(values) / len(values))
+            # In this form equal values, frozen ones say, stay what they are.
+            first, *others = values
+            differences = tf.add_n([other - first for other in others])
+            variable.assign(first + differences / len(values))
 
     def _train_step(self, batch):
         images, labels = batch

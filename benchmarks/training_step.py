@@ -1,0 +1,91 @@
+"""Times a training step in two forms against each other.
+
+The two take turns in one process, so that whatever else the machine does
+strikes both alike; the medians are compared.
+
+    python -m benchmarks.training_step --compare=fused_batch_norm
+    python -m benchmarks.training_step --compare=fused_batch_norm \
+        --precision=mixed_bfloat16
+    python -m benchmarks.training_step --compare=frozen_backbone
+"""
+
+import contextlib
+import statistics
+import time
+from unittest import mock
+
+import tensorflow as tf
+from absl import app, flags
+
+from resnet_layers import VARIANTS, BatchNormalization, ResNet
+from train_loop.optimizers import MomentumSGD
+from train_loop.trainer import Trainer
+
+FLAGS = flags.FLAGS
+
+# Name -> (what is done to the faster form, the context that the slower one is
+# traced in).
+COMPARISONS = {
+    "fused_batch_norm": (
+        lambda model: None,
+        mock.patch.object(BatchNormalization, "runs_fused", return_value=False),
+    ),
+    "frozen_backbone": (
+        lambda model: ResNet.freeze(model, "backbone"),
+        contextlib.nullcontext(),
+    ),
+}
+
+flags.DEFINE_enum(
+    "compare",
+    "fused_batch_norm",
+    list(COMPARISONS),
+    "fused_batch_norm: our batch norm against Keras's own; frozen_backbone: "
+    "training the classifier alone against training everything.",
+)
+flags.DEFINE_string("model", "resnet50", "A row of VARIANTS.")
+flags.DEFINE_string("precision", "float32", "Dtype policy of the model.")
+flags.DEFINE_integer("batch_size", 32, "Pictures per step.", lower_bound=1)
+flags.DEFINE_integer("image_size", 224, "Height and width.", lower_bound=1)
+flags.DEFINE_integer("rounds", 5, "Timed steps of each form.", lower_bound=1)
+
+
+def main(argv):
+    del argv
+    prepare, slower = COMPARISONS[FLAGS.compare]
+    steps = {"faster": training_step(prepare)}
+    with slower:
+        steps["slower"] = training_step(lambda model: None)
+    seconds = {form: [] for form in steps}
+    for _ in range(FLAGS.rounds):
+        for form, step in steps.items():
+            began = time.perf_counter()
+            step()
+            seconds[form].append(time.perf_counter() - began)
+    fast, slow = (statistics.median(seconds[form]) for form in steps)
+    print(
+        f"{FLAGS.compare}, {FLAGS.model}, {FLAGS.precision}: {fast:.2f} s "
+        f"against {slow:.2f} s per step of {FLAGS.batch_size}; "
+        f"{slow / fast:.2f} times as fast"
+    )
+
+
+def training_step(prepare):
+    """Returns a function that takes one training step, traced already."""
+    model = VARIANTS[FLAGS.model](dtype=FLAGS.precision)
+    shape = (FLAGS.batch_size, FLAGS.image_size, FLAGS.image_size, 3)
+    model.build(shape)
+    prepare(model)
+    trainer = Trainer(model, MomentumSGD(0.01), tf.distribute.get_strategy())
+    batch = tf.random.normal(shape), tf.zeros(FLAGS.batch_size, tf.int64)
+    iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
+
+    def step():
+        return int(trainer.train(iterator, tf.constant(1)))
+
+    step()
+    return step
+
+
+if __name__ == "__main__":
+    app.run(main)
