@@ -243,6 +243,14 @@ def test_pets_come_from_tfds_own_builder(tmp_path):
     output, _ = run(*common, "--steps=4")
     assert "from step 2" in output
     assert [r["step"] for r in read_metrics(tmp_path / "run")] == [2, 2, 4, 4]
+    output, _ = run(
+        f"--data_dir={tmp_path / 'data'}",
+        "--steps=2",
+        "--batch_size=2",
+        "--image_size=64",
+        program=("-m", "examples.segmentation"),
+    )
+    assert "step 2/2  loss" in output
 
 
 def test_imagenet_comes_from_tfds_own_builder(tmp_path):
