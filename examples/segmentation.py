@@ -26,7 +26,7 @@ NUM_CLASSES = 3
 
 
 def unet(num_classes):
-    """Returns a model from [batch, h, w, 3] to logits [batch, h, w, classes]."""
+    """Returns a model: pictures to logits [batch, height, width, classes]."""
     inputs = tf.keras.Input([None, None, 3])
     encoder = VARIANTS["resnet18"](num_classes=None)
     *skips, x = encoder.features(inputs)

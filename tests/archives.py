@@ -18,13 +18,13 @@ import PIL.Image
 BREEDS = ("Abyssinian", "beagle", "Persian")
 
 
-def encode(file_format, seed, channels=3):
-    """Returns the bytes of a picture file, of a size of its own."""
+def encode(file_format, seed, channels=3, scale=60):
+    """Returns the bytes of a picture of 1, 2 and 3 times a number."""
     random = np.random.default_rng(seed)
     height, width = random.integers(40, 80, 2)
     pixels = random.integers(1, 4, (height, width, channels), dtype="uint8")
     file = io.BytesIO()
-    PIL.Image.fromarray(pixels.squeeze() * 60).save(file, file_format)
+    PIL.Image.fromarray(pixels.squeeze() * scale).save(file, file_format)
     return file.getvalue()
 
 
@@ -50,7 +50,7 @@ def write_pets(directory, train=3, test=2):
             lists[part].append(f"{name} {labels[breed]} {species} 1\n")
             images[f"images/{name}.jpg"] = encode("jpeg", len(images))
             annotations[f"annotations/trimaps/{name}.png"] = encode(
-                "png", len(images), channels=1
+                "png", len(images), channels=1, scale=1
             )
             if part == "trainval":
                 annotations[f"annotations/xmls/{name}.xml"] = (
