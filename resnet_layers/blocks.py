@@ -83,7 +83,9 @@ class ResidualBlock(tf.keras.Model):
         self.attention = None
         if squeeze_excitation:
             self.attention = SqueezeExcitation(
-                dtype=self.dtype_policy, name="attention"
+                trainable=self.trainable,
+                dtype=self.dtype_policy,
+                name="attention",
             )
         self.drop = None
         if drop_rate:
@@ -208,9 +210,15 @@ class ResidualBlock(tf.keras.Model):
         return x
 
     def _conv(self, filters, kernel_size, strides=1, **kwargs):
-        # A dtype policy reaches the children only when it is passed to them.
+        # A dtype policy reaches the children only when it is passed to them,
+        # and so does being frozen, where they are created later.
         return PaddedConv2D(
-            filters, kernel_size, strides, dtype=self.dtype_policy, **kwargs
+            filters,
+            kernel_size,
+            strides,
+            trainable=self.trainable,
+            dtype=self.dtype_policy,
+            **kwargs,
         )
 
     def _last_conv(self, kernel_size, **kwargs):
@@ -227,6 +235,7 @@ class ResidualBlock(tf.keras.Model):
             momentum=self.norm_momentum,
             epsilon=self.norm_epsilon,
             synchronized=self.synchronized,
+            trainable=self.trainable,
             dtype=self.dtype_policy,
             **kwargs,
         )

@@ -14,8 +14,9 @@ class BatchNormalization(tf.keras.layers.BatchNormalization):
     numbers, moving statistics included, are Keras's.
 
     The kernel is used for 4-D, channels-last inputs in float32, bfloat16 or
-    float16 that are neither masked nor synchronised over replicas nor
-    renormalised. Everything else goes through Keras's own code.
+    float16, with float32 variables, that are neither masked nor synchronised
+    over replicas nor renormalised. Everything else goes through Keras's own
+    code.
 
     Args:
       momentum: weight of the old value in the moving statistics. 0.9 is what
@@ -40,6 +41,7 @@ class BatchNormalization(tf.keras.layers.BatchNormalization):
             and not self.synchronized
             and not self.renorm
             and tf.as_dtype(inputs.dtype).name in FUSED_DTYPES
+            and self.variable_dtype == "float32"
         )
 
     def call(self, inputs, training=None, mask=None):

@@ -104,12 +104,11 @@ class SqueezeExcitation(tf.keras.layers.Layer):
     def build(self, input_shape):
         channels = input_shape[-1]
         squeezed = max(8, int(channels * self.ratio + 4) // 8 * 8)
+        options = {"trainable": self.trainable, "dtype": self.dtype_policy}
         self.squeeze = tf.keras.layers.Dense(
-            squeezed, dtype=self.dtype_policy, name="squeeze"
+            squeezed, **options, name="squeeze"
         )
-        self.excite = tf.keras.layers.Dense(
-            channels, dtype=self.dtype_policy, name="excite"
-        )
+        self.excite = tf.keras.layers.Dense(channels, **options, name="excite")
         self.squeeze.build((input_shape[0], channels))
         self.excite.build((input_shape[0], squeezed))
 

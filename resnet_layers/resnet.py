@@ -72,6 +72,7 @@ class Stem(tf.keras.Model):
                 kernel_size,
                 row["strides"] if index == 0 else 1,
                 use_bias=preactivation and index == last,
+                trainable=self.trainable,
                 dtype=self.dtype_policy,
                 name=f"conv{index + 1}",
             )
@@ -82,6 +83,7 @@ class Stem(tf.keras.Model):
                 momentum=norm_momentum,
                 epsilon=norm_epsilon,
                 synchronized=synchronized,
+                trainable=self.trainable,
                 dtype=self.dtype_policy,
                 name=f"bn{index + 1}",
             )
@@ -240,6 +242,7 @@ class ResNet(tf.keras.Model):
             stem,
             preactivation,
             **norm,
+            trainable=trainable,
             dtype=self.dtype_policy,
             name="stem",
         )
@@ -253,6 +256,7 @@ class ResNet(tf.keras.Model):
                 preactivation=preactivation,
                 **norm,
                 **block_options,
+                trainable=trainable,
                 dtype=self.dtype_policy,
                 name=f"stage{stage + 1}_block{index + 1}",
             )
@@ -269,6 +273,7 @@ class ResNet(tf.keras.Model):
                 momentum=norm_momentum,
                 epsilon=norm_epsilon,
                 synchronized=synchronized,
+                trainable=trainable,
                 dtype=self.dtype_policy,
                 name="post_bn",
             )
@@ -281,6 +286,7 @@ class ResNet(tf.keras.Model):
                 kernel_initializer=tf.keras.initializers.RandomNormal(
                     stddev=0.01
                 ),
+                trainable=trainable,
                 dtype=self.dtype_policy.variable_dtype,
                 name="head",
             )

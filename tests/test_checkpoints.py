@@ -147,6 +147,19 @@ def test_old_checkpoints_are_removed(tmp_path):
     assert [step for step, _ in checkpoints.list()] == [4, 3]
 
 
+def test_rests_of_killed_writes_are_removed(tmp_path):
+    save_three(tmp_path)
+    (tmp_path / "checkpoint").unlink()
+    rest = tmp_path / "ckpt-40_temp"
+    rest.mkdir()
+    (rest / "part-00000-of-00001.index").touch()
+    checkpoints = Checkpoints(tmp_path, *make_parts(), keep=2)
+    assert checkpoints.restore() == 30
+    assert not rest.exists()
+    checkpoints.save(40)
+    assert [step for step, _ in checkpoints.list()] == [40, 30]
+
+
 def test_replicas_start_from_the_same_statistics(tmp_path, two_replicas):
     with two_replicas.scope():
         parts = make_parts()

@@ -106,6 +106,8 @@ def test_epsilon_is_not_raised():
         ({"synchronized": True}, (4, 5, 3, 6), "float32"),
         ({"dtype": "float64"}, (4, 5, 3, 6), "float64"),
         ({"renorm": True}, (4, 5, 3, 6), "float32"),
+        ({"dtype": "bfloat16"}, (4, 5, 3, 6), "bfloat16"),
+        ({"dtype": "float16"}, (4, 5, 3, 6), "float16"),
     ],
     ids=str,
 )

@@ -227,6 +227,22 @@ def test_keras_file_round_trip(make_layer, images, tmp_path):
     assert type(loaded.layers[1]) is type(layer)
 
 
+@pytest.mark.parametrize("name", [n for n in LAYERS if n != "conv"])
+def test_frozen_layer_comes_back_frozen(name, images, tmp_path):
+    inputs = tf.keras.Input(images.shape[1:])
+    layer = LAYERS[name]()
+    model = tf.keras.Model(inputs, layer(inputs))
+    layer.trainable = False
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    before = [np.array(v) for v in loaded.variables if "draws" not in v.path]
+    loaded(images, training=True)
+    assert not loaded.trainable_variables
+    after = [np.array(v) for v in loaded.variables if "draws" not in v.path]
+    for value, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
 def test_resnet_itself_round_trips_through_a_keras_file(images, tmp_path):
     model = small_resnet()
     model(images)

@@ -6,6 +6,7 @@ data order and augmentation follow from the step, see `pipeline.py`.
 
 import pathlib
 import re
+import shutil
 
 import tensorflow as tf
 
@@ -26,6 +27,7 @@ class Checkpoints:
     def __init__(self, directory, model, optimizer, warn=print, keep=3):
         self.directory = pathlib.Path(directory)
         self.warn = warn
+        self.keep = keep
         # Every variable by itself: the walk over attributes that
         # tf.train.Checkpoint does misses layers kept in lists and dicts.
         self._checkpoint = tf.train.Checkpoint(
@@ -43,6 +45,11 @@ class Checkpoints:
         that a kill in between leaves the earlier checkpoints as they were.
         """
         self._manager.save(checkpoint_number=step)
+        # The manager forgets what an earlier process wrote, once its own file
+        # is lost.
+        for _, prefix in self.list()[self.keep :]:
+            for path in self.directory.glob(f"{pathlib.Path(prefix).name}.*"):
+                path.unlink()
 
     def restore(self):
         """Reads the newest checkpoint that can be read.
@@ -53,6 +60,8 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, and none of them can be read.
         """
+        for unfinished in self.directory.glob("ckpt-*_temp"):
+            shutil.rmtree(unfinished)
         prefixes = self.list()
         for step, prefix in prefixes:
             try:

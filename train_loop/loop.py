@@ -1,5 +1,6 @@
 """This file answers: what happens between the steps?"""
 
+import math
 import sys
 import time
 from typing import NamedTuple
@@ -40,7 +41,7 @@ def train(
     Raises:
       UserError: the loss or the gradients are not finite any more.
     """
-    step = trainer.step
+    step = saved = trainer.step
     while step < steps:
         # Numbers are always reported before a save, so that no half-counted
         # average has to survive a restart.
@@ -49,11 +50,7 @@ def train(
         for num_steps in _pieces(stop - step, bar):
             broken_step = int(trainer.train(iterator, num_steps))
             if broken_step >= 0:
-                raise UserError(
-                    f"the loss is not finite at step {broken_step} of {steps}; "
-                    "the checkpoints before it are untouched. Try a lower "
-                    "--learning_rate or a longer --warmup_epochs"
-                )
+                raise _diverged(broken_step, steps, saved)
             loss = float(trainer.loss.result())
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         seconds = time.perf_counter() - began
@@ -64,9 +61,27 @@ def train(
 
         trainer.average_statistics()
         if step % cadence.evaluate == 0 or step == steps:
-            report(step, "eval", evaluate())
+            measured = evaluate()
+            if not math.isfinite(measured["loss"]):
+                raise _diverged(step, steps, saved)
+            report(step, "eval", measured)
         if step % cadence.save == 0 or step == steps:
+            # The last update may have broken what the loss before it was
+            # computed from.
+            if not trainer.is_finite():
+                raise _diverged(step, steps, saved)
             save(step)
+            saved = step
+
+
+def _diverged(step, steps, saved):
+    kept = f"the checkpoint of step {saved} is kept"
+    if saved == 0:
+        kept = "there is no checkpoint yet"
+    return UserError(
+        f"the loss is not finite at step {step} of {steps}; {kept}. Try a "
+        "lower --learning_rate or a longer --warmup_epochs"
+    )
 
 
 def evaluate(trainer, batches, num_steps, bar):

@@ -88,6 +88,15 @@ class Trainer:
             )
         return results
 
+    def is_finite(self):
+        """Tells whether all numbers that a checkpoint would hold are finite."""
+        variables = [*self.model.variables, *self.optimizer.variables]
+        return all(
+            bool(tf.reduce_all(tf.math.is_finite(variable.value)))
+            for variable in variables
+            if is_float(variable)
+        )
+
     def average_statistics(self):
         """Gives all replicas the mean of their batch-norm statistics.
 
@@ -97,7 +106,7 @@ class Trainer:
         if self.strategy.num_replicas_in_sync == 1:
             return
         for variable in self.model.non_trainable_variables:
-            if not variable.dtype.startswith(("float", "bfloat")):
+            if not is_float(variable):
                 continue
             values = self.strategy.experimental_local_results(variable.value)
             # In this form equal values, frozen ones say, stay what they are.
@@ -136,6 +145,11 @@ class Trainer:
         self.accuracy.update_state(
             is_correct(labels, logits), sample_weight=weights
         )
+
+
+def is_float(variable):
+    """Tells a Keras variable of real numbers from a counter."""
+    return tf.as_dtype(variable.dtype).is_floating
 
 
 def cross_entropy(labels, logits, label_smoothing=0.0):
