@@ -176,7 +176,10 @@ def find_weights(name, variant):
             f"https://huggingface.co/{name}",
             lambda: hf_hub_download(name, "model.safetensors"),
         )
-    return pathlib.Path(name)
+    path = pathlib.Path(name).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"{path} is not a file")
+    return path
 
 
 def _download(url, download):

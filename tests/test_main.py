@@ -1,9 +1,11 @@
 """The command line, as a user starts it."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +16,11 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
-from archives import write_imagenet, write_pets
+from archives import encode, write_imagenet, write_pets
 from tensorboard.backend.event_processing import plugin_event_accumulator
 
 from resnet_layers import VARIANTS, save_safetensors
-from train_loop import main
+from train_loop import main, preprocessing
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULE = ("-m", "train_loop.main")
@@ -59,6 +61,16 @@ def run_here(*arguments, capsys):
             status = 1
             print(error, file=sys.stderr)
     return status, capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def settled(*arguments):
+    """Gives the flags the values that a run with these arguments has."""
+    with flagsaver.flagsaver():
+        main.FLAGS.unparse_flags()
+        main.parse_flags(["main", *arguments])
+        main.settle_flags(None)
+        yield
 
 
 def read_metrics(workdir):
@@ -173,6 +185,101 @@ def test_evaluate_measures_what_the_run_reported(finished):
     for name in ("loss", "accuracy"):
         assert report[name] == last[name]
     assert "accuracy" in output
+
+
+def test_flags_reach_the_parts_they_speak_of():
+    with settled(
+        "--weight_decay=0.003",
+        "--label_smoothing=0.2",
+        "--precision=mixed_bfloat16",
+        "--synchronized_batch_norm",
+        "--epochs=10",
+        "--warmup_epochs=2",
+        "--learning_rate=0.7",
+    ):
+        trainer, steps = main.build()[1:3]
+    assert trainer.optimizer.l2 == 0.003
+    assert trainer.label_smoothing == 0.2
+    assert trainer.model.compute_dtype == "bfloat16"
+    assert trainer.model.synchronized
+    assert trainer.strategy.num_replicas_in_sync == 2
+    assert steps == round(10 * 1437 / 64)
+    schedule = trainer.optimizer._learning_rate
+    rates = [float(schedule(step)) for step in (0, 45, steps)]
+    assert rates == pytest.approx([0, 0.7, 0], abs=1e-6)
+
+
+def test_short_runs_do_not_warm_up_for_ever():
+    with settled("--strategy=one_device", "--steps=10", "--learning_rate=0.4"):
+        trainer, steps = main.build()[1:3]
+    assert (steps, trainer.strategy.num_replicas_in_sync) == (10, 1)
+    schedule = trainer.optimizer._learning_rate
+    rates = [float(schedule(step)) for step in (0, 5, 10)]
+    assert rates == pytest.approx([0, 0.4, 0], abs=1e-6)
+
+
+def test_seed_draws_weights_and_order():
+    kernels, batches = [], []
+    for seed in (0, 0, 1):
+        with settled(f"--seed={seed}", "--strategy=one_device"):
+            built = main.build()
+            kernels.append(np.array(built.trainer.model.head.kernel))
+            images, _ = next(iter(main.training_batches(built, 0)))
+            batches.append(images.numpy())
+    for values in (kernels, batches):
+        np.testing.assert_array_equal(values[0], values[1])
+        assert np.any(values[0] != values[2])
+
+
+def test_pictures_are_prepared_as_the_flags_say():
+    encoded = encode("jpeg", 0)
+    common = ("--image_size=32", "--crop_fraction=0.5", "--normalization=caffe")
+    with settled(*common, "--augment="):
+        plain = main.prepare_for_training(encoded, [1, 2])
+        evaluated = main.prepare_for_evaluation(encoded)
+    expected = preprocessing.normalize(
+        preprocessing.center_crop(encoded, 32, 0.5), "caffe"
+    )
+    np.testing.assert_array_equal(plain, expected)
+    np.testing.assert_array_equal(evaluated, expected)
+    for names in (["random_resized_crop"], ["flip"], ["shift", "flip"]):
+        with settled(*common, f"--augment={','.join(names)}"):
+            results = [
+                main.prepare_for_training(encoded, [1, index]).numpy()
+                for index in range(12)
+            ]
+            again = main.prepare_for_training(encoded, [1, 3])
+        np.testing.assert_array_equal(results[3], again)
+        assert len({result.tobytes() for result in results}) > 1
+
+
+def test_digits_are_learned(tmp_path):
+    run(f"--workdir={tmp_path}")
+    last = read_metrics(tmp_path)[-1]
+    assert (last["step"], last["split"]) == (898, "eval")
+    assert last["accuracy"] >= 0.985
+
+
+def test_interrupted_run_says_how_to_go_on(tmp_path):
+    process = start(*SHORT, f"--workdir={tmp_path}")
+    while not list((tmp_path / "checkpoints").glob("*.index")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert f"--workdir={tmp_path} goes on" in errors.splitlines()[-1]
+
+
+def test_run_can_be_made_longer(finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    workdir = f"--workdir={tmp_path}"
+    status, _ = run_here(
+        workdir, "--epochs=3", "--strategy=one_device", capsys=capsys
+    )
+    assert status == 0
+    assert read_metrics(tmp_path)[-1]["step"] == round(3 * 1437 / 64)
 
 
 def kill_once_past(process, workdir, step):
@@ -348,6 +455,9 @@ def test_run_starts_from_weights_of_others(tmp_path, dialect, capsys):
         (["--workdir=/proc/run"], "--workdir=/proc/run cannot be written"),
         (["--workdir=README.md"], "--workdir=README.md cannot be written"),
         (["--freeze=stage4"], "It takes: none, stem, stage1, stage2, stage3"),
+        (["--seed=-1"], "--seed=-1"),
+        (["--epochs=nan"], "--epochs=nan is not a number"),
+        ([f"--workdir={'x' * 300}"], "cannot be written"),
         (["--weights=none.h5"], "none.h5 is not a file"),
         (["--weights=imagenet"], "has no weights for resnet_tiny"),
         (["--weights=README.md"], "cannot be read as weights"),
@@ -371,7 +481,14 @@ def test_mistakes_are_one_clear_line(arguments, expected, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "argument", ["--model=resnet18", "--dataset=oxford_iiit_pet"]
+    "argument",
+    [
+        "--model=resnet18",
+        "--dataset=oxford_iiit_pet",
+        "--batch_size=32",
+        "--seed=3",
+        "--weights=README.md",
+    ],
 )
 def test_run_is_not_mixed_with_another(finished, capsys, argument):
     workdir = finished[0]
@@ -389,20 +506,25 @@ def test_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, capsys):
         f"--workdir={tmp_path}",
         "--steps=20",
         "--report_every=2",
-        "--checkpoint_every=4",
+        "--checkpoint_every=1",
         "--batch_size=8",
-        "--learning_rate=1e5",
-        "--warmup_epochs=0.5",
+        "--warmup_epochs=0.1",
     )
-    status, errors = run_here(*flags_of_run, capsys=capsys)
+    status, errors = run_here(
+        *flags_of_run, "--learning_rate=1e12", capsys=capsys
+    )
     assert status == 1
     *_, line = errors.splitlines()
     [step] = re.findall(r"not finite at step (\d+) of 20", line)
-    saved = sorted(
+    saved = max(
         int(path.stem.removeprefix("ckpt-"))
         for path in (tmp_path / "checkpoints").glob("*.index")
     )
-    assert all(number < int(step) for number in saved)
+    assert saved < int(step)
+    assert f"the checkpoint of step {saved} is kept" in line
+    for key, value in read_checkpoint(tmp_path, saved).items():
+        assert np.all(np.isfinite(value)), key
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_every_flag_has_help():

@@ -46,7 +46,7 @@ class Source(NamedTuple):
 def digits(data_dir=None, manual_dir=None):
     """Returns scikit-learn's 1,797 handwritten digits, 8 x 8, as PNG files.
 
-    Every fifth picture of each class is held out for evaluation.
+    A fifth of each class, drawn once and for all, is held out for evaluation.
 
     Source: Alpaydin and Kaynak, 1998, UCI machine learning repository.
     """

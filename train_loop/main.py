@@ -26,7 +26,10 @@ import datetime
 import difflib
 import functools
 import json
+import math
+import os
 import pathlib
+import shlex
 import sys
 import tempfile
 import time
@@ -154,8 +157,9 @@ flags.DEFINE_string(
 flags.DEFINE_list(
     "augment",
     None,
-    "What varies the training pictures, in order, with commas between; empty "
-    f"for nothing. Any of: {', '.join(AUGMENT_NAMES)}. {FROM_RECIPE}",
+    "What varies the training pictures, in order after a crop, with commas "
+    f"between; empty for nothing. Any of: {', '.join(AUGMENT_NAMES)}. "
+    f"{FROM_RECIPE}",
 )
 
 # How to train.
@@ -195,7 +199,8 @@ flags.DEFINE_string("schedule", None, f"{one_of(SCHEDULES)} {FROM_RECIPE}")
 flags.DEFINE_float(
     "warmup_epochs",
     None,
-    f"Epochs in which the learning rate rises from 0. {FROM_RECIPE}",
+    "Epochs in which the learning rate rises from 0; at most half of the run. "
+    f"{FROM_RECIPE}",
     lower_bound=0.0,
 )
 flags.DEFINE_float(
@@ -211,7 +216,13 @@ flags.DEFINE_float(
     lower_bound=0.0,
     upper_bound=1.0,
 )
-flags.DEFINE_integer("seed", 0, "All randomness derives from it.")
+flags.DEFINE_integer(
+    "seed",
+    0,
+    "All randomness derives from it.",
+    lower_bound=0,
+    upper_bound=2**31 - 1,
+)
 
 # Where to compute.
 flags.DEFINE_string("strategy", "mirrored", one_of(STRATEGIES))
@@ -243,14 +254,24 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "checkpoint_every",
     None,
-    "Steps between two checkpoints. Default: the recipe's, or an epoch.",
+    "Steps between two checkpoints. Default: the recipe's, or an epoch, at "
+    "most 500.",
     lower_bound=1,
 )
 
 # What a run is not told by its flags.txt.
 NOT_OF_THE_RUN = ("mode", "workdir")
-# What an existing run cannot change.
-FIXED = ("dataset", "recipe", "model", "image_size", "optimizer")
+# What an existing run cannot change: its data, their order and its variables.
+FIXED = (
+    "dataset",
+    "recipe",
+    "model",
+    "weights",
+    "image_size",
+    "batch_size",
+    "optimizer",
+    "seed",
+)
 # What a flag may name.
 CHOICES = {
     "dataset": DATASETS,
@@ -291,24 +312,37 @@ def main(argv):
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = f"; --workdir={FLAGS.workdir} goes on" if FLAGS.workdir else ""
-        print(f"error: stopped by the keyboard{hint}", file=sys.stderr)
+        print(f"error: stopped by the keyboard{way_on()}", file=sys.stderr)
         return 130
     return 0
 
 
+def way_on():
+    """Tells how to go on with a run that was stopped."""
+    if not FLAGS.workdir:
+        return ""
+    workdir = pathlib.Path(FLAGS.workdir)
+    if not any((workdir / "checkpoints").glob("*.index")):
+        return "; there is no checkpoint yet"
+    quoted = shlex.quote(FLAGS.workdir)
+    return f"; --workdir={quoted} goes on from the last checkpoint"
+
+
 def train():
     """Trains until the last step, from the last checkpoint where one is."""
-    FLAGS.workdir = FLAGS.workdir or new_workdir()
+    FLAGS.workdir = os.path.expanduser(FLAGS.workdir or new_workdir())
     workdir = pathlib.Path(FLAGS.workdir)
-    settle_flags(workdir)
     check_writable(workdir)
+    settle_flags(workdir)
+    weights = None
+    if FLAGS.weights and not (workdir / "flags.txt").is_file():
+        weights = find_weights_file()
     run = build()
     trainer, steps = run.trainer, run.steps
     checkpoints = open_checkpoints(workdir, trainer)
     start = checkpoints.restore()
     if start == 0 and FLAGS.weights:
-        start_from_weights(trainer.model)
+        start_from_weights(trainer.model, weights or find_weights_file())
     write_flags(workdir)
     began = time.perf_counter()
     describe(run, start)
@@ -336,7 +370,7 @@ def train():
             loop.Cadence(
                 FLAGS.report_every,
                 FLAGS.evaluate_every or run.steps_per_epoch,
-                FLAGS.checkpoint_every or run.steps_per_epoch,
+                FLAGS.checkpoint_every or min(run.steps_per_epoch, 500),
             ),
             evaluate=functools.partial(measure, run),
             save=checkpoints.save,
@@ -344,10 +378,13 @@ def train():
             bar=bar,
         )
     print(final_table(workdir, run))
-    print(f"Trained for {time.perf_counter() - began:.0f} s.")
+    if start >= steps:
+        print(f"Nothing was left to do: the run is at step {start} of {steps}.")
+    else:
+        print(f"Trained for {time.perf_counter() - began:.0f} s.")
     print(
         f"The run's files are in {workdir}; look at them with: "
-        f"tensorboard --logdir={workdir}"
+        f"tensorboard --logdir={shlex.quote(str(workdir))}"
     )
 
 
@@ -355,7 +392,8 @@ def evaluate():
     """Measures the last checkpoint of a run on the evaluation split."""
     if FLAGS.workdir is None:
         raise UserError("--mode=evaluate needs the --workdir of a run")
-    workdir = pathlib.Path(FLAGS.workdir)
+    workdir = pathlib.Path(FLAGS.workdir).expanduser()
+    check_writable(workdir)
     if not (workdir / "flags.txt").is_file():
         raise UserError(
             f"{workdir} is not the folder of a run: it has no flags.txt"
@@ -385,7 +423,7 @@ def evaluate():
 
 def summarize():
     """Prints what the model costs, at the size of the pictures."""
-    settle_flags(pathlib.Path(FLAGS.workdir or ""))
+    settle_flags(pathlib.Path(FLAGS.workdir) if FLAGS.workdir else None)
     check_image_size()
     model = VARIANTS[FLAGS.model](dtype=FLAGS.precision)
     model.build(input_shape(None))
@@ -403,38 +441,65 @@ MODES = {"train": train, "evaluate": evaluate, "summary": summarize}
 def settle_flags(workdir):
     """Gives every flag its value: the user's, the run's or the recipe's.
 
+    Args:
+      workdir: folder of a run that may exist already, or None.
+
     Raises:
       UserError: a value is none of those possible, or an existing run was
         made with another one.
     """
-    path = workdir / "flags.txt"
-    earlier = {}
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            name, _, value = line.removeprefix("--").partition("=")
-            earlier[name] = value
+    earlier = read_flags(workdir / "flags.txt") if workdir else {}
+    check_choices()
     for name in FIXED:
         given = FLAGS[name]
-        made_with = earlier.get(name, str(given.value))
-        if given.present and str(given.value) != made_with:
+        value = str(given.value)
+        if name == "recipe" and value == "auto":
+            continue
+        made_with = earlier.get(name, value if not earlier else "None")
+        if given.present and value != made_with:
             raise UserError(
                 f"{workdir} is a run with --{name}={made_with}, and "
-                f"--{name}={given.value} was given; leave the flag out to "
-                "go on with that run, or name another --workdir"
+                f"--{name}={value} was given; leave the flag out to go on with "
+                "that run, or name another --workdir"
             )
-    for name, value in earlier.items():
-        if name in FLAGS:
+    if FLAGS["epochs"].present and not FLAGS["steps"].present:
+        earlier.pop("steps", None)
+    set_defaults(earlier)
+    if FLAGS.recipe == "auto":
+        FLAGS.recipe = FLAGS.dataset
+    recipe = RECIPES[FLAGS.recipe].flags
+    set_defaults({k: v for k, v in recipe.items() if k not in earlier})
+    check_choices()
+
+
+def read_flags(path):
+    """Returns {name: text} of a flags.txt, empty where there is none."""
+    if not path.is_file():
+        return {}
+    lines = path.read_text().splitlines()
+    pairs = (line.removeprefix("--").partition("=") for line in lines)
+    return {name: value for name, _, value in pairs if name in FLAGS}
+
+
+def set_defaults(values):
+    """Sets flags that were not given on the command line."""
+    for name, value in values.items():
+        try:
             FLAGS.set_default(name, value)
-    choose("dataset", FLAGS.dataset, DATASETS)
-    choose("recipe", FLAGS.recipe, CHOICES["recipe"])
-    recipe = FLAGS.dataset if FLAGS.recipe == "auto" else FLAGS.recipe
-    for name, value in RECIPES[recipe].flags.items():
-        if name not in earlier:
-            FLAGS.set_default(name, value)
+        except flags.Error as error:
+            raise UserError(f"flags.txt of the run: {error}") from error
+
+
+def check_choices():
+    """Raises UserError for a flag with a value that does not exist."""
     for name, choices in CHOICES.items():
         value = FLAGS[name].value
         for item in value if isinstance(value, list) else [value]:
-            choose(name, item, choices)
+            if item is not None:
+                choose(name, item, choices)
+    for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__]):
+        if isinstance(flag.value, float) and not math.isfinite(flag.value):
+            raise UserError(f"--{flag.name}={flag.value} is not a number")
 
 
 def choose(flag, given, choices):
@@ -465,7 +530,7 @@ def build():
         )
     check_image_size()
     source = DATASETS[FLAGS.dataset](
-        data_dir=FLAGS.data_dir, manual_dir=FLAGS.manual_dir
+        data_dir=absolute(FLAGS.data_dir), manual_dir=absolute(FLAGS.manual_dir)
     )
     steps_per_epoch = source.train.num_examples / FLAGS.batch_size
     steps = FLAGS.steps
@@ -473,7 +538,10 @@ def build():
         steps = round(FLAGS.epochs * steps_per_epoch)
     schedule = SCHEDULES[FLAGS.schedule](
         FLAGS.learning_rate,
-        warmup_steps=round(FLAGS.warmup_epochs * steps_per_epoch),
+        # A short trial shall not spend itself on warming up.
+        warmup_steps=min(
+            round(FLAGS.warmup_epochs * steps_per_epoch), steps // 2
+        ),
         steps=steps,
     )
     with strategy.scope():
@@ -510,10 +578,17 @@ def learning_rate_factors(model):
     }
 
 
-def start_from_weights(model):
-    """Reads --weights, and the normalisation that belongs to them."""
+def find_weights_file():
+    """Returns the path of the file that --weights names."""
     try:
-        path = find_weights(FLAGS.weights, FLAGS.model)
+        return find_weights(FLAGS.weights, FLAGS.model)
+    except WeightsError as error:
+        raise UserError(f"--weights={FLAGS.weights}: {error}") from error
+
+
+def start_from_weights(model, path):
+    """Reads weights, and the normalisation that belongs to them."""
+    try:
         loaded = load_weights(model, path, replace_head=True)
     except WeightsError as error:
         raise UserError(f"--weights={FLAGS.weights}: {error}") from error
@@ -622,12 +697,20 @@ def new_workdir():
     return f"runs/{FLAGS.dataset}-{now}"
 
 
+def absolute(folder):
+    """Returns a folder's full path, or None for None."""
+    return folder and os.path.abspath(os.path.expanduser(folder))
+
+
 def check_writable(workdir):
     """Finds out before any long work, and without leaving a trace."""
-    existing = next(
-        path for path in (workdir, *workdir.absolute().parents) if path.exists()
-    )
+    existing = workdir
     try:
+        existing = next(
+            path
+            for path in (workdir, *workdir.absolute().parents)
+            if path.exists()
+        )
         tempfile.TemporaryDirectory(dir=existing).cleanup()
     except OSError as error:
         raise UserError(
@@ -659,6 +742,10 @@ def run_flags():
         for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__])
         if flag.name not in NOT_OF_THE_RUN and flag.value is not None
     }
+    for name in ("data_dir", "manual_dir"):
+        if name in values:
+            # Whoever goes on may stand in another folder.
+            values[name] = absolute(values[name])
     return {
         name: ",".join(value) if isinstance(value, list) else str(value)
         for name, value in values.items()
