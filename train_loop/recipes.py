@@ -44,7 +44,7 @@ RECIPES = {
             "crop_fraction": 1.0,
             "augment": ["shift"],
             "batch_size": 64,
-            "epochs": 40.0,
+            "epochs": 60.0,
             "learning_rate": 0.1,
             "weight_decay": 5e-4,
             "report_every": 50,
@@ -52,7 +52,7 @@ RECIPES = {
             "checkpoint_every": 150,
         },
         source="This project.",
-        expected="99.6 % of the held-out pictures, mean of 3 seeds.",
+        expected="99.4 % of the held-out pictures, mean of 3 seeds.",
     ),
     "oxford_iiit_pet": Recipe(
         flags={
