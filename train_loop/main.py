@@ -767,6 +767,11 @@ def describe(run, start):
         f"{strategy.num_replicas_in_sync} replica(s), {FLAGS.precision}, from "
         f"step {start:,}"
     )
+    recipe = RECIPES[FLAGS.recipe]
+    print(
+        f"Recipe {FLAGS.recipe}, if left as it is: {recipe.expected} Source: "
+        f"{recipe.source}"
+    )
 
 
 def final_table(workdir, run):
