@@ -356,10 +356,9 @@ class ResNet(tf.keras.Model):
             self.build(inputs.shape)
         x = self.stem(inputs, training=training)
         maps = []
-        for (stage, index), block in zip(
-            self._positions(), self.blocks, strict=True
-        ):
-            if (stage, index) in self._boundaries():
+        boundaries = self._boundaries()
+        for position, block in zip(self._positions(), self.blocks, strict=True):
+            if position in boundaries:
                 maps.append(x)
             x = block(x, training=training)
         if self.post_bn is not None:
@@ -450,9 +449,10 @@ class ResNet(tf.keras.Model):
                 f"the stem. Received: output_stride={self.output_stride!r}"
             )
         spacings = []
+        boundaries = self._boundaries()
         for position in self._positions():
             spacing = {"dilation": dilation}
-            if position in self._boundaries():
+            if position in boundaries:
                 if reduction * 2 <= limit:
                     reduction *= 2
                     spacing["strides"] = 2

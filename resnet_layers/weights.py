@@ -131,9 +131,8 @@ def load_weights(model, path, replace_head=False):
         else:
             tensors, find_targets = _read_keras_h5(path), keras_targets
     except (OSError, KeyError) as error:
-        reason = " ".join(str(error).split())
         raise WeightsError(
-            f"{path} cannot be read as weights: {reason[:200]}"
+            f"{path} cannot be read as weights: {_one_line(error)}"
         ) from error
     head_used = _assign(model, path, tensors, find_targets, replace_head)
     dialect = "torch" if find_targets is torch_targets else "keras"
@@ -187,9 +186,8 @@ def _download(url, download):
         return pathlib.Path(download())
     # Keras raises plain exceptions, and the hub a dozen kinds.
     except Exception as error:
-        reason = " ".join(str(error).split())
         raise WeightsError(
-            f"{url} could not be downloaded ({reason[:200]}); on a machine "
+            f"{url} could not be downloaded ({_one_line(error)}); on a machine "
             "that reaches it download the file, and name its path"
         ) from error
 
@@ -419,10 +417,13 @@ def _load_own(model, path):
         else:
             model.load_weights(path)
     except ValueError as error:
-        reason = " ".join(str(error).split())
         raise WeightsError(
-            f"{path} does not fit {model.name}: {reason[:200]}"
+            f"{path} does not fit {model.name}: {_one_line(error)}"
         ) from error
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:200]
 
 
 def _text(name):
