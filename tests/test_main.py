@@ -20,7 +20,7 @@ from archives import encode, write_imagenet, write_pets
 from tensorboard.backend.event_processing import plugin_event_accumulator
 
 from resnet_layers import VARIANTS, save_safetensors
-from train_loop import main, preprocessing
+from train_loop import main, preprocessing, settings
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULE = ("-m", "train_loop.main")
@@ -54,9 +54,9 @@ def run(*arguments, program=MODULE):
 def run_here(*arguments, capsys):
     """Runs in this process; returns the exit status and standard error."""
     with flagsaver.flagsaver():
-        main.FLAGS.unparse_flags()
+        settings.FLAGS.unparse_flags()
         try:
-            status = main.main(main.parse_flags(["main", *arguments]))
+            status = main.main(settings.parse(["main", *arguments]))
         except SystemExit as error:
             status = 1
             print(error, file=sys.stderr)
@@ -67,9 +67,9 @@ def run_here(*arguments, capsys):
 def settled(*arguments):
     """Gives the flags the values that a run with these arguments has."""
     with flagsaver.flagsaver():
-        main.FLAGS.unparse_flags()
-        main.parse_flags(["main", *arguments])
-        main.settle_flags(None)
+        settings.FLAGS.unparse_flags()
+        settings.parse(["main", *arguments])
+        settings.settle(None)
         yield
 
 
@@ -528,5 +528,5 @@ def test_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, capsys):
 
 
 def test_every_flag_has_help():
-    for flag in flags.FLAGS.get_key_flags_for_module(main):
+    for flag in flags.FLAGS.get_key_flags_for_module(settings):
         assert flag.help, flag.name

@@ -23,10 +23,8 @@ A recipe sets everything about training that is not given as a flag.
 
 import contextlib
 import datetime
-import difflib
 import functools
 import json
-import math
 import os
 import pathlib
 import shlex
@@ -45,6 +43,7 @@ from train_loop import (
     pipeline,
     preprocessing,
     reports,
+    settings,
     summary,
 )
 from train_loop.augment import AUGMENTATIONS
@@ -52,238 +51,14 @@ from train_loop.checkpoints import Checkpoints
 from train_loop.datasets import DATASETS, Source
 from train_loop.optimizers import OPTIMIZERS, SCHEDULES
 from train_loop.recipes import RECIPES
+from train_loop.settings import FLAGS
 from train_loop.strategies import STRATEGIES, split_cpu
 from train_loop.trainer import Trainer
 
-FLAGS = flags.FLAGS
-FROM_RECIPE = "Default: the recipe's."
-PRECISIONS = ("float32", "mixed_bfloat16")
-AUGMENT_NAMES = (*preprocessing.TRAINING_CROPS, *AUGMENTATIONS)
 NUM_GRID_IMAGES = 16
 
-
-def one_of(names):
-    return f"One of: {', '.join(names)}."
-
-
-# What to do, and with what.
-flags.DEFINE_string(
-    "mode",
-    "train",
-    "One of: train, evaluate (measure the last checkpoint of --workdir), "
-    "summary (print what --model costs at --image_size).",
-)
-flags.DEFINE_string("dataset", "digits", one_of(DATASETS))
-flags.DEFINE_string(
-    "data_dir",
-    None,
-    "Where TFDS keeps prepared data. Default: TFDS's own (TFDS_DATA_DIR, or "
-    "tensorflow_datasets in the home directory).",
-)
-flags.DEFINE_string(
-    "manual_dir",
-    None,
-    "Where files are that TFDS cannot download, such as ImageNet's. Default: "
-    "downloads/manual in data_dir.",
-)
-flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder for everything that the run writes. An existing run goes on from "
-    "its last checkpoint, with its own flags. Default: a new folder in runs/.",
-)
-flags.DEFINE_string(
-    "recipe", "auto", f"{one_of(['auto', *RECIPES])} auto: the dataset's own."
-)
-
-# The model.
-flags.DEFINE_string("model", None, f"{one_of(VARIANTS)} {FROM_RECIPE}")
-flags.DEFINE_string(
-    "weights",
-    None,
-    "What to start from: a file (.safetensors of torchvision or timm, .h5 of "
-    "keras.applications, .keras or .weights.h5 of ours), imagenet (downloads "
-    "keras.applications' file) or timm/NAME (from the Hugging Face hub). A "
-    "classifier for another number of classes is replaced. Default: random "
-    "weights.",
-)
-flags.DEFINE_string(
-    "freeze",
-    None,
-    "What training leaves as it is, weights and statistics: none, stem, "
-    "stage1 (and the stem), stage2 and so on, or backbone (all but the "
-    f"classifier). {FROM_RECIPE}",
-)
-flags.DEFINE_bool(
-    "frozen_batch_norm",
-    None,
-    "Leave parameters and statistics of all batch norms as they are. "
-    f"{FROM_RECIPE}",
-)
-flags.DEFINE_bool(
-    "synchronized_batch_norm",
-    None,
-    "Batch statistics over all replicas: slower, and right for few pictures "
-    f"per replica. {FROM_RECIPE}",
-)
-flags.DEFINE_string(
-    "precision",
-    None,
-    f"{one_of(PRECISIONS)} Variables and loss stay float32. {FROM_RECIPE}",
-)
-
-# The pictures.
-flags.DEFINE_integer(
-    "image_size",
-    None,
-    f"Height and width that pictures are brought to. {FROM_RECIPE}",
-    lower_bound=1,
-)
-flags.DEFINE_float(
-    "crop_fraction",
-    None,
-    "Evaluation takes the middle of a picture: this part of its shorter side. "
-    f"{FROM_RECIPE}",
-    lower_bound=0.01,
-    upper_bound=1.0,
-)
-flags.DEFINE_string(
-    "normalization",
-    None,
-    f"{one_of(preprocessing.NORMALIZATIONS)} What the model gets: RGB of zero "
-    "mean and unit variance, BGR of zero mean, or RGB from -1 to 1. Default: "
-    "what --weights were trained with, or else the recipe's.",
-)
-flags.DEFINE_list(
-    "augment",
-    None,
-    "What varies the training pictures, in order after a crop, with commas "
-    f"between; empty for nothing. Any of: {', '.join(AUGMENT_NAMES)}. "
-    f"{FROM_RECIPE}",
-)
-
-# How to train.
-flags.DEFINE_integer(
-    "batch_size",
-    None,
-    f"Pictures per step, over all replicas. {FROM_RECIPE}",
-    lower_bound=1,
-)
-flags.DEFINE_float(
-    "epochs",
-    None,
-    f"How often to go through the training pictures. {FROM_RECIPE}",
-    lower_bound=0.0,
-)
-flags.DEFINE_integer(
-    "steps",
-    None,
-    "How many optimizer updates to do; wins over --epochs.",
-    lower_bound=0,
-)
-flags.DEFINE_float(
-    "learning_rate",
-    None,
-    f"Highest learning rate, for this batch size. {FROM_RECIPE}",
-    lower_bound=0.0,
-)
-flags.DEFINE_float(
-    "backbone_lr_factor",
-    None,
-    "Factor on the learning rate of everything but the classifier. "
-    f"{FROM_RECIPE}",
-    lower_bound=0.0,
-)
-flags.DEFINE_string("optimizer", None, f"{one_of(OPTIMIZERS)} {FROM_RECIPE}")
-flags.DEFINE_string("schedule", None, f"{one_of(SCHEDULES)} {FROM_RECIPE}")
-flags.DEFINE_float(
-    "warmup_epochs",
-    None,
-    "Epochs in which the learning rate rises from 0; at most half of the run. "
-    f"{FROM_RECIPE}",
-    lower_bound=0.0,
-)
-flags.DEFINE_float(
-    "weight_decay",
-    None,
-    f"Strength of the L2 penalty on kernels. {FROM_RECIPE}",
-    lower_bound=0.0,
-)
-flags.DEFINE_float(
-    "label_smoothing",
-    None,
-    f"Part of each label that is handed out evenly. {FROM_RECIPE}",
-    lower_bound=0.0,
-    upper_bound=1.0,
-)
-flags.DEFINE_integer(
-    "seed",
-    0,
-    "All randomness derives from it.",
-    lower_bound=0,
-    upper_bound=2**31 - 1,
-)
-
-# Where to compute.
-flags.DEFINE_string("strategy", "mirrored", one_of(STRATEGIES))
-flags.DEFINE_integer(
-    "virtual_devices",
-    None,
-    "Split the CPU into this many devices, to try replicas without GPUs.",
-    lower_bound=1,
-)
-flags.DEFINE_bool(
-    "deterministic",
-    False,
-    "Make a GPU repeat a run bit by bit, more slowly. A CPU always does.",
-)
-
-# When to say and save something.
-flags.DEFINE_integer(
-    "report_every",
-    None,
-    f"Steps between two reports. {FROM_RECIPE}",
-    lower_bound=1,
-)
-flags.DEFINE_integer(
-    "evaluate_every",
-    None,
-    "Steps between two evaluations. Default: the recipe's, or an epoch.",
-    lower_bound=1,
-)
-flags.DEFINE_integer(
-    "checkpoint_every",
-    None,
-    "Steps between two checkpoints. Default: the recipe's, or an epoch, at "
-    "most 500.",
-    lower_bound=1,
-)
-
-# What a run is not told by its flags.txt.
-NOT_OF_THE_RUN = ("mode", "workdir")
-# What an existing run cannot change: its data, their order and its variables.
-FIXED = (
-    "dataset",
-    "recipe",
-    "model",
-    "weights",
-    "image_size",
-    "batch_size",
-    "optimizer",
-    "seed",
-)
-# What a flag may name.
-CHOICES = {
-    "dataset": DATASETS,
-    "recipe": ("auto", *RECIPES),
-    "model": VARIANTS,
-    "precision": PRECISIONS,
-    "normalization": preprocessing.NORMALIZATIONS,
-    "augment": AUGMENT_NAMES,
-    "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
-    "strategy": STRATEGIES,
-}
+# What --help lists.
+flags.adopt_module_key_flags(settings)
 
 
 class Run(NamedTuple):
@@ -306,7 +81,7 @@ def main(argv):
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)
             tf.get_logger().setLevel("ERROR")
-        choose("mode", FLAGS.mode, MODES)
+        settings.choose("mode", FLAGS.mode, MODES)
         MODES[FLAGS.mode]()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -333,7 +108,7 @@ def train():
     FLAGS.workdir = os.path.expanduser(FLAGS.workdir or new_workdir())
     workdir = pathlib.Path(FLAGS.workdir)
     check_writable(workdir)
-    settle_flags(workdir)
+    settings.settle(workdir)
     weights = None
     if FLAGS.weights and not (workdir / "flags.txt").is_file():
         weights = find_weights_file()
@@ -343,7 +118,7 @@ def train():
     start = checkpoints.restore()
     if start == 0 and FLAGS.weights:
         start_from_weights(trainer.model, weights or find_weights_file())
-    write_flags(workdir)
+    settings.write(workdir)
     began = time.perf_counter()
     describe(run, start)
 
@@ -352,7 +127,7 @@ def train():
     tensorboard = reports.TensorBoardReport(workdir, start)
     console = reports.ConsoleReport(bar.write, steps)
     if start == 0:
-        tensorboard.write_flags(run_flags())
+        tensorboard.write_flags(settings.of_the_run())
         tensorboard.write_images("training_images", training_grid(run.source))
         tensorboard.write_graph(trainer.model, input_shape(FLAGS.batch_size))
     with bar, contextlib.closing(json_lines), contextlib.closing(tensorboard):
@@ -398,7 +173,7 @@ def evaluate():
         raise UserError(
             f"{workdir} is not the folder of a run: it has no flags.txt"
         )
-    settle_flags(workdir)
+    settings.settle(workdir)
     run = build()
     step = open_checkpoints(workdir, run.trainer).restore()
     if step == 0:
@@ -423,7 +198,7 @@ def evaluate():
 
 def summarize():
     """Prints what the model costs, at the size of the pictures."""
-    settle_flags(pathlib.Path(FLAGS.workdir) if FLAGS.workdir else None)
+    settings.settle(pathlib.Path(FLAGS.workdir) if FLAGS.workdir else None)
     check_image_size()
     model = VARIANTS[FLAGS.model](dtype=FLAGS.precision)
     model.build(input_shape(None))
@@ -436,81 +211,6 @@ def summarize():
 
 
 MODES = {"train": train, "evaluate": evaluate, "summary": summarize}
-
-
-def settle_flags(workdir):
-    """Gives every flag its value: the user's, the run's or the recipe's.
-
-    Args:
-      workdir: folder of a run that may exist already, or None.
-
-    Raises:
-      UserError: a value is none of those possible, or an existing run was
-        made with another one.
-    """
-    earlier = read_flags(workdir / "flags.txt") if workdir else {}
-    check_choices()
-    for name in FIXED:
-        given = FLAGS[name]
-        value = str(given.value)
-        if name == "recipe" and value == "auto":
-            continue
-        made_with = earlier.get(name, value if not earlier else "None")
-        if given.present and value != made_with:
-            raise UserError(
-                f"{workdir} is a run with --{name}={made_with}, and "
-                f"--{name}={value} was given; leave the flag out to go on with "
-                "that run, or name another --workdir"
-            )
-    if FLAGS["epochs"].present and not FLAGS["steps"].present:
-        earlier.pop("steps", None)
-    set_defaults(earlier)
-    if FLAGS.recipe == "auto":
-        FLAGS.recipe = FLAGS.dataset
-    recipe = RECIPES[FLAGS.recipe].flags
-    set_defaults({k: v for k, v in recipe.items() if k not in earlier})
-    check_choices()
-
-
-def read_flags(path):
-    """Returns {name: text} of a flags.txt, empty where there is none."""
-    if not path.is_file():
-        return {}
-    lines = path.read_text().splitlines()
-    pairs = (line.removeprefix("--").partition("=") for line in lines)
-    return {name: value for name, _, value in pairs if name in FLAGS}
-
-
-def set_defaults(values):
-    """Sets flags that were not given on the command line."""
-    for name, value in values.items():
-        try:
-            FLAGS.set_default(name, value)
-        except flags.Error as error:
-            raise UserError(f"flags.txt of the run: {error}") from error
-
-
-def check_choices():
-    """Raises UserError for a flag with a value that does not exist."""
-    for name, choices in CHOICES.items():
-        value = FLAGS[name].value
-        for item in value if isinstance(value, list) else [value]:
-            if item is not None:
-                choose(name, item, choices)
-    for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__]):
-        if isinstance(flag.value, float) and not math.isfinite(flag.value):
-            raise UserError(f"--{flag.name}={flag.value} is not a number")
-
-
-def choose(flag, given, choices):
-    """Raises UserError, with the nearest names, unless `given` is a choice."""
-    if given in choices:
-        return
-    near = difflib.get_close_matches(str(given), list(choices), n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise UserError(
-        f"--{flag}={given} is unknown; {hint}It takes: {', '.join(choices)}"
-    )
 
 
 def build():
@@ -530,7 +230,8 @@ def build():
         )
     check_image_size()
     source = DATASETS[FLAGS.dataset](
-        data_dir=absolute(FLAGS.data_dir), manual_dir=absolute(FLAGS.manual_dir)
+        data_dir=settings.absolute(FLAGS.data_dir),
+        manual_dir=settings.absolute(FLAGS.manual_dir),
     )
     steps_per_epoch = source.train.num_examples / FLAGS.batch_size
     steps = FLAGS.steps
@@ -564,7 +265,7 @@ def freeze(model):
     if FLAGS.frozen_batch_norm:
         model.freeze_batch_norm()
     if FLAGS.freeze != "none":
-        choose("freeze", FLAGS.freeze, ["none", *model.parts])
+        settings.choose("freeze", FLAGS.freeze, ["none", *model.parts])
         model.freeze(FLAGS.freeze)
 
 
@@ -697,11 +398,6 @@ def new_workdir():
     return f"runs/{FLAGS.dataset}-{now}"
 
 
-def absolute(folder):
-    """Returns a folder's full path, or None for None."""
-    return folder and os.path.abspath(os.path.expanduser(folder))
-
-
 def check_writable(workdir):
     """Finds out before any long work, and without leaving a trace."""
     existing = workdir
@@ -723,33 +419,6 @@ def open_checkpoints(workdir, trainer):
     return Checkpoints(
         workdir / "checkpoints", trainer.model, trainer.optimizer
     )
-
-
-def write_flags(workdir):
-    """Writes the flags that repeat the run into its folder."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    lines = [f"--{name}={value}\n" for name, value in run_flags().items()]
-    # Beside and then renamed, so that a kill never leaves half of it.
-    written = workdir / "flags.txt.tmp"
-    written.write_text("".join(lines))
-    written.replace(workdir / "flags.txt")
-
-
-def run_flags():
-    """Returns {name: text} of the flags that make up the run."""
-    values = {
-        flag.name: flag.value
-        for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__])
-        if flag.name not in NOT_OF_THE_RUN and flag.value is not None
-    }
-    for name in ("data_dir", "manual_dir"):
-        if name in values:
-            # Whoever goes on may stand in another folder.
-            values[name] = absolute(values[name])
-    return {
-        name: ",".join(value) if isinstance(value, list) else str(value)
-        for name, value in values.items()
-    }
 
 
 def describe(run, start):
@@ -795,14 +464,5 @@ def final_table(workdir, run):
     return reports.table(rows)
 
 
-def parse_flags(argv):
-    """Parses the command line; a flag that is wrong ends the program."""
-    try:
-        return FLAGS(argv)
-    except flags.Error as error:
-        reason = " ".join(str(error).split())
-        sys.exit(f"error: {reason}; --help lists all flags")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=settings.parse)
