@@ -1,10 +1,20 @@
-"""This file answers: how is a training image varied after it was decoded?
+"""This file answers: how are training images varied after they were decoded?
 
-Every function takes a float32 [height, width, 3] image and an int [2] seed and
-returns an image of the same shape; the same seed gives the same image.
+An augmentation takes a float32 [height, width, 3] image, RGB from 0 to 255, and
+an int [2] seed, and returns an image of the same shape; the same seed gives the
+same image. A batch augmentation does so to a batch and its targets.
 """
 
+# Not Keras's layers of these names: they draw from a generator that every call
+# moves on, even where a seed is handed in, and choose once for a whole batch.
+
+import functools
+
+import numpy as np
 import tensorflow as tf
+
+# The usual normalisation maps it to zero.
+MEAN_COLOR = (123.675, 116.28, 103.53)
 
 
 def flip(image, seed):
@@ -22,4 +32,473 @@ def shift(image, seed):
     return tf.image.stateless_random_crop(padded, image.shape, seed)
 
 
-AUGMENTATIONS = {"flip": flip, "shift": shift}
+# Single operations: (image, magnitude) to image, both of whole numbers. They
+# compute what Pillow does to uint8 pictures and mean by a magnitude what
+# torchvision means; some need none.
+#
+# They run on every picture, so they avoid what TensorFlow is slow at: `where`
+# and broadcasting over the channels take over five times as long as arithmetic.
+
+
+def identity(image, magnitude=None):
+    """Returns the image."""
+    return image
+
+
+def invert(image, magnitude=None):
+    """Returns the negative."""
+    return 255.0 - image
+
+
+def solarize(image, magnitude):
+    """Inverts what is at least as bright as `magnitude`."""
+    is_bright = tf.cast(image >= magnitude, tf.float32)
+    return tf.abs(255.0 * is_bright - image)
+
+
+def posterize(image, magnitude):
+    """Keeps the upper `magnitude` of eight bits."""
+    step = 2.0 ** (8.0 - tf.round(tf.cast(magnitude, tf.float32)))
+    return tf.floor(image / step) * step
+
+
+def brightness(image, magnitude):
+    """Blends with black: -1 is all black, 0 the image, 1 twice as bright."""
+    return _blend(0.0, image, magnitude)
+
+
+def contrast(image, magnitude):
+    """Blends with the mean of the grey picture."""
+    mean = tf.floor(tf.reduce_mean(_grey(image)) + 0.5)
+    return _blend(mean, image, magnitude)
+
+
+def color(image, magnitude):
+    """Blends with the grey picture: varies the saturation."""
+    return _blend(_grey(image), image, magnitude)
+
+
+def sharpness(image, magnitude):
+    """Blends with a smoothed picture."""
+    rows = image[:-2] + image[1:-1] + image[2:]
+    box = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    inner = image[1:-1, 1:-1]
+    detail = inner - tf.round((box + 4.0 * inner) / 13.0)
+    # The outermost pixels lack neighbours; they stay as they are.
+    detail = tf.pad(detail, [[1, 1], [1, 1], [0, 0]])
+    return _blend(image - detail, image, magnitude)
+
+
+def autocontrast(image, magnitude=None):
+    """Stretches every channel to the range from 0 to 255."""
+    # One axis after the other: both at once take ten times as long.
+    low = tf.reduce_min(tf.reduce_min(image, axis=0), axis=0)
+    high = tf.reduce_max(tf.reduce_max(image, axis=0), axis=0)
+    is_flat, width = low == high, image.shape[1]
+    start = tf.tile(tf.where(is_flat, 0.0, low), [width])
+    span = tf.tile(tf.where(is_flat, 255.0, high - low), [width])
+    rows = tf.floor((_rows(image) - start) * 255.0 / span)
+    return tf.reshape(rows, image.shape)
+
+
+def equalize(image, magnitude=None):
+    """Spreads the pixels of every channel evenly over the range."""
+    offsets = np.tile(np.int32([0, 256, 512]), image.shape[1])
+    levels = tf.cast(_rows(image), tf.int32) + offsets
+    counts = tf.math.bincount(levels, minlength=768, maxlength=768)
+    counts = tf.reshape(counts, [3, 256])
+    darker = tf.cumsum(counts, axis=1, exclusive=True)
+    not_brightest = tf.where(counts > 0, darker, 0)
+    step = tf.reduce_max(not_brightest, axis=1, keepdims=True) // 255
+    table = tf.minimum((step // 2 + darker) // tf.maximum(step, 1), 255)
+    # Too few pixels, or a single level.
+    table = tf.where(step == 0, tf.range(256), table)
+    table = tf.reshape(tf.cast(table, tf.float32), [-1])
+    # `gather` takes half as long again.
+    rows = tf.gather_nd(table, levels[..., tf.newaxis])
+    return tf.reshape(rows, image.shape)
+
+
+def shear_x(image, magnitude):
+    """Moves every row left, by `magnitude` times its distance from y = 0."""
+    return _warp(image, [[1.0, magnitude, 0.0], [0.0, 1.0, 0.0]])
+
+
+def shear_y(image, magnitude):
+    """Moves every column up, by `magnitude` times its distance from x = 0."""
+    return _warp(image, [[1.0, 0.0, 0.0], [magnitude, 1.0, 0.0]])
+
+
+def translate_x(image, magnitude):
+    """Moves right by `magnitude` pixels, less their fraction."""
+    return _translate(image, [0.0, magnitude, 0.0])
+
+
+def translate_y(image, magnitude):
+    """Moves down by `magnitude` pixels, less their fraction."""
+    return _translate(image, [magnitude, 0.0, 0.0])
+
+
+def rotate(image, magnitude):
+    """Turns by `magnitude` degrees, counter-clockwise, around the centre."""
+    angle = tf.cast(magnitude, tf.float64) * (np.pi / 180.0)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    y, x = image.shape[0] / 2.0, image.shape[1] / 2.0
+    to_x = [cos, -sin, x - cos * x + sin * y]
+    to_y = [sin, cos, y - sin * x - cos * y]
+    return _warp(image, [to_x, to_y])
+
+
+OPERATIONS = {
+    "identity": identity,
+    "shear_x": shear_x,
+    "shear_y": shear_y,
+    "translate_x": translate_x,
+    "translate_y": translate_y,
+    "rotate": rotate,
+    "brightness": brightness,
+    "color": color,
+    "contrast": contrast,
+    "sharpness": sharpness,
+    "posterize": posterize,
+    "solarize": solarize,
+    "autocontrast": autocontrast,
+    "equalize": equalize,
+    "invert": invert,
+}
+
+
+def _blend(degenerate, image, magnitude):
+    """Goes from `degenerate`, at -1, to the image, at 0, and beyond."""
+    blended = degenerate + (1.0 + magnitude) * (image - degenerate)
+    return tf.floor(tf.clip_by_value(blended, 0.0, 255.0))
+
+
+def _grey(image):
+    """Returns three equal channels: the luma of ITU-R 601, rounded."""
+    # Pillow's weights, in 1/65536. Float32 holds every sum of them exactly.
+    weights = np.float32([[19595] * 3, [38470] * 3, [7471] * 3])
+    return tf.floor((tf.tensordot(image, weights, 1) + 32768.0) / 65536.0)
+
+
+def _rows(image):
+    """Returns the image as [height, width * 3]."""
+    return tf.reshape(image, [image.shape[0], -1])
+
+
+def _translate(image, offset):
+    """Moves down, right and along the channels by `offset`, filling with 0."""
+    offset = tf.cast(offset, tf.int32)
+    before, after = tf.maximum(offset, 0), tf.maximum(-offset, 0)
+    padded = tf.pad(image, tf.stack([before, after], axis=1))
+    return tf.slice(padded, after, image.shape)
+
+
+def _warp(image, matrix):
+    """Takes every pixel from where `matrix` points to, or 0 from outside.
+
+    Args:
+      image: float32 [height, width, 3].
+      matrix: numbers [2, 3] that map (x, y, 1) in the result to (x, y) in the
+        image, where (0.5, 0.5) is the middle of the first pixel.
+    """
+    height, width, _ = image.shape
+
+    def source(row, size):
+        a, b, c = (tf.cast(number, tf.float64) for number in row)
+        # Pillow goes from one pixel's middle to the next in whole numbers of
+        # 1/65536. So do we, to fall on the same side of every border.
+        steps = tf.floor(65536.0 * tf.stack([a, b, c + (a + b) / 2.0]) + 0.5)
+        a, b, c = tf.unstack(tf.cast(steps, tf.int32))
+        place = a * tf.range(width) + c + b * tf.range(height)[:, tf.newaxis]
+        return tf.clip_by_value(tf.bitwise.right_shift(place, 16), -1, size)
+
+    x, y = source(matrix[0], width), source(matrix[1], height)
+    # What lies outside is found in a black border. TensorFlow's projective
+    # transform takes more than twice as long.
+    bordered = tf.pad(image, [[1, 1], [1, 1], [0, 0]])
+    places = (width + 2) * (y + 1) + x + 1
+    pixels = tf.reshape(bordered, [-1, 3])
+    return tf.gather_nd(pixels, places[..., tf.newaxis])
+
+
+def color_jitter(image, seed, strength=0.4):
+    """Varies brightness, contrast and saturation, in random order.
+
+    Each by a factor that is uniform in [max(0, 1 - strength), 1 + strength].
+    """
+    names = ("brightness", "contrast", "color")
+    order, magnitudes = tf.unstack(tf.random.stateless_uniform([2, 3], seed))
+    weakest = max(-1.0, -strength)
+    magnitudes = weakest + (strength - weakest) * magnitudes
+    image = tf.round(image)
+    for choice in tf.unstack(tf.argsort(order)):
+        image = _apply(names, choice, image, magnitudes[choice])
+    return image
+
+
+def rand_augment(image, seed, num_layers=2, magnitude=9):
+    """Applies `num_layers` random operations of level `magnitude`, 0 to 30.
+
+    Cubuk et al., 2019, https://arxiv.org/abs/1909.13719, with the operations
+    and levels of torchvision.
+    """
+    space = _standard_space(image, num_levels=31)
+    image = tf.round(image)
+    for layer in range(num_layers):
+        layer_seed = tf.random.fold_in(seed, layer)
+        choice, sign = _draw(layer_seed, [len(space), 2])
+        image = _apply_level(space, choice, image, magnitude, sign)
+    return image
+
+
+def trivial_augment(image, seed):
+    """Applies one random operation of a random level.
+
+    Müller and Hutter, 2021, https://arxiv.org/abs/2103.10158: the wide space.
+    """
+    space = _space(
+        31, shear=0.99, translate=(32, 32), rotate=135, enhance=0.99, bits=2
+    )
+    choice, level, sign = _draw(seed, [len(space), 31, 2])
+    return _apply_level(space, choice, tf.round(image), level, sign)
+
+
+# Pairs of (operation, its probability, its level from 0 to 9).
+IMAGENET_POLICY = (
+    (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
+    (("solarize", 0.6, 5), ("autocontrast", 0.6, 0)),
+    (("equalize", 0.8, 0), ("equalize", 0.6, 0)),
+    (("posterize", 0.6, 7), ("posterize", 0.6, 6)),
+    (("equalize", 0.4, 0), ("solarize", 0.2, 4)),
+    (("equalize", 0.4, 0), ("rotate", 0.8, 8)),
+    (("solarize", 0.6, 3), ("equalize", 0.6, 0)),
+    (("posterize", 0.8, 5), ("equalize", 1.0, 0)),
+    (("rotate", 0.2, 3), ("solarize", 0.6, 8)),
+    (("equalize", 0.6, 0), ("posterize", 0.4, 6)),
+    (("rotate", 0.8, 8), ("color", 0.4, 0)),
+    (("rotate", 0.4, 9), ("equalize", 0.6, 0)),
+    (("equalize", 0.0, 0), ("equalize", 0.8, 0)),
+    (("invert", 0.6, 0), ("equalize", 1.0, 0)),
+    (("color", 0.6, 4), ("contrast", 1.0, 8)),
+    (("rotate", 0.8, 8), ("color", 1.0, 2)),
+    (("color", 0.8, 8), ("solarize", 0.8, 7)),
+    (("sharpness", 0.4, 7), ("invert", 0.6, 0)),
+    (("shear_x", 0.6, 5), ("equalize", 1.0, 0)),
+    (("color", 0.4, 0), ("equalize", 0.6, 0)),
+    (("equalize", 0.4, 0), ("solarize", 0.2, 4)),
+    (("solarize", 0.6, 5), ("autocontrast", 0.6, 0)),
+    (("invert", 0.6, 0), ("equalize", 1.0, 0)),
+    (("color", 0.6, 4), ("contrast", 1.0, 8)),
+    (("equalize", 0.8, 0), ("equalize", 0.6, 0)),
+)
+
+
+def auto_augment(image, seed):
+    """Applies one of the 25 pairs of operations that were learned on ImageNet.
+
+    Cubuk et al., 2018, https://arxiv.org/abs/1805.09501, with the levels of
+    torchvision.
+    """
+    space = _standard_space(image, num_levels=10)
+    space["invert"] = space["identity"]
+    names = list(space)
+    policy = np.array(IMAGENET_POLICY, dtype=object)
+    policy[..., 0] = np.vectorize(names.index)(policy[..., 0])
+    index, *signs = _draw(seed, [len(policy), 2, 2])
+    pair = tf.gather(np.float32(policy), index)
+    choices, probabilities, levels = tf.unstack(pair, axis=-1)
+    chances = tf.random.stateless_uniform([2], tf.random.fold_in(seed, 1))
+    unchanged = float(names.index("identity"))
+    choices = tf.where(chances < probabilities, choices, unchanged)
+    choices, levels = tf.cast(choices, tf.int32), tf.cast(levels, tf.int32)
+    image = tf.round(image)
+    for turn, sign in enumerate(signs):
+        image = _apply_level(space, choices[turn], image, levels[turn], sign)
+    return image
+
+
+def random_erasing(image, seed, probability=0.25):
+    """Covers a rectangle with the mean colour of ImageNet.
+
+    Zhong et al., 2017, https://arxiv.org/abs/1708.04896: 2 to 33 % of the area,
+    0.3 to 3.3 times as high as wide. Of ten rectangles the first that is lower
+    and narrower than the image is taken; if none is, the image stays.
+    """
+    image_size = np.int32(image.shape[:2])
+
+    def erase():
+        area, proportion, *place = tf.unstack(
+            tf.random.stateless_uniform([4, 10], tf.random.fold_in(seed, 1))
+        )
+        area = (0.02 + (0.33 - 0.02) * area) * np.float32(image_size.prod())
+        proportion = 0.3 * (3.3 / 0.3) ** proportion
+        sides = [tf.sqrt(area * proportion), tf.sqrt(area / proportion)]
+        sizes = tf.cast(tf.round(tf.stack(sides, axis=1)), tf.int32)
+        fits = tf.reduce_all(sizes < image_size, axis=1)
+        first = tf.argmax(fits)
+        size = tf.where(fits[first], sizes[first], 0)
+        room = tf.cast(image_size - size + 1, tf.float32)
+        low = tf.cast(tf.stack(place, axis=1)[first] * room, tf.int32)
+        box = _box(image.shape, low, low + size)
+        cover = np.full(image.shape, MEAN_COLOR, np.float32)
+        return (1.0 - box) * image + box * cover
+
+    chance = tf.random.stateless_uniform([], seed)
+    return tf.cond(chance < probability, erase, lambda: image)
+
+
+AUGMENTATIONS = {
+    "flip": flip,
+    "shift": shift,
+    "color_jitter": color_jitter,
+    "rand_augment": rand_augment,
+    "trivial_augment": trivial_augment,
+    "auto_augment": auto_augment,
+    "random_erasing": random_erasing,
+}
+
+
+def _standard_space(image, num_levels):
+    """Returns the space of AutoAugment and RandAugment."""
+    height, width, _ = image.shape
+    # 150 pixels of the 331 that AutoAugment's pictures measured.
+    reach = (width * 150 / 331, height * 150 / 331)
+    return _space(
+        num_levels, shear=0.3, translate=reach, rotate=30, enhance=0.9, bits=4
+    )
+
+
+def _space(num_levels, shear, translate, rotate, enhance, bits):
+    """Returns {operation: magnitudes [num_levels, 2], by level and sign}."""
+    ranges = {
+        "identity": (0.0, 0.0),
+        "shear_x": (0.0, shear),
+        "shear_y": (0.0, shear),
+        "translate_x": (0.0, translate[0]),
+        "translate_y": (0.0, translate[1]),
+        "rotate": (0.0, rotate),
+        "brightness": (0.0, enhance),
+        "color": (0.0, enhance),
+        "contrast": (0.0, enhance),
+        "sharpness": (0.0, enhance),
+        "posterize": (8.0, bits),
+        "solarize": (255.0, 0.0),
+        "autocontrast": (0.0, 0.0),
+        "equalize": (0.0, 0.0),
+    }
+    space = {}
+    for name, (weakest, strongest) in ranges.items():
+        levels = np.linspace(weakest, strongest, num_levels, dtype=np.float32)
+        # What starts at 0 goes both ways.
+        other = -levels if weakest == 0.0 else levels
+        space[name] = np.stack([levels, other], axis=1)
+    return space
+
+
+def _apply_level(space, choice, image, level, sign):
+    """Applies the operation of a space that has the index `choice`."""
+    magnitudes = np.stack(list(space.values()))
+    magnitude = tf.gather_nd(magnitudes, [choice, level, sign])
+    return _apply(space, choice, image, magnitude)
+
+
+def _apply(names, choice, image, magnitude):
+    """Applies one of the named operations; the others do not run."""
+    branches = [
+        functools.partial(OPERATIONS[name], image, magnitude) for name in names
+    ]
+    return tf.switch_case(choice, branches)
+
+
+def mixup(images, targets, seed, alpha):
+    """Blends every example with the one before it in the batch.
+
+    Zhang et al., 2017, https://arxiv.org/abs/1710.09412. One share is drawn for
+    the whole batch; the first example's partner is the last.
+
+    Args:
+      images: float32 [batch, height, width, channels].
+      targets: float32 [batch, num_classes].
+      seed: int [2].
+      alpha: an example keeps a share drawn from Beta(alpha, alpha).
+
+    Returns:
+      (images, targets) of the same shapes.
+    """
+    share = _beta(seed, alpha)
+    return _mix(images, share), _mix(targets, share)
+
+
+def cutmix(images, targets, seed, alpha):
+    """Puts a rectangle of the example before it into every image of a batch.
+
+    Yun et al., 2019, https://arxiv.org/abs/1905.04899. The rectangle's centre
+    is anywhere in the image; what juts out is cut off, and the targets follow
+    the area that is left. Arguments and results are those of `mixup`.
+    """
+    shape = images.shape[1:]
+    side = tf.sqrt(1.0 - _beta(seed, alpha))
+    half = tf.cast(0.5 * side * np.float32(shape[:2]), tf.int32)
+    centre = tf.stack(_draw(tf.random.fold_in(seed, 1), shape[:2]))
+    low = tf.maximum(centre - half, 0)
+    high = tf.minimum(centre + half, shape[:2])
+    cut = tf.cast(tf.reduce_prod(high - low), tf.float32)
+    share = 1.0 - cut / np.float32(shape[0] * shape[1])
+    return _mix(images, 1.0 - _box(shape, low, high)), _mix(targets, share)
+
+
+BATCH_AUGMENTATIONS = {"mixup": mixup, "cutmix": cutmix}
+
+
+def mix(images, targets, seed, alphas):
+    """Applies one of several batch augmentations, each equally often.
+
+    Args:
+      images: float32 [batch, height, width, channels].
+      targets: float32 [batch, num_classes].
+      seed: int [2].
+      alphas: {row of `BATCH_AUGMENTATIONS`: alpha}; their order matters.
+
+    Returns:
+      (images, targets) of the same shapes.
+    """
+    [choice] = _draw(seed, [len(alphas)])
+    seed = tf.random.fold_in(seed, 1)
+    branches = [
+        functools.partial(
+            BATCH_AUGMENTATIONS[name], images, targets, seed, alpha
+        )
+        for name, alpha in alphas.items()
+    ]
+    return tf.switch_case(choice, branches)
+
+
+def _beta(seed, alpha):
+    """Draws from Beta(alpha, alpha)."""
+    # Float32 would often give its smallest number twice where alpha is small.
+    gammas = tf.random.stateless_gamma([2], seed, alpha, dtype=tf.float64)
+    return tf.cast(gammas[0] / tf.reduce_sum(gammas), tf.float32)
+
+
+def _mix(batch, share):
+    """Returns `share` of each example and the rest of the one before it."""
+    return share * batch + (1.0 - share) * tf.roll(batch, 1, axis=0)
+
+
+def _box(shape, low, high):
+    """Returns float32 of `shape`: 1 from (y, x) `low` to before `high`."""
+
+    def within(axis):
+        places = tf.range(shape[axis])
+        inside = (low[axis] <= places) & (places < high[axis])
+        return tf.cast(inside, tf.float32)
+
+    rows = within(0)[:, tf.newaxis] * tf.repeat(within(1), shape[2])
+    return tf.reshape(rows, shape)
+
+
+def _draw(seed, counts):
+    """Draws a number from 0 to count - 1 for each of `counts`."""
+    uniform = tf.random.stateless_uniform([len(counts)], seed)
+    return tf.unstack(tf.cast(uniform * np.float32(counts), tf.int32))
