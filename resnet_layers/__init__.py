@@ -12,6 +12,7 @@ from resnet_layers.parts import (
 )
 from resnet_layers.resnet import VARIANTS, ResNet, Stem
 from resnet_layers.weights import (
+    Preprocessing,
     WeightsError,
     find_weights,
     load_weights,
@@ -26,6 +27,7 @@ __all__ = [
     "BatchNormalization",
     "BottleneckBlock",
     "PaddedConv2D",
+    "Preprocessing",
     "ResNet",
     "SqueezeExcitation",
     "Stem",

@@ -218,7 +218,7 @@ class ResNet(tf.keras.Model):
                 "`num_classes` must be a positive integer or None. "
                 f"Received: num_classes={num_classes!r}"
             )
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
+        super().__init__(name=name, dtype=dtype)
         self.block = block
         self.stage_sizes = tuple(stage_sizes)
         self.num_classes = num_classes
@@ -242,7 +242,6 @@ class ResNet(tf.keras.Model):
             stem,
             preactivation,
             **norm,
-            trainable=trainable,
             dtype=self.dtype_policy,
             name="stem",
         )
@@ -256,7 +255,6 @@ class ResNet(tf.keras.Model):
                 preactivation=preactivation,
                 **norm,
                 **block_options,
-                trainable=trainable,
                 dtype=self.dtype_policy,
                 name=f"stage{stage + 1}_block{index + 1}",
             )
@@ -273,7 +271,6 @@ class ResNet(tf.keras.Model):
                 momentum=norm_momentum,
                 epsilon=norm_epsilon,
                 synchronized=synchronized,
-                trainable=trainable,
                 dtype=self.dtype_policy,
                 name="post_bn",
             )
@@ -286,10 +283,13 @@ class ResNet(tf.keras.Model):
                 kernel_initializer=tf.keras.initializers.RandomNormal(
                     stddev=0.01
                 ),
-                trainable=trainable,
                 dtype=self.dtype_policy.variable_dtype,
                 name="head",
             )
+        # Reaches all layers, and through the blocks what these build later.
+        self.trainable = trainable
+        # What `from_config` wants of layers that only `build` creates.
+        self._trainable_later = {}
 
     @property
     def reduction(self):
@@ -308,6 +308,7 @@ class ResNet(tf.keras.Model):
             self.post_bn.build(shape)
         if self.head is not None:
             self.head.build((shape[0], shape[-1]))
+        self._set_trainable(self._trainable_later)
 
     def compute_output_shape(self, input_shape):
         if self.num_classes is None:
@@ -330,10 +331,26 @@ class ResNet(tf.keras.Model):
           Logits, [batch, num_classes], in the policy's variable dtype; without
           a classifier the embedding, [batch, channels].
         """
+        x = self.embed(inputs, training=training)
+        return x if self.head is None else self.head(x)
+
+    def embed(self, inputs, training=None):
+        """Returns the mean of the last feature map: what the classifier sees.
+
+        It takes tensors, and `keras.Input`s as well, like `features`.
+
+        Args:
+          inputs: [batch, height, width, channels], normalised as in training.
+          training: whether batch norm uses and updates batch statistics.
+
+        Returns:
+          [batch, channels] in the policy's variable dtype, whether or not the
+          model has a classifier.
+        """
         x = self.features(inputs, training=training)[-1]
         # The mean of thousands of numbers wants more digits than bfloat16 has.
-        x = tf.reduce_mean(tf.cast(x, self.variable_dtype), axis=[1, 2])
-        return x if self.head is None else self.head(x)
+        x = tf.keras.ops.cast(x, self.variable_dtype)
+        return tf.keras.ops.mean(x, axis=[1, 2])
 
     def features(self, inputs, training=None):
         """Returns the feature maps of all stages: C2 to C5, the pyramid.
@@ -399,7 +416,15 @@ class ResNet(tf.keras.Model):
             self.post_bn.trainable = False
 
     def freeze_batch_norm(self):
-        """Keeps all batch norms, parameters and statistics, as they are."""
+        """Keeps all batch norms, parameters and statistics, as they are.
+
+        Raises:
+          ValueError: the model is not built, and not all of them are there.
+        """
+        if not self.built:
+            raise ValueError(
+                f"{self.name} must be built before its batch norms are frozen"
+            )
         for layer in self._flatten_layers():
             if isinstance(layer, BatchNormalization):
                 layer.trainable = False
@@ -420,6 +445,36 @@ class ResNet(tf.keras.Model):
             "norm_epsilon": self.norm_epsilon,
             "synchronized": self.synchronized,
             **self.block_options,
+            "trainable_layers": {
+                **{
+                    path: layer.trainable
+                    for path, layer, parent in _layers_below(self)
+                    if layer.trainable != parent.trainable
+                },
+                **self._trainable_later,
+            },
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Makes the model of a config, frozen where that one was."""
+        config = dict(config)
+        trainable_layers = config.pop("trainable_layers", {})
+        model = super().from_config(config, custom_objects)
+        model._set_trainable(trainable_layers)
+        return model
+
+    def _set_trainable(self, trainable_layers):
+        """Sets {path: trainable}, for what `build` creates at its end."""
+        layers = {path: layer for path, layer, _ in _layers_below(self)}
+        # Parents come first: they set their children's as well.
+        for path, trainable in trainable_layers.items():
+            if path in layers:
+                layers[path].trainable = trainable
+        self._trainable_later = {
+            path: trainable
+            for path, trainable in trainable_layers.items()
+            if path not in layers
         }
 
     def _positions(self):
@@ -471,6 +526,14 @@ class ResNet(tf.keras.Model):
             self.stochastic_depth * index / max(count - 1, 1)
             for index in range(count)
         ]
+
+
+def _layers_below(parent, prefix=""):
+    """Yields (path, layer, its parent) of all layers, parents first."""
+    for layer in parent._flatten_layers(include_self=False, recursive=False):
+        path = f"{prefix}{layer.name}"
+        yield path, layer, parent
+        yield from _layers_below(layer, f"{path}/")
 
 
 def _variant(name, block, stage_sizes, **options):

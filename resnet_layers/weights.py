@@ -1,10 +1,15 @@
-"""This file answers: how do weights get from other people's files into ours?
+"""This file answers: how do weights get into our models, and out again?
 
-Files of keras.applications, torchvision and timm are read by name, and both
-sides must come out even: a tensor that is missing or left over is an error.
+Files of keras.applications, torchvision, timm and our own runs are read by
+name, and both sides must come out even: a tensor that is missing or left over
+is an error. What the pictures must go through comes along.
 """
 
+import json
+import math
 import pathlib
+import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,6 +20,7 @@ import tensorflow as tf
 
 from resnet_layers.normalization import BatchNormalization
 from resnet_layers.parts import PaddedConv2D
+from resnet_layers.resnet import ResNet
 
 # Names of the layers in each dialect. Stages, blocks and layers are counted
 # from 1 with capital letters, from 0 with small ones.
@@ -55,6 +61,9 @@ TORCH_NORM = {
 }
 TORCH_OTHER = {"weight": "kernel", "bias": "bias"}
 
+# Between a model and its layers, groups of Keras 3's HDF5 files.
+KERAS_CONTAINERS = ("blocks", "layers", "convs", "bns")
+
 
 # Where keras.applications keeps its weights, and what they must hash to (MD5).
 IMAGENET_URL = (
@@ -75,15 +84,53 @@ class WeightsError(ValueError):
     """A file of weights that cannot be used; its text is one line."""
 
 
+class Preprocessing(NamedTuple):
+    """What pictures go through before a model with these weights sees them.
+
+    Every field is None where it is not known.
+
+    `mean` and `stddev` are three numbers each, for pixels from 0 to 255, in
+    the order in which the model takes the channels: blue, green, red if
+    `bgr`, else red, green, blue. The others are those of evaluation:
+    `image_size` is the height and width, `crop_fraction` the side of the
+    middle square that is kept, as a part of the picture's shorter side, and
+    `interpolation` the name of how it is resized, such as "bicubic".
+    """
+
+    mean: tuple | None = None
+    stddev: tuple | None = None
+    bgr: bool | None = None
+    image_size: int | None = None
+    crop_fraction: float | None = None
+    interpolation: str | None = None
+
+
+# keras.applications documents no crop and no interpolation.
+KERAS_V1 = Preprocessing(
+    mean=(103.939, 116.779, 123.68),
+    stddev=(1.0, 1.0, 1.0),
+    bgr=True,
+    image_size=224,
+)
+KERAS_V2 = Preprocessing(
+    mean=(127.5,) * 3, stddev=(127.5,) * 3, bgr=False, image_size=224
+)
+TORCH = Preprocessing(
+    mean=(123.675, 116.28, 103.53), stddev=(58.395, 57.12, 57.375), bgr=False
+)
+
+
 class Loaded(NamedTuple):
     """What `load_weights` found.
 
     `dialect` is "keras", "torch" or "own"; `head_used` tells whether the
-    file's classifier was taken, or the model kept its own.
+    file's classifier was taken, or the model kept its own; `preprocessing` is
+    a `Preprocessing`.
     """
 
     dialect: str
     head_used: bool
+    preprocessing: Preprocessing
 
 
 class Target(NamedTuple):
@@ -95,18 +142,22 @@ class Target(NamedTuple):
 
 
 def load_weights(model, path, replace_head=False):
-    """Reads weights from a file into a built `ResNet`.
+    """Reads weights from a file or a run into a built `ResNet`.
 
     Args:
       model: a `ResNet` whose `build` has been called.
       path: a `.h5` or `.weights.h5` file of keras.applications, a
-        `.safetensors` file with the names of torchvision or timm, or a
-        `.weights.h5` or `.keras` file of ours.
+        `.safetensors` file with the names of torchvision or timm, a
+        `.weights.h5` or `.keras` file of ours, the folder of a run or of its
+        checkpoints, of which the newest that can be read is taken, or the
+        prefix of one checkpoint, such as `checkpoints/ckpt-30`.
       replace_head: keep the model's own classifier where the file has another
         number of classes.
 
     Returns:
-      A `Loaded`.
+      A `Loaded`. Its preprocessing is what keras.applications does, what
+      timm's `config.json` beside a `.safetensors` file says, or else
+      ImageNet's mean and standard deviation; of our own files it is not known.
 
     Raises:
       WeightsError: the file is of another architecture, damaged, or not a
@@ -114,8 +165,7 @@ def load_weights(model, path, replace_head=False):
         reads the file is not installed.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path} is not a file")
+    _check_exists(path)
     if path.suffix in (".pth", ".pt", ".bin"):
         raise WeightsError(
             f"{path} is a Python pickle, which runs code when it is read; "
@@ -123,20 +173,14 @@ def load_weights(model, path, replace_head=False):
             "torch.load(NAME, weights_only=True), 'NAME.safetensors')"
         )
     try:
-        if path.suffix == ".safetensors":
-            tensors, find_targets = _read_safetensors(path), torch_targets
-        elif zipfile.is_zipfile(path) or _is_own_h5(path):
-            _load_own(model, path)
-            return Loaded("own", head_used=True)
-        else:
-            tensors, find_targets = _read_keras_h5(path), keras_targets
+        dialect, tensors = _read(model, path)
     except (OSError, KeyError) as error:
         raise WeightsError(
             f"{path} cannot be read as weights: {_one_line(error)}"
         ) from error
-    head_used = _assign(model, path, tensors, find_targets, replace_head)
-    dialect = "torch" if find_targets is torch_targets else "keras"
-    return Loaded(dialect, head_used)
+    preprocessing = _find_preprocessing(model, path, dialect)
+    head_used = _assign(model, path, tensors, dialect, replace_head)
+    return Loaded(dialect, head_used, preprocessing)
 
 
 def find_weights(name, variant):
@@ -144,11 +188,12 @@ def find_weights(name, variant):
 
     Args:
       name: "imagenet" for the file of keras.applications, "timm/NAME" for
-        timm's on the Hugging Face hub, or the path of a file.
+        timm's on the Hugging Face hub, or a path that `load_weights` takes.
       variant: row of `VARIANTS` that the weights are for.
 
     Raises:
-      WeightsError: there is no such file, or it cannot be had.
+      WeightsError: there is no such file, it cannot be had, or a folder holds
+        no checkpoints.
     """
     if name == "imagenet":
         if variant not in IMAGENET_FILES:
@@ -173,12 +218,28 @@ def find_weights(name, variant):
             ) from error
         return _download(
             f"https://huggingface.co/{name}",
-            lambda: hf_hub_download(name, "model.safetensors"),
+            # Both land in the same folder.
+            lambda: [
+                hf_hub_download(name, file)
+                for file in ("config.json", "model.safetensors")
+            ][-1],
         )
     path = pathlib.Path(name).expanduser()
-    if not path.is_file():
-        raise WeightsError(f"{path} is not a file")
+    _check_exists(path)
     return path
+
+
+def _check_exists(path):
+    if path.is_file() or _checkpoints(path):
+        return
+    if path.is_dir():
+        raise WeightsError(
+            f"{path} holds no checkpoints; expected the folder of a run, with "
+            "checkpoints/ckpt-STEP.index in it, or its folder checkpoints"
+        )
+    raise WeightsError(
+        f"{path} is not a file, nor a run's folder, nor a checkpoint's prefix"
+    )
 
 
 def _download(url, download):
@@ -250,6 +311,19 @@ def keras_targets(model):
     return targets
 
 
+def own_targets(model):
+    """Returns {path below the model: `Target`} of all weights."""
+    return {
+        _path_below(model, variable): Target(variable)
+        for variable in model.weights
+        if "int" not in variable.dtype
+    }
+
+
+def _path_below(model, variable):
+    return variable.path.removeprefix(f"{model.path}/")
+
+
 def _layers(model):
     """Yields every layer with weights as (layer, role, position)."""
     deep = len(model.stem.convs) > 1
@@ -294,12 +368,26 @@ def _block_layers(block, position):
         yield block.attention.excite, "excite", position
 
 
-def _assign(model, path, tensors, find_targets, replace_head):
-    targets = find_targets(model)
-    if find_targets is keras_targets:
+class Dialect(NamedTuple):
+    """How files name tensors; the classifier's names begin with `head`."""
+
+    find_targets: Callable
+    head: str
+
+
+DIALECTS = {
+    "torch": Dialect(torch_targets, TORCH_NAMES["head"]),
+    "keras": Dialect(keras_targets, KERAS_NAMES["head"]),
+    "own": Dialect(own_targets, "head"),
+}
+
+
+def _assign(model, path, tensors, dialect, replace_head):
+    targets = DIALECTS[dialect].find_targets(model)
+    if dialect == "keras":
         _fold_biases(tensors, targets)
     tensors, targets, head_used = _settle_head(
-        model, tensors, targets, find_targets, replace_head
+        model, tensors, targets, DIALECTS[dialect].head, replace_head
     )
     for name in [*targets, *tensors]:
         if name not in tensors:
@@ -330,18 +418,15 @@ def _assign(model, path, tensors, find_targets, replace_head):
     return head_used
 
 
-def _settle_head(model, tensors, targets, find_targets, replace_head):
+def _settle_head(model, tensors, targets, prefix, replace_head):
     """Takes the classifier out where the model does not want the file's."""
-    names = TORCH_NAMES if find_targets is torch_targets else KERAS_NAMES
-    in_head = {n for n in tensors if n.startswith(names["head"])}
+    in_head = {n for n in tensors if n.startswith(prefix)}
     sizes = {tensors[name].shape[0] for name in in_head if "bias" in name}
     fits = model.head is None or sizes == {model.num_classes}
     if model.head is not None and (fits or not replace_head):
         return tensors, targets, True
     tensors = {n: t for n, t in tensors.items() if n not in in_head}
-    targets = {
-        n: t for n, t in targets.items() if not n.startswith(names["head"])
-    }
+    targets = {n: t for n, t in targets.items() if not n.startswith(prefix)}
     return tensors, targets, False
 
 
@@ -358,18 +443,148 @@ def _fold_biases(tensors, targets):
                 tensors[mean] = tensors[mean] - tensors.pop(name)
 
 
+def _find_preprocessing(model, path, dialect):
+    if dialect == "own":
+        return Preprocessing()
+    if dialect == "keras":
+        return KERAS_V2 if model.preactivation else KERAS_V1
+    config = path.with_name("config.json")
+    if not config.is_file():
+        return TORCH
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        # Older files have at the top what newer ones have in there.
+        content = content.get("pretrained_cfg", content)
+        return TORCH._replace(
+            **{
+                field: read(content[key])
+                for key, field, read in CONFIG_KEYS
+                if content.get(key) is not None
+            }
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{config} is damaged: {_one_line(error)}; mend it, or move "
+            f"{path.name} to a folder without it"
+        ) from error
+
+
+def _to_pixels(numbers):
+    # Rounded, because 0.406 * 255 is not 103.53 to the last bit.
+    values = tuple(round(number * 255, 6) for number in numbers)
+    if len(values) != 3 or not all(map(math.isfinite, values)):
+        raise ValueError(f"{numbers} are not the numbers of 3 channels")
+    return values
+
+
+def _to_stddev(numbers):
+    values = _to_pixels(numbers)
+    if min(values) <= 0:
+        raise ValueError(f"{numbers} are not all positive")
+    return values
+
+
+def _to_side(input_size):
+    channels, height, width = input_size
+    whole = isinstance(height, int) and height > 0
+    if not (whole and channels == 3 and height == width):
+        raise ValueError(f"{input_size} is not the size [3, side, side]")
+    return height
+
+
+def _to_fraction(number):
+    if not 0 < number <= 1:
+        raise ValueError(f"{number} is not a part of a picture's side")
+    return float(number)
+
+
+def _to_name(name):
+    if not isinstance(name, str):
+        raise ValueError(f"{name} is not a name")
+    return name
+
+
+# timm's key, our field, and the way there. Where timm also names a larger size
+# for tests, this is the one that the weights were trained for.
+CONFIG_KEYS = (
+    ("mean", "mean", _to_pixels),
+    ("std", "stddev", _to_stddev),
+    ("input_size", "image_size", _to_side),
+    ("crop_pct", "crop_fraction", _to_fraction),
+    ("interpolation", "interpolation", _to_name),
+)
+
+
+def _read(model, path):
+    """Returns (dialect, {name: array}) of whatever `load_weights` takes."""
+    if not path.is_file():
+        dialect, tensors = "own", _read_checkpoints(_checkpoints(path))
+    elif path.suffix == ".safetensors":
+        dialect, tensors = "torch", _read_safetensors(path)
+    elif zipfile.is_zipfile(path):
+        dialect, tensors = "own", _read_own_keras(path)
+    elif _is_own_h5(path):
+        dialect, tensors = "own", _read_own_h5(model, path)
+    else:
+        dialect, tensors = "keras", _read_keras_h5(path)
+    # Whole numbers are no weights: torch's batch norm counts its calls for a
+    # schedule of its own, `StochasticDepth` for its random numbers.
+    return dialect, {
+        name: tensor
+        for name, tensor in tensors.items()
+        if tensor.dtype.kind not in "iu"
+    }
+
+
+def _checkpoints(path):
+    """Returns the prefixes of a run's checkpoints, newest first."""
+    if not path.is_dir():
+        return [path] if pathlib.Path(f"{path}.index").is_file() else []
+    found = [
+        (int(match[1]), index.with_suffix(""))
+        for folder in (path, path / "checkpoints")
+        for index in folder.glob("ckpt-*.index")
+        if (match := re.fullmatch(r"ckpt-(\d+)\.index", index.name))
+    ]
+    return [prefix for _, prefix in sorted(found, reverse=True)]
+
+
+def _read_checkpoints(prefixes):
+    """Returns {path below the model: array} of the first that can be read."""
+    for prefix in prefixes:
+        try:
+            return _read_checkpoint(prefix)
+        # The second is how TensorFlow says that a file is too short.
+        except (tf.errors.OpError, IndexError) as error:
+            reason = f"{prefix.name}: {_one_line(error)}"
+            if prefix is not prefixes[-1]:
+                warnings.warn(
+                    f"skipping a checkpoint that cannot be read, {reason}",
+                    stacklevel=4,
+                )
+    raise OSError(reason)
+
+
+def _read_checkpoint(prefix):
+    reader = tf.train.load_checkpoint(str(prefix))
+    return {
+        _unescape(key.split("/")[1]): reader.get_tensor(key)
+        for key in sorted(reader.get_variable_to_shape_map())
+        if key.startswith("model/")
+    }
+
+
+def _unescape(name):
+    # In the keys of checkpoints TensorFlow writes ".S" for "/", ".." for ".".
+    return re.sub(r"\.([.S])", lambda match: match[1].replace("S", "/"), name)
+
+
 def _read_safetensors(path):
     safetensors = _import_safetensors()
     try:
-        tensors = safetensors.numpy.load_file(path)
+        return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise OSError(error) from error
-    # A counter that only torch's own momentum schedule reads.
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not name.endswith("num_batches_tracked")
-    }
 
 
 def _import_safetensors():
@@ -394,12 +609,8 @@ def _read_keras_h5(path):
                     tensors[f"{layer}/{variable}"] = file[layer][name][()]
             return tensors
         for group in file["layers"].values():
-            values = [group["vars"][key][()] for key in sorted(group["vars"])]
-            names = list(TORCH_OTHER.values())
-            if len(values) == len(TORCH_NORM):
-                names = list(TORCH_NORM.values())
             layer = _text(group["vars"].attrs["name"])
-            for name, value in zip(names, values, strict=False):
+            for name, value in _read_variables(group["vars"]):
                 tensors[f"{layer}/{name}"] = value
     return tensors
 
@@ -409,21 +620,56 @@ def _is_own_h5(path):
         return "blocks" in file
 
 
-def _load_own(model, path):
+def _read_own_keras(path):
+    """Returns {path below the `ResNet` in the file: array}."""
     try:
-        if path.suffix == ".keras":
-            loaded = tf.keras.models.load_model(path, compile=False)
-            model.set_weights(loaded.get_weights())
-        else:
-            model.load_weights(path)
-    except ValueError as error:
-        raise WeightsError(
-            f"{path} does not fit {model.name}: {_one_line(error)}"
-        ) from error
+        loaded = tf.keras.models.load_model(path, compile=False)
+    # Keras raises whatever it trips over.
+    except Exception as error:
+        raise OSError(error) from error
+    nets = [n for n in loaded._flatten_layers() if isinstance(n, ResNet)]
+    if not nets:
+        raise OSError("there is no ResNet of this library in it")
+    return {_path_below(nets[0], v): np.asarray(v) for v in loaded.weights}
+
+
+def _read_own_h5(model, path):
+    """Returns {path below the model: array} of a `.weights.h5` file.
+
+    Not by Keras, which overwrites half of a model before it notices that the
+    rest does not fit, and does not look at what is left over.
+    """
+    tensors = {}
+
+    def add(name, group):
+        if not name.endswith("/vars") or not len(group):
+            return
+        owners = name.split("/")[:-2]
+        # Blocks go by number there: bottleneck_block, bottleneck_block_1.
+        if owners[:1] == ["blocks"]:
+            number = int(re.search(r"\d*$", owners[1])[0] or 0)
+            known = number < len(model.blocks)
+            owners[1] = model.blocks[number].name if known else owners[1]
+        layer = [part for part in owners if part not in KERAS_CONTAINERS]
+        layer.append(_text(group.attrs["name"]))
+        for variable, value in _read_variables(group):
+            tensors["/".join([*layer, variable])] = value
+
+    with h5py.File(path) as file:
+        file.visititems(add)
+    return tensors
+
+
+def _read_variables(group):
+    """Returns [(name, array)] of what Keras 3 keeps of one layer."""
+    values = [group[key][()] for key in sorted(group)]
+    norm = len(values) == len(TORCH_NORM)
+    names = (TORCH_NORM if norm else TORCH_OTHER).values()
+    return list(zip(names, values, strict=False))
 
 
 def _one_line(error):
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:300]
 
 
 def _text(name):

@@ -178,6 +178,31 @@ def test_headless_model_returns_the_embedding(images):
     np.testing.assert_array_equal(model(images), expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_embedding_is_what_the_classifier_sees(dtype, images):
+    model = small_resnet(dtype=dtype)
+    embedding = model.embed(images)
+    assert embedding.shape == (4, 64)
+    assert embedding.dtype == tf.float32
+    np.testing.assert_array_equal(model.head(embedding), model(images))
+    headless = small_resnet(num_classes=None, dtype=dtype)
+    np.testing.assert_array_equal(headless.embed(images), headless(images))
+
+
+def test_embedding_uses_batch_statistics_in_training(images):
+    model = small_resnet()
+    in_training = model.embed(images, training=True)
+    assert np.any(in_training != model.embed(images))
+
+
+def test_embedding_makes_a_model_of_its_own(images):
+    inputs = tf.keras.Input([None, None, 3])
+    resnet = small_resnet()
+    encoder = tf.keras.Model(inputs, resnet.embed(inputs))
+    scramble(resnet)
+    np.testing.assert_array_equal(encoder(images), resnet.embed(images))
+
+
 def test_stochastic_depth_rises_to_the_last_block():
     model = ResNet(stage_sizes=(1, 2, 2), stochastic_depth=0.2)
     rates = [block.drop_rate for block in model.blocks]
@@ -382,6 +407,71 @@ def test_frozen_batch_norm_does_not_move(images):
     for variable in model.variables:
         np.testing.assert_array_equal(before[variable.path], variable)
     assert {v.name for v in model.trainable_variables} == {"kernel", "bias"}
+
+
+FREEZES = {
+    "none": lambda model: None,
+    "stem": lambda model: model.freeze("stem"),
+    "stage2": lambda model: model.freeze("stage2"),
+    "backbone": lambda model: model.freeze("backbone"),
+    "batch norm": ResNet.freeze_batch_norm,
+    "both": lambda m: (m.freeze("stage1"), m.freeze_batch_norm()),
+    "everything": lambda model: setattr(model, "trainable", False),
+    "all but a layer": lambda model: (
+        model.freeze("backbone"),
+        setattr(model.blocks[1].conv2, "trainable", True),
+    ),
+    "nothing any more": lambda model: (
+        model.freeze("backbone"),
+        setattr(model, "trainable", True),
+    ),
+}
+
+
+def trainable_paths(model):
+    return [variable.path for variable in model.trainable_variables]
+
+
+@pytest.mark.parametrize("preactivation", [False, True])
+@pytest.mark.parametrize("freeze", FREEZES)
+def test_what_is_frozen_comes_back_frozen(
+    freeze, preactivation, images, tmp_path
+):
+    inputs = tf.keras.Input(images.shape[1:])
+    model = small_resnet(
+        preactivation=preactivation, squeeze_excitation=True, name="net"
+    )
+    around = tf.keras.Model(inputs, model(inputs))
+    FREEZES[freeze](model)
+    for saved in (model, around):
+        saved.save(tmp_path / "model.keras")
+        loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+        assert trainable_paths(loaded) == trainable_paths(saved)
+    net = loaded.get_layer("net")
+    assert net.get_config() == model.get_config()
+    # Batch norms look at their own flag.
+    for layer in (model, net):
+        scramble(layer)
+        layer(images, training=True)
+    for mine, other in zip(model.variables, net.variables, strict=True):
+        np.testing.assert_array_equal(mine, other, err_msg=mine.path)
+
+
+@pytest.mark.parametrize("freeze", FREEZES)
+def test_config_keeps_what_is_frozen_until_the_model_is_built(freeze, images):
+    model = small_resnet(name="net")
+    model.build(images.shape)
+    FREEZES[freeze](model)
+    clone = ResNet.from_config(model.get_config())
+    assert clone.get_config() == model.get_config()
+    clone.build(images.shape)
+    assert clone.get_config() == model.get_config()
+    assert trainable_paths(clone) == trainable_paths(model)
+
+
+def test_batch_norm_is_frozen_when_all_of_it_is_there():
+    with pytest.raises(ValueError, match="must be built"):
+        small_resnet().freeze_batch_norm()
 
 
 def test_parts_that_do_not_exist_are_named():

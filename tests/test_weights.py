@@ -6,6 +6,9 @@ Parity with torchvision and timm is tested where the extra `parity` is there:
 """
 
 import hashlib
+import json
+import pathlib
+import zipfile
 
 import h5py
 import numpy as np
@@ -14,14 +17,16 @@ import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
 from safetensors.numpy import load_file, save_file
 
-from resnet_layers import VARIANTS, weights
+from resnet_layers import VARIANTS, ResNet, weights
 from resnet_layers.weights import (
+    Preprocessing,
     WeightsError,
     find_weights,
     load_weights,
     save_safetensors,
     torch_targets,
 )
+from train_loop.checkpoints import Checkpoints
 
 APPLICATIONS = {
     "resnet50_keras": "ResNet50",
@@ -85,6 +90,26 @@ def build(name, **options):
     return model
 
 
+def small(seed=1, **options):
+    """Returns a small built model with random weights."""
+    model = ResNet(
+        **{
+            "stage_sizes": (1, 1, 1, 1),
+            "width": 8,
+            "stem": "small",
+            "num_classes": 7,
+            **options,
+        }
+    )
+    model.build((None, 16, 16, 3))
+    weights_of_floats = [w for w in model.weights if "float" in w.dtype]
+    shapes = {w.path: tuple(w.shape) for w in weights_of_floats}
+    values = randomize(shapes, seed)
+    for weight in weights_of_floats:
+        weight.assign(values[weight.path])
+    return model
+
+
 def make_application(name):
     model = getattr(tf.keras.applications, APPLICATIONS[name])(
         weights=None,
@@ -116,8 +141,17 @@ def test_keras_applications_weights_give_their_logits(name, tmp_path):
     theirs = make_application(name)
     save_legacy(theirs, tmp_path / "model.h5")
     ours = build(name)
-    assert load_weights(ours, tmp_path / "model.h5") == ("keras", True)
+    loaded = load_weights(ours, tmp_path / "model.h5")
+    assert loaded[:2] == ("keras", True)
     assert_same_logits(ours(pictures()), theirs(pictures()))
+    package = "resnet_v2" if name.endswith("v2") else "resnet"
+    expected = getattr(tf.keras.applications, package).preprocess_input(
+        np.arange(12.0).reshape(2, 2, 3)
+    )
+    mean, stddev, bgr, *others = loaded.preprocessing
+    pixels = np.arange(12.0).reshape(2, 2, 3)[..., :: -1 if bgr else 1]
+    np.testing.assert_allclose((pixels - mean) / stddev, expected, rtol=1e-6)
+    assert others == [224, None, None]
 
 
 @pytest.mark.parametrize("name", ["resnet50_keras", "resnet50_v2"])
@@ -140,7 +174,7 @@ def check_torch_parity(theirs, name, path):
     theirs.load_state_dict(state)
     save_torch_file(state, path)
     ours = build(name)
-    assert load_weights(ours, path) == ("torch", True)
+    assert load_weights(ours, path)[:2] == ("torch", True)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(pictures().transpose(0, 3, 1, 2)))
     assert_same_logits(ours(pictures()), expected.numpy())
@@ -185,13 +219,205 @@ def test_safetensors_round_trip_is_exact(name, tmp_path):
     assert len(torch_targets(model)) == len(model.weights)
 
 
-@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
-def test_own_files_are_read(suffix, tmp_path):
-    model, other = build("resnet18"), build("resnet18")
-    path = tmp_path / f"model{suffix}"
-    (model.save if suffix == ".keras" else model.save_weights)(path)
-    assert load_weights(other, path) == ("own", True)
-    np.testing.assert_array_equal(model(pictures()), other(pictures()))
+def save_keras(model, folder):
+    model.save(folder / "model.keras")
+    return folder / "model.keras"
+
+
+def save_inside_another(model, folder):
+    """Writes a model in which the net is one of the layers."""
+    inputs = tf.keras.Input([16, 16, 3])
+    logits = model(tf.keras.layers.Rescaling(1 / 255)(inputs))
+    return save_keras(tf.keras.Model(inputs, logits), folder)
+
+
+def save_weights_h5(model, folder):
+    model.save_weights(folder / "model.weights.h5")
+    return folder / "model.weights.h5"
+
+
+def save_run(model, folder, step=9):
+    optimizer = tf.keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+    Checkpoints(folder / "checkpoints", model, optimizer).save(step)
+    return folder
+
+
+@pytest.fixture(
+    params=[save_keras, save_inside_another, save_weights_h5, save_run]
+)
+def save_own(request):
+    """Writes a model to a folder in one of our ways, and returns the path."""
+    return request.param
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"block": "basic", "stem": "deep", "squeeze_excitation": True},
+        {"preactivation": True},
+        {"num_classes": None},
+        {"trainable": False},
+    ],
+    ids=str,
+)
+def test_own_weights_come_back_exactly(save_own, options, tmp_path):
+    model = small(**options, name="theirs")
+    other = small(**options, name="ours", seed=2)
+    loaded = load_weights(other, save_own(model, tmp_path))
+    has_head = "num_classes" not in options
+    assert loaded == ("own", has_head, Preprocessing())
+    assert loaded.preprocessing == (None,) * 6
+    for mine, read in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(mine, read, err_msg=mine.path)
+
+
+def test_own_weights_of_other_classes_keep_the_models_head(save_own, tmp_path):
+    theirs = small()
+    path = save_own(theirs, tmp_path)
+    model = small(num_classes=3, seed=2)
+    before = np.array(model.head.kernel)
+    with pytest.raises(WeightsError) as error:
+        load_weights(model, path)
+    for expected in (str(path), "head/kernel", "(256, 7)", "(256, 3)"):
+        assert expected in str(error.value)
+    loaded = load_weights(model, path, replace_head=True)
+    assert loaded[:2] == ("own", False)
+    np.testing.assert_array_equal(model.head.kernel, before)
+    assert_same_weights(model, theirs)
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_own_weights_with_and_without_head_fit(num_classes, save_own, tmp_path):
+    theirs = small(num_classes=3 if num_classes is None else None)
+    model = small(num_classes=num_classes, seed=2)
+    path = save_own(theirs, tmp_path)
+    assert load_weights(model, path, replace_head=True)[:2] == ("own", False)
+    assert_same_weights(model, theirs)
+
+
+@pytest.mark.parametrize("rates", [(0.2, 0.0), (0.0, 0.2)])
+def test_a_counter_of_stochastic_depth_is_no_weight(rates, save_own, tmp_path):
+    theirs, model = (small(stochastic_depth=rate) for rate in rates)
+    model.stem.convs[0].kernel.assign(tf.ones([3, 3, 3, 8]))
+    assert load_weights(model, save_own(theirs, tmp_path)).head_used
+    assert_same_weights(model, theirs)
+
+
+def assert_same_weights(model, other):
+    """Of all but the classifiers."""
+    values = {w.path.partition("/")[2]: np.array(w) for w in other.weights}
+    for weight in model.weights:
+        name = weight.path.partition("/")[2]
+        if not name.startswith("head") and not name.endswith("draws"):
+            np.testing.assert_array_equal(weight, values[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"stage_sizes": (1, 1, 1, 2)}, {}),
+        ({}, {"stage_sizes": (1, 1, 1, 2)}),
+        ({"width": 16}, {}),
+        ({"squeeze_excitation": True}, {}),
+        ({"block": "basic"}, {}),
+    ],
+    ids=str,
+)
+def test_own_weights_of_another_net_are_one_line(
+    theirs, ours, save_own, tmp_path
+):
+    path = save_own(small(**theirs), tmp_path)
+    assert_refused(small(**ours, seed=2, name="net"), path, "does not fit net")
+
+
+def test_own_weights_that_are_not_finite_are_refused(save_own, tmp_path):
+    theirs = small()
+    theirs.blocks[1].bn2.beta.assign([np.inf] * 16)
+    name = "stage2_block1/bn2/beta, of shape (16,)"
+    assert_refused(small(seed=2), save_own(theirs, tmp_path), name)
+
+
+def assert_refused(model, path, expected):
+    """In one line, and the model stays as it was."""
+    before = [np.array(weight) for weight in model.weights]
+    with pytest.raises(WeightsError) as error:
+        load_weights(model, path)
+    [line] = str(error.value).splitlines()
+    assert str(path) in line
+    assert expected in line
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_keras_files_of_other_models_are_refused(tmp_path):
+    inputs = tf.keras.Input([4])
+    tf.keras.Model(inputs, inputs).save(tmp_path / "model.keras")
+    assert_refused(small(), tmp_path / "model.keras", "no ResNet")
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
+        file.writestr("config.json", "{}")
+    assert_refused(small(), tmp_path / "model.keras", "cannot be read")
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/ckpt-20"])
+def test_newest_checkpoint_of_a_run_is_read(place, tmp_path):
+    older, newer, model = small(1), small(2), small(3)
+    save_run(newer, tmp_path, step=20)
+    save_run(older, tmp_path, step=9)
+    path = find_weights(str(tmp_path / place), "resnet50")
+    assert path == tmp_path / place
+    load_weights(model, path)
+    assert_same_weights(model, newer)
+    load_weights(model, tmp_path / "checkpoints" / "ckpt-9")
+    assert_same_weights(model, older)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip_bytes(path):
+    content = path.read_bytes()
+    path.write_bytes(
+        bytes(byte ^ 255 for byte in content[:200]) + content[200:]
+    )
+
+
+@pytest.mark.parametrize("suffix", ["index", "data-00000-of-00001"])
+@pytest.mark.parametrize("damage", [empty, flip_bytes, pathlib.Path.unlink])
+def test_a_broken_checkpoint_is_skipped_for_an_older_one(
+    suffix, damage, tmp_path, recwarn
+):
+    older, model = small(1), small(3)
+    save_run(older, tmp_path, step=9)
+    save_run(small(2), tmp_path, step=20)
+    damage(tmp_path / "checkpoints" / f"ckpt-20.{suffix}")
+    load_weights(model, tmp_path)
+    assert_same_weights(model, older)
+    said = [str(w.message) for w in recwarn if "ckpt-20" in str(w.message)]
+    # Without an index it is no checkpoint.
+    assert len(said) == ((damage, suffix) != (pathlib.Path.unlink, "index"))
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path):
+    save_run(small(), tmp_path)
+    empty(tmp_path / "checkpoints" / "ckpt-9.data-00000-of-00001")
+    assert_refused(small(), tmp_path, "cannot be read as weights: ckpt-9")
+
+
+def test_a_folder_without_checkpoints_says_what_was_expected(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    assert_refused(small(), tmp_path, "checkpoints/ckpt-STEP.index")
+    with pytest.raises(WeightsError, match="ckpt-STEP.index"):
+        find_weights(str(tmp_path), "resnet50")
+    with pytest.raises(WeightsError, match="none is not a file"):
+        find_weights(str(tmp_path / "none"), "resnet50")
+
+
+def test_checkpoints_of_another_kind_are_refused(tmp_path):
+    tf.train.Checkpoint(other=tf.Variable(1.0)).write(str(tmp_path / "ckpt-1"))
+    assert_refused(small(), tmp_path, "has no stem/conv1/kernel")
 
 
 def test_another_number_of_classes_keeps_the_models_head(application_file):
@@ -200,7 +426,7 @@ def test_another_number_of_classes_keeps_the_models_head(application_file):
     with pytest.raises(WeightsError, match="predictions"):
         load_weights(model, application_file)
     loaded = load_weights(model, application_file, replace_head=True)
-    assert loaded == ("keras", False)
+    assert loaded[:2] == ("keras", False)
     np.testing.assert_array_equal(model.head.kernel, head)
     whole = build("resnet50_keras")
     load_weights(whole, application_file)
@@ -252,15 +478,7 @@ def test_bad_safetensors_are_one_clear_line(tmp_path, damage, expected):
     path = tmp_path / "model.safetensors"
     save_safetensors(build("resnet18"), path)
     damage(path)
-    model = build("resnet18")
-    before = [np.array(weight) for weight in model.weights]
-    with pytest.raises(WeightsError) as error:
-        load_weights(model, path)
-    [line] = str(error.value).splitlines()
-    assert str(path) in line
-    assert expected in line
-    for weight, value in zip(model.weights, before, strict=True):
-        np.testing.assert_array_equal(weight, value)
+    assert_refused(build("resnet18"), path, expected)
 
 
 def test_another_architecture_is_named_with_both_shapes(tmp_path):
@@ -333,6 +551,107 @@ def test_imagenet_weights_exist_for_some_variants_only():
         find_weights("imagenet", "resnet18")
 
 
+# What timm's hub says of resnet50.ra_in1k, shortened.
+TIMM_CONFIG = {
+    "architecture": "resnet50",
+    "num_classes": 1000,
+    "pretrained_cfg": {
+        "input_size": [3, 224, 224],
+        "test_input_size": [3, 288, 288],
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "test_crop_pct": 0.95,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+}
+IMAGENET = Preprocessing(
+    mean=(123.675, 116.28, 103.53), stddev=(58.395, 57.12, 57.375), bgr=False
+)
+
+
+@pytest.fixture
+def torch_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_safetensors(small(), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (None, IMAGENET),
+        # Of something else.
+        ({"layers": 3}, IMAGENET),
+        (
+            TIMM_CONFIG,
+            IMAGENET._replace(
+                image_size=224, crop_fraction=0.875, interpolation="bicubic"
+            ),
+        ),
+        (
+            {
+                "architecture": "resnet50",
+                "input_size": [3, 160, 160],
+                "crop_pct": 0.875,
+                "test_crop_pct": None,
+                "interpolation": "bilinear",
+                "mean": [0.5, 0.5, 0.5],
+                "std": [0.25, 0.5, 1],
+            },
+            Preprocessing(
+                mean=(127.5, 127.5, 127.5),
+                stddev=(63.75, 127.5, 255),
+                bgr=False,
+                image_size=160,
+                crop_fraction=0.875,
+                interpolation="bilinear",
+            ),
+        ),
+    ],
+    ids=["none", "of something else", "pretrained_cfg", "at the top"],
+)
+def test_torch_weights_bring_the_preprocessing_beside_them(
+    config, expected, torch_file
+):
+    if config is not None:
+        torch_file.with_name("config.json").write_text(json.dumps(config))
+    loaded = load_weights(small(seed=2), torch_file)
+    assert loaded == ("torch", True, expected)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"mean": [0.5',
+        "[1, 2]",
+        '{"pretrained_cfg": "resnet50"}',
+        '{"mean": [0.5, 0.5]}',
+        '{"std": ["a", "b", "c"]}',
+        '{"std": [NaN, 1, 1]}',
+        '{"std": [0, 1, 1]}',
+        '{"input_size": 224}',
+        '{"input_size": [3, 224, 256]}',
+        '{"input_size": [1, 224, 224]}',
+        '{"input_size": [3, 0, 0]}',
+        '{"crop_pct": "0.9"}',
+        '{"crop_pct": 95}',
+        '{"interpolation": 3}',
+    ],
+)
+def test_a_damaged_config_is_one_line(content, torch_file):
+    config = torch_file.with_name("config.json")
+    config.write_text(content)
+    model = small(seed=2)
+    before = np.array(model.head.kernel)
+    with pytest.raises(WeightsError) as error:
+        load_weights(model, torch_file)
+    [line] = str(error.value).splitlines()
+    assert f"{config} is damaged" in line
+    np.testing.assert_array_equal(model.head.kernel, before)
+
+
 def test_timm_weights_come_from_the_hub(monkeypatch, tmp_path):
     hub = pytest.importorskip(
         "huggingface_hub", reason="needs the extra: pip install '.[weights]'"
@@ -341,9 +660,15 @@ def test_timm_weights_come_from_the_hub(monkeypatch, tmp_path):
 
     def hf_hub_download(repo, filename):
         asked.append((repo, filename))
+        if filename == "config.json":
+            (tmp_path / filename).write_text(json.dumps(TIMM_CONFIG))
+        else:
+            save_safetensors(small(), tmp_path / filename)
         return str(tmp_path / filename)
 
     monkeypatch.setattr(hub, "hf_hub_download", hf_hub_download)
-    path = find_weights("timm/resnet50.a1_in1k", "resnet50")
+    name = "timm/resnet50.a1_in1k"
+    path = find_weights(name, "resnet50")
     assert path == tmp_path / "model.safetensors"
-    assert asked == [("timm/resnet50.a1_in1k", "model.safetensors")]
+    assert sorted(asked) == [(name, "config.json"), (name, "model.safetensors")]
+    assert load_weights(small(), path).preprocessing.image_size == 288
