@@ -81,7 +81,7 @@ def training_step(prepare):
     iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
 
     def step():
-        return int(trainer.train(iterator, tf.constant(1)))
+        return int(trainer.train(iterator, tf.constant(1))[0])
 
     step()
     return step

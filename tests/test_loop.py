@@ -9,19 +9,25 @@ from train_loop import UserError, loop
 class FakeTrainer:
     """Counts steps and remembers in which order it was called."""
 
-    def __init__(self, log, step=0, breaks_at=None, finite=True):
+    def __init__(
+        self, log, step=0, breaks_at=None, finite=True, unreadable_at=None
+    ):
         self.log = log
         self.step = step
         self.breaks_at = breaks_at
         self.finite = finite
+        self.unreadable_at = unreadable_at
         self.loss = tf.keras.metrics.Mean()
 
     def train(self, iterator, num_steps):
         for _ in range(int(num_steps)):
             self.step += 1
             if self.step == self.breaks_at:
-                return tf.constant(self.step)
-        return tf.constant(-1)
+                return tf.constant(self.step), tf.constant(0.0)
+            if self.step == self.unreadable_at:
+                self.step -= 1
+                raise tf.errors.InvalidArgumentError(None, None, "broken")
+        return tf.constant(-1), tf.constant(0.001)
 
     def results(self, split):
         return {"loss": 1.0}
@@ -48,6 +54,7 @@ def run(trainer, log, steps=10, eval_loss=1.0):
             evaluate=evaluate,
             save=lambda step: log.append(("save", step)),
             report=lambda step, split, _: log.append((f"report {split}", step)),
+            explain=lambda step, error: log.append((str(error), step)),
             bar=bar,
         )
 
@@ -106,3 +113,10 @@ def test_what_is_not_finite_is_never_saved(options, eval_loss, step, kept):
     with pytest.raises(UserError, match=f"at step {step} of 10; {kept}"):
         run(FakeTrainer(log, **options), log, eval_loss=eval_loss)
     assert all(saved < step for name, saved in log if name == "save")
+
+
+def test_steps_before_a_broken_picture_are_saved():
+    log = []
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        run(FakeTrainer(log, unreadable_at=8), log)
+    assert log[-3:] == [("average", 7), ("save", 7), ("broken", 7)]

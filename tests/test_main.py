@@ -19,8 +19,8 @@ from absl.testing import flagsaver
 from archives import encode, write_imagenet, write_pets
 from tensorboard.backend.event_processing import plugin_event_accumulator
 
-from resnet_layers import VARIANTS, save_safetensors
-from train_loop import main, preprocessing, settings
+from resnet_layers import VARIANTS, ResNet, save_safetensors
+from train_loop import inputs, main, preprocessing, settings
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULE = ("-m", "train_loop.main")
@@ -79,6 +79,7 @@ def read_metrics(workdir):
     records = [json.loads(line) for line in lines]
     for record in records:
         record.pop("images_per_second", None)
+        record.pop("input_wait", None)
     return records
 
 
@@ -160,7 +161,8 @@ def test_event_files_hold_what_people_look_at(finished):
             assert [p.step for p in points] == [r["step"] for r in expected]
             values = [float(tf.make_ndarray(p.tensor_proto)) for p in points]
             assert values == pytest.approx([r[name] for r in expected])
-    assert len(events["train"].Tensors("images_per_second")) == 10
+    for name in ("images_per_second", "input_wait"):
+        assert len(events["train"].Tensors(name)) == 10
     [text] = events["train"].Tensors("flags")
     assert b"| batch_size | `64` |" in text.tensor_proto.string_val[0]
     [images] = events["train"].Tensors("training_images")
@@ -187,7 +189,7 @@ def test_evaluate_measures_what_the_run_reported(finished):
     assert "accuracy" in output
 
 
-def test_flags_reach_the_parts_they_speak_of():
+def test_flags_reach_the_parts_they_speak_of(tmp_path):
     with settled(
         "--weight_decay=0.003",
         "--label_smoothing=0.2",
@@ -197,7 +199,7 @@ def test_flags_reach_the_parts_they_speak_of():
         "--warmup_epochs=2",
         "--learning_rate=0.7",
     ):
-        trainer, steps = main.build()[1:3]
+        trainer, steps = main.build(tmp_path)[1:3]
     assert trainer.optimizer.l2 == 0.003
     assert trainer.label_smoothing == 0.2
     assert trainer.model.compute_dtype == "bfloat16"
@@ -209,22 +211,28 @@ def test_flags_reach_the_parts_they_speak_of():
     assert rates == pytest.approx([0, 0.7, 0], abs=1e-6)
 
 
-def test_short_runs_do_not_warm_up_for_ever():
+def test_short_runs_do_not_warm_up_for_ever(tmp_path):
     with settled("--strategy=one_device", "--steps=10", "--learning_rate=0.4"):
-        trainer, steps = main.build()[1:3]
+        trainer, steps = main.build(tmp_path)[1:3]
     assert (steps, trainer.strategy.num_replicas_in_sync) == (10, 1)
     schedule = trainer.optimizer._learning_rate
     rates = [float(schedule(step)) for step in (0, 5, 10)]
     assert rates == pytest.approx([0, 0.4, 0], abs=1e-6)
 
 
-def test_seed_draws_weights_and_order():
+def test_seed_draws_weights_and_order(tmp_path):
     kernels, batches = [], []
     for seed in (0, 0, 1):
         with settled(f"--seed={seed}", "--strategy=one_device"):
-            built = main.build()
+            built = main.build(tmp_path)
             kernels.append(np.array(built.trainer.model.head.kernel))
-            images, _ = next(iter(main.training_batches(built, 0)))
+            images, _ = next(
+                iter(
+                    inputs.training_batches(
+                        built.source, built.trainer.strategy, 0
+                    )
+                )
+            )
             batches.append(images.numpy())
     for values in (kernels, batches):
         np.testing.assert_array_equal(values[0], values[1])
@@ -235,20 +243,18 @@ def test_pictures_are_prepared_as_the_flags_say():
     encoded = encode("jpeg", 0)
     common = ("--image_size=32", "--crop_fraction=0.5", "--normalization=caffe")
     with settled(*common, "--augment="):
-        plain = main.prepare_for_training(encoded, [1, 2])
-        evaluated = main.prepare_for_evaluation(encoded)
-    expected = preprocessing.normalize(
-        preprocessing.center_crop(encoded, 32, 0.5), "caffe"
-    )
+        plain = inputs.prepare_for_training(encoded, [1, 2])
+        evaluated = inputs.prepare_for_evaluation(encoded)
+    expected = np.round(preprocessing.center_crop(encoded, 32, 0.5))
     np.testing.assert_array_equal(plain, expected)
     np.testing.assert_array_equal(evaluated, expected)
     for names in (["random_resized_crop"], ["flip"], ["shift", "flip"]):
         with settled(*common, f"--augment={','.join(names)}"):
             results = [
-                main.prepare_for_training(encoded, [1, index]).numpy()
+                inputs.prepare_for_training(encoded, [1, index]).numpy()
                 for index in range(12)
             ]
-            again = main.prepare_for_training(encoded, [1, 3])
+            again = inputs.prepare_for_training(encoded, [1, 3])
         np.testing.assert_array_equal(results[3], again)
         assert len({result.tobytes() for result in results}) > 1
 
@@ -436,6 +442,132 @@ def test_run_starts_from_weights_of_others(tmp_path, dialect, capsys):
     assert f"--normalization={normalization}" in flags_of_run
 
 
+def start_from(weights, workdir, *arguments, capsys):
+    """Starts a run from weights; returns its flags and what went wrong."""
+    status, errors = run_here(
+        f"--workdir={workdir}",
+        f"--weights={weights}",
+        "--steps=1",
+        "--batch_size=8",
+        "--learning_rate=0",
+        *arguments,
+        capsys=capsys,
+    )
+    if status:
+        return {}, errors
+    return settings.read(workdir / "flags.txt"), errors
+
+
+def test_preprocessing_of_timm_travels_with_the_weights(tmp_path, capsys):
+    model = VARIANTS["resnet_tiny"](num_classes=5)
+    model.build((None, 32, 32, 3))
+    weights = tmp_path / "model.safetensors"
+    save_safetensors(model, weights)
+    config = {
+        "input_size": [3, 40, 40],
+        "crop_pct": 0.95,
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    }
+    text = json.dumps({"pretrained_cfg": config})
+    (tmp_path / "config.json").write_text(text)
+    expected = {
+        "image_size": "40",
+        "crop_fraction": "0.95",
+        "interpolation": "bicubic",
+        "normalization": "symmetric",
+    }
+    values, _ = start_from(weights, tmp_path / "run", capsys=capsys)
+    assert values.items() >= expected.items()
+    # It stays when the run goes on, and when others start from the run.
+    run_here(f"--workdir={tmp_path / 'run'}", "--steps=2", capsys=capsys)
+    values = settings.read(tmp_path / "run" / "flags.txt")
+    assert values.items() >= expected.items()
+    for weights_of_run in (
+        tmp_path / "run",
+        tmp_path / "run/checkpoints/ckpt-2",
+    ):
+        name = f"from-{weights_of_run.name}"
+        values, _ = start_from(weights_of_run, tmp_path / name, capsys=capsys)
+        assert values.items() >= expected.items()
+        own, theirs = (
+            read_checkpoint(tmp_path / folder, step)
+            for folder, step in ((name, 1), ("run", 2))
+        )
+        for key, value in theirs.items():
+            if key.startswith("model/") and "moving" not in key:
+                np.testing.assert_array_equal(own[key], value, err_msg=key)
+    # A flag wins.
+    values, _ = start_from(
+        weights, tmp_path / "own", "--image_size=16", capsys=capsys
+    )
+    assert values["image_size"] == "16"
+    assert values["crop_fraction"] == "0.95"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "flag"),
+    [
+        ("mean", [0.1, 0.2, 0.3], "--normalization"),
+        ("interpolation", "lanczos", "--interpolation"),
+    ],
+)
+def test_unknown_preprocessing_is_not_guessed(
+    tmp_path, key, value, flag, capsys
+):
+    model = VARIANTS["resnet_tiny"](num_classes=5)
+    model.build((None, 32, 32, 3))
+    weights = tmp_path / "model.safetensors"
+    save_safetensors(model, weights)
+    config = {"mean": [0.5] * 3, "std": [0.5] * 3, key: value}
+    text = json.dumps({"pretrained_cfg": config})
+    (tmp_path / "config.json").write_text(text)
+    _, errors = start_from(weights, tmp_path / "run", capsys=capsys)
+    assert f"choose one of these with {flag}" in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_embeddings_are_made_once(tmp_path, replicas, capsys, monkeypatch):
+    """And lead to what the whole network says."""
+    calls = []
+    embed = ResNet.embed
+
+    def counted(self, inputs, training=None):
+        tf.py_function(lambda: calls.append(1), [], [])
+        return embed(self, inputs, training=training)
+
+    monkeypatch.setattr(ResNet, "embed", counted)
+    arguments = (
+        f"--workdir={tmp_path}",
+        "--batch_size=60",
+        "--strategy=" + {1: "one_device", 2: "mirrored"}[replicas],
+    )
+    status, errors = run_here(
+        *arguments, "--freeze=backbone", "--epochs=3", capsys=capsys
+    )
+    assert status == 0, errors
+    # 1,437 and 360 pictures, on each replica a part of every batch.
+    assert len(calls) <= (24 + 6) * replicas + 2
+    early = read_checkpoint(tmp_path, 72)
+    calls.clear()
+    status, errors = run_here(*arguments, "--epochs=5", capsys=capsys)
+    assert status == 0, errors
+    assert not calls
+    steps = read_metrics(tmp_path)[-1]["step"]
+    late = read_checkpoint(tmp_path, steps)
+    moved = {k for k in early if np.any(early[k] != late[k])}
+    assert {k for k in moved if k.startswith("model/")} == {
+        k for k in early if k.startswith("model/head")
+    }
+    monkeypatch.setattr(ResNet, "embed", embed)
+    status, _ = run_here(*arguments, "--mode=evaluate", capsys=capsys)
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    last = read_metrics(tmp_path)[-1]
+    for name in ("loss", "accuracy"):
+        assert report[name] == pytest.approx(last[name], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -454,6 +586,7 @@ def test_run_starts_from_weights_of_others(tmp_path, dialect, capsys):
         (["--image_size=3"], "take at least 4"),
         (["--workdir=/proc/run"], "--workdir=/proc/run cannot be written"),
         (["--workdir=README.md"], "--workdir=README.md cannot be written"),
+        (["--cached_embeddings"], "needs --freeze=backbone"),
         (["--freeze=stage4"], "It takes: none, stem, stage1, stage2, stage3"),
         (["--seed=-1"], "--seed=-1"),
         (["--epochs=nan"], "--epochs=nan is not a number"),
@@ -487,7 +620,7 @@ def test_mistakes_are_one_clear_line(arguments, expected, capsys, monkeypatch):
         "--dataset=oxford_iiit_pet",
         "--batch_size=32",
         "--seed=3",
-        "--weights=README.md",
+        f"--weights={ROOT / 'README.md'}",
     ],
 )
 def test_run_is_not_mixed_with_another(finished, capsys, argument):

@@ -3,23 +3,18 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from samples import indexed, records
 
 from train_loop import pipeline
-from train_loop.datasets import Split
+from train_loop.pipeline import Share
+from train_loop.splits import IndexedSplit
 
 
-@pytest.fixture
-def split():
-    """Returns 23 examples whose picture is their number as text."""
-    numbers = np.arange(23)
-
-    def read(seed):
-        del seed
-        return tf.data.Dataset.from_tensor_slices(
-            {"image": numbers.astype(str), "label": numbers}
-        )
-
-    return Split(len(numbers), read)
+@pytest.fixture(params=["indexed", "records"])
+def split(request, tmp_path):
+    if request.param == "indexed":
+        return indexed(23)
+    return records(23, tmp_path)
 
 
 def prepare(encoded, seed=None):
@@ -29,9 +24,9 @@ def prepare(encoded, seed=None):
     return tf.reshape(number, [1])
 
 
-def take(split, count, batch_size=5, seed=0, step=0):
+def take(split, count, batch_size=5, seed=0, step=0, **options):
     batches = pipeline.training_batches(
-        split, prepare, batch_size, batch_size, seed, step
+        split, prepare, batch_size, seed, step, **options
     )
     batches = list(batches.take(count).as_numpy_iterator())
     return [np.concatenate(part) for part in zip(*batches, strict=True)]
@@ -69,11 +64,15 @@ def test_another_seed_gives_other_batches(split):
 
 
 def test_replicas_share_what_one_device_would_take(split):
-    halves = pipeline.training_batches(split, prepare, 3, 6, 0, 2)
-    whole = pipeline.training_batches(split, prepare, 6, 6, 0, 2)
-    halves = [labels for _, labels in halves.take(8).as_numpy_iterator()]
-    whole = [labels for _, labels in whole.take(4).as_numpy_iterator()]
-    np.testing.assert_array_equal(np.concatenate(halves), np.concatenate(whole))
+    def mix(images, labels, seed):
+        return images + tf.reverse(images, [0]), labels
+
+    for options in ({}, {"mix": mix}):
+        share = Share(replicas=2)
+        halves = take(split, 8, 6, step=2, share=share, **options)
+        whole = take(split, 4, 6, step=2, **options)
+        for half, one in zip(halves, whole, strict=True):
+            np.testing.assert_array_equal(half, one)
 
 
 @pytest.mark.parametrize("global_batch_size", [2, 6, 23, 46, 100])
@@ -85,7 +84,7 @@ def test_evaluation_counts_every_example_once(
         pytest.skip("main refuses this batch size")
     batches = list(
         pipeline.evaluation_batches(
-            split, prepare, global_batch_size // replicas, global_batch_size
+            split, prepare, global_batch_size, Share(replicas=replicas)
         ).as_numpy_iterator()
     )
     assert len(batches) % replicas == 0
@@ -95,3 +94,95 @@ def test_evaluation_counts_every_example_once(
     np.testing.assert_array_equal(labels[weights == 1], range(23))
     np.testing.assert_array_equal(images[weights == 1, 0], range(23))
     assert set(weights) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_read_disjoint_parts_that_are_the_whole(split, workers):
+    shares = [Share(worker, workers) for worker in range(workers)]
+    # An epoch of the largest part, and no more.
+    parts = [
+        set(
+            take(
+                split, share.of_split(split).num_examples, workers, share=share
+            )[1]
+        )
+        for share in shares
+    ]
+    assert sum(map(len, parts)) == 23
+    assert set().union(*parts) == set(range(23))
+    evaluated, lengths = [], set()
+    for share in shares:
+        batches = list(
+            pipeline.evaluation_batches(split, prepare, 2 * workers, share)
+        )
+        lengths.add(len(batches))
+        for _, labels, weights in batches:
+            evaluated += labels.numpy()[weights.numpy() == 1].tolist()
+    assert sorted(evaluated) == list(range(23))
+    assert lengths == {
+        pipeline.num_evaluation_steps(split, 2 * workers, workers)
+    }
+
+
+def test_workers_augment_in_ways_of_their_own(split):
+    fractions = [
+        set(take(split, 10, 2, share=Share(worker, 2))[0].ravel() % 1)
+        for worker in range(2)
+    ]
+    assert not fractions[0] & fractions[1]
+
+
+@pytest.mark.parametrize("step", [0, 1, 4, 7])
+def test_repeated_pictures_differ_and_resume(split, step):
+    images, labels = take(split, 12, repeats=3)
+    rows = labels[: len(labels) // 3 * 3].reshape(-1, 3)
+    assert np.all(rows == rows[:, :1])
+    assert len(np.unique(images % 1)) == len(images)
+    assert len(set(rows[:20, 0])) == 20
+    later = take(split, 12 - step, step=step, repeats=3)
+    np.testing.assert_array_equal(later[0], images[step * 5 :])
+    np.testing.assert_array_equal(later[1], labels[step * 5 :])
+
+
+def test_mixing_follows_seed_and_position(split):
+    def mix(images, labels, seed):
+        return images + tf.random.stateless_uniform([], seed), labels
+
+    plain, _ = take(split, 8)
+    mixed, _ = take(split, 8, mix=mix)
+    added = (mixed - plain).reshape(8, 5)
+    np.testing.assert_allclose(added, added[:, :1] + np.zeros(5), atol=1e-5)
+    assert len(np.unique(added[:, 0].round(4))) == 8
+    later, _ = take(split, 3, step=5, mix=mix)
+    np.testing.assert_array_equal(later, mixed[25:])
+
+
+def test_resuming_does_not_read_what_was_there_before():
+    """The millionth step of many examples comes at once."""
+    read = []
+
+    def load(image):
+        tf.py_function(lambda: read.append(1), [], [])
+        return image
+
+    numbers = tf.range(100_000, dtype=tf.int64)
+    split = IndexedSplit(tf.strings.as_string(numbers), numbers, loader=load)
+    _, labels = take(split, 2, step=1_000_003)
+    assert len(set(labels)) == 10
+    assert len(read) < 1000
+
+
+def test_data_service_hands_out_every_example_once_an_epoch(tmp_path):
+    service = tf.data.experimental.service
+    dispatcher = service.DispatchServer()
+    address = dispatcher.target.partition("://")[2]
+    workers = [
+        service.WorkerServer(service.WorkerConfig(dispatcher_address=address))
+        for _ in range(2)
+    ]
+    split = records(23, tmp_path)
+    _, labels = take(split, 23 * 3, 4, data_service=dispatcher.target)
+    counts = np.bincount(labels, minlength=23)
+    # Windows come in any order, so that an epoch or two may overlap.
+    assert abs(counts - 12).max() <= 4
+    assert len(workers) == 2

@@ -1,5 +1,7 @@
 """Replicas against one device, and one device against plain formulas."""
 
+import time
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,7 +9,7 @@ import tensorflow as tf
 from resnet_layers import ResNet
 from train_loop import pipeline
 from train_loop.optimizers import MomentumSGD
-from train_loop.trainer import Trainer, cross_entropy
+from train_loop.trainer import Trainer, cross_entropy, is_correct
 
 BATCH_SIZE = 8
 
@@ -47,7 +49,7 @@ def make_batches(strategy, steps=6, scale=1.0):
     dataset = tf.data.Dataset.from_tensor_slices(
         (images.astype("float32"), labels)
     ).batch(BATCH_SIZE // replicas, drop_remainder=True)
-    return pipeline.distribute(strategy, lambda: dataset)
+    return pipeline.distribute(strategy, lambda share: dataset)
 
 
 def train(strategy, steps=6, **options):
@@ -156,7 +158,7 @@ def test_evaluation_does_not_count_weight_zero(
     logits = trainer.model(images, training=False).numpy()
     dataset = tf.data.Dataset.from_tensor_slices((images, labels, weights))
     batches = pipeline.distribute(
-        strategy, lambda: dataset.batch(4 // replicas)
+        strategy, lambda share: dataset.batch(4 // replicas)
     )
     trainer.evaluate(iter(batches), tf.constant(2))
     log_probabilities = np.asarray(tf.nn.log_softmax(logits))
@@ -181,10 +183,40 @@ def test_first_broken_step_is_named(one_device, two_replicas, replicas):
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(
         BATCH_SIZE // replicas, drop_remainder=True
     )
-    iterator = iter(pipeline.distribute(strategy, lambda: dataset))
+    iterator = iter(pipeline.distribute(strategy, lambda share: dataset))
     trainer = make_trainer(strategy, make=make_model_without_norm)
-    assert int(trainer.train(iterator, tf.constant(3))) == -1
-    assert int(trainer.train(iterator, tf.constant(3))) == 4
+    assert int(trainer.train(iterator, tf.constant(3))[0]) == -1
+    assert int(trainer.train(iterator, tf.constant(3))[0]) == 4
+
+
+def test_waiting_for_input_is_timed(two_replicas):
+    def batch(number):
+        tf.py_function(lambda: time.sleep(0.1), [], [])
+        return tf.zeros([4, 8, 8, 3]), tf.zeros([4], tf.int64)
+
+    dataset = tf.data.Dataset.range(20).map(batch)
+    trainer = make_trainer(two_replicas, make=make_model_without_norm)
+    iterator = iter(pipeline.distribute(two_replicas, lambda share: dataset))
+    trainer.train(iterator, tf.constant(1))
+    began = time.perf_counter()
+    _, waited = trainer.train(iterator, tf.constant(4))
+    assert 0.4 < float(waited) < time.perf_counter() - began
+
+
+def test_labels_may_be_probabilities(one_device):
+    labels = tf.constant([0, 2, 1])
+    logits = tf.random.normal([3, 4])
+    soft = tf.one_hot(labels, 4)
+    np.testing.assert_array_equal(
+        cross_entropy(soft, logits, 0.1), cross_entropy(labels, logits, 0.1)
+    )
+    np.testing.assert_array_equal(
+        is_correct(soft, logits), is_correct(labels, logits)
+    )
+    mixed = 0.7 * soft + 0.3 * tf.roll(soft, 1, axis=0)
+    expected = 0.7 * cross_entropy(labels, logits)
+    expected += 0.3 * cross_entropy(tf.roll(labels, 1, axis=0), logits)
+    np.testing.assert_allclose(cross_entropy(mixed, logits), expected, 1e-5)
 
 
 def test_cross_entropy_is_kerass():

@@ -10,6 +10,13 @@ import tqdm
 
 from train_loop import UserError
 
+# What a picture or a file that cannot be read raises.
+INPUT_ERRORS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.DataLossError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+)
 # The devices are left alone for about this long before the progress bar moves.
 SECONDS_PER_CALL = 1.0
 
@@ -23,7 +30,16 @@ class Cadence(NamedTuple):
 
 
 def train(
-    trainer, iterator, steps, batch_size, cadence, evaluate, save, report, bar
+    trainer,
+    iterator,
+    steps,
+    batch_size,
+    cadence,
+    evaluate,
+    save,
+    report,
+    explain,
+    bar,
 ):
     """Trains up to `steps`: train, report, evaluate, report, save.
 
@@ -36,6 +52,8 @@ def train(
       evaluate: returns {metric: number} for the evaluation split.
       save: called with the step, writes a checkpoint.
       report: called with (step, split, metrics).
+      explain: called with (step, error) where the batch of a step cannot be
+        read; raises an error that says why, where it finds out.
       bar: a `tqdm` progress bar that counts steps.
 
     Raises:
@@ -47,15 +65,23 @@ def train(
         # average has to survive a restart.
         stop = min(steps, *((step // every + 1) * every for every in cadence))
         began = time.perf_counter()
+        waited = 0.0
         for num_steps in _pieces(stop - step, bar):
-            broken_step = int(trainer.train(iterator, num_steps))
+            try:
+                broken_step, waiting = trainer.train(iterator, num_steps)
+            except INPUT_ERRORS as error:
+                _save_what_is_done(trainer, saved, save)
+                explain(trainer.step, error)
+                raise
+            waited += float(waiting)
             if broken_step >= 0:
-                raise _diverged(broken_step, steps, saved)
+                raise _diverged(int(broken_step), steps, saved)
             loss = float(trainer.loss.result())
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         seconds = time.perf_counter() - began
         metrics = trainer.results("train")
         metrics["images_per_second"] = (stop - step) * batch_size / seconds
+        metrics["input_wait"] = waited / seconds
         step = stop
         report(step, "train", metrics)
 
@@ -72,6 +98,13 @@ def train(
                 raise _diverged(step, steps, saved)
             save(step)
             saved = step
+
+
+def _save_what_is_done(trainer, saved, save):
+    """Keeps the steps before one that has no batch."""
+    trainer.average_statistics()
+    if trainer.step > saved and trainer.is_finite():
+        save(trainer.step)
 
 
 def _diverged(step, steps, saved):

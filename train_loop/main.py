@@ -39,16 +39,17 @@ from absl import app, flags, logging
 from resnet_layers import VARIANTS, WeightsError, find_weights, load_weights
 from train_loop import (
     UserError,
+    figures,
+    inputs,
+    inspection,
     loop,
-    pipeline,
     preprocessing,
     reports,
     settings,
     summary,
 )
-from train_loop.augment import AUGMENTATIONS
 from train_loop.checkpoints import Checkpoints
-from train_loop.datasets import DATASETS, Source
+from train_loop.datasets import Source
 from train_loop.optimizers import OPTIMIZERS, SCHEDULES
 from train_loop.recipes import RECIPES
 from train_loop.settings import FLAGS
@@ -56,6 +57,13 @@ from train_loop.strategies import STRATEGIES, split_cpu
 from train_loop.trainer import Trainer
 
 NUM_GRID_IMAGES = 16
+# The flags that weights decide, because they were trained with them.
+PREPROCESSING = (
+    "image_size",
+    "crop_fraction",
+    "interpolation",
+    "normalization",
+)
 
 # What --help lists.
 flags.adopt_module_key_flags(settings)
@@ -109,27 +117,33 @@ def train():
     workdir = pathlib.Path(FLAGS.workdir)
     check_writable(workdir)
     settings.settle(workdir)
+    has_begun = any((workdir / "checkpoints").glob("*.index"))
     weights = None
-    if FLAGS.weights and not (workdir / "flags.txt").is_file():
+    if FLAGS.weights and not has_begun:
+        # Before the pictures are prepared, which may take hours.
         weights = find_weights_file()
-    run = build()
+    run = build(workdir)
     trainer, steps = run.trainer, run.steps
     checkpoints = open_checkpoints(workdir, trainer)
     start = checkpoints.restore()
-    if start == 0 and FLAGS.weights:
-        start_from_weights(trainer.model, weights or find_weights_file())
+    if weights is not None:
+        start_from_weights(trainer.model, weights)
     settings.write(workdir)
     began = time.perf_counter()
     describe(run, start)
 
-    bar = loop.progress_bar(steps, initial=start)
     json_lines = reports.JsonLinesReport(workdir / "metrics.jsonl", start)
     tensorboard = reports.TensorBoardReport(workdir, start)
-    console = reports.ConsoleReport(bar.write, steps)
     if start == 0:
         tensorboard.write_flags(settings.of_the_run())
-        tensorboard.write_images("training_images", training_grid(run.source))
+        images, _ = inputs.training_sample(run.source, NUM_GRID_IMAGES)
+        tensorboard.write_images("training_images", images)
         tensorboard.write_graph(trainer.model, input_shape(FLAGS.batch_size))
+    if FLAGS.cached_embeddings:
+        run = probe(run, workdir)
+        trainer = run.trainer
+    bar = loop.progress_bar(steps, initial=start)
+    console = reports.ConsoleReport(bar.write, steps)
     with bar, contextlib.closing(json_lines), contextlib.closing(tensorboard):
 
         def report(step, split, metrics):
@@ -139,7 +153,7 @@ def train():
 
         loop.train(
             trainer,
-            iter(training_batches(run, start)),
+            iter(inputs.training_batches(run.source, trainer.strategy, start)),
             steps,
             FLAGS.batch_size,
             loop.Cadence(
@@ -150,6 +164,7 @@ def train():
             evaluate=functools.partial(measure, run),
             save=checkpoints.save,
             report=report,
+            explain=functools.partial(inputs.explain_broken_batch, run.source),
             bar=bar,
         )
     print(final_table(workdir, run))
@@ -163,6 +178,24 @@ def train():
     )
 
 
+def probe(run, workdir):
+    """Returns the run with embeddings in place of pictures.
+
+    Only the classifier is left to be run: the backbone is run here, once.
+    """
+    print("The backbone is frozen: it is run once over each picture.")
+    trainer = run.trainer
+    source = inputs.embed(run.source, trainer.model, trainer.strategy, workdir)
+    head = Trainer(
+        trainer.model,
+        trainer.optimizer,
+        trainer.strategy,
+        trainer.label_smoothing,
+        forward=trainer.model.head,
+    )
+    return run._replace(source=source, trainer=head)
+
+
 def evaluate():
     """Measures the last checkpoint of a run on the evaluation split."""
     if FLAGS.workdir is None:
@@ -174,7 +207,7 @@ def evaluate():
             f"{workdir} is not the folder of a run: it has no flags.txt"
         )
     settings.settle(workdir)
-    run = build()
+    run = build(workdir)
     step = open_checkpoints(workdir, run.trainer).restore()
     if step == 0:
         raise UserError(f"{workdir} has no checkpoint yet; train it first")
@@ -210,10 +243,64 @@ def summarize():
     print(reports.table(summary.table(model, FLAGS.image_size)))
 
 
-MODES = {"train": train, "evaluate": evaluate, "summary": summarize}
+def look_at_data():
+    """Counts the pictures, looks through all of them and draws some."""
+    FLAGS.workdir = os.path.expanduser(FLAGS.workdir or new_workdir())
+    workdir = pathlib.Path(FLAGS.workdir)
+    check_writable(workdir)
+    settings.settle(workdir)
+    source, refused = inputs.open_whole_source()
+    splits = {"train": source.train, "eval": source.evaluation}
+    counts = {n: inputs.count_labels(s, n) for n, s in splits.items()}
+    broken = list(refused)
+    for name, split in splits.items():
+        broken += inputs.find_broken(split, name)
+        for warning in inspection.balance_warnings(
+            counts[name], source.class_names
+        ):
+            print(f"warning: {name}: {warning}")
+    print(
+        f"{FLAGS.dataset}: {len(source.class_names)} classes; "
+        + "; ".join(
+            f"{split.num_examples:,} pictures for {name}, "
+            f"{split.num_bytes / 1e6:,.1f} MB"
+            for name, split in splits.items()
+        )
+    )
+    rows = [
+        [name, *(f"{counts[split].get(label, 0):,}" for split in splits)]
+        for label, name in enumerate(source.class_names)
+    ]
+    print(reports.table([["class", *splits], *rows]))
+    workdir.mkdir(parents=True, exist_ok=True)
+    if broken:
+        inputs.write_broken(workdir, broken)
+        for record in broken:
+            print(f"broken: {record['name']}: {record['reason']}")
+        raise UserError(
+            f"{len(broken)} pictures cannot be decoded; mend them, or train "
+            "without them: --skip_bad_images"
+        )
+    path = workdir / "pictures.png"
+    figures.write_pictures(
+        path,
+        {
+            "Training": inputs.training_sample(source, NUM_GRID_IMAGES),
+            "Evaluation": inputs.evaluation_sample(source, NUM_GRID_IMAGES),
+        },
+    )
+    print(f"All pictures can be decoded; some of them are drawn in {path}.")
 
 
-def build():
+MODES = {
+    "train": train,
+    "evaluate": evaluate,
+    "data": look_at_data,
+    "summary": summarize,
+}
+
+
+def build(workdir):
     """Builds the data source, the model and the trainer from the flags."""
     if FLAGS.virtual_devices:
         split_cpu(FLAGS.virtual_devices)
@@ -229,10 +316,7 @@ def build():
             f"replicas; take {max(below, replicas)} or {below + replicas}"
         )
     check_image_size()
-    source = DATASETS[FLAGS.dataset](
-        data_dir=settings.absolute(FLAGS.data_dir),
-        manual_dir=settings.absolute(FLAGS.manual_dir),
-    )
+    source = inputs.open_source(workdir)
     steps_per_epoch = source.train.num_examples / FLAGS.batch_size
     steps = FLAGS.steps
     if steps is None:
@@ -256,7 +340,13 @@ def build():
         optimizer = OPTIMIZERS[FLAGS.optimizer](
             schedule, FLAGS.weight_decay, learning_rate_factors(model)
         )
-    trainer = Trainer(model, optimizer, strategy, FLAGS.label_smoothing)
+    trainer = Trainer(
+        model,
+        optimizer,
+        strategy,
+        FLAGS.label_smoothing,
+        forward=inputs.on_pictures(model),
+    )
     return Run(source, trainer, steps, max(round(steps_per_epoch), 1))
 
 
@@ -288,23 +378,57 @@ def find_weights_file():
 
 
 def start_from_weights(model, path):
-    """Reads weights, and the normalisation that belongs to them."""
+    """Reads weights, and takes over the preprocessing that belongs to them."""
     try:
         loaded = load_weights(model, path, replace_head=True)
     except WeightsError as error:
         raise UserError(f"--weights={FLAGS.weights}: {error}") from error
-    trained_with = {
-        "torch": "imagenet",
-        "keras": "symmetric" if model.preactivation else "caffe",
-        "own": FLAGS.normalization,
-    }
-    if not FLAGS["normalization"].present:
-        FLAGS.normalization = trained_with[loaded.dialect]
+    settings.set_defaults(preprocessing_of(path, loaded.preprocessing))
+    check_image_size()
     head = "" if loaded.head_used else ", with a new classifier"
     print(
-        f"Starting from {path}{head}; pictures are normalised as "
+        f"Starting from {path}{head}; pictures are brought to "
+        f"{FLAGS.image_size} x {FLAGS.image_size} ({FLAGS.interpolation}, the "
+        f"middle {FLAGS.crop_fraction:.3g} in evaluation) and normalised as "
         f"{FLAGS.normalization}"
     )
+
+
+def preprocessing_of(path, found):
+    """Returns {flag: value} of what weights expect of pictures.
+
+    Args:
+      path: of the weights.
+      found: `resnet_layers.Preprocessing`.
+    """
+    for folder in (path, path.parent, path.parent.parent):
+        run = settings.read(folder / "flags.txt")
+        if run:
+            return {name: run[name] for name in PREPROCESSING if name in run}
+    values = {
+        "image_size": found.image_size,
+        "crop_fraction": found.crop_fraction,
+        "interpolation": found.interpolation,
+    }
+    if found.mean is not None:
+        values["normalization"] = preprocessing.find_normalization(
+            found.mean, found.stddev, found.bgr
+        )
+        if values["normalization"] is None:
+            unmet("normalization", f"mean {found.mean}, stddev {found.stddev}")
+    if found.interpolation not in (None, *preprocessing.INTERPOLATIONS):
+        unmet("interpolation", values.pop("interpolation"))
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def unmet(flag, wanted):
+    """Raises UserError unless a flag says what to do in place of a wish."""
+    if not FLAGS[flag].present:
+        raise UserError(
+            f"--weights={FLAGS.weights} were trained with {flag} {wanted}, "
+            f"which is none of {', '.join(settings.CHOICES[flag])}; choose one "
+            f"of these with --{flag}"
+        )
 
 
 def check_image_size():
@@ -322,80 +446,20 @@ def input_shape(batch_size):
     return batch_size, FLAGS.image_size, FLAGS.image_size, 3
 
 
-def training_batches(run, step):
-    """Returns the distributed training batches from a step on."""
-    strategy = run.trainer.strategy
-    return pipeline.distribute(
-        strategy,
-        lambda: pipeline.training_batches(
-            run.source.train,
-            prepare_for_training,
-            FLAGS.batch_size // strategy.num_replicas_in_sync,
-            FLAGS.batch_size,
-            FLAGS.seed,
-            step,
-        ),
-    )
-
-
 def measure(run):
     """Returns {metric: number} for the whole evaluation split."""
-    strategy = run.trainer.strategy
-    batches = pipeline.distribute(
-        strategy,
-        lambda: pipeline.evaluation_batches(
-            run.source.evaluation,
-            prepare_for_evaluation,
-            FLAGS.batch_size // strategy.num_replicas_in_sync,
-            FLAGS.batch_size,
-        ),
+    split = run.source.evaluation
+    batches, steps = inputs.evaluation_batches(
+        run.source, split, run.trainer.strategy
     )
-    num_batches = -(-run.source.evaluation.num_examples // FLAGS.batch_size)
-    with loop.progress_bar(
-        num_batches, unit="batch", leave=False, delay=2.0
-    ) as bar:
-        return loop.evaluate(run.trainer, batches, num_batches, bar)
-
-
-def prepare_for_training(encoded, seed):
-    """Decodes, crops, augments and normalises a training picture."""
-    fold_in = tf.random.experimental.stateless_fold_in
-    crop = functools.partial(
-        preprocessing.center_crop, crop_fraction=FLAGS.crop_fraction
-    )
-    for name in FLAGS.augment:
-        if name in preprocessing.TRAINING_CROPS:
-            crop = functools.partial(
-                preprocessing.TRAINING_CROPS[name], seed=fold_in(seed, 0)
-            )
-    image = crop(encoded, FLAGS.image_size)
-    for index, name in enumerate(FLAGS.augment):
-        if name in AUGMENTATIONS:
-            image = AUGMENTATIONS[name](image, fold_in(seed, index + 1))
-    return preprocessing.normalize(image, FLAGS.normalization)
-
-
-def prepare_for_evaluation(encoded):
-    """Decodes, crops and normalises an evaluation picture."""
-    image = preprocessing.center_crop(
-        encoded, FLAGS.image_size, FLAGS.crop_fraction
-    )
-    return preprocessing.normalize(image, FLAGS.normalization)
-
-
-def training_grid(source):
-    """Returns a few augmented training pictures, for people to look at."""
-    examples = source.train.read(None).take(NUM_GRID_IMAGES).repeat()
-    images = [
-        prepare_for_training(example["image"], [FLAGS.seed, index])
-        for index, example in enumerate(examples.take(NUM_GRID_IMAGES))
-    ]
-    return preprocessing.denormalize(tf.stack(images), FLAGS.normalization)
+    bar = loop.progress_bar(steps, unit="batch", leave=False, delay=2.0)
+    with inputs.broken_named(split), bar:
+        return loop.evaluate(run.trainer, batches, steps, bar)
 
 
 def new_workdir():
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    return f"runs/{FLAGS.dataset}-{now}"
+    return f"runs/{inputs.slug(FLAGS.dataset)}-{now}"
 
 
 def check_writable(workdir):

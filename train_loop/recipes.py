@@ -20,7 +20,18 @@ _COMMON = {
     "image_size": 224,
     "crop_fraction": 0.875,
     "normalization": "imagenet",
+    "interpolation": "bilinear",
     "augment": ["random_resized_crop", "flip"],
+    "crop_scale": ["0.08", "1"],
+    "crop_ratio": ["0.75", "1.3333"],
+    "color_jitter_strength": 0.4,
+    "rand_augment_layers": 2,
+    "rand_augment_magnitude": 9,
+    "erasing_probability": 0.25,
+    "mixup_alpha": 0.2,
+    "cutmix_alpha": 1.0,
+    "augment_repeats": 1,
+    "train_split": "train",
     "optimizer": "sgd",
     "schedule": "cosine",
     "warmup_epochs": 5.0,
@@ -34,7 +45,17 @@ _COMMON = {
     "report_every": 100,
 }
 
-# Data set -> the recipe that --recipe=auto takes for it.
+# The recipe that --recipe=auto takes for data sets without one of their own.
+OTHERS = "pictures"
+
+_PETS = {
+    **_COMMON,
+    "batch_size": 32,
+    "epochs": 200.0,
+    "learning_rate": 0.05,
+}
+
+# Data set -> the recipe that --recipe=auto takes for it; and more.
 RECIPES = {
     "digits": Recipe(
         flags={
@@ -55,18 +76,25 @@ RECIPES = {
         expected="99.4 % of the held-out pictures, mean of 3 seeds.",
     ),
     "oxford_iiit_pet": Recipe(
-        flags={
-            **_COMMON,
-            "batch_size": 32,
-            "epochs": 200.0,
-            "learning_rate": 0.05,
-        },
+        flags=_PETS,
         source=(
             "The recipe of imagenet2012, for more epochs of fewer pictures."
         ),
         expected=(
             "Not measured. Published for ResNet-50 from random weights: 81.5 % "
             "(as reprinted in BYOL, https://arxiv.org/abs/2006.07733, table 3)."
+        ),
+    ),
+    "oxford_iiit_pet_tuning": Recipe(
+        flags={
+            **_PETS,
+            "train_split": "train[:90%]",
+            "eval_split": "train[90%:]",
+        },
+        source="That of oxford_iiit_pet.",
+        expected=(
+            "Not measured. For comparing settings: it evaluates on a tenth of "
+            "the training pictures and leaves the test split alone."
         ),
     ),
     "imagenet2012": Recipe(
@@ -84,5 +112,15 @@ RECIPES = {
             "Not measured. Published for such recipes: 76.1 to 76.7 % top-1 "
             "(torchvision, Flax)."
         ),
+    ),
+    OTHERS: Recipe(
+        flags={
+            **_COMMON,
+            "batch_size": 32,
+            "epochs": 100.0,
+            "learning_rate": 0.05,
+        },
+        source="That of imagenet2012, for more epochs of fewer pictures.",
+        expected="Depends on the pictures.",
     ),
 }

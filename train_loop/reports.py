@@ -144,6 +144,7 @@ def format_metric(name, value):
         "accuracy": "{:.2%}",
         "learning_rate": "{:.3g}",
         "images_per_second": "{:,.0f}",
+        "input_wait": "{:.1%}",
         "epoch": "{:.1f}",
     }
     return formats.get(name, "{:.4f}").format(value)

@@ -13,16 +13,18 @@ from absl import flags
 
 from resnet_layers import VARIANTS
 from train_loop import UserError, preprocessing
-from train_loop.augment import AUGMENTATIONS
+from train_loop.augment import AUGMENTATIONS, BATCH_AUGMENTATIONS
+from train_loop.caching import CACHES
 from train_loop.datasets import DATASETS
 from train_loop.optimizers import OPTIMIZERS, SCHEDULES
-from train_loop.recipes import RECIPES
+from train_loop.preprocessing import TRAINING_CROPS
+from train_loop.recipes import OTHERS, RECIPES
 from train_loop.strategies import STRATEGIES
 
 FLAGS = flags.FLAGS
 FROM_RECIPE = "Default: the recipe's."
 PRECISIONS = ("float32", "mixed_bfloat16")
-AUGMENT_NAMES = (*preprocessing.TRAINING_CROPS, *AUGMENTATIONS)
+AUGMENT_NAMES = (*TRAINING_CROPS, *AUGMENTATIONS, *BATCH_AUGMENTATIONS)
 
 
 def one_of(names):
@@ -33,10 +35,55 @@ def one_of(names):
 flags.DEFINE_string(
     "mode",
     "train",
-    "One of: train, evaluate (measure the last checkpoint of --workdir), "
-    "summary (print what --model costs at --image_size).",
+    "One of: train, evaluate (measure the last checkpoint of --workdir), data "
+    "(look through the pictures, count them and draw some), summary (print "
+    "what --model costs at --image_size).",
 )
-flags.DEFINE_string("dataset", "digits", one_of(DATASETS))
+flags.DEFINE_string(
+    "dataset",
+    "digits",
+    f"{one_of(DATASETS)} Or any image-classification set of TFDS; or a folder "
+    "with train/CLASS/PICTURE and test/CLASS/PICTURE, or CLASS/PICTURE; or an "
+    ".h5 file with train_set_x, train_set_y and list_classes.",
+)
+flags.DEFINE_string(
+    "train_split",
+    None,
+    "What to train on, in the split language of TFDS, such as train[:90%]. "
+    f"{FROM_RECIPE}",
+)
+flags.DEFINE_string(
+    "eval_split",
+    None,
+    "What to evaluate on, such as train[90%:]. Default: the recipe's, or "
+    "validation, val or test, whichever is there, or a part of train.",
+)
+flags.DEFINE_float(
+    "validation_fraction",
+    0.2,
+    "How much of the training pictures is kept for evaluation where there is "
+    "no split for it; of each class the same part.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+flags.DEFINE_bool(
+    "skip_bad_images",
+    False,
+    "Look through all pictures first, leave out those that cannot be decoded, "
+    "and name them in bad_images.jsonl. Default: stop at the first one.",
+)
+flags.DEFINE_string(
+    "cache",
+    "auto",
+    f"{one_of(('auto', *CACHES))} Keeps the files of pictures in memory, or in "
+    "the run's folder. auto: in memory, if they fit into 256 MiB.",
+)
+flags.DEFINE_string(
+    "data_service",
+    None,
+    "Address of a tf.data service, such as grpc://host:5050, whose workers "
+    "decode and augment. The order of pictures then depends on their speed.",
+)
 flags.DEFINE_string(
     "data_dir",
     None,
@@ -78,6 +125,13 @@ flags.DEFINE_string(
     f"classifier). {FROM_RECIPE}",
 )
 flags.DEFINE_bool(
+    "cached_embeddings",
+    None,
+    "Ask a frozen backbone once what it makes of each picture, cropped as for "
+    "evaluation, and train the classifier on the answers. Default: with "
+    "--freeze=backbone, unless --augment is given.",
+)
+flags.DEFINE_bool(
     "frozen_batch_norm",
     None,
     "Leave parameters and statistics of all batch norms as they are. "
@@ -111,6 +165,12 @@ flags.DEFINE_float(
     upper_bound=1.0,
 )
 flags.DEFINE_string(
+    "interpolation",
+    None,
+    f"{one_of(preprocessing.INTERPOLATIONS)} How pictures are resized. "
+    f"{FROM_RECIPE}",
+)
+flags.DEFINE_string(
     "normalization",
     None,
     f"{one_of(preprocessing.NORMALIZATIONS)} What the model gets: RGB of zero "
@@ -120,9 +180,68 @@ flags.DEFINE_string(
 flags.DEFINE_list(
     "augment",
     None,
-    "What varies the training pictures, in order after a crop, with commas "
-    f"between; empty for nothing. Any of: {', '.join(AUGMENT_NAMES)}. "
+    "What varies the training pictures, in this order, with commas between; "
+    f"empty for nothing. Crop: {', '.join(TRAINING_CROPS)}. Pictures: "
+    f"{', '.join(AUGMENTATIONS)}. Whole batches, one of them drawn for each: "
+    f"{', '.join(BATCH_AUGMENTATIONS)}. {FROM_RECIPE}",
+)
+flags.DEFINE_list(
+    "crop_scale",
+    None,
+    "Smallest and largest part of the area for random_resized_crop. "
     f"{FROM_RECIPE}",
+)
+flags.DEFINE_list(
+    "crop_ratio",
+    None,
+    "Smallest and largest width, in heights, for random_resized_crop. "
+    f"{FROM_RECIPE}",
+)
+flags.DEFINE_float(
+    "color_jitter_strength",
+    None,
+    "By which part color_jitter changes brightness, contrast and saturation "
+    f"at most. {FROM_RECIPE}",
+    lower_bound=0.0,
+)
+flags.DEFINE_integer(
+    "rand_augment_layers",
+    None,
+    f"How many operations rand_augment applies, N. {FROM_RECIPE}",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "rand_augment_magnitude",
+    None,
+    f"How strong they are, M, from 0 to 30. {FROM_RECIPE}",
+    lower_bound=0,
+    upper_bound=30,
+)
+flags.DEFINE_float(
+    "erasing_probability",
+    None,
+    f"Part of the pictures from which random_erasing cuts. {FROM_RECIPE}",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+flags.DEFINE_float(
+    "mixup_alpha",
+    None,
+    f"How evenly mixup blends: both parameters of its Beta. {FROM_RECIPE}",
+    lower_bound=0.01,
+)
+flags.DEFINE_float(
+    "cutmix_alpha",
+    None,
+    f"How evenly cutmix cuts: both parameters of its Beta. {FROM_RECIPE}",
+    lower_bound=0.01,
+)
+flags.DEFINE_integer(
+    "augment_repeats",
+    None,
+    "How often a picture stands in a batch, augmented in another way each "
+    f"time. {FROM_RECIPE}",
+    lower_bound=1,
 )
 
 # How to train.
@@ -222,11 +341,18 @@ flags.DEFINE_integer(
     lower_bound=1,
 )
 
+# Flags that give a smallest and a largest number, with an example.
+RANGES = {"crop_scale": "0.08,1", "crop_ratio": "0.75,1.333"}
+
 # What a run is not told by its flags.txt.
 NOT_OF_THE_RUN = ("mode", "workdir")
 # What an existing run cannot change: its data, their order and its variables.
 FIXED = (
     "dataset",
+    "train_split",
+    "eval_split",
+    "validation_fraction",
+    "cache",
     "recipe",
     "model",
     "weights",
@@ -237,10 +363,11 @@ FIXED = (
 )
 # What a flag may name.
 CHOICES = {
-    "dataset": DATASETS,
     "recipe": ("auto", *RECIPES),
     "model": VARIANTS,
+    "cache": ("auto", *CACHES),
     "precision": PRECISIONS,
+    "interpolation": preprocessing.INTERPOLATIONS,
     "normalization": preprocessing.NORMALIZATIONS,
     "augment": AUGMENT_NAMES,
     "optimizer": OPTIMIZERS,
@@ -260,6 +387,12 @@ def settle(workdir):
         made with another one.
     """
     earlier = read(workdir / "flags.txt") if workdir else {}
+    for name, names in (("dataset", DATASETS), ("weights", ("imagenet",))):
+        value = FLAGS[name].value
+        if value and value not in names:
+            path = absolute(value)
+            if os.path.exists(path):
+                FLAGS[name].value = path
     _check_choices()
     for name in FIXED:
         given = FLAGS[name]
@@ -275,12 +408,29 @@ def settle(workdir):
             )
     if FLAGS["epochs"].present and not FLAGS["steps"].present:
         earlier.pop("steps", None)
-    _set_defaults(earlier)
+    set_defaults(earlier)
     if FLAGS.recipe == "auto":
-        FLAGS.recipe = FLAGS.dataset
+        FLAGS.recipe = FLAGS.dataset if FLAGS.dataset in RECIPES else OTHERS
     recipe = RECIPES[FLAGS.recipe].flags
-    _set_defaults({k: v for k, v in recipe.items() if k not in earlier})
+    set_defaults({k: v for k, v in recipe.items() if k not in earlier})
     _check_choices()
+    _settle_embeddings()
+
+
+def _settle_embeddings():
+    """Decides whether embeddings are cached; those of augmented pictures
+    would be others every time."""
+    frozen, augmented = FLAGS.freeze == "backbone", FLAGS["augment"].present
+    if FLAGS.cached_embeddings is None:
+        FLAGS.cached_embeddings = frozen and not augmented
+    if not FLAGS.cached_embeddings:
+        return
+    if not frozen or (augmented and FLAGS.augment):
+        raise UserError(
+            "--cached_embeddings needs --freeze=backbone and no --augment: "
+            "what the backbone makes of a picture must stay the same"
+        )
+    FLAGS.augment = []
 
 
 def read(path):
@@ -292,7 +442,7 @@ def read(path):
     return {name: value for name, _, value in pairs if name in FLAGS}
 
 
-def _set_defaults(values):
+def set_defaults(values):
     """Sets flags that were not given on the command line."""
     for name, value in values.items():
         try:
@@ -311,6 +461,26 @@ def _check_choices():
     for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__]):
         if isinstance(flag.value, float) and not math.isfinite(flag.value):
             raise UserError(f"--{flag.name}={flag.value} is not a number")
+    for name in RANGES:
+        if FLAGS[name].value is not None:
+            number_range(name)
+
+
+def number_range(name):
+    """Returns the (smallest, largest) number that a flag gives."""
+    text = ",".join(FLAGS[name].value)
+    try:
+        smallest, largest = map(float, FLAGS[name].value)
+    except ValueError:
+        smallest = largest = math.nan
+    upper = 1.0 if name == "crop_scale" else math.inf
+    if not 0 < smallest <= largest <= upper or largest == math.inf:
+        raise UserError(
+            f"--{name}={text} is no range; it takes two positive numbers, the "
+            f"smaller one first{', up to 1' * (upper == 1)}, such as "
+            f"{RANGES[name]}"
+        )
+    return smallest, largest
 
 
 def choose(flag, given, choices):

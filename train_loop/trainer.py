@@ -19,10 +19,15 @@ class Trainer:
       strategy: a `tf.distribute.Strategy`.
       label_smoothing: probability that training labels hand out evenly to all
         classes. Evaluation uses the labels as they are.
+      forward: maps (a batch, training=...) to logits, in place of the model:
+        with what goes before it, or a part of it.
     """
 
-    def __init__(self, model, optimizer, strategy, label_smoothing=0.0):
+    def __init__(
+        self, model, optimizer, strategy, label_smoothing=0.0, forward=None
+    ):
         self.model = model
+        self.forward = forward or model
         self.optimizer = optimizer
         self.strategy = strategy
         self.label_smoothing = label_smoothing
@@ -42,17 +47,26 @@ class Trainer:
         """Takes several training steps.
 
         Args:
-          iterator: over a distributed dataset of (images, labels).
+          iterator: over a distributed dataset of (images, labels); see
+            `cross_entropy` for labels.
           num_steps: scalar int tensor (a Python number would retrace).
 
         Returns:
           int64 scalar: the first step whose loss or gradients were not finite,
-          or -1.
+          or -1; and float64 scalar: the seconds spent waiting for batches.
         """
         broken_step = tf.constant(-1, tf.int64)
+        waited = tf.constant(0.0, tf.float64)
         for _ in tf.range(num_steps):
+            # Only when the step before is done, not merely handed to a GPU.
+            with tf.control_dependencies([broken_step]):
+                began = tf.timestamp()
+            with tf.control_dependencies([began]):
+                batch = next(iterator)
+            with tf.control_dependencies(self._tensors(batch)):
+                waited += tf.timestamp() - began
             losses, gradient_norms = self.strategy.run(
-                self._train_step, args=(next(iterator),)
+                self._train_step, args=(batch,)
             )
             loss = self.strategy.reduce("SUM", losses, axis=None)
             gradient_norm = self.strategy.reduce(
@@ -61,7 +75,7 @@ class Trainer:
             finite = tf.math.is_finite(loss) & tf.math.is_finite(gradient_norm)
             if broken_step < 0 and not finite:
                 broken_step = tf.cast(self.optimizer.iterations, tf.int64)
-        return broken_step
+        return broken_step, waited
 
     @tf.function
     def evaluate(self, iterator, num_steps):
@@ -114,11 +128,18 @@ class Trainer:
             differences = tf.add_n([other - first for other in others])
             variable.assign(first + differences / len(values))
 
+    def _tensors(self, batch):
+        return [
+            tensor
+            for part in tf.nest.flatten(batch)
+            for tensor in self.strategy.experimental_local_results(part)
+        ]
+
     def _train_step(self, batch):
         images, labels = batch
         replicas = self.strategy.num_replicas_in_sync
         with tf.GradientTape() as tape:
-            logits = self.model(images, training=True)
+            logits = self.forward(images, training=True)
             losses = cross_entropy(labels, logits, self.label_smoothing)
             # This replica's share: the sum over the replicas is the mean over
             # the global batch.
@@ -139,7 +160,7 @@ class Trainer:
 
     def _evaluation_step(self, batch):
         images, labels, weights = batch
-        logits = self.model(images, training=False)
+        logits = self.forward(images, training=False)
         losses = cross_entropy(labels, logits)
         self.loss.update_state(losses, sample_weight=weights)
         self.accuracy.update_state(
@@ -156,7 +177,7 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
     """Returns the cross entropy of every example, in nats.
 
     Args:
-      labels: int [batch].
+      labels: int [batch], or probabilities, float [batch, num_classes].
       logits: float [batch, num_classes].
       label_smoothing: probability handed out evenly to all classes; Szegedy et
         al., 2015, https://arxiv.org/abs/1512.00567.
@@ -165,12 +186,20 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
       A tensor [batch] of the dtype of `logits`.
     """
     num_classes = logits.shape[-1]
-    targets = tf.one_hot(labels, num_classes, dtype=logits.dtype)
+    targets = labels
+    if labels.dtype.is_integer:
+        targets = tf.one_hot(labels, num_classes)
+    targets = tf.cast(targets, logits.dtype)
     targets = targets * (1.0 - label_smoothing) + label_smoothing / num_classes
     return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
 
 
 def is_correct(labels, logits):
-    """Returns float32 [batch]: 1 where the largest logit is the label's."""
+    """Returns float32 [batch]: 1 where the largest logit is the label's.
+
+    Of labels that are probabilities, the most probable one counts.
+    """
+    if labels.dtype.is_floating:
+        labels = tf.argmax(labels, axis=-1)
     predictions = tf.argmax(logits, axis=-1, output_type=labels.dtype)
     return tf.cast(tf.equal(predictions, labels), tf.float32)

@@ -1,0 +1,217 @@
+"""Measures how fast pictures are read, beside other ways of reading them.
+
+    python -m benchmarks.input_pipeline [--pictures=FOLDER] [--rounds=5]
+
+Each way prepares the same JPEGs for training, from memory and on all cores:
+random resized crop to 224 x 224, flip, normalisation, batches of 64. The ways
+take turns, and the numbers are the medians of all rounds.
+
+whole pipeline     what a run does on the host, order and seeds included
+and normalised     that, and what a run leaves to the device, on the CPU
+bare               decode_and_crop_jpeg and resize, nothing else
+decode, then crop  as with pictures that TFDS has decoded
+Pillow             one picture after the other, in threads, torchvision's way
+"""
+
+import concurrent.futures
+import io
+import os
+import pathlib
+import statistics
+import time
+
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+from absl import app, flags
+from sklearn.datasets import load_sample_images
+
+from train_loop import augment, pipeline, preprocessing
+from train_loop.splits import IndexedSplit
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "pictures",
+    None,
+    "Folder with JPEGs, also in folders below. Default: 1,000 parts of "
+    "scikit-learn's two photos, of the size that ImageNet's have.",
+)
+flags.DEFINE_integer("count", 1000, "How many pictures to take.")
+flags.DEFINE_integer("rounds", 5, "How often each way is measured.")
+
+SIZE = 224
+BATCH_SIZE = 64
+
+
+def read_pictures():
+    """Returns the bytes of the JPEGs to measure with."""
+    if FLAGS.pictures:
+        paths = sorted(pathlib.Path(FLAGS.pictures).rglob("*.jp*g"))
+        pictures = [path.read_bytes() for path in paths]
+    else:
+        pictures = list(parts_of_photos())
+    return [pictures[i % len(pictures)] for i in range(FLAGS.count)]
+
+
+def parts_of_photos():
+    """Yields JPEGs of 500 x 375 pixels and about 110 kB."""
+    random = np.random.default_rng(0)
+    photos = load_sample_images().images
+    for number in range(FLAGS.count):
+        photo = PIL.Image.fromarray(photos[number % len(photos)])
+        width = random.integers(400, photo.width)
+        height = round(width * 375 / 500)
+        left = random.integers(0, photo.width - width)
+        top = random.integers(0, photo.height - height)
+        box = (left, top, left + width, top + height)
+        file = io.BytesIO()
+        photo.resize((500, 375), box=box).save(file, "jpeg", quality=92)
+        yield file.getvalue()
+
+
+def whole_pipeline(pictures):
+    """Returns an endless iterator over batches, made as a run makes them."""
+    split = IndexedSplit(
+        tf.constant(pictures), tf.zeros([len(pictures)], tf.int64)
+    )
+
+    def prepare(encoded, seed):
+        image = preprocessing.random_resized_crop(encoded, SIZE, seed)
+        return preprocessing.to_bytes(augment.flip(image, seed))
+
+    return iter(pipeline.training_batches(split, prepare, BATCH_SIZE, 0, 0))
+
+
+def and_normalized(pictures):
+    """Returns the same, with what the model gets."""
+    normalize = tf.function(preprocessing.normalize)
+    for images, _ in whole_pipeline(pictures):
+        yield normalize(images, "imagenet")
+
+
+def window_of(shape):
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+        shape,
+        tf.zeros([1, 0, 4]),
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(0.08, 1.0),
+        max_attempts=10,
+        min_object_covered=0.0,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return begin[0], begin[1], size[0], size[1]
+
+
+def bare(pictures):
+    """Returns the same of decoding and resizing alone."""
+
+    def prepare(encoded):
+        window = tf.stack(window_of(tf.io.extract_jpeg_shape(encoded)))
+        image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+        return tf.image.resize(image, [SIZE, SIZE])
+
+    return _batches(pictures, prepare)
+
+
+def decode_then_crop(pictures):
+    """Returns the same of whole pictures, cropped when they are decoded."""
+
+    def prepare(encoded):
+        image = tf.io.decode_jpeg(encoded, channels=3)
+        image = tf.image.convert_image_dtype(image, tf.float32)
+        top, left, height, width = window_of(tf.shape(image))
+        image = image[top : top + height, left : left + width]
+        image = tf.image.resize(image, [SIZE, SIZE])
+        return tf.image.random_flip_left_right(image)
+
+    return _batches(pictures, prepare)
+
+
+def _batches(pictures, prepare):
+    return iter(
+        tf.data.Dataset.from_tensor_slices(pictures)
+        .repeat()
+        .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(BATCH_SIZE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def pillow(pictures):
+    """Returns the same of Pillow and NumPy, in a thread per core."""
+    row = preprocessing.NORMALIZATIONS["imagenet"]
+    mean, stddev = np.float32(row.mean), np.float32(row.stddev)
+    random = np.random.default_rng(0)
+
+    def prepare(encoded, scale, ratio, x, y, flip):
+        with PIL.Image.open(io.BytesIO(encoded)) as opened:
+            image = opened.convert("RGB")
+        area = scale * image.width * image.height
+        width = min(round((area * ratio) ** 0.5), image.width)
+        height = min(round((area / ratio) ** 0.5), image.height)
+        left, top = x * (image.width - width), y * (image.height - height)
+        box = (left, top, left + width, top + height)
+        image = image.crop(box).resize((SIZE, SIZE), PIL.Image.BILINEAR)
+        if flip:
+            image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+        return (np.asarray(image, np.float32) - mean) / stddev
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
+        while True:
+            order = random.permutation(len(pictures))
+            for first in range(0, len(order) - BATCH_SIZE + 1, BATCH_SIZE):
+                chosen = order[first : first + BATCH_SIZE]
+                images = executor.map(
+                    prepare,
+                    [pictures[index] for index in chosen],
+                    random.uniform(0.08, 1, BATCH_SIZE),
+                    np.exp(random.uniform(-0.28, 0.28, BATCH_SIZE)),
+                    random.uniform(size=BATCH_SIZE),
+                    random.uniform(size=BATCH_SIZE),
+                    random.uniform(size=BATCH_SIZE) < 0.5,
+                )
+                yield np.stack(list(images))
+
+
+WAYS = {
+    "whole pipeline": whole_pipeline,
+    "and normalised": and_normalized,
+    "bare": bare,
+    "decode, then crop": decode_then_crop,
+    "Pillow": pillow,
+}
+
+
+def main(_):
+    pictures = read_pictures()
+    kilobytes = statistics.mean(map(len, pictures)) / 1000
+    print(
+        f"{len(pictures)} JPEGs of {kilobytes:.0f} kB, {os.cpu_count()} cores"
+    )
+    steps = -(-len(pictures) // BATCH_SIZE)
+    rates = {name: [] for name in WAYS}
+    for number in range(FLAGS.rounds):
+        for name, make in WAYS.items():
+            # Made anew each time: a data set goes on reading ahead while
+            # another one is measured.
+            batches = make(pictures)
+            for _ in range(3):
+                next(batches)
+            began = time.perf_counter()
+            for _ in range(steps):
+                next(batches)
+            seconds = time.perf_counter() - began
+            rates[name].append(steps * BATCH_SIZE / seconds)
+            del batches
+        print(f"round {number + 1} of {FLAGS.rounds}")
+    own = statistics.median(rates["whole pipeline"])
+    for name, values in rates.items():
+        rate = statistics.median(values)
+        print(
+            f"{name:18} {rate:6.0f} pictures/s; the whole pipeline is "
+            f"{own / rate:.2f} times as fast"
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)

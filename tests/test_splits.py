@@ -1,0 +1,98 @@
+"""Splits without their pipeline: parts, names, caches."""
+
+import pytest
+import tensorflow as tf
+from samples import indexed, records
+
+from train_loop import caching
+
+
+@pytest.fixture(params=["indexed", "records"])
+def split(request, tmp_path):
+    if request.param == "indexed":
+        return indexed(23)
+    return records(23, tmp_path)
+
+
+def stored(split):
+    """Returns the labels, after a look at what goes with them."""
+    labels = []
+    for position, example in enumerate(split.stored()):
+        labels.append(int(example["label"]))
+        assert int(example["index"]) == position
+        image = split.load(example["image"])
+        assert int(tf.strings.to_number(image)) == labels[-1]
+    assert len(labels) == split.num_examples
+    return labels
+
+
+def test_parts_hold_what_they_should(split):
+    assert stored(split.slice(3, 17)) == list(range(3, 17))
+    assert stored(split.slice(None, -20)) == [0, 1, 2]
+    assert stored(split.slice(4, 8).plus(split.slice(20, 23))) == [
+        *range(4, 8),
+        *range(20, 23),
+    ]
+    rest = split.without([0, 6, 7, 22])
+    assert stored(rest) == sorted({*range(23)} - {0, 6, 7, 22})
+    assert stored(rest.slice(4, 9)) == [5, 8, 9, 10, 11]
+    share = split.num_bytes * 19 / 23
+    assert rest.num_bytes == pytest.approx(share, abs=1)
+
+
+def test_parts_keep_the_names(split):
+    names = [split.name(index) for index in range(23)]
+    assert len(set(names)) == 23
+    rest = split.without([0, 6, 7, 22])
+    kept = [split.name(label) for label in stored(rest)]
+    assert [rest.name(index) for index in range(19)] == kept
+
+
+@pytest.mark.parametrize("start", [0, 5, 16])
+def test_orders_are_shuffles_that_depend_on_the_seed(split, start):
+    count = min(split.window, 23 - start)
+    position, size = tf.constant([start, count], tf.int64)
+    orders = [
+        split.read([seed, 0], position, size)["label"].numpy().tolist()
+        for seed in (1, 1, 2, 3)
+    ]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2] != orders[3]
+    assert len(set(orders[0])) == count
+
+
+@pytest.mark.parametrize("name", caching.CACHES)
+def test_caches_hold_the_same_under_the_same_names(split, name, tmp_path):
+    path = tmp_path / "run" / "cache.tfrecord"
+    names = [split.name(index) for index in range(23)]
+    for _ in range(2):
+        kept = caching.CACHES[name](split, path)
+        assert stored(kept) == list(range(23))
+        assert [kept.name(index) for index in range(23)] == names
+    assert path.is_file() == (name == "disk")
+    assert [p.name for p in tmp_path.glob("run/*")] == ["cache.tfrecord"] * (
+        name == "disk"
+    )
+
+
+def test_cache_on_disk_is_read_instead_of_the_files(tmp_path):
+    loads = []
+
+    def load(image):
+        tf.py_function(lambda: loads.append(1), [], [])
+        return image
+
+    split = indexed(23, loader=load)
+    kept = caching.on_disk(split, tmp_path / "cache.tfrecord")
+    assert len(loads) == 23
+    again = caching.on_disk(split, tmp_path / "cache.tfrecord")
+    assert stored(kept) == stored(again)
+    assert len(loads) == 23
+
+
+def test_small_splits_go_to_memory_by_themselves():
+    small = indexed(3)
+    assert caching.choose([small, small]) == "memory"
+    large = indexed(3, num_bytes=2**28)
+    assert caching.choose([small, large]) == "memory"
+    assert caching.choose([large, large]) == "none"

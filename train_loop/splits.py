@@ -1,0 +1,250 @@
+"""This file answers: how are the examples of a split read, in any order?
+
+A split hands out windows: the examples at some positions of an order that
+depends on a seed alone. Whoever starts in the middle of an epoch reads the
+window there and none of those before it.
+
+    num_examples, num_bytes   of the whole split; the bytes as files hold them
+    window                    how many examples are best read at once
+    read(seed, start, count)  {"image": ..., "label": int64, "index": int64},
+                              each [count]: the examples from a position on.
+                              The seed, int64 [2], orders them; None is the
+                              order in which they are stored.
+    load(image)               one of these images -> the bytes of a file
+    stored()                  a dataset of all examples, one by one, as stored
+    slice(start, stop)        the stored examples from start up to stop
+    without(indices)          all but these
+    plus(other)               these, and then those of another split
+    name(index)               what a person calls the stored example
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+# Records are shuffled within a window of this size. Three windows are in
+# memory at a time: the one in use, the next one, and the one being read.
+WINDOW_BYTES = 2**29
+READ_BUFFER_BYTES = 2**23
+
+
+class _Split:
+    """What all splits have in common."""
+
+    def stored(self):
+        @tf.autograph.experimental.do_not_convert
+        def read_window(begin):
+            size = tf.minimum(self.num_examples - begin, self.window)
+            return self.read(None, begin, size)
+
+        begins = tf.data.Dataset.range(0, self.num_examples, self.window)
+        return begins.map(read_window).prefetch(1).unbatch()
+
+    def slice(self, start, stop):
+        return self._take(np.arange(self.num_examples)[start:stop])
+
+    def without(self, indices):
+        return self._take(np.setdiff1d(np.arange(self.num_examples), indices))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class IndexedSplit(_Split):
+    """Examples that can be read in any order: in memory, or a file each.
+
+    Args:
+      images: tensor [num_examples, ...], the bytes of files or what `loader`
+        takes.
+      labels: int64 tensor [num_examples].
+      names: what people call the examples; by default their numbers.
+      loader: maps one of the images to the bytes of a file.
+      num_bytes: how much all files hold together.
+    """
+
+    images: tf.Tensor
+    labels: tf.Tensor
+    names: Sequence | None = None
+    loader: Callable | None = None
+    num_bytes: int = 0
+
+    window = 4096
+
+    @property
+    def num_examples(self):
+        return len(self.labels)
+
+    def read(self, seed, start, count):
+        index = start + tf.range(count, dtype=tf.int64)
+        if seed is not None:
+            index = shuffled(index, seed, self.num_examples)
+        return {
+            "image": tf.gather(self.images, index),
+            "label": tf.gather(self.labels, index),
+            "index": index,
+        }
+
+    def load(self, image):
+        return image if self.loader is None else self.loader(image)
+
+    def plus(self, other):
+        return dataclasses.replace(
+            self,
+            images=tf.concat([self.images, other.images], axis=0),
+            labels=tf.concat([self.labels, other.labels], axis=0),
+            names=[*self._names(), *other._names()],
+            num_bytes=self.num_bytes + other.num_bytes,
+        )
+
+    def name(self, index):
+        return str(index if self.names is None else self.names[index])
+
+    def _names(self):
+        return [self.name(index) for index in range(self.num_examples)]
+
+    def _take(self, kept):
+        names = [self.name(index) for index in kept]
+        share = len(kept) / max(self.num_examples, 1)
+        return dataclasses.replace(
+            self,
+            images=tf.gather(self.images, kept),
+            labels=tf.gather(self.labels, kept),
+            names=names,
+            num_bytes=round(share * self.num_bytes),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Consecutive records of a TFRecord file."""
+
+    path: str
+    first: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordSplit(_Split):
+    """Examples that stand in TFRecord files, read one after another.
+
+    Each order takes the pieces in an order of its own, cuts them into windows
+    and shuffles each window.
+
+    Args:
+      pieces: `Piece`s.
+      parse: maps a record, a scalar string, to {"image": the bytes of a file,
+        "label": int64}.
+      num_bytes: how much all records hold together.
+      namer: maps the path of a file and the number of a record in it to what
+        people call it; by default an id as TFDS has them.
+    """
+
+    pieces: Sequence
+    parse: Callable
+    num_bytes: int
+    namer: Callable = lambda path, number: f"{os.path.basename(path)}__{number}"
+
+    @property
+    def num_examples(self):
+        return sum(piece.count for piece in self.pieces)
+
+    @property
+    def window(self):
+        if self.num_bytes <= WINDOW_BYTES:
+            return max(self.num_examples, 1)
+        share = WINDOW_BYTES / self.num_bytes
+        return max(round(share * self.num_examples), 1)
+
+    def read(self, seed, start, count):
+        order = tf.range(len(self.pieces), dtype=tf.int64)
+        if seed is not None:
+            order = shuffled(order, seed, len(self.pieces))
+        counts = tf.constant([p.count for p in self.pieces], tf.int64)
+        offsets = tf.cumsum(counts, exclusive=True)
+        ends = tf.cumsum(tf.gather(counts, order))
+        first = tf.searchsorted(ends, [start], side="right")[0]
+        skipped = start - tf.concat([[0], ends], axis=0)[first]
+        paths = tf.constant([piece.path for piece in self.pieces])
+        firsts = tf.constant([p.first for p in self.pieces], tf.int64)
+
+        def read_piece(number):
+            records = tf.data.TFRecordDataset(
+                paths[number], buffer_size=READ_BUFFER_BYTES
+            )
+            return (
+                records.skip(firsts[number])
+                .take(counts[number])
+                .enumerate(offsets[number])
+            )
+
+        def parse(index, record):
+            example = self.parse(record)
+            return {
+                "image": example["image"],
+                "label": example["label"],
+                "index": index,
+            }
+
+        examples = (
+            tf.data.Dataset.from_tensor_slices(order[first:])
+            .flat_map(read_piece)
+            .skip(skipped)
+            .take(count)
+            .map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+            .batch(count)
+            .get_single_element()
+        )
+        if seed is None:
+            return examples
+        seed = tf.random.experimental.stateless_fold_in(seed, start)
+        positions = shuffled(tf.range(count), seed, count)
+        return {k: tf.gather(v, positions) for k, v in examples.items()}
+
+    def load(self, image):
+        return image
+
+    def plus(self, other):
+        return dataclasses.replace(
+            self,
+            pieces=[*self.pieces, *other.pieces],
+            num_bytes=self.num_bytes + other.num_bytes,
+        )
+
+    def name(self, index):
+        for piece in self.pieces:
+            if index < piece.count:
+                return self.namer(piece.path, piece.first + index)
+            index -= piece.count
+        raise IndexError(index)
+
+    def _take(self, kept):
+        pieces, offset = [], 0
+        for piece in self.pieces:
+            inside = kept[(kept >= offset) & (kept < offset + piece.count)]
+            inside = inside - offset + piece.first
+            offset += piece.count
+            # A new piece begins wherever a record is missing.
+            runs = np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1)
+            pieces += [
+                Piece(piece.path, int(run[0]), len(run))
+                for run in runs
+                if len(run)
+            ]
+        share = len(kept) / max(self.num_examples, 1)
+        return dataclasses.replace(
+            self, pieces=pieces, num_bytes=round(share * self.num_bytes)
+        )
+
+
+def shuffled(index, seed, count):
+    """Returns where a permutation of 0 .. count - 1 takes some of them.
+
+    Args:
+      index: int, any shape.
+      seed: int64 [2].
+      count: how many numbers are permuted.
+    """
+    return tf.random.experimental.index_shuffle(
+        index, tf.cast(seed, tf.int32), tf.cast(count - 1, index.dtype)
+    )
