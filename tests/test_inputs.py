@@ -323,6 +323,8 @@ def test_existing_run_keeps_its_data(folder, workdir, capsys):
         ("--augment=mixpu", "did you mean mixup"),
         ("--interpolation=cubic", "did you mean bicubic"),
         ("--cache=ram", "auto, none, memory, disk"),
+        ("--data_service=grpc://localhost:1", "cannot be reached"),
+        ("--data_service=localhost:5050", "must begin with grpc://"),
         ("--train_split=tarin", "--train_split=tarin cannot be read"),
     ],
 )

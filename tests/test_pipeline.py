@@ -1,5 +1,8 @@
 """Order, resumption and exactness of the batches."""
 
+import os
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,7 +10,7 @@ from samples import indexed, records
 
 from train_loop import pipeline
 from train_loop.pipeline import Share
-from train_loop.splits import IndexedSplit
+from train_loop.splits import IndexedSplit, Piece, RecordSplit
 
 
 @pytest.fixture(params=["indexed", "records"])
@@ -186,3 +189,35 @@ def test_data_service_hands_out_every_example_once_an_epoch(tmp_path):
     # Windows come in any order, so that an epoch or two may overlap.
     assert abs(counts - 12).max() <= 4
     assert len(workers) == 2
+
+
+def resident_bytes():
+    pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(
+    not pathlib.Path("/proc/self/statm").is_file(), reason="needs Linux"
+)
+def test_memory_does_not_grow_with_the_data(tmp_path, monkeypatch):
+    """Here 200 MB in windows of 16 MB."""
+    monkeypatch.setattr("train_loop.splits.WINDOW_BYTES", 2**24)
+    path = tmp_path / "large.tfrecord"
+    random = np.random.default_rng(0)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for _ in range(2000):
+            writer.write(random.bytes(100_000))
+    pieces = [Piece(str(path), first, 100) for first in range(0, 2000, 100)]
+    split = RecordSplit(
+        pieces,
+        lambda record: {"image": record, "label": tf.constant(0, tf.int64)},
+        path.stat().st_size,
+    )
+
+    def prepare(encoded, seed):
+        return tf.strings.length(encoded)
+
+    begin = resident_bytes()
+    batches = iter(pipeline.training_batches(split, prepare, 20, 0, 0))
+    growth = [resident_bytes() - begin for _ in range(100) if next(batches)]
+    assert max(growth) < 130e6

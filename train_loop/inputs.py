@@ -6,6 +6,8 @@ import functools
 import hashlib
 import json
 import pathlib
+import socket
+import urllib.parse
 
 import numpy as np
 import tensorflow as tf
@@ -54,6 +56,8 @@ def open_source(workdir):
     Raises:
       UserError: it is not there, or cannot be used as it is.
     """
+    if FLAGS.data_service:
+        check_data_service()
     source, refused = open_whole_source()
     if FLAGS.skip_bad_images:
         source = leave_out_broken(source, refused, workdir)
@@ -74,6 +78,23 @@ def open_source(workdir):
                 )
             )
     return keep_near(source, workdir)
+
+
+def check_data_service():
+    """Raises UserError where nobody answers: TensorFlow would wait for ever."""
+    address = urllib.parse.urlsplit(FLAGS.data_service)
+    try:
+        if address.scheme != "grpc":
+            raise ValueError("it must begin with grpc://")
+        place = (address.hostname, address.port)
+        socket.create_connection(place, timeout=10).close()
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"--data_service={FLAGS.data_service} cannot be reached ({error}); "
+            "start its dispatcher, or leave the flag out"
+        ) from error
+    if FLAGS.dataset.endswith(datasets.HDF5_SUFFIXES):
+        FLAGS.cache = "memory"
 
 
 def open_whole_source():
@@ -255,7 +276,8 @@ def training_batches(source, strategy, step):
             step,
             mix=mixing(source),
             repeats=FLAGS.augment_repeats,
-            data_service=FLAGS.data_service,
+            # Embeddings are read where they lie.
+            data_service=None if source.embedded else FLAGS.data_service,
             share=share,
         ),
     )
