@@ -229,6 +229,9 @@ def test_what_is_of_no_use_in_a_folder_is_named(tmp_path):
     (tmp_path / "data/dog/link.jpg").symlink_to(tmp_path / "outside.jpg")
     (tmp_path / "data/dog/gone.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "data/dog/inside.jpg").symlink_to("0.jpeg")
+    (tmp_path / "data/dog/circle.jpg").symlink_to("circle.jpg")
+    (tmp_path / "data/dog/folder.jpg").mkdir()
+    (tmp_path / "data/dog/._0.jpeg").write_text("of another system")
     stored = datasets.open_stored(str(tmp_path / "data"))
     assert stored.splits["train"].num_examples == 7
     dog = tmp_path / "data/dog"
@@ -236,6 +239,8 @@ def test_what_is_of_no_use_in_a_folder_is_named(tmp_path):
         str(dog / "empty.jpg"): "is empty",
         str(dog / "link.jpg"): "is a link ",
         str(dog / "gone.jpg"): "cannot be ",
+        str(dog / "circle.jpg"): "cannot be ",
+        str(dog / "folder.jpg"): "is not a f",
     }
     text = "; ".join(stored.warnings)
     assert "owl holds no pictures" in text
@@ -289,6 +294,7 @@ def break_hdf5(path, name, value):
         ),
         ("train_set_y", None, "train_set_y"),
         ("train_set_x", None, "no train_set_x"),
+        ("train_set_x", np.zeros((12, 0, 9, 3), "uint8"), "and not empty"),
     ],
 )
 def test_hdf5_files_of_another_layout_are_one_clear_line(
@@ -360,3 +366,30 @@ def test_pictures_of_all_kinds_can_be_in_a_folder(tmp_path):
     stored = datasets.open_stored(str(tmp_path))
     assert stored.splits["train"].num_examples == 12
     assert not stored.warnings
+
+
+def test_folders_of_other_things_are_not_classes(tmp_path):
+    """A run inside the data, weights, an empty split, a class called train."""
+    write_folder(tmp_path, {"cat": 3, "train": 3})
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/flags.txt").touch()
+    (tmp_path / "model.weights.h5").touch()
+    stored = datasets.open_stored(str(tmp_path))
+    assert stored.class_names == ("cat", "train")
+    write_folder(tmp_path / "other", {"train/cat": 3, "train/dog": 3})
+    (tmp_path / "other/val").mkdir()
+    (tmp_path / "other/test/cat").mkdir(parents=True)
+    stored = datasets.open_stored(str(tmp_path / "other"))
+    assert list(stored.splits) == ["train"]
+    assert datasets.choose_splits(stored).evaluation.num_examples >= 2
+
+
+def test_folder_without_permission_is_one_clear_line(tmp_path, monkeypatch):
+    write_folder(tmp_path, {"cat": 3, "dog": 3})
+
+    def iterdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.iterdir", iterdir)
+    with pytest.raises(UserError, match="cannot be read .Permission denied"):
+        datasets.open_stored(str(tmp_path))

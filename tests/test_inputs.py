@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from absl.testing import flagsaver
 from samples import encoded, write_folder, write_hand_signs
 
-from train_loop import inputs, main, settings
+from train_loop import datasets, inputs, main, pipeline, settings
 
 COUNTS = {"train/cat": 9, "train/dog": 9, "test/cat": 3, "test/dog": 3}
 SMALL = (
@@ -81,6 +81,7 @@ def broken_files():
         "huge.png": (huge_png(), "more than 178,956,970 pixels"),
         "huge.jpg": (bytes(huge_jpeg), "more than 178,956,970 pixels"),
         "empty.jpg": (b"", "is empty"),
+        "short.png": (b"\x89PNG", "not that of a picture"),
     }
 
 
@@ -164,8 +165,8 @@ def test_broken_pictures_are_left_out_counted_and_named(
     )
     assert status == 0, printed.err
     assert "18 pictures to train on, 6 to evaluate on" in printed.out
-    assert "Leaving out 7 broken pictures of 31" in printed.out
-    lines = (workdir / "bad_images.jsonl").read_text().splitlines()
+    assert "Leaving out 8 broken pictures of 32" in printed.out
+    _, *lines = (workdir / "bad_images.jsonl").read_text().splitlines()
     named = {
         pathlib.Path(record["name"]).name: record["reason"]
         for record in map(json.loads, lines)
@@ -177,7 +178,7 @@ def test_broken_pictures_are_left_out_counted_and_named(
     before = (workdir / "bad_images.jsonl").stat().st_mtime_ns
     status, printed = run(*arguments, "--epochs=3", capsys=capsys)
     assert status == 0
-    assert "Leaving out 7" in printed.out
+    assert "Leaving out 8" in printed.out
     assert (workdir / "bad_images.jsonl").stat().st_mtime_ns == before
 
 
@@ -220,6 +221,54 @@ def test_picture_that_breaks_later_costs_no_work(folder, workdir, capsys):
     assert "17 pictures to train on" in printed.out
 
 
+def read_model(workdir, step):
+    reader = tf.train.load_checkpoint(str(workdir / f"checkpoints/ckpt-{step}"))
+    return {
+        key: reader.get_tensor(key)
+        for key in reader.get_variable_to_shape_map()
+        if key.startswith(("model/", "optimizer/"))
+    }
+
+
+@pytest.mark.parametrize("position", [25, 39])
+def test_what_is_saved_before_a_broken_picture_is_what_was_learned(
+    tmp_path, position, capsys
+):
+    folder, workdir = tmp_path / "pictures", tmp_path / "run"
+    write_folder(folder, {"train/a": 30, "train/b": 30, "test/a": 1})
+    arguments = (
+        f"--dataset={folder}",
+        "--cache=none",
+        "--augment=",
+        "--steps=25",
+        *SMALL,
+        "--image_size=8",
+        "--batch_size=2",
+        # Several steps in one call, of which one has no batch.
+        "--report_every=100",
+        "--checkpoint_every=100",
+    )
+    alone = tmp_path / "alone"
+    run(*arguments, f"--workdir={alone}", capsys=capsys)
+    split = datasets.open_stored(str(folder)).splits["train"]
+    [example] = pipeline.shuffled_examples(split, 0, position).take(1)
+    broken = pathlib.Path(split.name(int(example["index"])))
+    content = broken.read_bytes()
+    broken.write_bytes(b"gone bad")
+    status, printed = run(*arguments, f"--workdir={workdir}", capsys=capsys)
+    assert status == 1
+    assert str(broken) in printed.err.splitlines()[-1]
+    assert (workdir / f"checkpoints/ckpt-{position // 2}.index").is_file()
+    # Mended, it ends as if nothing had been.
+    broken.write_bytes(content)
+    status, printed = run(f"--workdir={workdir}", capsys=capsys)
+    assert status == 0
+    assert f"from step {position // 2}" in printed.out
+    expected, values = read_model(alone, 25), read_model(workdir, 25)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(values[key], value, err_msg=key)
+
+
 def test_broken_evaluation_picture_is_named(folder, workdir, capsys):
     (folder / "test/cat/9.jpg").write_bytes(b"not a picture")
     status, printed = run(
@@ -232,6 +281,8 @@ def test_broken_evaluation_picture_is_named(folder, workdir, capsys):
     )
     assert status == 1
     assert str(folder / "test/cat/9.jpg") in printed.err.splitlines()[-1]
+    # And what was learned is kept.
+    assert (workdir / "checkpoints/ckpt-2.index").is_file()
 
 
 def test_broken_record_file_is_named(tmp_path, workdir, capsys):
@@ -386,3 +437,79 @@ def test_augmentation_flags_reach_their_functions(monkeypatch):
             "interpolation": "bicubic",
         },
     }
+
+
+def test_other_pictures_are_not_taken_for_those_that_were_kept(
+    folder, workdir, capsys
+):
+    """Under the same names, in a cache, as embeddings, as broken ones."""
+    arguments = (
+        f"--dataset={folder}",
+        f"--workdir={workdir}",
+        "--freeze=backbone",
+        "--cache=disk",
+        "--skip_bad_images",
+        *SMALL,
+    )
+    status, printed = run(*arguments, "--steps=2", capsys=capsys)
+    assert status == 0, printed.err
+    kept = {path.name for path in workdir.glob("*/*")}
+    kept |= {path.name for path in workdir.glob("cache/*/*")}
+    for number in range(3):
+        pixels = np.full((30, 30, 3), 9 + number, "uint8")
+        path = folder / f"train/cat/{number}.jpeg"
+        path.write_bytes(encoded(pixels, "jpeg"))
+    (folder / "train/dog/0.jpeg").write_bytes(b"gone bad")
+    status, printed = run(*arguments, "--steps=4", capsys=capsys)
+    assert status == 0, printed.err
+    assert "Leaving out 1 broken pictures" in printed.out
+    assert {p.name for p in workdir.glob("cache/train/*")} - kept
+    [embeddings] = {p.name for p in workdir.glob("embeddings/train-*")} - kept
+    assert (
+        len(np.load(workdir / "embeddings" / embeddings / "labels.npy")) == 17
+    )
+    # Half a line, as a kill might have left it.
+    (workdir / "bad_images.jsonl").write_text('{"search')
+    status, printed = run(*arguments, "--steps=6", capsys=capsys)
+    assert status == 0, printed.err
+    assert "Leaving out 1 broken pictures" in printed.out
+
+
+def test_run_refuses_pictures_that_it_did_not_begin_with(tmp_path, capsys):
+    """It would hold out some that it was trained on."""
+    write_folder(tmp_path / "pictures", {"cat": 10, "dog": 10})
+    arguments = (f"--workdir={tmp_path / 'run'}", "--steps=1")
+    status, _ = run(
+        f"--dataset={tmp_path / 'pictures'}", *arguments, *SMALL, capsys=capsys
+    )
+    assert status == 0
+    status, _ = run(*arguments, "--steps=2", capsys=capsys)
+    assert status == 0
+    pixels = np.zeros((9, 9, 3), "uint8")
+    path = tmp_path / "pictures/cat/new.png"
+    path.write_bytes(encoded(pixels, "png"))
+    status, printed = run(*arguments, "--steps=3", capsys=capsys)
+    assert status == 1
+    assert "are not those that" in printed.err
+    path.unlink()
+    status, _ = run(*arguments, "--steps=3", capsys=capsys)
+    assert status == 0
+
+
+def test_pictures_in_both_splits_are_said(folder, workdir, capsys):
+    _, printed = run(
+        f"--dataset={folder}",
+        f"--workdir={workdir}",
+        "--eval_split=train[:50%]",
+        "--steps=1",
+        *SMALL,
+        capsys=capsys,
+    )
+    assert "warning: 9 pictures are in both splits" in printed.out
+
+
+def test_same_command_goes_on(folder, workdir, capsys):
+    arguments = (f"--dataset={folder}", f"--workdir={workdir}", "--cache=auto")
+    for _ in range(2):
+        status, printed = run(*arguments, "--steps=1", *SMALL, capsys=capsys)
+        assert status == 0, printed.err

@@ -3,8 +3,8 @@
 The bytes of their files, as they are: never what was shuffled or augmented.
 """
 
-import os
 import pathlib
+import shutil
 
 import tensorflow as tf
 
@@ -12,6 +12,8 @@ from train_loop.splits import IndexedSplit, Piece, RecordSplit
 
 # What `--cache=auto` keeps in memory, of both splits together.
 AUTO_BYTES = 2**28
+# How large the files of a cache on disk are.
+FILE_BYTES = 2**26
 FEATURES = {
     "image": tf.io.FixedLenFeature([], tf.string),
     "label": tf.io.FixedLenFeature([], tf.int64),
@@ -39,34 +41,61 @@ def in_memory(split, path):
 
 
 def on_disk(split, path):
-    """Returns the split from a file, which is written where it is missing.
+    """Returns the split from files of its own, written where they are missing.
 
     Args:
       split: see `splits.py`.
-      path: of the file; its folder is made.
+      path: folder that they are in, in one named after the split's contents.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(path) / split.fingerprint()
+    if not folder.is_dir():
         # Beside and then renamed, so that a kill never leaves half of it.
-        unfinished = f"{path}.tmp"
-        with tf.io.TFRecordWriter(unfinished) as writer:
-            for image, label in _loaded(split).as_numpy_iterator():
-                writer.write(_record(image, label))
-        os.replace(unfinished, path)
+        unfinished = pathlib.Path(f"{folder}.tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        _write(_loaded(split), unfinished)
+        unfinished.rename(folder)
 
     def parse(record):
         return tf.io.parse_single_example(record, FEATURES)
 
+    pieces, names = [], {}
+    for file in sorted(folder.iterdir()):
+        number, count = map(int, file.stem.split("-"))
+        pieces.append(Piece(str(file), 0, count))
+        names[str(file)] = number
     return RecordSplit(
-        [Piece(str(path), 0, split.num_examples)],
+        pieces,
         parse,
-        path.stat().st_size,
-        namer=lambda _, number: split.name(number),
+        sum(file.stat().st_size for file in folder.iterdir()),
+        namer=lambda file, number: split.name(names[file] + number),
     )
 
 
-# Name -> (split, path of a file to keep it in) -> split.
+def _write(examples, folder):
+    """Writes FIRST-COUNT.tfrecord files, numbers of examples, of some size.
+
+    Several, because the order of an epoch is that of files, shuffled.
+    """
+    first, records, size = 0, [], 0
+
+    def write():
+        path = folder / f"{first:09}-{len(records)}.tfrecord"
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for record in records:
+                writer.write(record)
+
+    for image, label in examples.as_numpy_iterator():
+        records.append(_record(image, label))
+        size += len(records[-1])
+        if size >= FILE_BYTES:
+            write()
+            first, records, size = first + len(records), [], 0
+    if records:
+        write()
+
+
+# Name -> (split, folder to keep it in) -> split.
 CACHES = {"none": uncached, "memory": in_memory, "disk": on_disk}
 
 

@@ -34,6 +34,8 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 HDF5_SUFFIXES = (".h5", ".hdf5")
 # What is evaluated on where --eval_split is not given: the first that exists.
 EVALUATION_SPLITS = ("validation", "val", "test")
+# The folders of these names are splits, if they hold folders of classes.
+SPLITS = ("train", *EVALUATION_SPLITS)
 
 
 class Stored(NamedTuple):
@@ -52,13 +54,15 @@ class Stored(NamedTuple):
 class Source(NamedTuple):
     """What a run trains and evaluates on.
 
-    `embedded` tells that it holds embeddings in place of pictures.
+    `embedded` tells that it holds embeddings in place of pictures, `seen` how
+    to recognise the pictures, broken ones among them: {split: description}.
     """
 
     class_names: tuple
     train: IndexedSplit | RecordSplit
     evaluation: IndexedSplit | RecordSplit
     embedded: bool = False
+    seen: dict | None = None
 
 
 def open_stored(name, data_dir=None, manual_dir=None):
@@ -77,9 +81,17 @@ def open_stored(name, data_dir=None, manual_dir=None):
     path = pathlib.Path(name).expanduser()
     if name in DATASETS:
         return DATASETS[name](data_dir=data_dir, manual_dir=manual_dir)
-    if path.is_dir():
-        pair = sorted(p for p in path.iterdir() if p.suffix in HDF5_SUFFIXES)
-        return from_hdf5(*pair) if pair else from_folder(path)
+    try:
+        if path.is_dir() and _folders(path):
+            return from_folder(path)
+        if path.is_dir():
+            files = sorted(path.iterdir())
+            pair = [file for file in files if file.suffix in HDF5_SUFFIXES]
+            return from_hdf5(*pair) if pair else from_folder(path)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror})"
+        ) from error
     if path.suffix in HDF5_SUFFIXES:
         return from_hdf5(path)
     return from_tfds(name, data_dir=data_dir, manual_dir=manual_dir)
@@ -139,6 +151,11 @@ def _select(stored, flag, spec):
 def _hold_out(split, fraction):
     """Returns what is left of a split, and the part that was held out."""
     count = split.num_examples
+    if not 0 < fraction < 1 or count < 2:
+        raise UserError(
+            f"--validation_fraction={fraction} of {count} pictures cannot be "
+            "held out; take a part between 0 and 1 of at least two"
+        )
     labels = getattr(split, "labels", None)
     if labels is None:
         kept = min(max(round(count * (1 - fraction)), 1), count - 1)
@@ -201,11 +218,11 @@ def from_folder(root):
       UserError: there are no folders of classes.
     """
     root = pathlib.Path(root)
-    folders = {"train": root}
-    if (root / "train").is_dir():
-        folders = {folder.name: folder for folder in _folders(root)}
+    folders = {name: root / name for name in SPLITS if _folders(root / name)}
+    if "train" not in folders:
+        folders = {"train": root}
     classes = {
-        name: [folder.name for folder in _folders(path)]
+        name: {folder.name: _pictures(folder) for folder in _folders(path)}
         for name, path in folders.items()
     }
     class_names = sorted(set().union(*classes.values()))
@@ -216,15 +233,12 @@ def from_folder(root):
             f"found {', '.join(class_names) or 'no folder'}"
         )
     splits, refused, warnings = {}, {}, []
-    for name, folder in folders.items():
+    for name, pictures_of in classes.items():
         paths, labels, num_bytes, ignored = [], [], 0, 0
         for label, class_name in enumerate(class_names):
-            before = len(paths)
-            files = sorted((folder / class_name).glob("*"))
-            for path in files:
-                if path.suffix.lower() not in PICTURE_SUFFIXES:
-                    ignored += not path.name.startswith(".")
-                    continue
+            pictures, others = pictures_of.get(class_name, ([], 0))
+            ignored += others
+            for path in pictures:
                 size, reason = _examine(path, root)
                 if reason:
                     refused[str(path)] = reason
@@ -232,41 +246,64 @@ def from_folder(root):
                 num_bytes += size
                 paths.append(str(path))
                 labels.append(label)
-            if len(paths) == before:
-                warnings.append(f"{folder / class_name} holds no pictures")
+            if not pictures:
+                warnings.append(
+                    f"{folders[name] / class_name} holds no pictures"
+                )
         if ignored:
             warnings.append(
-                f"{ignored} files in {folder} are left out: they are none of "
-                f"{', '.join(PICTURE_SUFFIXES)}"
+                f"{ignored} files in {folders[name]} are left out: they are "
+                f"none of {', '.join(PICTURE_SUFFIXES)}"
             )
+        if not paths:
+            continue
         order = np.random.default_rng(0).permutation(len(paths))
+        paths = [paths[index] for index in order]
         splits[name] = IndexedSplit(
-            tf.constant([paths[i] for i in order], tf.string),
-            tf.constant([labels[i] for i in order], tf.int64),
-            names=[paths[i] for i in order],
+            tf.constant(paths, tf.string),
+            tf.constant([labels[index] for index in order], tf.int64),
+            names=paths,
             loader=tf.io.read_file,
             num_bytes=num_bytes,
+            paths=paths,
         )
     return Stored(tuple(class_names), splits, refused, tuple(warnings))
 
 
 def _folders(path):
+    """Returns the folders in a folder, without runs that were put there."""
+    if not path.is_dir():
+        return []
     return sorted(
         folder
         for folder in path.iterdir()
-        if folder.is_dir() and not folder.name.startswith(".")
+        if folder.is_dir()
+        and not folder.name.startswith(".")
+        and not (folder / "flags.txt").is_file()
     )
+
+
+def _pictures(folder):
+    """Returns (paths of pictures, number of other files) in a folder."""
+    files = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    pictures = [p for p in files if p.suffix.lower() in PICTURE_SUFFIXES]
+    return sorted(pictures), len(files) - len(pictures)
 
 
 def _examine(path, root):
     """Returns (bytes, reason to refuse it or None) of a picture's file."""
     try:
+        str(path).encode()
         target = path.resolve(strict=True)
         if not target.is_relative_to(root.resolve()):
             return 0, f"is a link that leaves the folder, to {target}"
+        if not target.is_file():
+            return 0, "is not a file"
         size = target.stat().st_size
-    except OSError as error:
-        return 0, f"cannot be read ({error.strerror})"
+    except UnicodeEncodeError:
+        return 0, "has a name that is not UTF-8"
+    except (OSError, RuntimeError) as error:
+        return 0, f"cannot be read ({getattr(error, 'strerror', error)})"
     return (size, None) if size else (0, "is empty")
 
 
@@ -296,7 +333,9 @@ def from_hdf5(*paths):
                         _check_pictures(path, file, name)
                 if "list_classes" in file:
                     class_names = [
-                        value.decode() if isinstance(value, bytes) else value
+                        value.decode(errors="replace")
+                        if isinstance(value, bytes)
+                        else value
                         for value in np.ravel(file["list_classes"])
                     ]
         except (OSError, KeyError) as error:
@@ -332,15 +371,19 @@ def from_hdf5(*paths):
             names=[f"{path}: {name}_set_x[{row}]" for row in order],
             loader=load,
             num_bytes=num_bytes,
+            paths=[str(path)],
         )
     return Stored(tuple(map(str, class_names)), splits)
 
 
 def _check_pictures(path, file, name):
     pictures, labels = file[f"{name}_set_x"], np.ravel(file[f"{name}_set_y"])
+    if not isinstance(pictures, h5py.Dataset):
+        raise UserError(f"{path}: {name}_set_x is not an array")
     shape = pictures.shape
     if (
         pictures.dtype != np.uint8
+        or 0 in shape
         or len(shape) != 4
         or shape[3] not in (1, 3)
         or shape[0] != len(labels)
@@ -349,7 +392,7 @@ def _check_pictures(path, file, name):
         raise UserError(
             f"{path}: {name}_set_x is {pictures.dtype} {list(shape)} with "
             f"{len(labels)} labels of {labels.dtype}; it must be uint8 [n, "
-            "height, width, 1 or 3] with n whole numbers"
+            "height, width, 1 or 3] with n whole numbers, and not empty"
         )
 
 

@@ -30,5 +30,5 @@ def write_pictures(path, groups):
             axis.set_axis_off()
         for axis, image, label in zip(axes, images, labels, strict=False):
             axis.imshow(image, interpolation="nearest")
-            axis.set_title(label, fontsize=8)
+            axis.set_title(label, fontsize=8, parse_math=False)
     figure.savefig(path, dpi=120)

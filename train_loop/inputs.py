@@ -28,11 +28,6 @@ from train_loop.settings import FLAGS
 
 # The flags that decide what a frozen backbone makes of which picture.
 OF_EMBEDDINGS = (
-    "dataset",
-    "train_split",
-    "eval_split",
-    "validation_fraction",
-    "skip_bad_images",
     "model",
     "weights",
     "seed",
@@ -59,6 +54,7 @@ def open_source(workdir):
     if FLAGS.data_service:
         check_data_service()
     source, refused = open_whole_source()
+    check_unchanged(source, workdir)
     if FLAGS.skip_bad_images:
         source = leave_out_broken(source, refused, workdir)
     elif refused:
@@ -93,8 +89,30 @@ def check_data_service():
             f"--data_service={FLAGS.data_service} cannot be reached ({error}); "
             "start its dispatcher, or leave the flag out"
         ) from error
-    if FLAGS.dataset.endswith(datasets.HDF5_SUFFIXES):
-        FLAGS.cache = "memory"
+
+
+def check_unchanged(source, workdir):
+    """Raises UserError where a run finds other pictures than it began with.
+
+    It would evaluate on some that it was trained on.
+    """
+    path = workdir / "data.json"
+    if (
+        (workdir / "flags.txt").is_file()
+        and path.is_file()
+        and json.loads(path.read_text()) != source.seen
+    ):
+        raise UserError(
+            f"the pictures of {FLAGS.dataset} are not those that {workdir} "
+            "began with; start a new run, from the weights of this one if you "
+            f"like: --weights={workdir}"
+        )
+
+
+def remember(source, workdir):
+    """Writes down which pictures a run begins with."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "data.json").write_text(json.dumps(source.seen) + "\n")
 
 
 def open_whole_source():
@@ -108,11 +126,18 @@ def open_whole_source():
     source = datasets.choose_splits(
         stored, FLAGS.train_split, FLAGS.eval_split, FLAGS.validation_fraction
     )
+    shared = source.train.overlap(source.evaluation)
+    if shared:
+        warn([f"{shared:,} pictures are in both splits: train and eval"])
+    seen = {
+        name: {"pictures": split.num_examples, "listing": split.listing()}
+        for name, split in splits_of(source).items()
+    }
     refused = [
         {"split": None, "name": name, "reason": reason}
         for name, reason in stored.refused.items()
     ]
-    return source, refused
+    return source._replace(seen=seen), refused
 
 
 def warn(lines):
@@ -131,12 +156,13 @@ def leave_out_broken(source, refused, workdir):
     """
     path = workdir / "bad_images.jsonl"
     splits = splits_of(source)
-    records = read_broken(path, splits)
+    fingerprints = [split.fingerprint() for split in splits.values()]
+    records = read_broken(path, fingerprints)
     if records is None:
         records = [*refused]
         for name, split in splits.items():
             records += find_broken(split, name)
-        write_broken(workdir, records)
+        write_broken(path, fingerprints, records)
     total = sum(split.num_examples for split in splits.values()) + len(refused)
     print(
         f"Leaving out {len(records)} broken pictures of {total:,}, named in "
@@ -151,35 +177,34 @@ def leave_out_broken(source, refused, workdir):
     return source._replace(train=splits["train"], evaluation=splits["eval"])
 
 
-def write_broken(workdir, records):
-    """Names broken pictures in the folder of a run."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "bad_images.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+def write_broken(path, fingerprints, records):
+    """Names broken pictures, after a line on the data that they are of."""
+    lines = [{"searched": fingerprints}, *records]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside and then renamed, so that a kill never leaves half of it.
+    unfinished = pathlib.Path(f"{path}.tmp")
+    unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    unfinished.rename(path)
 
 
-def read_broken(path, splits):
-    """Returns the records of an earlier search; None where there are none."""
+def read_broken(path, fingerprints):
+    """Returns what was found broken; None where other data was searched."""
     if not path.is_file():
         return None
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    for record in records:
-        split = splits.get(record["split"])
-        if split is not None and (
-            record["index"] >= split.num_examples
-            or split.name(record["index"]) != record["name"]
-        ):
-            # The data set is not the one that was searched.
-            return None
-    return records
+    try:
+        first, *records = map(json.loads, path.read_text().splitlines())
+    except ValueError:
+        return None
+    return records if first == {"searched": fingerprints} else None
 
 
 def find_broken(split, name):
     """Returns a record for each picture of a split that cannot be decoded."""
     records = []
-    with loop.progress_bar(
+    bar = loop.progress_bar(
         split.num_examples, unit="picture", leave=False, delay=2.0
-    ) as bar:
+    )
+    with broken_named(split), bar:
         bar.set_description(f"looking through {name}")
         for index, reason in inspection.broken_pictures(
             split.stored(), split.load, preprocessing.check_picture
@@ -194,9 +219,10 @@ def find_broken(split, name):
 def count_labels(split, name):
     """Returns {label: how many} of a split, however long it takes."""
     counts = {}
-    with loop.progress_bar(
+    bar = loop.progress_bar(
         split.num_examples, unit="picture", leave=False, delay=2.0
-    ) as bar:
+    )
+    with broken_named(split), bar:
         bar.set_description(f"counting {name}")
         for counts in inspection.count_labels(split):
             bar.update(sum(counts.values()) - bar.n)
@@ -206,14 +232,17 @@ def count_labels(split, name):
 def keep_near(source, workdir):
     """Returns the source with its files where --cache wants them."""
     splits = splits_of(source)
-    if FLAGS.cache == "auto":
-        FLAGS.cache = (
-            "none" if FLAGS.data_service else caching.choose(splits.values())
-        )
-    keep = caching.CACHES[FLAGS.cache]
+    choice = FLAGS.cache
+    if choice == "auto":
+        choice = caching.choose(splits.values())
+        if FLAGS.data_service:
+            # Its workers read files, but not through functions of Python.
+            is_hdf5 = FLAGS.dataset.endswith(datasets.HDF5_SUFFIXES)
+            choice = "memory" if is_hdf5 else "none"
     for name, split in splits.items():
         with broken_named(split):
-            splits[name] = keep(split, workdir / "cache" / f"{name}.tfrecord")
+            keep = caching.CACHES[choice]
+            splits[name] = keep(split, workdir / "cache" / name)
     return source._replace(train=splits["train"], evaluation=splits["eval"])
 
 
@@ -241,7 +270,7 @@ def explain_broken(split, examples, error):
         ):
             if reason is not None:
                 raise UserError(
-                    f"{split.name(index)} cannot be decoded: {reason} Mend "
+                    f"{split.name(index)} cannot be decoded ({reason}); mend "
                     "it, or leave such pictures out with --skip_bad_images"
                 ) from error
     except loop.INPUT_ERRORS as other:
@@ -260,7 +289,7 @@ def explain_broken_batch(source, step, error):
     start = step * FLAGS.batch_size // FLAGS.augment_repeats
     examples = pipeline.shuffled_examples(split, FLAGS.seed, start)
     # Batches are prepared ahead, by a data service in an order of its own.
-    count = min(split.num_examples, BATCHES_AHEAD * FLAGS.batch_size)
+    count = BATCHES_AHEAD * FLAGS.batch_size
     explain_broken(split, examples.take(count), error)
 
 
@@ -325,7 +354,7 @@ def embed(source, model, strategy, workdir):
         bar.set_description(f"embedding {name}")
         with broken_named(split), bar:
             splits[name] = embeddings.embedded(
-                workdir / "embeddings" / f"{name}-{fingerprint()}",
+                workdir / "embeddings" / f"{name}-{fingerprint(split)}",
                 split,
                 functools.partial(on_pictures(model.embed), training=False),
                 strategy,
@@ -338,10 +367,12 @@ def embed(source, model, strategy, workdir):
     )
 
 
-def fingerprint():
-    """Returns a name for the flags that embeddings depend on."""
+def fingerprint(split):
+    """Returns a name for all that the embeddings of a split depend on."""
     values = settings.of_the_run()
-    text = json.dumps({name: values.get(name) for name in OF_EMBEDDINGS})
+    text = json.dumps(
+        [split.fingerprint(), *(values.get(name) for name in OF_EMBEDDINGS)]
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -411,7 +442,7 @@ def training_sample(source, count):
 
     Args:
       source: a `datasets.Source`.
-      count: how many; where there are fewer, some come twice.
+      count: how many, a multiple of 4; where there are fewer, some come twice.
 
     Returns:
       (float32 [count, size, size, 3] in 0..1 for people to look at, a list of
@@ -420,14 +451,16 @@ def training_sample(source, count):
     batches = pipeline.training_batches(
         source.train,
         prepare_for_training,
-        count,
+        # Several, because each batch is mixed in a way of its own.
+        count // 4,
         FLAGS.seed,
         step=0,
         mix=mixing(source),
         repeats=FLAGS.augment_repeats,
-    )
+    ).take(4)
     with broken_named(source.train):
-        return visible(source, next(iter(batches)))
+        images, labels = zip(*batches, strict=True)
+    return visible(source, (tf.concat(images, 0), tf.concat(labels, 0)))
 
 
 def evaluation_sample(source, count):

@@ -26,7 +26,7 @@ def broken_pictures(examples, load, decode):
     def examine(image, index):
         try:
             decode_loaded(image)
-        except tf.errors.OpError as error:
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
             return int(index), reason_of(error)
         return int(index), None
 
@@ -39,8 +39,12 @@ def broken_pictures(examples, load, decode):
 
 def reason_of(error):
     """Returns the first line of what TensorFlow says, without its own names."""
-    line = error.message.strip().splitlines()[0]
-    return line.rpartition("}} ")[2].partition(" [Op:")[0]
+    if isinstance(error, UnicodeDecodeError):
+        # It could not be told, because of the bytes that it quotes.
+        return "Its beginning is not that of a picture."
+    lines = [line for line in error.message.splitlines() if line.strip()]
+    line = lines[0] if lines else type(error).__name__
+    return line.rpartition("}} ")[2].partition(" [Op:")[0].strip()
 
 
 def broken_file(paths):

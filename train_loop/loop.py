@@ -10,13 +10,9 @@ import tqdm
 
 from train_loop import UserError
 
-# What a picture or a file that cannot be read raises.
-INPUT_ERRORS = (
-    tf.errors.InvalidArgumentError,
-    tf.errors.DataLossError,
-    tf.errors.NotFoundError,
-    tf.errors.PermissionDeniedError,
-)
+# What a picture or a file that cannot be read raises. TensorFlow quotes bytes
+# of it, which need not be text.
+INPUT_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 # The devices are left alone for about this long before the progress bar moves.
 SECONDS_PER_CALL = 1.0
 
@@ -87,7 +83,11 @@ def train(
 
         trainer.average_statistics()
         if step % cadence.evaluate == 0 or step == steps:
-            measured = evaluate()
+            try:
+                measured = evaluate()
+            except UserError:
+                _save_what_is_done(trainer, saved, save)
+                raise
             if not math.isfinite(measured["loss"]):
                 raise _diverged(step, steps, saved)
             report(step, "eval", measured)

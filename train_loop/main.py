@@ -128,6 +128,7 @@ def train():
     start = checkpoints.restore()
     if weights is not None:
         start_from_weights(trainer.model, weights)
+    inputs.remember(run.source, workdir)
     settings.write(workdir)
     began = time.perf_counter()
     describe(run, start)
@@ -274,7 +275,6 @@ def look_at_data():
     print(reports.table([["class", *splits], *rows]))
     workdir.mkdir(parents=True, exist_ok=True)
     if broken:
-        inputs.write_broken(workdir, broken)
         for record in broken:
             print(f"broken: {record['name']}: {record['reason']}")
         raise UserError(

@@ -135,7 +135,8 @@ def shuffled_examples(split, seed, start):
         unread = tf.maximum(start - position[0], 0)
         return {name: value[unread:] for name, value in examples.items()}
 
-    first = start // count * windows + start % count // split.window
+    epoch, inside = divmod(start, count)
+    first = epoch * windows + inside // split.window
     return (
         tf.data.Dataset.range(first, tf.int64.max)
         .map(read_window)

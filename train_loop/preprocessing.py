@@ -235,7 +235,18 @@ def _decode_window(encoded, window):
 
 
 def _decode_any(encoded):
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    # Transparency is dropped, as Pillow drops it; of WebP, TensorFlow does not
+    # do it by itself.
+    is_webp = tf.strings.regex_full_match(
+        tf.strings.substr(encoded, 0, 12), r"(?s-m)RIFF.{4}WEBP"
+    )
+    image = tf.cond(
+        is_webp,
+        lambda: tf.io.decode_image(encoded, expand_animations=False)[..., :3],
+        lambda: tf.io.decode_image(
+            encoded, channels=3, expand_animations=False
+        ),
+    )
     return tf.ensure_shape(image, [None, None, 3])
 
 

@@ -397,7 +397,7 @@ def settle(workdir):
     for name in FIXED:
         given = FLAGS[name]
         value = str(given.value)
-        if name == "recipe" and value == "auto":
+        if value == "auto":
             continue
         made_with = earlier.get(name, value if not earlier else "None")
         if given.present and value != made_with:
@@ -459,6 +459,8 @@ def _check_choices():
             if item is not None:
                 choose(name, item, choices)
     for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__]):
+        if isinstance(flag.value, str) and "\n" in flag.value:
+            raise UserError(f"--{flag.name}={flag.value!r} has two lines")
         if isinstance(flag.value, float) and not math.isfinite(flag.value):
             raise UserError(f"--{flag.name}={flag.value} is not a number")
     for name in RANGES:

@@ -16,9 +16,13 @@ window there and none of those before it.
     without(indices)          all but these
     plus(other)               these, and then those of another split
     name(index)               what a person calls the stored example
+    listing()                 a hash of which examples these are
+    fingerprint()             a hash that changes as well when a file does
+    overlap(other)            how many examples are in both
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -43,6 +47,9 @@ class _Split:
         begins = tf.data.Dataset.range(0, self.num_examples, self.window)
         return begins.map(read_window).prefetch(1).unbatch()
 
+    def fingerprint(self):
+        return _hash(self.listing(), *map(_state, self.files()))
+
     def slice(self, start, stop):
         return self._take(np.arange(self.num_examples)[start:stop])
 
@@ -61,6 +68,7 @@ class IndexedSplit(_Split):
       names: what people call the examples; by default their numbers.
       loader: maps one of the images to the bytes of a file.
       num_bytes: how much all files hold together.
+      paths: of the files that they are read from.
     """
 
     images: tf.Tensor
@@ -68,6 +76,7 @@ class IndexedSplit(_Split):
     names: Sequence | None = None
     loader: Callable | None = None
     num_bytes: int = 0
+    paths: Sequence = ()
 
     window = 4096
 
@@ -99,6 +108,15 @@ class IndexedSplit(_Split):
 
     def name(self, index):
         return str(index if self.names is None else self.names[index])
+
+    def files(self):
+        return self.paths
+
+    def listing(self):
+        return _hash(*self._names(), self.labels.numpy().tobytes())
+
+    def overlap(self, other):
+        return len({*self._names()} & {*other._names()})
 
     def _names(self):
         return [self.name(index) for index in range(self.num_examples)]
@@ -211,6 +229,30 @@ class RecordSplit(_Split):
             num_bytes=self.num_bytes + other.num_bytes,
         )
 
+    def files(self):
+        return sorted({piece.path for piece in self.pieces})
+
+    def listing(self):
+        # Without folders: the same files may lie somewhere else.
+        return _hash(
+            *(
+                (os.path.basename(piece.path), piece.first, piece.count)
+                for piece in self.pieces
+            )
+        )
+
+    def overlap(self, other):
+        return sum(
+            max(
+                min(one.first + one.count, two.first + two.count)
+                - max(one.first, two.first),
+                0,
+            )
+            for one in self.pieces
+            for two in other.pieces
+            if one.path == two.path
+        )
+
     def name(self, index):
         for piece in self.pieces:
             if index < piece.count:
@@ -237,6 +279,18 @@ class RecordSplit(_Split):
         )
 
 
+def _hash(*parts):
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part).encode())
+    return digest.hexdigest()[:16]
+
+
+def _state(path):
+    status = os.stat(path)
+    return path, status.st_size, status.st_mtime_ns
+
+
 def shuffled(index, seed, count):
     """Returns where a permutation of 0 .. count - 1 takes some of them.
 
@@ -245,6 +299,11 @@ def shuffled(index, seed, count):
       seed: int64 [2].
       count: how many numbers are permuted.
     """
-    return tf.random.experimental.index_shuffle(
-        index, tf.cast(seed, tf.int32), tf.cast(count - 1, index.dtype)
+    # Hashed, because the shuffle looks at some bits of the seed only.
+    seed = tf.random.stateless_uniform([3], seed, None, None, tf.int32)
+    return tf.raw_ops.RandomIndexShuffle(
+        index=index,
+        seed=tf.bitcast(seed, tf.uint32),
+        max_index=tf.cast(count - 1, index.dtype),
+        rounds=4,
     )

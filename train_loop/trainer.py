@@ -63,11 +63,13 @@ class Trainer:
                 began = tf.timestamp()
             with tf.control_dependencies([began]):
                 batch = next(iterator)
+            # Nothing of a step may happen before its batch is there: it may
+            # be broken, and what was learned before is saved then.
             with tf.control_dependencies(self._tensors(batch)):
                 waited += tf.timestamp() - began
-            losses, gradient_norms = self.strategy.run(
-                self._train_step, args=(batch,)
-            )
+                losses, gradient_norms = self.strategy.run(
+                    self._train_step, args=(batch,)
+                )
             loss = self.strategy.reduce("SUM", losses, axis=None)
             gradient_norm = self.strategy.reduce(
                 "MEAN", gradient_norms, axis=None
