@@ -1,6 +1,7 @@
 """Whole models, and what every public layer must be able to do."""
 
 import functools
+import inspect
 import re
 from typing import NamedTuple
 
@@ -278,6 +279,34 @@ def test_symbolic_and_eager_shapes_agree(shared, images):
     assert symbolic.shape[1:] == outputs.shape[1:]
     assert layer.compute_output_shape(images.shape) == outputs.shape
     assert symbolic.dtype == outputs.dtype.name
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments"),
+    [
+        (BasicBlock, {"stride_site": "3x3"}),
+        (BottleneckBlock, {"stride_site": "1x1", "groups": 4, "base_width": 8}),
+        (Stem, {"kind": "deep"}),
+        (ResNet, {"stage_sizes": (1, 2), "num_classes": 3, "width": 16}),
+    ],
+)
+def test_config_holds_every_argument(layer, arguments):
+    """Each with a value that is not its default, where there is another."""
+    parameters = inspect.signature(layer.__init__).parameters.values()
+    given = {"filters": 24} if layer is not ResNet else {}
+    for parameter in parameters:
+        if (
+            isinstance(parameter.default, bool)
+            and parameter.name != "trainable"
+        ):
+            given[parameter.name] = not parameter.default
+        elif isinstance(parameter.default, float):
+            given[parameter.name] = parameter.default / 2 + 0.01
+    given |= arguments
+    config = layer(**given).get_config()
+    assert {name: config[name] for name in given} == given
+    named = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    assert named - {"self"} <= set(config)
 
 
 def test_config_round_trip(make_layer, shared, images):
