@@ -267,7 +267,7 @@ def test_digits_are_learned(tmp_path):
 
 
 def test_interrupted_run_says_how_to_go_on(tmp_path):
-    process = start(*SHORT, f"--workdir={tmp_path}")
+    process = start(*SHORT, "--steps=100000", f"--workdir={tmp_path}")
     while not list((tmp_path / "checkpoints").glob("*.index")):
         assert process.poll() is None
         time.sleep(0.01)

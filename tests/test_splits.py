@@ -44,6 +44,17 @@ def test_parts_hold_what_they_should(split):
     assert rest.num_bytes == pytest.approx(share, abs=1)
 
 
+def test_files_with_gaps_are_read_once(tmp_path):
+    """As many pieces as files, and not one between two gaps."""
+    split = records(23, tmp_path)
+    rest = split.without(range(0, 23, 2))
+    assert len(rest.pieces) == len(split.pieces) == 5
+    assert stored(rest) == list(range(1, 23, 2))
+    rest = rest.without([0, 10]).slice(1, None)
+    assert stored(rest) == list(range(5, 21, 2))
+    assert rest.name(1) == split.name(7)
+
+
 def test_parts_keep_the_names(split):
     names = [split.name(index) for index in range(23)]
     assert len(set(names)) == 23

@@ -135,11 +135,39 @@ class IndexedSplit(_Split):
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Consecutive records of a TFRecord file."""
+    """Records of a TFRecord file, in the order in which they stand there.
+
+    Args:
+      path: of the file.
+      first: number of the first record.
+      count: how many records.
+      left_out: numbers of those behind the first that are none of them.
+    """
 
     path: str
     first: int
     count: int
+    left_out: Sequence = ()
+
+    @classmethod
+    def of(cls, path, numbers):
+        """Returns the piece of the records of these ascending numbers."""
+        span = np.arange(numbers[0], numbers[-1] + 1)
+        left_out = np.setdiff1d(span, numbers, assume_unique=True)
+        return cls(
+            path, int(numbers[0]), len(numbers), tuple(left_out.tolist())
+        )
+
+    @property
+    def span(self):
+        """Whether each record from the first to the last one is in it."""
+        kept = np.ones(self.count + len(self.left_out), bool)
+        kept[np.array(self.left_out, np.int64) - self.first] = False
+        return kept
+
+    @property
+    def numbers(self):
+        return self.first + np.flatnonzero(self.span)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -185,16 +213,23 @@ class RecordSplit(_Split):
         skipped = start - tf.concat([[0], ends], axis=0)[first]
         paths = tf.constant([piece.path for piece in self.pieces])
         firsts = tf.constant([p.first for p in self.pieces], tf.int64)
+        spans = [piece.span for piece in self.pieces]
+        lengths = tf.constant([len(span) for span in spans], tf.int64)
+        kept = tf.constant(np.concatenate([[True], *spans])[1:])
 
         def read_piece(number):
             records = tf.data.TFRecordDataset(
                 paths[number], buffer_size=READ_BUFFER_BYTES
             )
-            return (
-                records.skip(firsts[number])
-                .take(counts[number])
-                .enumerate(offsets[number])
-            )
+            records = records.skip(firsts[number]).take(lengths[number])
+            if any(piece.left_out for piece in self.pieces):
+                begin = tf.cumsum(lengths, exclusive=True)[number]
+                records = (
+                    records.enumerate(begin)
+                    .filter(lambda place, _: kept[place])
+                    .map(lambda _, record: record)
+                )
+            return records.enumerate(offsets[number])
 
         def parse(index, record):
             example = self.parse(record)
@@ -236,18 +271,19 @@ class RecordSplit(_Split):
         # Without folders: the same files may lie somewhere else.
         return _hash(
             *(
-                (os.path.basename(piece.path), piece.first, piece.count)
+                (
+                    os.path.basename(piece.path),
+                    piece.first,
+                    piece.count,
+                    *piece.left_out,
+                )
                 for piece in self.pieces
             )
         )
 
     def overlap(self, other):
         return sum(
-            max(
-                min(one.first + one.count, two.first + two.count)
-                - max(one.first, two.first),
-                0,
-            )
+            len(np.intersect1d(one.numbers, two.numbers, assume_unique=True))
             for one in self.pieces
             for two in other.pieces
             if one.path == two.path
@@ -256,7 +292,7 @@ class RecordSplit(_Split):
     def name(self, index):
         for piece in self.pieces:
             if index < piece.count:
-                return self.namer(piece.path, piece.first + index)
+                return self.namer(piece.path, int(piece.numbers[index]))
             index -= piece.count
         raise IndexError(index)
 
@@ -264,15 +300,10 @@ class RecordSplit(_Split):
         pieces, offset = [], 0
         for piece in self.pieces:
             inside = kept[(kept >= offset) & (kept < offset + piece.count)]
-            inside = inside - offset + piece.first
+            if len(inside):
+                numbers = piece.numbers[inside - offset]
+                pieces.append(Piece.of(piece.path, numbers))
             offset += piece.count
-            # A new piece begins wherever a record is missing.
-            runs = np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1)
-            pieces += [
-                Piece(piece.path, int(run[0]), len(run))
-                for run in runs
-                if len(run)
-            ]
         share = len(kept) / max(self.num_examples, 1)
         return dataclasses.replace(
             self, pieces=pieces, num_bytes=round(share * self.num_bytes)
