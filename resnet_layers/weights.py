@@ -8,62 +8,18 @@ is an error. What the pictures must go through comes along.
 import json
 import math
 import pathlib
-import re
-import warnings
-import zipfile
-from collections.abc import Callable
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 import tensorflow as tf
 
-from resnet_layers.normalization import BatchNormalization
-from resnet_layers.parts import PaddedConv2D
-from resnet_layers.resnet import ResNet
-
-# Names of the layers in each dialect. Stages, blocks and layers are counted
-# from 1 with capital letters, from 0 with small ones.
-TORCH_NAMES = {
-    "stem_conv": "conv1",
-    "stem_bn": "bn1",
-    # Three convolutions in a torch.nn.Sequential: conv, norm, ReLU, conv ...
-    "deep_stem_conv": "conv1.{sequence}",
-    "deep_stem_bn": "conv1.{after}",
-    "conv": "layer{Stage}.{block}.conv{Layer}",
-    "bn": "layer{Stage}.{block}.bn{Layer}",
-    "projection_conv": "layer{Stage}.{block}.downsample.0",
-    "projection_bn": "layer{Stage}.{block}.downsample.1",
-    "pooled_projection_conv": "layer{Stage}.{block}.downsample.1",
-    "pooled_projection_bn": "layer{Stage}.{block}.downsample.2",
-    "squeeze": "layer{Stage}.{block}.se.fc1",
-    "excite": "layer{Stage}.{block}.se.fc2",
-    "head": "fc",
-}
-KERAS_NAMES = {
-    "stem_conv": "conv1_conv",
-    "stem_bn": "conv1_bn",
-    "conv": "conv{Stage_after_stem}_block{Block}_{Layer}_conv",
-    "bn": "conv{Stage_after_stem}_block{Block}_{Layer}_bn",
-    "pre_bn": "conv{Stage_after_stem}_block{Block}_preact_bn",
-    "projection_conv": "conv{Stage_after_stem}_block{Block}_0_conv",
-    "projection_bn": "conv{Stage_after_stem}_block{Block}_0_bn",
-    "post_bn": "post_bn",
-    "head": "predictions",
-}
-
-# Names of a layer's variables: theirs -> ours.
-TORCH_NORM = {
-    "weight": "gamma",
-    "bias": "beta",
-    "running_mean": "moving_mean",
-    "running_var": "moving_variance",
-}
-TORCH_OTHER = {"weight": "kernel", "bias": "bias"}
-
-# Between a model and its layers, groups of Keras 3's HDF5 files.
-KERAS_CONTAINERS = ("blocks", "layers", "convs", "bns")
-
+from resnet_layers.weight_files import (
+    find_checkpoints,
+    import_safetensors,
+    one_line,
+    read_tensors,
+)
+from resnet_layers.weight_names import DIALECTS, WeightsError, torch_targets
 
 # Where keras.applications keeps its weights, and what they must hash to (MD5).
 IMAGENET_URL = (
@@ -78,10 +34,6 @@ IMAGENET_FILES = {
     "resnet101_v2": ("resnet101v2", "6343647c601c52e1368623803854d971"),
     "resnet152_v2": ("resnet152v2", "a49b44d1979771252814e80f8ec446f9"),
 }
-
-
-class WeightsError(ValueError):
-    """A file of weights that cannot be used; its text is one line."""
 
 
 class Preprocessing(NamedTuple):
@@ -133,14 +85,6 @@ class Loaded(NamedTuple):
     preprocessing: Preprocessing
 
 
-class Target(NamedTuple):
-    """One of our variables, and the way from and to a foreign tensor."""
-
-    variable: tf.keras.Variable
-    read: Callable = np.asarray
-    write: Callable = np.asarray
-
-
 def load_weights(model, path, replace_head=False):
     """Reads weights from a file or a run into a built `ResNet`.
 
@@ -173,10 +117,10 @@ def load_weights(model, path, replace_head=False):
             "torch.load(NAME, weights_only=True), 'NAME.safetensors')"
         )
     try:
-        dialect, tensors = _read(model, path)
+        dialect, tensors = read_tensors(model, path)
     except (OSError, KeyError) as error:
         raise WeightsError(
-            f"{path} cannot be read as weights: {_one_line(error)}"
+            f"{path} cannot be read as weights: {one_line(error)}"
         ) from error
     preprocessing = _find_preprocessing(model, path, dialect)
     head_used = _assign(model, path, tensors, dialect, replace_head)
@@ -230,7 +174,7 @@ def find_weights(name, variant):
 
 
 def _check_exists(path):
-    if path.is_file() or _checkpoints(path):
+    if path.is_file() or find_checkpoints(path):
         return
     if path.is_dir():
         raise WeightsError(
@@ -248,7 +192,7 @@ def _download(url, download):
     # Keras raises plain exceptions, and the hub a dozen kinds.
     except Exception as error:
         raise WeightsError(
-            f"{url} could not be downloaded ({_one_line(error)}); on a machine "
+            f"{url} could not be downloaded ({one_line(error)}); on a machine "
             "that reaches it download the file, and name its path"
         ) from error
 
@@ -262,124 +206,12 @@ def save_safetensors(model, path):
       model: a built `ResNet`; torch has no net of the pre-activation kind.
       path: of the file, usually ending in `.safetensors`.
     """
-    safetensors = _import_safetensors()
+    safetensors = import_safetensors()
     tensors = {
         name: np.ascontiguousarray(target.write(np.asarray(target.variable)))
         for name, target in torch_targets(model).items()
     }
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
-
-
-def torch_targets(model):
-    """Returns {torch's name: `Target`} of all weights of a `ResNet`."""
-    if model.preactivation:
-        raise WeightsError(
-            "torchvision and timm have no pre-activation net of this kind"
-        )
-    targets = {}
-    for layer, role, position in _layers(model):
-        prefix = TORCH_NAMES[role].format(**position)
-        norm = isinstance(layer, BatchNormalization)
-        for theirs, ours in (TORCH_NORM if norm else TORCH_OTHER).items():
-            variable = getattr(layer, ours)
-            if variable is None:
-                continue
-            options = {}
-            if ours == "kernel" and isinstance(layer, PaddedConv2D):
-                options = {"read": _to_hwio, "write": _to_oihw}
-            elif ours == "kernel" and role != "head":
-                # timm's squeeze and excitation are 1x1 convolutions.
-                options = {"read": _from_1x1, "write": _to_1x1}
-            elif ours == "kernel":
-                options = {"read": np.transpose, "write": np.transpose}
-            targets[f"{prefix}.{theirs}"] = Target(variable, **options)
-    return targets
-
-
-def keras_targets(model):
-    """Returns {keras.applications' name: `Target`} of all weights."""
-    targets = {}
-    for layer, role, position in _layers(model):
-        if role not in KERAS_NAMES:
-            raise WeightsError(
-                f"keras.applications has no net like {model.name}: nothing "
-                f"there is like {layer.path}"
-            )
-        prefix = KERAS_NAMES[role].format(**position)
-        for variable in layer.weights:
-            targets[f"{prefix}/{variable.name}"] = Target(variable)
-    return targets
-
-
-def own_targets(model):
-    """Returns {path below the model: `Target`} of all weights."""
-    return {
-        _path_below(model, variable): Target(variable)
-        for variable in model.weights
-        if "int" not in variable.dtype
-    }
-
-
-def _path_below(model, variable):
-    return variable.path.removeprefix(f"{model.path}/")
-
-
-def _layers(model):
-    """Yields every layer with weights as (layer, role, position)."""
-    deep = len(model.stem.convs) > 1
-    for index, conv in enumerate(model.stem.convs):
-        position = {"sequence": 3 * index, "after": 3 * index + 1}
-        yield conv, "deep_stem_conv" if deep else "stem_conv", position
-    for index, bn in enumerate(model.stem.bns):
-        last = index == len(model.stem.convs) - 1
-        position = {"after": 3 * index + 1}
-        yield bn, "stem_bn" if last else "deep_stem_bn", position
-    blocks = iter(model.blocks)
-    for stage, size in enumerate(model.stage_sizes):
-        for index in range(size):
-            position = {
-                "Stage": stage + 1,
-                "Stage_after_stem": stage + 2,
-                "block": index,
-                "Block": index + 1,
-            }
-            yield from _block_layers(next(blocks), position)
-    if model.post_bn is not None:
-        yield model.post_bn, "post_bn", {}
-    if model.head is not None:
-        yield model.head, "head", {}
-
-
-def _block_layers(block, position):
-    if block.pre_bn is not None:
-        yield block.pre_bn, "pre_bn", position
-    numbers = {"conv": 0, "bn": 0}
-    for layer in block.residual_layers():
-        role = "conv" if isinstance(layer, PaddedConv2D) else "bn"
-        numbers[role] += 1
-        yield layer, role, {**position, "Layer": numbers[role]}
-    pooled = "pooled_" if block.shortcut == "pooled_projection" else ""
-    if block.projection_conv is not None:
-        yield block.projection_conv, f"{pooled}projection_conv", position
-    if block.projection_bn is not None:
-        yield block.projection_bn, f"{pooled}projection_bn", position
-    if block.attention is not None:
-        yield block.attention.squeeze, "squeeze", position
-        yield block.attention.excite, "excite", position
-
-
-class Dialect(NamedTuple):
-    """How files name tensors; the classifier's names begin with `head`."""
-
-    find_targets: Callable
-    head: str
-
-
-DIALECTS = {
-    "torch": Dialect(torch_targets, TORCH_NAMES["head"]),
-    "keras": Dialect(keras_targets, KERAS_NAMES["head"]),
-    "own": Dialect(own_targets, "head"),
-}
 
 
 def _assign(model, path, tensors, dialect, replace_head):
@@ -464,7 +296,7 @@ def _find_preprocessing(model, path, dialect):
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(
-            f"{config} is damaged: {_one_line(error)}; mend it, or move "
+            f"{config} is damaged: {one_line(error)}; mend it, or move "
             f"{path.name} to a folder without it"
         ) from error
 
@@ -513,180 +345,3 @@ CONFIG_KEYS = (
     ("crop_pct", "crop_fraction", _to_fraction),
     ("interpolation", "interpolation", _to_name),
 )
-
-
-def _read(model, path):
-    """Returns (dialect, {name: array}) of whatever `load_weights` takes."""
-    if not path.is_file():
-        dialect, tensors = "own", _read_checkpoints(_checkpoints(path))
-    elif path.suffix == ".safetensors":
-        dialect, tensors = "torch", _read_safetensors(path)
-    elif zipfile.is_zipfile(path):
-        dialect, tensors = "own", _read_own_keras(path)
-    elif _is_own_h5(path):
-        dialect, tensors = "own", _read_own_h5(model, path)
-    else:
-        dialect, tensors = "keras", _read_keras_h5(path)
-    # Whole numbers are no weights: torch's batch norm counts its calls for a
-    # schedule of its own, `StochasticDepth` for its random numbers.
-    return dialect, {
-        name: tensor
-        for name, tensor in tensors.items()
-        if tensor.dtype.kind not in "iu"
-    }
-
-
-def _checkpoints(path):
-    """Returns the prefixes of a run's checkpoints, newest first."""
-    if not path.is_dir():
-        return [path] if pathlib.Path(f"{path}.index").is_file() else []
-    found = [
-        (int(match[1]), index.with_suffix(""))
-        for folder in (path, path / "checkpoints")
-        for index in folder.glob("ckpt-*.index")
-        if (match := re.fullmatch(r"ckpt-(\d+)\.index", index.name))
-    ]
-    return [prefix for _, prefix in sorted(found, reverse=True)]
-
-
-def _read_checkpoints(prefixes):
-    """Returns {path below the model: array} of the first that can be read."""
-    for prefix in prefixes:
-        try:
-            return _read_checkpoint(prefix)
-        # The second is how TensorFlow says that a file is too short.
-        except (tf.errors.OpError, IndexError) as error:
-            reason = f"{prefix.name}: {_one_line(error)}"
-            if prefix is not prefixes[-1]:
-                warnings.warn(
-                    f"skipping a checkpoint that cannot be read, {reason}",
-                    stacklevel=4,
-                )
-    raise OSError(reason)
-
-
-def _read_checkpoint(prefix):
-    reader = tf.train.load_checkpoint(str(prefix))
-    return {
-        _unescape(key.split("/")[1]): reader.get_tensor(key)
-        for key in sorted(reader.get_variable_to_shape_map())
-        if key.startswith("model/")
-    }
-
-
-def _unescape(name):
-    # In the keys of checkpoints TensorFlow writes ".S" for "/", ".." for ".".
-    return re.sub(r"\.([.S])", lambda match: match[1].replace("S", "/"), name)
-
-
-def _read_safetensors(path):
-    safetensors = _import_safetensors()
-    try:
-        return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise OSError(error) from error
-
-
-def _import_safetensors():
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise WeightsError(
-            "safetensors files need the extra: pip install "
-            "'resnet-layers[weights]'"
-        ) from error
-    return safetensors
-
-
-def _read_keras_h5(path):
-    """Returns {"layer/variable": array} of a file of keras.applications."""
-    tensors = {}
-    with h5py.File(path) as file:
-        if "layer_names" in file.attrs:
-            for layer in map(_text, file.attrs["layer_names"]):
-                for name in map(_text, file[layer].attrs["weight_names"]):
-                    variable = name.split("/")[-1].split(":")[0]
-                    tensors[f"{layer}/{variable}"] = file[layer][name][()]
-            return tensors
-        for group in file["layers"].values():
-            layer = _text(group["vars"].attrs["name"])
-            for name, value in _read_variables(group["vars"]):
-                tensors[f"{layer}/{name}"] = value
-    return tensors
-
-
-def _is_own_h5(path):
-    with h5py.File(path) as file:
-        return "blocks" in file
-
-
-def _read_own_keras(path):
-    """Returns {path below the `ResNet` in the file: array}."""
-    try:
-        loaded = tf.keras.models.load_model(path, compile=False)
-    # Keras raises whatever it trips over.
-    except Exception as error:
-        raise OSError(error) from error
-    nets = [n for n in loaded._flatten_layers() if isinstance(n, ResNet)]
-    if not nets:
-        raise OSError("there is no ResNet of this library in it")
-    return {_path_below(nets[0], v): np.asarray(v) for v in loaded.weights}
-
-
-def _read_own_h5(model, path):
-    """Returns {path below the model: array} of a `.weights.h5` file.
-
-    Not by Keras, which overwrites half of a model before it notices that the
-    rest does not fit, and does not look at what is left over.
-    """
-    tensors = {}
-
-    def add(name, group):
-        if not name.endswith("/vars") or not len(group):
-            return
-        owners = name.split("/")[:-2]
-        # Blocks go by number there: bottleneck_block, bottleneck_block_1.
-        if owners[:1] == ["blocks"]:
-            number = int(re.search(r"\d*$", owners[1])[0] or 0)
-            known = number < len(model.blocks)
-            owners[1] = model.blocks[number].name if known else owners[1]
-        layer = [part for part in owners if part not in KERAS_CONTAINERS]
-        layer.append(_text(group.attrs["name"]))
-        for variable, value in _read_variables(group):
-            tensors["/".join([*layer, variable])] = value
-
-    with h5py.File(path) as file:
-        file.visititems(add)
-    return tensors
-
-
-def _read_variables(group):
-    """Returns [(name, array)] of what Keras 3 keeps of one layer."""
-    values = [group[key][()] for key in sorted(group)]
-    norm = len(values) == len(TORCH_NORM)
-    names = (TORCH_NORM if norm else TORCH_OTHER).values()
-    return list(zip(names, values, strict=False))
-
-
-def _one_line(error):
-    return " ".join(str(error).split())[:300]
-
-
-def _text(name):
-    return name.decode() if isinstance(name, bytes) else name
-
-
-def _to_hwio(kernel):
-    return kernel.transpose(2, 3, 1, 0)
-
-
-def _to_oihw(kernel):
-    return kernel.transpose(3, 2, 0, 1)
-
-
-def _from_1x1(kernel):
-    return kernel[:, :, 0, 0].T
-
-
-def _to_1x1(kernel):
-    return kernel.T[:, :, np.newaxis, np.newaxis]
