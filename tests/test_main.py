@@ -278,6 +278,19 @@ def test_interrupted_run_says_how_to_go_on(tmp_path):
     assert f"--workdir={tmp_path} goes on" in errors.splitlines()[-1]
 
 
+def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys):
+    first = start(*SHORT, "--steps=100000", f"--workdir={tmp_path}")
+    while not list((tmp_path / "checkpoints").glob("*.index")):
+        assert first.poll() is None
+        time.sleep(0.01)
+    status, errors = run_here(*SHORT, f"--workdir={tmp_path}", capsys=capsys)
+    first.kill()
+    first.communicate()
+    assert status == 1
+    assert errors.startswith("error: another process is training in")
+    assert errors.count("\n") == 1
+
+
 def test_run_can_be_made_longer(finished, tmp_path, capsys):
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
     workdir = f"--workdir={tmp_path}"

@@ -33,6 +33,7 @@ import tempfile
 import time
 from typing import NamedTuple
 
+import filelock
 import tensorflow as tf
 from absl import app, flags, logging
 
@@ -116,6 +117,28 @@ def train():
     FLAGS.workdir = os.path.expanduser(FLAGS.workdir or new_workdir())
     workdir = pathlib.Path(FLAGS.workdir)
     check_writable(workdir)
+    with alone_in(workdir):
+        train_in(workdir)
+
+
+@contextlib.contextmanager
+def alone_in(workdir):
+    """Keeps a second process from training in the same folder.
+
+    The system takes the lock off whatever way a process ends.
+    """
+    try:
+        with filelock.FileLock(workdir / "in_use.lock", blocking=False):
+            yield
+    except filelock.Timeout as error:
+        raise UserError(
+            f"another process is training in {workdir}; wait for it, stop it, "
+            "or give this one a --workdir of its own"
+        ) from error
+
+
+def train_in(workdir):
+    """Trains in a folder that no other process trains in."""
     settings.settle(workdir)
     has_begun = any((workdir / "checkpoints").glob("*.index"))
     weights = None
