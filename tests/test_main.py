@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
+from absl import app, flags
 from absl.testing import flagsaver
 from archives import encode, write_imagenet, write_pets
 from tensorboard.backend.event_processing import plugin_event_accumulator
@@ -675,6 +675,13 @@ def test_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, capsys):
     for key, value in read_checkpoint(tmp_path, saved).items():
         assert np.all(np.isfinite(value)), key
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_help_is_no_failure():
+    app.define_help_flags()
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        settings.parse(["main", "--help"])
+    assert ended.value.code == 0
 
 
 def test_every_flag_has_help():

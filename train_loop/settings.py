@@ -535,3 +535,6 @@ def parse(argv):
     except flags.Error as error:
         reason = " ".join(str(error).split())
         sys.exit(f"error: {reason}; --help lists all flags")
+    except SystemExit:
+        # The help was asked for and shown, which absl takes for a failure.
+        sys.exit(0)
