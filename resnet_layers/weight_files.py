@@ -1,5 +1,6 @@
 """This file answers: what is in a file of weights, and under which names?"""
 
+import contextlib
 import pathlib
 import re
 import warnings
@@ -8,6 +9,7 @@ import zipfile
 import h5py
 import numpy as np
 import tensorflow as tf
+from keras.src.saving.serialization_lib import SafeModeScope
 
 from resnet_layers.resnet import ResNet
 from resnet_layers.weight_names import (
@@ -19,6 +21,32 @@ from resnet_layers.weight_names import (
 
 # Between a model and its layers, groups of Keras 3's HDF5 files.
 KERAS_CONTAINERS = ("blocks", "layers", "convs", "bns")
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".pickle", ".tar")
+
+
+def refuse_pickle(path):
+    """Raises WeightsError for a file of torch's or Python's own format."""
+    if path.is_file() and _is_pickle(path):
+        raise WeightsError(
+            f"{path} is a Python pickle, which runs code when it is read; "
+            "convert it where you trust it: safetensors.torch.save_file("
+            "torch.load(NAME, weights_only=True), 'NAME.safetensors')"
+        )
+
+
+def _is_pickle(path):
+    suffix = path.suffix.lower()
+    if suffix in PICKLE_SUFFIXES:
+        return True
+    # A safetensors file may begin with any number.
+    if suffix == ".safetensors":
+        return False
+    with path.open("rb") as file:
+        if file.read(1) == b"\x80":
+            return True
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as file:
+        return any(name.endswith("data.pkl") for name in file.namelist())
+    return False
 
 
 def read_tensors(model, path):
@@ -29,12 +57,13 @@ def read_tensors(model, path):
       path: a `pathlib.Path` that exists, or is the prefix of a checkpoint.
 
     Raises:
-      OSError, KeyError: the file is damaged, or not a file of weights.
       WeightsError: the package that reads the file is not installed.
+      Exception: the file is damaged, or not a file of weights; the readers
+        raise whatever they trip over.
     """
     if not path.is_file():
         dialect, tensors = "own", _read_checkpoints(find_checkpoints(path))
-    elif path.suffix == ".safetensors":
+    elif path.suffix.lower() == ".safetensors":
         dialect, tensors = "torch", _read_safetensors(path)
     elif zipfile.is_zipfile(path):
         dialect, tensors = "own", _read_own_keras(path)
@@ -87,7 +116,7 @@ def _read_checkpoints(prefixes):
 def _read_checkpoint(prefix):
     reader = tf.train.load_checkpoint(str(prefix))
     return {
-        _unescape(key.split("/")[1]): reader.get_tensor(key)
+        _unescape(key.split("/")[1]): np.asarray(reader.get_tensor(key))
         for key in sorted(reader.get_variable_to_shape_map())
         if key.startswith("model/")
     }
@@ -121,7 +150,9 @@ def import_safetensors():
 def _read_keras_h5(path):
     """Returns {"layer/variable": array} of a file of keras.applications."""
     tensors = {}
-    with h5py.File(path) as file:
+    with h5py.File(path) as whole:
+        # Of a whole model, weights are a part.
+        file = whole.get("model_weights", whole)
         if "layer_names" in file.attrs:
             for layer in map(_text, file.attrs["layer_names"]):
                 for name in map(_text, file[layer].attrs["weight_names"]):
@@ -142,11 +173,9 @@ def _is_own_h5(path):
 
 def _read_own_keras(path):
     """Returns {path below the `ResNet` in the file: array}."""
-    try:
+    # Without the scope, the process may have allowed a file to run its code.
+    with SafeModeScope(True):
         loaded = tf.keras.models.load_model(path, compile=False)
-    # Keras raises whatever it trips over.
-    except Exception as error:
-        raise OSError(error) from error
     nets = [n for n in loaded._flatten_layers() if isinstance(n, ResNet)]
     if not nets:
         raise OSError("there is no ResNet of this library in it")
@@ -162,6 +191,9 @@ def _read_own_h5(model, path):
     tensors = {}
 
     def add(name, group):
+        # The optimizer of a compiled model stands beside the layers.
+        if name.startswith("optimizer/"):
+            return
         if not name.endswith("/vars") or not len(group):
             return
         owners = name.split("/")[:-2]
@@ -182,10 +214,17 @@ def _read_own_h5(model, path):
 
 def _read_variables(group):
     """Returns [(name, array)] of what Keras 3 keeps of one layer."""
-    values = [group[key][()] for key in sorted(group)]
+    values = [_read_array(group[key]) for key in sorted(group)]
     norm = len(values) == len(TORCH_NORM)
     names = (TORCH_NORM if norm else TORCH_OTHER).values()
     return list(zip(names, values, strict=False))
+
+
+def _read_array(dataset):
+    # HDF5 has no bfloat16; Keras writes the bytes, and says so beside them.
+    if dataset.attrs.get("dtype") == "bfloat16":
+        return dataset[()].view(tf.bfloat16.as_numpy_dtype)
+    return dataset[()]
 
 
 def _text(name):

@@ -7,6 +7,7 @@ is an error. What the pictures must go through comes along.
 
 import json
 import math
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from resnet_layers.weight_files import (
     import_safetensors,
     one_line,
     read_tensors,
+    refuse_pickle,
 )
 from resnet_layers.weight_names import DIALECTS, WeightsError, torch_targets
 
@@ -106,19 +108,17 @@ def load_weights(model, path, replace_head=False):
     Raises:
       WeightsError: the file is of another architecture, damaged, or not a
         file of weights; the model is as it was then. Or the package that
-        reads the file is not installed.
+        reads the file is not installed, or the model is not built.
     """
+    _check_built(model)
     path = pathlib.Path(path)
-    _check_exists(path)
-    if path.suffix in (".pth", ".pt", ".bin"):
-        raise WeightsError(
-            f"{path} is a Python pickle, which runs code when it is read; "
-            "convert it where you trust it: safetensors.torch.save_file("
-            "torch.load(NAME, weights_only=True), 'NAME.safetensors')"
-        )
+    _check_file(path)
     try:
         dialect, tensors = read_tensors(model, path)
-    except (OSError, KeyError) as error:
+    except WeightsError:
+        raise
+    # Keras, h5py and TensorFlow raise whatever they trip over.
+    except Exception as error:
         raise WeightsError(
             f"{path} cannot be read as weights: {one_line(error)}"
         ) from error
@@ -169,12 +169,21 @@ def find_weights(name, variant):
             ][-1],
         )
     path = pathlib.Path(name).expanduser()
-    _check_exists(path)
+    _check_file(path)
     return path
 
 
-def _check_exists(path):
+def _check_built(model):
+    if not model.built:
+        raise WeightsError(
+            f"{model.name} has no weights yet; call "
+            "model.build((None, 224, 224, 3)) first"
+        )
+
+
+def _check_file(path):
     if path.is_file() or find_checkpoints(path):
+        refuse_pickle(path)
         return
     if path.is_dir():
         raise WeightsError(
@@ -204,18 +213,43 @@ def save_safetensors(model, path):
 
     Args:
       model: a built `ResNet`; torch has no net of the pre-activation kind.
-      path: of the file, usually ending in `.safetensors`.
+      path: of the file, usually ending in `.safetensors`. If writing fails,
+        a file that was there stays as it was.
+
+    Raises:
+      WeightsError: torch has no such net, the model is not built, or the
+        package that writes the file is not installed.
+      OSError: the file cannot be written.
     """
+    _check_built(model)
     safetensors = import_safetensors()
     tensors = {
         name: np.ascontiguousarray(target.write(np.asarray(target.variable)))
         for name, target in torch_targets(model).items()
     }
-    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+    content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    # Beside and then renamed, so that a failure never leaves half of it.
+    unfinished = pathlib.Path(f"{path}.tmp")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _assign(model, path, tensors, dialect, replace_head):
-    targets = DIALECTS[dialect].find_targets(model)
+    try:
+        targets = DIALECTS[dialect].find_targets(model)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{path} does not fit {model.name}: {error}"
+        ) from error
+    for name, tensor in tensors.items():
+        if not _is_float(tensor.dtype):
+            raise WeightsError(
+                f"{path} cannot be used: {name}, of shape {tensor.shape}, has "
+                f"the type {tensor.dtype}; weights are real numbers"
+            )
     if dialect == "keras":
         _fold_biases(tensors, targets)
     tensors, targets, head_used = _settle_head(
@@ -233,6 +267,7 @@ def _assign(model, path, tensors, dialect, replace_head):
                 f"{path} does not fit {model.name}: the model has no {name}, "
                 f"which the file has with shape {tensors[name].shape}"
             )
+    values = {}
     for name, target in targets.items():
         expected = target.write(np.asarray(target.variable)).shape
         if tensors[name].shape != expected:
@@ -240,21 +275,39 @@ def _assign(model, path, tensors, dialect, replace_head):
                 f"{path} does not fit {model.name}: {name} has shape "
                 f"{tensors[name].shape} there, and {expected} in the model"
             )
-        if not np.all(np.isfinite(tensors[name])):
+        dtype = tf.as_dtype(target.variable.dtype).as_numpy_dtype
+        # Some that are finite are not any more in the model's type.
+        with np.errstate(over="ignore"):
+            values[name] = target.read(tensors[name]).astype(dtype)
+        wrong = None
+        if not np.all(np.isfinite(values[name])):
+            wrong = "numbers that are not finite"
+        elif target.variable.name == "moving_variance" and (
+            np.any(values[name] < 0)
+        ):
+            wrong = "negative numbers, which no variance is"
+        if wrong:
             raise WeightsError(
                 f"{path} cannot be used: {name}, of shape {expected}, has "
-                "numbers that are not finite"
+                f"{wrong}"
             )
     for name, target in targets.items():
-        target.variable.assign(target.read(tensors[name]))
+        target.variable.assign(values[name])
     return head_used
+
+
+def _is_float(dtype):
+    try:
+        return tf.as_dtype(dtype).is_floating
+    except TypeError:
+        return False
 
 
 def _settle_head(model, tensors, targets, prefix, replace_head):
     """Takes the classifier out where the model does not want the file's."""
     in_head = {n for n in tensors if n.startswith(prefix)}
-    sizes = {tensors[name].shape[0] for name in in_head if "bias" in name}
-    fits = model.head is None or sizes == {model.num_classes}
+    sizes = {tensors[name].shape for name in in_head if "bias" in name}
+    fits = model.head is None or sizes == {(model.num_classes,)}
     if model.head is not None and (fits or not replace_head):
         return tensors, targets, True
     tensors = {n: t for n, t in tensors.items() if n not in in_head}

@@ -8,6 +8,7 @@ Parity with torchvision and timm is tested where the extra `parity` is there:
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import zipfile
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras.src.backend.common import global_state
 from keras.src.legacy.saving import legacy_h5_format
 from safetensors.numpy import load_file, save_file
 
@@ -277,6 +279,16 @@ def save_weights_h5(model, folder):
     return folder / "model.weights.h5"
 
 
+def save_compiled_h5(model, folder):
+    """Writes what `ModelCheckpoint` does in `fit`."""
+    copy = ResNet.from_config(model.get_config())
+    copy.build((None, 16, 16, 3))
+    copy.set_weights(model.get_weights())
+    copy.compile("adam", "mse")
+    copy.optimizer.build(copy.trainable_variables)
+    return save_weights_h5(copy, folder)
+
+
 def save_run(model, folder, step=9):
     optimizer = tf.keras.optimizers.SGD(0.1, momentum=0.9)
     optimizer.build(model.trainable_variables)
@@ -285,7 +297,13 @@ def save_run(model, folder, step=9):
 
 
 @pytest.fixture(
-    params=[save_keras, save_inside_another, save_weights_h5, save_run]
+    params=[
+        save_keras,
+        save_inside_another,
+        save_weights_h5,
+        save_compiled_h5,
+        save_run,
+    ]
 )
 def save_own(request):
     """Writes a model to a folder in one of our ways, and returns the path."""
@@ -390,6 +408,54 @@ def assert_refused(model, path, expected):
     assert expected in line
     for weight, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_own_weights_of_other_precision_are_cast(dtype, save_own, tmp_path):
+    theirs, model = small(dtype=dtype), small(seed=2)
+    load_weights(model, save_own(theirs, tmp_path))
+    for mine, read in zip(model.weights, theirs.weights, strict=True):
+        np.testing.assert_array_equal(mine, np.asarray(read).astype("f4"))
+
+
+@pytest.mark.parametrize("start", range(0, 60_000, 4096))
+def test_own_h5_files_with_a_lost_page_are_one_line(start, tmp_path):
+    path = save_weights_h5(small(), tmp_path)
+    content = bytearray(path.read_bytes())
+    content[start : start + 4096] = bytes(4096)
+    path.write_bytes(content)
+    model = small(seed=2)
+    before = [np.array(weight) for weight in model.weights]
+    try:
+        load_weights(model, path)
+    except WeightsError as error:
+        [line] = str(error).splitlines()
+        assert str(path) in line
+        for weight, value in zip(model.weights, before, strict=True):
+            np.testing.assert_array_equal(weight, value)
+
+
+def test_no_code_of_a_file_is_run_whatever_the_process_allows(tmp_path):
+    ran = tmp_path / "ran"
+    inputs = tf.keras.Input([16, 16, 3])
+    # Keras writes neither defaults nor what is bound outside.
+    code = eval(f"lambda x: (open({str(ran)!r}, 'w').close(), x)[1]")
+    x = tf.keras.layers.Lambda(code)(inputs)
+    tf.keras.Model(inputs, small()(x)).save(tmp_path / "model.keras")
+    ran.unlink(missing_ok=True)
+    global_state.set_global_attribute("safe_mode_saving", False)
+    try:
+        assert_refused(small(), tmp_path / "model.keras", "cannot be read")
+    finally:
+        global_state.set_global_attribute("safe_mode_saving", None)
+    assert not ran.exists()
+
+
+def test_model_without_weights_says_how_to_get_them(tmp_path):
+    path = save_keras(small(), tmp_path)
+    for use in (load_weights, save_safetensors):
+        with pytest.raises(WeightsError, match="model.build"):
+            use(VARIANTS["resnet_tiny"](), path)
 
 
 def test_keras_files_of_other_models_are_refused(tmp_path):
@@ -500,6 +566,15 @@ def put_in_a_nan(path):
     save_file(tensors, path)
 
 
+def change(name, value):
+    def damage(path):
+        tensors = load_file(path)
+        tensors[name] = value(tensors[name])
+        save_file(tensors, path)
+
+    return damage
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -514,6 +589,11 @@ def replace_by_text(path):
         (remove_a_tensor, "layer2.0.bn1.bias"),
         (add_a_tensor, "extra.weight"),
         (put_in_a_nan, "layer2.0.bn1.bias"),
+        (change("conv1.weight", lambda x: x.astype("f8") * 1e300), "finite"),
+        (change("bn1.running_var", lambda x: -abs(x)), "negative"),
+        (change("conv1.weight", lambda x: x.astype("c8")), "complex64"),
+        (change("conv1.weight", lambda x: x > 0), "bool"),
+        (change("fc.bias", lambda x: np.array(x[0])), "fc.bias has shape ()"),
         (truncate, "cannot be read"),
         (replace_by_text, "cannot be read"),
     ],
@@ -558,11 +638,61 @@ def test_weights_of_another_kind_of_net_do_not_fit(application):
     assert_refused(model, application.path, "does not fit resnet50_v2")
 
 
-def test_pickles_are_refused_without_reading_them(tmp_path):
-    path = tmp_path / "model.pth"
-    path.write_bytes(b"would run code")
+def write_zip(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", b"would run code")
+
+
+def write_old(path):
+    path.write_bytes(b"\x80\x02would run code")
+
+
+@pytest.mark.parametrize("write", [write_zip, write_old])
+@pytest.mark.parametrize("name", ["m.pth", "m.PT", "m.pth.tar", "m.ckpt", "m"])
+def test_pickles_are_refused_without_reading_them(write, name, tmp_path):
+    path = tmp_path / name
+    write(path)
+    assert_refused(small(), path, "save_file")
     with pytest.raises(WeightsError, match="save_file"):
-        load_weights(small(), path)
+        find_weights(str(path), "resnet50")
+
+
+@use_applications("resnet50_keras")
+def test_weights_are_found_in_a_whole_model(application, tmp_path):
+    """As `model.save("model.h5")` writes them."""
+    path = tmp_path / "model.h5"
+    with h5py.File(application.path) as file, h5py.File(path, "w") as whole:
+        file.copy(file["/"], whole, "model_weights")
+    model = application.ours
+    load_weights(model, application.path)
+    expected = [np.array(weight) for weight in model.weights]
+    for weight in model.weights:
+        weight.assign(tf.zeros_like(weight))
+    load_weights(model, path)
+    for weight, value in zip(model.weights, expected, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_safetensors_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_safetensors(small(), path)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+    before = path.read_bytes()
+
+    def fail(self, content):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="No space"):
+        save_safetensors(small(seed=2), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def test_imagenet_weights_are_downloaded_and_hashed(monkeypatch, tmp_path):
