@@ -151,3 +151,4 @@ def test_overlap_counts_what_is_in_both(split):
     assert split.slice(0, 9).overlap(split.slice(9, 23)) == 0
     assert split.slice(0, 9).overlap(split.slice(4, 23)) == 5
     assert split.overlap(split.without([0, 6, 7, 22])) == 19
+    assert split.overlap(split.slice(0, 9).plus(split.slice(4, 11))) == 11

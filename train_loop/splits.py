@@ -282,12 +282,15 @@ class RecordSplit(_Split):
         )
 
     def overlap(self, other):
-        return sum(
-            len(np.intersect1d(one.numbers, two.numbers, assume_unique=True))
-            for one in self.pieces
-            for two in other.pieces
-            if one.path == two.path
+        own, theirs = (
+            {
+                (piece.path, number)
+                for piece in split.pieces
+                for number in piece.numbers.tolist()
+            }
+            for split in (self, other)
         )
+        return len(own & theirs)
 
     def name(self, index):
         for piece in self.pieces:
