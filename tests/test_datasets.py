@@ -1,5 +1,6 @@
 """Data sets: what is in them, and what is said when they are missing."""
 
+import io
 import shutil
 import types
 import urllib.error
@@ -168,6 +169,34 @@ def test_splits_are_those_of_tfds(prepared, spec):
     ]
 
 
+@pytest.mark.parametrize(
+    ("spec", "repeated"),
+    [
+        ("train[:50%]+train[25%:75%]", 3),
+        ("train[:5]+train[:4]+train[2:6]", 5),
+        ("train[-4:]+train", 4),
+        ("train[:5]+train[5:]", 0),
+    ],
+)
+@pytest.mark.parametrize("flag", ["train_split", "eval_split"])
+def test_pictures_that_are_twice_in_a_split_are_said(
+    prepared, flag, spec, repeated
+):
+    stored = datasets.open_stored("tiny_pictures", data_dir=prepared)
+    specs = {"train_split": "train[:1]", "eval_split": "train[:1]", flag: spec}
+    source = datasets.choose_splits(stored, **specs)
+    # They are read twice, as TFDS reads them.
+    split = source.train if flag == "train_split" else source.evaluation
+    images = [image for image, _ in read_all(split)]
+    theirs = tfds.builder("tiny_pictures", data_dir=prepared).as_dataset(
+        split=spec, decoders={"picture": tfds.decode.SkipDecoding()}
+    )
+    assert images == [e["picture"] for e in theirs.as_numpy_iterator()]
+    assert sum(images.count(image) > 1 for image in {*images}) == repeated
+    expected = f"{repeated} pictures are in --{flag}={spec} more than once"
+    assert source.warnings == ((expected,) if repeated else ())
+
+
 def test_a_part_of_train_is_held_out_where_nothing_else_is(prepared):
     stored = datasets.open_stored("tiny_pictures", data_dir=prepared)
     source = datasets.choose_splits(stored, validation_fraction=0.3)
@@ -194,6 +223,40 @@ def test_folders_are_read_as_tfds_reads_them(tmp_path):
     source = datasets.choose_splits(stored)
     assert source.evaluation is not source.train
     assert source.evaluation.num_examples == 4
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "split"),
+    [
+        ("Train", "Test", "test"),
+        ("TRAIN", "Validation", "validation"),
+        ("train", "VAL", "val"),
+    ],
+)
+def test_folders_of_splits_may_have_capitals(
+    tmp_path, train, evaluation, split
+):
+    counts = {f"{train}/Cat": 3, f"{train}/dog": 3, f"{evaluation}/dog": 2}
+    write_folder(tmp_path, counts)
+    stored = datasets.open_stored(str(tmp_path))
+    assert stored.class_names == ("Cat", "dog")
+    assert list(stored.splits) == ["train", split]
+    source = datasets.choose_splits(stored)
+    assert source.train.num_examples == 6
+    assert [label for _, label in read_all(source.evaluation)] == [1, 1]
+
+
+def test_two_folders_for_one_split_are_one_clear_line(tmp_path):
+    write_folder(tmp_path, {"train/cat": 3, "train/dog": 3})
+    # The same folder under two names is one.
+    (tmp_path / "Train").symlink_to("train")
+    stored = datasets.open_stored(str(tmp_path))
+    assert stored.splits["train"].name(0).startswith(str(tmp_path / "train"))
+    write_folder(tmp_path, {"TRAIN/cat": 3, "TRAIN/dog": 3})
+    with pytest.raises(UserError, match="are both the split train") as error:
+        datasets.open_stored(str(tmp_path))
+    assert str(tmp_path / "TRAIN") in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_folder_of_classes_is_split_evenly_and_always_alike(tmp_path):
@@ -349,7 +412,9 @@ def test_mistaken_splits_are_one_clear_line(tmp_path, options, expected):
 def test_full_disk_is_said_before_preparing(tmp_path, monkeypatch):
     usage = types.SimpleNamespace(free=10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(datasets, "_check_reachable", lambda *_: None)
+    monkeypatch.setattr(
+        "urllib.request.urlopen", lambda request, timeout: io.BytesIO()
+    )
     with pytest.raises(UserError, match=r"takes 1\.\d GB .* 1\.0 GB are free"):
         datasets.open_stored("oxford_iiit_pet", data_dir=tmp_path)
 
@@ -366,6 +431,17 @@ def test_pictures_of_all_kinds_can_be_in_a_folder(tmp_path):
     stored = datasets.open_stored(str(tmp_path))
     assert stored.splits["train"].num_examples == 12
     assert not stored.warnings
+
+
+def test_folder_without_any_picture_of_use_is_one_clear_line(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+    for reason in ("", f"; {tmp_path / 'cat/a.jpg'} is empty"):
+        expected = f"{tmp_path} holds no picture that can be read{reason}"
+        with pytest.raises(UserError) as error:
+            datasets.open_stored(str(tmp_path))
+        assert str(error.value) == expected
+        (tmp_path / "cat/a.jpg").touch()
 
 
 def test_folders_of_other_things_are_not_classes(tmp_path):

@@ -349,6 +349,116 @@ def test_data_mode_counts_and_draws(folder, workdir, capsys):
     assert "1 pictures cannot be decoded" in printed.err
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """Returns the titles of what is drawn from now on, with their labels."""
+    titles = {}
+    write = main.figures.write_pictures
+
+    def spy(path, groups):
+        titles.update({title: labels for title, (_, labels) in groups.items()})
+        write(path, groups)
+
+    monkeypatch.setattr(main.figures, "write_pictures", spy)
+    return titles
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_data_mode_names_broken_pictures_and_draws_the_others(
+    folder, workdir, drawn, skip, capsys
+):
+    for number, (name, (content, _)) in enumerate(broken_files().items()):
+        part = ("train/cat", "train/dog", "test/dog")[number % 3]
+        (folder / part / name).write_bytes(content)
+    status, printed = run(
+        "--mode=data",
+        f"--dataset={folder}",
+        f"--workdir={workdir}",
+        f"--skip_bad_images={skip}",
+        *SMALL,
+        capsys=capsys,
+    )
+    named = dict(re.findall(r"broken: .*/(.*?): (.*)\n", printed.out))
+    assert sorted(named) == sorted(broken_files())
+    for name, (_, reason) in broken_files().items():
+        assert reason in named[name]
+    assert len(drawn["Training"]) == 16
+    assert sorted(drawn["Evaluation"]) == 3 * ["cat"] + 3 * ["dog"]
+    assert (workdir / "pictures.png").is_file()
+    if skip:
+        assert (status, printed.err) == (0, "")
+        assert "Leaving out 8 broken pictures of 32.\n" in printed.out
+        # What is counted is what is left.
+        assert re.search(r"dog +9 +3\n", printed.out)
+    else:
+        assert status == 1
+        [line] = printed.err.splitlines()
+        assert line.startswith("error: 8 pictures cannot be decoded")
+        assert "--skip_bad_images" in line
+        # All but the empty file, which is no picture.
+        assert re.search(r"cat +11 +3\ndog +12 +5\n", printed.out)
+
+
+@pytest.mark.parametrize(
+    ("skip", "expected"),
+    [
+        (False, "error: 6 pictures cannot be decoded"),
+        # A run says the same.
+        (True, "error: no picture for eval can be decoded"),
+    ],
+)
+def test_data_mode_draws_nothing_of_a_split_that_is_all_broken(
+    folder, workdir, drawn, skip, expected, capsys
+):
+    arguments = (
+        "--mode=data",
+        f"--dataset={folder}",
+        f"--workdir={workdir}",
+        f"--skip_bad_images={skip}",
+        *SMALL,
+    )
+    for path in folder.glob("test/*/*"):
+        path.write_bytes(b"not a picture")
+    status, printed = run(*arguments, capsys=capsys)
+    assert status == 1
+    [line] = printed.err.splitlines()
+    assert line.startswith(expected)
+    assert list(drawn) == ["Training"]
+    if skip:
+        status, printed = run(
+            *arguments, "--mode=train", "--steps=1", capsys=capsys
+        )
+        assert (status, printed.err.splitlines()) == (1, [line])
+    # And nothing at all where there is nothing at all.
+    drawn.clear()
+    for path in folder.glob("train/*/*"):
+        path.write_bytes(b"not a picture")
+    status, printed = run(*arguments, capsys=capsys)
+    assert status == 1
+    assert len(printed.err.splitlines()) == 1
+    assert printed.out.count("broken: ") == 24
+    assert not drawn
+
+
+def test_data_mode_names_what_cannot_be_printed(
+    folder, workdir, monkeypatch, capsys
+):
+    # Not every system lets such a file be written.
+    stored = datasets.open_stored(str(folder))._replace(
+        refused={"\udcff.jpg": "has a name that is not UTF-8"}
+    )
+    monkeypatch.setattr(datasets, "open_stored", lambda *_, **__: stored)
+    status, printed = run(
+        "--mode=data",
+        f"--dataset={folder}",
+        f"--workdir={workdir}",
+        *SMALL,
+        capsys=capsys,
+    )
+    assert status == 1
+    assert r"broken: \udcff.jpg: has a name" in printed.out
+
+
 def test_existing_run_keeps_its_data(folder, workdir, capsys):
     common = (f"--workdir={workdir}", "--steps=1")
     run(f"--dataset={folder}", *common, *SMALL, capsys=capsys)
@@ -506,6 +616,22 @@ def test_pictures_in_both_splits_are_said(folder, workdir, capsys):
         capsys=capsys,
     )
     assert "warning: 9 pictures are in both splits" in printed.out
+
+
+def test_pictures_that_are_twice_in_a_split_are_said(folder, workdir, capsys):
+    _, printed = run(
+        "--mode=data",
+        f"--dataset={folder}",
+        f"--workdir={workdir}",
+        "--train_split=train[:50%]+train[5:12]",
+        *SMALL,
+        capsys=capsys,
+    )
+    assert (
+        "warning: 4 pictures are in --train_split=train[:50%]+train[5:12] more "
+        "than once\n"
+    ) in printed.out
+    assert "16 pictures for train" in printed.out
 
 
 def test_same_command_goes_on(folder, workdir, capsys):

@@ -193,6 +193,7 @@ def test_flags_reach_the_parts_they_speak_of(tmp_path):
     with settled(
         "--weight_decay=0.003",
         "--label_smoothing=0.2",
+        "--stochastic_depth=0.3",
         "--precision=mixed_bfloat16",
         "--synchronized_batch_norm",
         "--epochs=10",
@@ -204,6 +205,7 @@ def test_flags_reach_the_parts_they_speak_of(tmp_path):
     assert trainer.label_smoothing == 0.2
     assert trainer.model.compute_dtype == "bfloat16"
     assert trainer.model.synchronized
+    assert trainer.model.stochastic_depth == 0.3
     assert trainer.strategy.num_replicas_in_sync == 2
     assert steps == round(10 * 1437 / 64)
     schedule = trainer.optimizer._learning_rate
@@ -585,6 +587,21 @@ def test_embeddings_are_made_once(tmp_path, replicas, capsys, monkeypatch):
         assert report[name] == pytest.approx(last[name], rel=1e-4)
 
 
+def test_embeddings_are_kept_for_the_very_weights_that_made_them(tmp_path):
+    with settled("--model=resnet_tiny", "--freeze=backbone"):
+        built = main.build(tmp_path)
+        model, split = built.trainer.model, built.source.train
+        name = inputs.fingerprint(split, model)
+        model.head.kernel.assign_add(tf.ones_like(model.head.kernel))
+        assert inputs.fingerprint(split, model) == name
+        for weight in (model.weights[0], model.non_trainable_weights[-1]):
+            kept = tf.identity(weight.value)
+            weight.assign(kept + 1)
+            assert inputs.fingerprint(split, model) != name
+            weight.assign(kept)
+        assert inputs.fingerprint(split, model) == name
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -622,12 +639,13 @@ def test_embeddings_are_made_once(tmp_path, replicas, capsys, monkeypatch):
 )
 def test_mistakes_are_one_clear_line(arguments, expected, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
+    runs = set(ROOT.glob("runs/*"))
     status, errors = run_here(*arguments, capsys=capsys)
     assert status == 1
     [line] = errors.splitlines()
     assert line.startswith("error: ")
     assert expected in line
-    assert not (ROOT / "runs").exists()
+    assert set(ROOT.glob("runs/*")) == runs
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,6 @@ import difflib
 import functools
 import os
 import pathlib
-import shutil
-import urllib.error
-import urllib.parse
-import urllib.request
 from functools import partial
 from typing import NamedTuple
 
@@ -21,20 +17,16 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from tensorflow_datasets.core.download.download_manager import (
-    NonMatchingChecksumError,
-)
-from tensorflow_datasets.core.download.resource import get_dl_fname
 
-from train_loop import UserError
-from train_loop.splits import IndexedSplit, Piece, RecordSplit
+from train_loop import UserError, tfds_source
+from train_loop.splits import IndexedSplit, RecordSplit
 
-NEEDS_NOTHING = "--dataset=digits needs neither files nor network"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 HDF5_SUFFIXES = (".h5", ".hdf5")
 # What is evaluated on where --eval_split is not given: the first that exists.
 EVALUATION_SPLITS = ("validation", "val", "test")
-# The folders of these names are splits, if they hold folders of classes.
+# The folders of these names, whatever their capitals, are splits, if they hold
+# folders of classes.
 SPLITS = ("train", *EVALUATION_SPLITS)
 
 
@@ -55,7 +47,8 @@ class Source(NamedTuple):
     """What a run trains and evaluates on.
 
     `embedded` tells that it holds embeddings in place of pictures, `seen` how
-    to recognise the pictures, broken ones among them: {split: description}.
+    to recognise the pictures, broken ones among them: {split: description};
+    `warnings` are lines of text.
     """
 
     class_names: tuple
@@ -63,6 +56,7 @@ class Source(NamedTuple):
     evaluation: IndexedSplit | RecordSplit
     embedded: bool = False
     seen: dict | None = None
+    warnings: tuple = ()
 
 
 def open_stored(name, data_dir=None, manual_dir=None):
@@ -115,15 +109,19 @@ def choose_splits(
       UserError: there is no such split, or nothing in it.
     """
     held_out = [name for name in EVALUATION_SPLITS if name in stored.splits]
-    train = _select(stored, "train_split", train_split or "train")
+    train, warnings = _select(stored, "train_split", train_split or "train")
     if eval_split or held_out:
-        evaluation = _select(stored, "eval_split", eval_split or held_out[0])
+        evaluation, others = _select(
+            stored, "eval_split", eval_split or held_out[0]
+        )
+        warnings += others
     else:
         train, evaluation = _hold_out(train, validation_fraction)
-    return Source(stored.class_names, train, evaluation)
+    return Source(stored.class_names, train, evaluation, warnings=warnings)
 
 
 def _select(stored, flag, spec):
+    """Returns (the split that a flag asks for, lines of text about it)."""
     infos = {
         name: tfds.core.SplitInfo(
             name=name, shard_lengths=[split.num_examples], num_bytes=0
@@ -145,7 +143,19 @@ def _select(stored, flag, spec):
     split = functools.reduce(lambda split, other: split.plus(other), parts)
     if not split.num_examples:
         raise UserError(f"--{flag}={spec} holds no pictures")
-    return split
+    # TFDS reads them as often as they are named, and so does this.
+    times = {
+        name: np.zeros(whole.num_examples, int)
+        for name, whole in stored.splits.items()
+    }
+    for part in slices:
+        times[part.splitname][part.from_ : part.to] += 1
+    repeated = sum(np.count_nonzero(count > 1) for count in times.values())
+    if not repeated:
+        return split, ()
+    return split, (
+        f"{repeated:,} pictures are in --{flag}={spec} more than once",
+    )
 
 
 def _hold_out(split, fraction):
@@ -208,17 +218,19 @@ def from_folder(root):
 
     Args:
       root: folder in the layout of `tfds.ImageFolder`, SPLIT/CLASS/PICTURE,
-        where one of the splits is called train; or just CLASS/PICTURE.
+        where one of the splits is called train, or Train; or just
+        CLASS/PICTURE.
 
     Returns:
       A `Stored`. Files of other kinds are left out, with a warning; links
       that lead out of the folder and empty files are refused.
 
     Raises:
-      UserError: there are no folders of classes.
+      UserError: there are no folders of classes, two for one split, or no
+        pictures to train on.
     """
     root = pathlib.Path(root)
-    folders = {name: root / name for name in SPLITS if _folders(root / name)}
+    folders = _split_folders(root)
     if "train" not in folders:
         folders = {"train": root}
     classes = {
@@ -267,7 +279,31 @@ def from_folder(root):
             num_bytes=num_bytes,
             paths=paths,
         )
+    if "train" not in splits:
+        reasons = [f"; {path} {reason}" for path, reason in refused.items()]
+        raise UserError(
+            f"{folders['train']} holds no picture that can be read"
+            f"{''.join(reasons[:1])}"
+        )
     return Stored(tuple(class_names), splits, refused, tuple(warnings))
+
+
+def _split_folders(root):
+    """Returns {split: folder of its classes}, whatever the capitals."""
+    found = {}
+    for folder in _folders(root):
+        name = folder.name.lower()
+        if name not in SPLITS or not _folders(folder):
+            continue
+        # A link from one to the other is no second folder; small letters
+        # sort last, and stay.
+        if name in found and not folder.samefile(found[name]):
+            raise UserError(
+                f"{found[name]} and {folder} are both the split {name}; put "
+                "their pictures into one folder, or rename one of them"
+            )
+        found[name] = folder
+    return {name: found[name] for name in SPLITS if name in found}
 
 
 def _folders(path):
@@ -438,48 +474,12 @@ def from_tfds(name, manual_files=(), data_dir=None, manual_dir=None):
     if name.startswith((".", "~", os.sep)):
         raise UserError(_unknown(name))
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        class_names, splits = tfds_source.read(
+            name, manual_files, data_dir, manual_dir
+        )
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(_unknown(name)) from error
-    except (ValueError, AssertionError, ImportError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--dataset={name}: {reason[:300]}") from error
-    image_key, label_key = _keys(name, builder)
-    if not builder.is_prepared():
-        _prepare(builder, manual_files, manual_dir)
-    if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
-        raise UserError(
-            f"{name} in {builder.data_dir} is prepared as "
-            f"{builder.info.file_format.value}; only tfrecord can be read, so "
-            "have it prepared again into another --data_dir"
-        )
-    decoders = tfds.decode.PartialDecoding(
-        {image_key: True, label_key: True},
-        decoders={image_key: tfds.decode.SkipDecoding()},
-    )
-    features = decoders.extract_features(builder.info.features)
-
-    def parse(record):
-        example = features.deserialize_example(
-            record, decoders=decoders.decoders
-        )
-        return {"image": example[image_key], "label": example[label_key]}
-
-    return Stored(
-        class_names=tuple(builder.info.features[label_key].names),
-        splits={
-            split: RecordSplit(
-                pieces=[
-                    Piece(file.filename, file.skip, file.examples_in_shard)
-                    for file in info.file_instructions
-                ],
-                parse=parse,
-                num_bytes=info.num_bytes,
-            )
-            for split, info in builder.info.splits.items()
-            if info.num_examples
-        },
-    )
+    return Stored(class_names, splits)
 
 
 def _unknown(name):
@@ -493,24 +493,6 @@ def _unknown(name):
     )
 
 
-def _keys(name, builder):
-    """Returns the names of the picture and of its label."""
-    features = builder.info.features
-    images, labels = (
-        [key for key, feature in features.items() if isinstance(feature, kind)]
-        for kind in (tfds.features.Image, tfds.features.ClassLabel)
-    )
-    supervised = builder.info.supervised_keys or ()
-    if len(supervised) == 2 and {*supervised} <= {*images, *labels}:
-        return supervised
-    if len(images) == len(labels) == 1:
-        return images[0], labels[0]
-    raise UserError(
-        f"--dataset={name} is not for image classification: it needs one "
-        f"picture and one class label, and has {', '.join(features)}"
-    )
-
-
 # Name -> (data_dir, manual_dir) -> Stored.
 DATASETS = {
     "digits": digits,
@@ -521,93 +503,3 @@ DATASETS = {
         manual_files=("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
     ),
 }
-
-
-def _data_dir(builder):
-    return pathlib.Path(builder.data_dir).parents[1]
-
-
-def _prepare(builder, manual_files, manual_dir):
-    downloads = _data_dir(builder) / "downloads"
-    manual_dir = pathlib.Path(manual_dir or downloads / "manual")
-    missing = [
-        str(manual_dir / file)
-        for file in manual_files
-        if not (manual_dir / file).is_file()
-    ]
-    if missing:
-        raise UserError(
-            f"{builder.name} must be downloaded by hand, and these files are "
-            f"missing: {', '.join(missing)}. Put them there (see "
-            f"{builder.info.homepage}) or name their folder with --manual_dir; "
-            f"{NEEDS_NOTHING}"
-        )
-    if not manual_files:
-        _check_reachable(builder, downloads, manual_dir)
-    _check_disk_space(builder, [manual_dir / file for file in manual_files])
-    print(f"Preparing {builder.name} in {builder.data_dir}, once.")
-    try:
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=str(manual_dir)
-            )
-        )
-    except (
-        OSError,
-        AssertionError,
-        tfds.download.DownloadError,
-        NonMatchingChecksumError,
-    ) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{builder.name} could not be prepared in {builder.data_dir}: "
-            f"{reason[:300]}"
-        ) from error
-
-
-def _check_disk_space(builder, archives):
-    """Raises UserError where preparing would fill the disk."""
-    needed = builder.info.dataset_size
-    if archives:
-        needed += sum(path.stat().st_size for path in archives)
-    else:
-        # What is downloaded, and about as much again prepared from it.
-        sizes = sum(info.size for info in builder.url_infos.values())
-        needed += sizes if needed else 2 * sizes
-    folder = next(
-        p for p in _data_dir(builder).absolute().parents if p.exists()
-    )
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"preparing {builder.name} takes {needed / 1e9:.1f} GB in "
-            f"{_data_dir(builder)}, and {free / 1e9:.1f} GB are free; make "
-            "room, or name another --data_dir"
-        )
-
-
-def _check_reachable(builder, downloads, manual_dir):
-    """Finds out in seconds what TFDS finds out after minutes of retries."""
-    for url, info in builder.url_infos.items():
-        cached_name = get_dl_fname(url, info.checksum)
-        if (manual_dir / info.filename).is_file() or any(
-            downloads.rglob(cached_name)
-        ):
-            continue
-        request = urllib.request.Request(url, method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=20).close()
-        except urllib.error.HTTPError:
-            continue
-        except OSError as error:
-            host = urllib.parse.urlsplit(url).netloc
-            files = ", ".join(
-                f"{url} as {manual_dir / info.filename}"
-                for url, info in builder.url_infos.items()
-            )
-            raise UserError(
-                f"{builder.name} is not in {_data_dir(builder)} yet and "
-                f"{host} could not be reached ({error}). On a machine that "
-                f"reaches it download {files}, and start again; "
-                f"{NEEDS_NOTHING}"
-            ) from error

@@ -26,11 +26,10 @@ from train_loop import (
 )
 from train_loop.settings import FLAGS
 
-# The flags that decide what a frozen backbone makes of which picture.
+# The flags that decide, beside its weights, what a frozen backbone makes of
+# which picture.
 OF_EMBEDDINGS = (
     "model",
-    "weights",
-    "seed",
     "precision",
     "image_size",
     "crop_fraction",
@@ -129,6 +128,7 @@ def open_whole_source():
     shared = source.train.overlap(source.evaluation)
     if shared:
         warn([f"{shared:,} pictures are in both splits: train and eval"])
+    warn(source.warnings)
     seen = {
         name: {"pictures": split.num_examples, "listing": split.listing()}
         for name, split in splits_of(source).items()
@@ -159,22 +159,36 @@ def leave_out_broken(source, refused, workdir):
     fingerprints = [split.fingerprint() for split in splits.values()]
     records = read_broken(path, fingerprints)
     if records is None:
-        records = [*refused]
-        for name, split in splits.items():
-            records += find_broken(split, name)
+        records = find_all_broken(source, refused)
         write_broken(path, fingerprints, records)
-    total = sum(split.num_examples for split in splits.values()) + len(refused)
-    print(
-        f"Leaving out {len(records)} broken pictures of {total:,}, named in "
-        f"{path}."
-    )
+    source = without_broken(source, records)
+    print(f"{left_out(source, records)}, named in {path}.")
+    check_not_empty(source)
+    return source
+
+
+def without_broken(source, records):
+    """Returns the source without broken pictures; a split may end up empty."""
+    splits = splits_of(source)
     for name, split in splits.items():
         indices = [r["index"] for r in records if r["split"] == name]
         if indices:
             splits[name] = split.without(indices)
-        if not splits[name].num_examples:
-            raise UserError(f"no picture for {name} can be decoded")
     return source._replace(train=splits["train"], evaluation=splits["eval"])
+
+
+def left_out(source, records):
+    """Tells how many pictures a source is without."""
+    left = sum(split.num_examples for split in splits_of(source).values())
+    total = left + len(records)
+    return f"Leaving out {len(records)} broken pictures of {total:,}"
+
+
+def check_not_empty(source):
+    """Raises UserError where nothing but broken pictures was in a split."""
+    for name, split in splits_of(source).items():
+        if not split.num_examples:
+            raise UserError(f"no picture for {name} can be decoded")
 
 
 def write_broken(path, fingerprints, records):
@@ -198,6 +212,14 @@ def read_broken(path, fingerprints):
     return records if first == {"searched": fingerprints} else None
 
 
+def find_all_broken(source, refused):
+    """Returns a record for each picture that is of no use."""
+    records = [*refused]
+    for name, split in splits_of(source).items():
+        records += find_broken(split, name)
+    return records
+
+
 def find_broken(split, name):
     """Returns a record for each picture of a split that cannot be decoded."""
     records = []
@@ -205,7 +227,7 @@ def find_broken(split, name):
         split.num_examples, unit="picture", leave=False, delay=2.0
     )
     with broken_named(split), bar:
-        bar.set_description(f"looking through {name}")
+        bar.set_description(f"looking through {name}", refresh=False)
         for index, reason in inspection.broken_pictures(
             split.stored(), split.load, preprocessing.check_picture
         ):
@@ -223,7 +245,7 @@ def count_labels(split, name):
         split.num_examples, unit="picture", leave=False, delay=2.0
     )
     with broken_named(split), bar:
-        bar.set_description(f"counting {name}")
+        bar.set_description(f"counting {name}", refresh=False)
         for counts in inspection.count_labels(split):
             bar.update(sum(counts.values()) - bar.n)
     return counts
@@ -351,10 +373,10 @@ def embed(source, model, strategy, workdir):
     for name, split in splits.items():
         batches, steps = evaluation_batches(source, split, strategy)
         bar = loop.progress_bar(steps, unit="batch", leave=False, delay=2.0)
-        bar.set_description(f"embedding {name}")
+        bar.set_description(f"embedding {name}", refresh=False)
         with broken_named(split), bar:
             splits[name] = embeddings.embedded(
-                workdir / "embeddings" / f"{name}-{fingerprint(split)}",
+                workdir / "embeddings" / f"{name}-{fingerprint(split, model)}",
                 split,
                 functools.partial(on_pictures(model.embed), training=False),
                 strategy,
@@ -367,13 +389,18 @@ def embed(source, model, strategy, workdir):
     )
 
 
-def fingerprint(split):
+def fingerprint(split, model):
     """Returns a name for all that the embeddings of a split depend on."""
     values = settings.of_the_run()
     text = json.dumps(
         [split.fingerprint(), *(values.get(name) for name in OF_EMBEDDINGS)]
     )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(text.encode())
+    of_head = {id(variable) for variable in model.head.variables}
+    for variable in model.variables:
+        if id(variable) not in of_head:
+            digest.update(np.asarray(variable.value).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def as_it_is(embedding, seed=None):

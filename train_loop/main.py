@@ -117,40 +117,43 @@ def train():
     FLAGS.workdir = os.path.expanduser(FLAGS.workdir or new_workdir())
     workdir = pathlib.Path(FLAGS.workdir)
     check_writable(workdir)
-    with alone_in(workdir):
-        train_in(workdir)
+    # The system takes it off in whatever way a process ends.
+    lock = filelock.FileLock(workdir / "in_use.lock", blocking=False)
+    with contextlib.ExitStack() as stack:
+        if workdir.is_dir():
+            stack.enter_context(held(lock))
+        settings.settle(workdir)
+        has_begun = any((workdir / "checkpoints").glob("*.index"))
+        weights = None
+        if FLAGS.weights and not has_begun:
+            # Before the pictures are prepared, which may take hours.
+            weights = find_weights_file()
+        run = build(workdir)
+        checkpoints = open_checkpoints(workdir, run.trainer)
+        start = checkpoints.restore()
+        if weights is not None:
+            start_from_weights(run.trainer.model, weights)
+        # A new folder is made only now that all is known to be well.
+        stack.enter_context(held(lock))
+        train_from(start, run, workdir, checkpoints)
 
 
 @contextlib.contextmanager
-def alone_in(workdir):
-    """Keeps a second process from training in the same folder.
-
-    The system takes the lock off whatever way a process ends.
-    """
+def held(lock):
+    """Keeps a second process from training in the same folder."""
     try:
-        with filelock.FileLock(workdir / "in_use.lock", blocking=False):
+        with lock:
             yield
     except filelock.Timeout as error:
         raise UserError(
-            f"another process is training in {workdir}; wait for it, stop it, "
-            "or give this one a --workdir of its own"
+            f"another process is training in {FLAGS.workdir}; wait for it, "
+            "stop it, or give this one a --workdir of its own"
         ) from error
 
 
-def train_in(workdir):
-    """Trains in a folder that no other process trains in."""
-    settings.settle(workdir)
-    has_begun = any((workdir / "checkpoints").glob("*.index"))
-    weights = None
-    if FLAGS.weights and not has_begun:
-        # Before the pictures are prepared, which may take hours.
-        weights = find_weights_file()
-    run = build(workdir)
+def train_from(start, run, workdir, checkpoints):
+    """Trains a run from a step on and writes what it leaves behind."""
     trainer, steps = run.trainer, run.steps
-    checkpoints = open_checkpoints(workdir, trainer)
-    start = checkpoints.restore()
-    if weights is not None:
-        start_from_weights(trainer.model, weights)
     inputs.remember(run.source, workdir)
     settings.write(workdir)
     began = time.perf_counter()
@@ -268,17 +271,40 @@ def summarize():
 
 
 def look_at_data():
-    """Counts the pictures, looks through all of them and draws some."""
+    """Looks through all pictures, counts them and draws some.
+
+    With --skip_bad_images, those that a run would train and evaluate on.
+    """
     FLAGS.workdir = os.path.expanduser(FLAGS.workdir or new_workdir())
     workdir = pathlib.Path(FLAGS.workdir)
     check_writable(workdir)
     settings.settle(workdir)
     source, refused = inputs.open_whole_source()
-    splits = {"train": source.train, "eval": source.evaluation}
+    broken = inputs.find_all_broken(source, refused)
+    readable = inputs.without_broken(source, broken)
+    print_counts(readable if FLAGS.skip_bad_images else source)
+    for record in broken:
+        # A file's name may hold bytes that cannot be printed.
+        name = record["name"].encode(errors="backslashreplace").decode()
+        print(f"broken: {name}: {record['reason']}")
+    draw(workdir / "pictures.png", readable)
+    if not broken:
+        print("All pictures can be decoded.")
+    elif FLAGS.skip_bad_images:
+        print(f"{inputs.left_out(readable, broken)}.")
+        inputs.check_not_empty(readable)
+    else:
+        raise UserError(
+            f"{len(broken)} pictures cannot be decoded; mend them, or train "
+            "without them: --skip_bad_images"
+        )
+
+
+def print_counts(source):
+    """Prints how many pictures there are of each class."""
+    splits = inputs.splits_of(source)
     counts = {n: inputs.count_labels(s, n) for n, s in splits.items()}
-    broken = list(refused)
-    for name, split in splits.items():
-        broken += inputs.find_broken(split, name)
+    for name in splits:
         for warning in inspection.balance_warnings(
             counts[name], source.class_names
         ):
@@ -296,23 +322,21 @@ def look_at_data():
         for label, name in enumerate(source.class_names)
     ]
     print(reports.table([["class", *splits], *rows]))
-    workdir.mkdir(parents=True, exist_ok=True)
-    if broken:
-        for record in broken:
-            print(f"broken: {record['name']}: {record['reason']}")
-        raise UserError(
-            f"{len(broken)} pictures cannot be decoded; mend them, or train "
-            "without them: --skip_bad_images"
+
+
+def draw(path, source):
+    """Draws some pictures of each split, as a model gets them."""
+    samples = {}
+    if source.train.num_examples:
+        samples["Training"] = inputs.training_sample(source, NUM_GRID_IMAGES)
+    if source.evaluation.num_examples:
+        samples["Evaluation"] = inputs.evaluation_sample(
+            source, NUM_GRID_IMAGES
         )
-    path = workdir / "pictures.png"
-    figures.write_pictures(
-        path,
-        {
-            "Training": inputs.training_sample(source, NUM_GRID_IMAGES),
-            "Evaluation": inputs.evaluation_sample(source, NUM_GRID_IMAGES),
-        },
-    )
-    print(f"All pictures can be decoded; some of them are drawn in {path}.")
+    if samples:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figures.write_pictures(path, samples)
+        print(f"Some pictures are drawn in {path}.")
 
 
 MODES = {
@@ -355,6 +379,7 @@ def build(workdir):
     with strategy.scope():
         model = VARIANTS[FLAGS.model](
             num_classes=len(source.class_names),
+            stochastic_depth=FLAGS.stochastic_depth,
             synchronized=FLAGS.synchronized_batch_norm,
             dtype=FLAGS.precision,
         )

@@ -37,6 +37,7 @@ _COMMON = {
     "warmup_epochs": 5.0,
     "weight_decay": 1e-4,
     "label_smoothing": 0.1,
+    "stochastic_depth": 0.0,
     "precision": "float32",
     "freeze": "none",
     "frozen_batch_norm": False,

@@ -43,8 +43,9 @@ flags.DEFINE_string(
     "dataset",
     "digits",
     f"{one_of(DATASETS)} Or any image-classification set of TFDS; or a folder "
-    "with train/CLASS/PICTURE and test/CLASS/PICTURE, or CLASS/PICTURE; or an "
-    ".h5 file with train_set_x, train_set_y and list_classes.",
+    "with train/CLASS/PICTURE and test/CLASS/PICTURE, in any capitals, or "
+    "CLASS/PICTURE; or an .h5 file with train_set_x, train_set_y and "
+    "list_classes.",
 )
 flags.DEFINE_string(
     "train_split",
@@ -70,7 +71,8 @@ flags.DEFINE_bool(
     "skip_bad_images",
     False,
     "Look through all pictures first, leave out those that cannot be decoded, "
-    "and name them in bad_images.jsonl. Default: stop at the first one.",
+    "and name them in bad_images.jsonl (--mode=data prints them). Default: "
+    "stop at the first one.",
 )
 flags.DEFINE_string(
     "cache",
@@ -298,6 +300,14 @@ flags.DEFINE_float(
     lower_bound=0.0,
     upper_bound=1.0,
 )
+flags.DEFINE_float(
+    "stochastic_depth",
+    None,
+    "How likely the last block is left out for a picture, in training; the "
+    f"others' likelihoods rise to it. 0: none is. {FROM_RECIPE}",
+    lower_bound=0.0,
+    upper_bound=0.99,
+)
 flags.DEFINE_integer(
     "seed",
     0,
@@ -355,6 +365,7 @@ FIXED = (
     "cache",
     "recipe",
     "model",
+    "stochastic_depth",
     "weights",
     "image_size",
     "batch_size",
