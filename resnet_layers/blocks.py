@@ -2,6 +2,14 @@
 
 import tensorflow as tf
 
+from resnet_layers.arguments import (
+    known_keywords,
+    number,
+    one_of,
+    true_or_false,
+    whole_number,
+)
+from resnet_layers.freezing import KeepsFrozen
 from resnet_layers.normalization import BatchNormalization
 from resnet_layers.parts import (
     PaddedConv2D,
@@ -16,7 +24,7 @@ from resnet_layers.parts import (
 SHORTCUTS = ("projection", "pooled_projection", "zero_padding")
 
 
-class ResidualBlock(tf.keras.Model):
+class ResidualBlock(KeepsFrozen, tf.keras.Model):
     """What both blocks share: the options, the shortcut and the sum.
 
     A subclass creates the layers of its residual branch in `__init__`, lists
@@ -43,54 +51,56 @@ class ResidualBlock(tf.keras.Model):
         synchronized=False,
         **kwargs,
     ):
-        for name, value, accepted in (
-            ("strides", strides, (1, 2)),
-            ("stride_site", stride_site, self.stride_sites),
-            ("shortcut", shortcut, SHORTCUTS),
-        ):
-            if value not in accepted:
-                raise ValueError(
-                    f"`{name}` must be one of {accepted}. "
-                    f"Received: {name}={value!r}"
-                )
-        first_dilation = first_dilation or dilation
-        for name, value in (
-            ("filters", filters),
-            ("dilation", dilation),
-            ("first_dilation", first_dilation),
-        ):
-            if not (isinstance(value, int) and value > 0):
-                raise ValueError(
-                    f"`{name}` must be a positive integer. "
-                    f"Received: {name}={value!r}"
-                )
+        known_keywords(type(self), kwargs)
         super().__init__(**kwargs)
-        self.filters = filters
-        self.strides = strides
-        self.dilation = dilation
-        self.first_dilation = first_dilation
-        self.stride_site = stride_site
-        self.shortcut = shortcut
-        self.squeeze_excitation = squeeze_excitation
-        self.preactivation = preactivation
-        self.drop_rate = drop_rate
-        self.zero_last_gamma = zero_last_gamma
-        self.norm_momentum = norm_momentum
-        self.norm_epsilon = norm_epsilon
-        self.synchronized = synchronized
+        self.filters = whole_number("filters", filters)
+        self.strides = one_of("strides", strides, (1, 2))
+        self.dilation = whole_number("dilation", dilation)
+        self.first_dilation = whole_number(
+            "first_dilation", first_dilation, optional=True
+        )
+        if first_dilation is None:
+            self.first_dilation = self.dilation
+        self.stride_site = one_of("stride_site", stride_site, self.stride_sites)
+        self.shortcut = one_of("shortcut", shortcut, SHORTCUTS)
+        self.squeeze_excitation = true_or_false(
+            "squeeze_excitation", squeeze_excitation
+        )
+        self.preactivation = true_or_false("preactivation", preactivation)
+        self.drop_rate = number("drop_rate", drop_rate, at_least=0, below=1)
+        self.zero_last_gamma = true_or_false("zero_last_gamma", zero_last_gamma)
+        self.norm_momentum = number(
+            "norm_momentum", norm_momentum, at_least=0, at_most=1
+        )
+        self.norm_epsilon = number("norm_epsilon", norm_epsilon, at_least=0)
+        self.synchronized = true_or_false("synchronized", synchronized)
+        if (
+            self.strides > 1
+            and self.first_dilation > 1
+            and stride_site == "3x3"
+        ):
+            raise ValueError(
+                "`first_dilation` (`dilation` where it is None) must be 1 for "
+                "a 3x3 convolution with strides. Received: "
+                f"strides={strides!r}, dilation={dilation!r}, "
+                f"first_dilation={first_dilation!r}"
+            )
 
-        self.pre_bn = self._bn(name="pre_bn") if preactivation else None
+        self.pre_bn = self._bn(name="pre_bn") if self.preactivation else None
         self.attention = None
-        if squeeze_excitation:
+        if self.squeeze_excitation:
             self.attention = SqueezeExcitation(
                 trainable=self.trainable,
                 dtype=self.dtype_policy,
                 name="attention",
             )
         self.drop = None
-        if drop_rate:
+        if self.drop_rate:
             self.drop = StochasticDepth(
-                drop_rate, dtype=self.dtype_policy, name="drop"
+                self.drop_rate,
+                trainable=self.trainable,
+                dtype=self.dtype_policy,
+                name="drop",
             )
         self.projection_conv = None
         self.projection_bn = None
@@ -131,6 +141,7 @@ class ResidualBlock(tf.keras.Model):
             if not self.preactivation:
                 self.projection_bn = self._bn(name="projection_bn")
                 self.projection_bn.build(shape)
+        self.freeze_what_is_built()
 
     def compute_output_shape(self, input_shape):
         shape = input_shape
@@ -182,18 +193,26 @@ class ResidualBlock(tf.keras.Model):
             "synchronized": self.synchronized,
         }
 
+    @property
+    def _begins_resolution(self):
+        # By a stride, or by the dilation that has taken its place.
+        return self.strides != 1 or self.dilation != self.first_dilation
+
     def _needs_projection(self, in_channels):
         if self.shortcut == "zero_padding":
             return False
         if in_channels != self.out_channels:
             return True
         # Pre-activation nets keep the shortcut free of weights where they can.
-        return self.strides != 1 and not self.preactivation
+        return self._begins_resolution and not self.preactivation
 
     def _project(self, inputs, training):
         x = inputs
-        if self.shortcut == "pooled_projection" and self.strides != 1:
-            x = tf.nn.avg_pool2d(x, self.strides, self.strides, "SAME")
+        if self.shortcut == "pooled_projection" and self._begins_resolution:
+            if self.strides == 1:
+                x = _average_ahead(x, self.first_dilation)
+            else:
+                x = tf.nn.avg_pool2d(x, self.strides, self.strides, "SAME")
         x = self.projection_conv(x)
         if self.projection_bn is not None:
             x = self.projection_bn(x, training=training)
@@ -249,6 +268,38 @@ class ResidualBlock(tf.keras.Model):
         return self._bn(gamma_initializer=gamma, **kwargs)
 
 
+def inner_filters(name, filters, base_width):
+    """Returns the channels of one group inside a bottleneck block.
+
+    Args:
+      name: what the caller calls its `filters`.
+      filters: whole number.
+      base_width: whole number, channels of a group for 64 filters.
+
+    Raises:
+      ValueError: there would be none.
+    """
+    inner = filters * base_width // 64
+    if inner < 1:
+        raise ValueError(
+            f"`{name}` * `base_width` must be at least 64. "
+            f"Received: {name}={filters!r}, base_width={base_width!r}"
+        )
+    return inner
+
+
+def _average_ahead(inputs, distance):
+    """Averages every pixel with those `distance` further down and right.
+
+    It is what 2x2 average pooling makes of the pixels that a stride keeps.
+    """
+    x = inputs
+    # Pixels at the end have none ahead: they count twice, that is, alone.
+    x = (x + tf.concat([x[:, distance:], x[:, -distance:]], 1)) / 2
+    ahead = tf.concat([x[:, :, distance:], x[:, :, -distance:]], 2)
+    return (x + ahead) / 2
+
+
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and 34.
@@ -268,7 +319,11 @@ class BasicBlock(ResidualBlock):
     def __init__(self, filters, strides=1, **kwargs):
         super().__init__(filters, strides, **kwargs)
         self.conv1 = self._conv(
-            filters, 3, strides, dilation_rate=self.first_dilation, name="conv1"
+            self.filters,
+            3,
+            self.strides,
+            dilation_rate=self.first_dilation,
+            name="conv1",
         )
         self.bn1 = self._bn(name="bn1")
         self.conv2 = self._last_conv(
@@ -300,7 +355,9 @@ class BottleneckBlock(ResidualBlock):
         https://arxiv.org/abs/1605.07146.
       dilation: of the 3x3 convolution.
       first_dilation: of the convolution that takes the stride, or would take
-        it, if not `dilation`.
+        it, if not `dilation`. With strides of 1, another one than `dilation`
+        says that dilation has taken the place of a stride: the shortcut is
+        then projected, and pooled, as if there were one.
       stride_site: which convolution takes the stride: "3x3" (known as v1.5,
         more accurate) or "1x1", the first one (v1, as in the paper).
       shortcut: how the shortcut matches another shape: "projection",
@@ -337,25 +394,20 @@ class BottleneckBlock(ResidualBlock):
         **kwargs,
     ):
         super().__init__(filters, strides, stride_site=stride_site, **kwargs)
-        inner = filters * base_width // 64 * groups
-        if inner < 1 or inner % groups:
-            raise ValueError(
-                "`filters` * `base_width` / 64 must be a positive integer. "
-                f"Received: filters={filters!r}, base_width={base_width!r}, "
-                f"groups={groups!r}"
-            )
-        self.groups = groups
-        self.base_width = base_width
-        in_1x1 = stride_site == "1x1"
+        self.groups = whole_number("groups", groups)
+        self.base_width = whole_number("base_width", base_width)
+        inner = inner_filters("filters", self.filters, self.base_width)
+        inner *= self.groups
+        in_1x1 = self.stride_site == "1x1"
         self.conv1 = self._conv(
-            inner, 1, strides if in_1x1 else 1, name="conv1"
+            inner, 1, self.strides if in_1x1 else 1, name="conv1"
         )
         self.bn1 = self._bn(name="bn1")
         self.conv2 = self._conv(
             inner,
             3,
-            1 if in_1x1 else strides,
-            groups=groups,
+            1 if in_1x1 else self.strides,
+            groups=self.groups,
             dilation_rate=self.dilation if in_1x1 else self.first_dilation,
             name="conv2",
         )

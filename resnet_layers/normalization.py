@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from resnet_layers.arguments import known_keywords, number, true_or_false
+
 FUSED_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -23,14 +25,25 @@ class BatchNormalization(tf.keras.layers.BatchNormalization):
         PyTorch calls a momentum of 0.1, and what ResNets are trained with
         everywhere but in `keras.applications` (0.99).
       epsilon: added to the variance.
-      **kwargs: `keras.layers.BatchNormalization`'s other arguments, such as
-        `synchronized`.
+      synchronized: compute batch statistics over all replicas.
+      **kwargs: `keras.layers.BatchNormalization`'s other arguments.
+
+    Raises:
+      ValueError: an argument has none of the values possible.
 
     Source: Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167.
     """
 
-    def __init__(self, momentum=0.9, epsilon=1e-5, **kwargs):
-        super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
+    def __init__(
+        self, momentum=0.9, epsilon=1e-5, synchronized=False, **kwargs
+    ):
+        known_keywords(type(self), kwargs)
+        super().__init__(
+            momentum=number("momentum", momentum, at_least=0, at_most=1),
+            epsilon=number("epsilon", epsilon, at_least=0),
+            synchronized=true_or_false("synchronized", synchronized),
+            **kwargs,
+        )
 
     def runs_fused(self, inputs, mask=None):
         """Tells whether a call on `inputs` will use the fused kernel."""

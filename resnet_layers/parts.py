@@ -4,6 +4,16 @@ import random
 
 import tensorflow as tf
 
+from resnet_layers.arguments import (
+    known_keywords,
+    number,
+    one_of,
+    pair,
+    true_or_false,
+    whole_number,
+)
+from resnet_layers.freezing import KeepsFrozen
+
 # He et al., "Delving Deep into Rectifiers", 2015,
 # https://arxiv.org/abs/1502.01852, with the fan-out that torchvision and timm
 # take: the variance of the gradients stays the same from layer to layer.
@@ -30,10 +40,12 @@ class PaddedConv2D(tf.keras.layers.Conv2D):
       filters: number of output channels.
       kernel_size: an odd number.
       strides: step between outputs, for both directions.
+      data_format: "channels_last", whatever Keras's own setting says.
       **kwargs: `keras.layers.Conv2D`'s other arguments.
 
     Raises:
-      ValueError: an even kernel size, another padding, or channels first.
+      ValueError: an even kernel size, another padding, channels first, or
+        another value that is not possible.
     """
 
     def __init__(
@@ -42,28 +54,30 @@ class PaddedConv2D(tf.keras.layers.Conv2D):
         kernel_size,
         strides=1,
         padding="same",
+        data_format="channels_last",
+        dilation_rate=1,
+        groups=1,
         use_bias=False,
         kernel_initializer=HE_INITIALIZER,
         **kwargs,
     ):
+        known_keywords(type(self), kwargs)
         super().__init__(
-            filters,
-            kernel_size,
-            strides=strides,
-            padding=padding,
-            use_bias=use_bias,
+            whole_number("filters", filters),
+            pair("kernel_size", kernel_size),
+            strides=pair("strides", strides),
+            padding=one_of("padding", padding, ("same",)),
+            data_format=one_of("data_format", data_format, ("channels_last",)),
+            dilation_rate=pair("dilation_rate", dilation_rate),
+            groups=whole_number("groups", groups),
+            use_bias=true_or_false("use_bias", use_bias),
             kernel_initializer=kernel_initializer,
             **kwargs,
         )
-        if padding != "same" or any(size % 2 == 0 for size in self.kernel_size):
+        if any(size % 2 == 0 for size in self.kernel_size):
             raise ValueError(
-                "PaddedConv2D takes an odd kernel_size and padding='same'. "
-                f"Received: kernel_size={kernel_size}, padding={padding!r}"
-            )
-        if self.data_format != "channels_last":
-            raise ValueError(
-                "PaddedConv2D takes data_format='channels_last'. "
-                f"Received: data_format={self.data_format!r}"
+                "`kernel_size` must be odd. "
+                f"Received: kernel_size={kernel_size!r}"
             )
 
     def convolution_op(self, inputs, kernel):
@@ -86,20 +100,24 @@ class PaddedConv2D(tf.keras.layers.Conv2D):
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class SqueezeExcitation(tf.keras.layers.Layer):
+class SqueezeExcitation(KeepsFrozen, tf.keras.layers.Layer):
     """Scales every channel by what the whole picture says of it.
 
     Args:
-      ratio: width of the layer between, as a part of the channels; rounded to
-        a multiple of 8, as timm does.
+      ratio: width of the layer between, as a part of the channels, above 0
+        and at most 1; rounded to a multiple of 8, as timm does.
       **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.
+
+    Raises:
+      ValueError: an argument has none of the values possible.
 
     Source: Hu et al., 2017, https://arxiv.org/abs/1709.01507.
     """
 
     def __init__(self, ratio=1 / 16, **kwargs):
+        known_keywords(type(self), kwargs)
         super().__init__(**kwargs)
-        self.ratio = ratio
+        self.ratio = number("ratio", ratio, above=0, at_most=1)
 
     def build(self, input_shape):
         channels = input_shape[-1]
@@ -111,6 +129,7 @@ class SqueezeExcitation(tf.keras.layers.Layer):
         self.excite = tf.keras.layers.Dense(channels, **options, name="excite")
         self.squeeze.build((input_shape[0], channels))
         self.excite.build((input_shape[0], squeezed))
+        self.freeze_what_is_built()
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -131,23 +150,27 @@ class StochasticDepth(tf.keras.layers.Layer):
 
     What is kept is scaled up, so that the mean stays. Every example and every
     replica draws for itself; Keras's dropout draws the same on all replicas.
+    A frozen layer (`trainable = False`) drops nothing and draws nothing: it
+    does what it does in inference, as a frozen batch norm.
 
     Args:
-      rate: probability that an example is dropped.
+      rate: probability that an example is dropped, in [0, 1).
       seed: int, or None to draw one.
       **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.
+
+    Raises:
+      ValueError: an argument has none of the values possible.
 
     Source: Huang et al., 2016, https://arxiv.org/abs/1603.09382.
     """
 
     def __init__(self, rate, seed=None, **kwargs):
-        if not 0 <= rate < 1:
-            raise ValueError(
-                f"`rate` must be in [0, 1). Received: rate={rate!r}"
-            )
+        known_keywords(type(self), kwargs)
         super().__init__(**kwargs)
-        self.rate = rate
-        self.seed = seed
+        self.rate = number("rate", rate, at_least=0, below=1)
+        self.seed = whole_number(
+            "seed", seed, optional=True, at_least=-(2**63), below=2**63
+        )
 
     def build(self, input_shape):
         del input_shape
@@ -169,7 +192,7 @@ class StochasticDepth(tf.keras.layers.Layer):
 
     def call(self, inputs, training=None):
         """Maps [batch, ...] to the same shape."""
-        if not training or self.rate == 0:
+        if not (training and self.trainable) or self.rate == 0:
             return inputs
         seed = tf.stack([self._first_seed, tf.identity(self.draws)])
         self.draws.assign(self.draws + 1)

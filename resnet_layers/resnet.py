@@ -4,7 +4,18 @@ from functools import partial
 
 import tensorflow as tf
 
-from resnet_layers.blocks import BasicBlock, BottleneckBlock
+from resnet_layers.arguments import (
+    keywords,
+    known_keywords,
+    number,
+    one_of,
+    own_keywords,
+    true_or_false,
+    whole_number,
+    whole_numbers,
+)
+from resnet_layers.blocks import BasicBlock, BottleneckBlock, inner_filters
+from resnet_layers.freezing import KeepsFrozen
 from resnet_layers.normalization import BatchNormalization
 from resnet_layers.parts import PaddedConv2D
 
@@ -20,9 +31,18 @@ STEMS = {
 
 DOWNSAMPLINGS = ("first", "last")
 
+# What a ResNet says to each of its blocks on its own.
+SET_BY_RESNET = (
+    "filters",
+    "strides",
+    "dilation",
+    "first_dilation",
+    "drop_rate",
+)
+
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class Stem(tf.keras.Model):
+class Stem(KeepsFrozen, tf.keras.Model):
     """The layers in front of the first stage: convolution, norm, ReLU, pool.
 
     Args:
@@ -39,7 +59,7 @@ class Stem(tf.keras.Model):
       **kwargs: `name`, `dtype` and so on, for `keras.Model`.
 
     Raises:
-      ValueError: `kind` is not a row of `STEMS`.
+      ValueError: an argument has none of the values possible.
     """
 
     def __init__(
@@ -52,26 +72,27 @@ class Stem(tf.keras.Model):
         synchronized=False,
         **kwargs,
     ):
-        if kind not in STEMS:
-            raise ValueError(
-                f"`kind` must be one of {tuple(STEMS)}. Received: kind={kind!r}"
-            )
+        known_keywords(type(self), kwargs)
         super().__init__(**kwargs)
-        self.filters = filters
-        self.kind = kind
-        self.preactivation = preactivation
-        self.norm_momentum = norm_momentum
-        self.norm_epsilon = norm_epsilon
-        self.synchronized = synchronized
+        self.kind = one_of("kind", kind, STEMS)
+        self.filters = whole_number(
+            "filters", filters, at_least=_least_filters(kind)
+        )
+        self.preactivation = true_or_false("preactivation", preactivation)
+        self.norm_momentum = number(
+            "norm_momentum", norm_momentum, at_least=0, at_most=1
+        )
+        self.norm_epsilon = number("norm_epsilon", norm_epsilon, at_least=0)
+        self.synchronized = true_or_false("synchronized", synchronized)
         row = STEMS[kind]
-        self.reduction = row["strides"] * (2 if row["pool"] else 1)
+        self.reduction = _stem_reduction(kind)
         last = len(row["kernel_sizes"]) - 1
         self.convs = tuple(
             PaddedConv2D(
-                filters if index == last else filters // 2,
+                self.filters if index == last else self.filters // 2,
                 kernel_size,
                 row["strides"] if index == 0 else 1,
-                use_bias=preactivation and index == last,
+                use_bias=self.preactivation and index == last,
                 trainable=self.trainable,
                 dtype=self.dtype_policy,
                 name=f"conv{index + 1}",
@@ -80,9 +101,9 @@ class Stem(tf.keras.Model):
         )
         self.bns = tuple(
             BatchNormalization(
-                momentum=norm_momentum,
-                epsilon=norm_epsilon,
-                synchronized=synchronized,
+                momentum=self.norm_momentum,
+                epsilon=self.norm_epsilon,
+                synchronized=self.synchronized,
                 trainable=self.trainable,
                 dtype=self.dtype_policy,
                 name=f"bn{index + 1}",
@@ -92,7 +113,12 @@ class Stem(tf.keras.Model):
         self.pool = None
         if row["pool"]:
             self.pool = tf.keras.layers.MaxPooling2D(
-                3, 2, dtype=self.dtype_policy, name="pool"
+                3,
+                2,
+                # Else it takes what Keras is set to.
+                data_format="channels_last",
+                dtype=self.dtype_policy,
+                name="pool",
             )
 
     def build(self, input_shape):
@@ -141,7 +167,7 @@ class Stem(tf.keras.Model):
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class ResNet(tf.keras.Model):
+class ResNet(KeepsFrozen, tf.keras.Model):
     """A residual network: stem, stages of blocks, pooling, classifier.
 
     Every stage has twice the filters of the one before, and half its height
@@ -158,8 +184,9 @@ class ResNet(tf.keras.Model):
       downsample: which block takes the stride: the "first" of every stage but
         the first, or the "last" of every stage but the last.
       output_stride: how many pixels of the input's side make one of the last
-        stage's; smaller than 32 (or what the stem and the stages make),
-        strides are replaced by dilations, for segmentation.
+        stage's, from what the stem makes (4) by doublings to what stem and
+        stages make together (32). Where it is smaller than that, dilations
+        replace strides, for segmentation. None for strides alone.
       stochastic_depth: drop rate of the last block; the others' rise to it
         evenly from 0. See `StochasticDepth`.
       preactivation: see `BottleneckBlock`.
@@ -197,50 +224,55 @@ class ResNet(tf.keras.Model):
         trainable=True,
         **block_options,
     ):
-        for argument, value, accepted in (
-            ("block", block, tuple(BLOCKS)),
-            ("downsample", downsample, DOWNSAMPLINGS),
-        ):
-            if value not in accepted:
-                raise ValueError(
-                    f"`{argument}` must be one of {accepted}. "
-                    f"Received: {argument}={value!r}"
-                )
-        if not stage_sizes or min(stage_sizes) < 1:
-            raise ValueError(
-                "`stage_sizes` must hold at least one number, all positive. "
-                f"Received: stage_sizes={stage_sizes!r}"
-            )
-        if num_classes is not None and not (
-            isinstance(num_classes, int) and num_classes > 0
-        ):
-            raise ValueError(
-                "`num_classes` must be a positive integer or None. "
-                f"Received: num_classes={num_classes!r}"
-            )
+        one_of("block", block, BLOCKS)
+        block_keywords = [
+            name
+            for name in keywords(BLOCKS[block])
+            if name not in (*SET_BY_RESNET, *keywords(ResNet))
+        ]
+        known_keywords(
+            ResNet, block_options, own_keywords(ResNet) + block_keywords
+        )
         super().__init__(name=name, dtype=dtype)
         self.block = block
-        self.stage_sizes = tuple(stage_sizes)
-        self.num_classes = num_classes
-        self.width = width
-        self.downsample = downsample
-        self.output_stride = output_stride
-        self.stochastic_depth = stochastic_depth
-        self.preactivation = preactivation
-        self.norm_momentum = norm_momentum
-        self.norm_epsilon = norm_epsilon
-        self.synchronized = synchronized
-        self.block_options = block_options
+        self.stage_sizes = whole_numbers("stage_sizes", stage_sizes)
+        self.num_classes = whole_number(
+            "num_classes", num_classes, optional=True
+        )
+        one_of("stem", stem, STEMS)
+        self.width = whole_number("width", width, at_least=_least_filters(stem))
+        self.downsample = one_of("downsample", downsample, DOWNSAMPLINGS)
+        reductions = [
+            _stem_reduction(stem) * 2**stage
+            for stage in range(len(self.stage_sizes))
+        ]
+        self.output_stride = one_of(
+            "output_stride", output_stride, (None, *reductions)
+        )
+        self.stochastic_depth = number(
+            "stochastic_depth", stochastic_depth, at_least=0, below=1
+        )
+        self.preactivation = true_or_false("preactivation", preactivation)
+        self.norm_momentum = number(
+            "norm_momentum", norm_momentum, at_least=0, at_most=1
+        )
+        self.norm_epsilon = number("norm_epsilon", norm_epsilon, at_least=0)
+        self.synchronized = true_or_false("synchronized", synchronized)
+        true_or_false("trainable", trainable)
+        if "base_width" in block_options:
+            # The blocks would speak of filters.
+            base_width = whole_number("base_width", block_options["base_width"])
+            inner_filters("width", self.width, base_width)
 
         norm = {
-            "norm_momentum": norm_momentum,
-            "norm_epsilon": norm_epsilon,
-            "synchronized": synchronized,
+            "norm_momentum": self.norm_momentum,
+            "norm_epsilon": self.norm_epsilon,
+            "synchronized": self.synchronized,
         }
         self.stem = Stem(
-            width,
+            self.width,
             stem,
-            preactivation,
+            self.preactivation,
             **norm,
             dtype=self.dtype_policy,
             name="stem",
@@ -249,10 +281,10 @@ class ResNet(tf.keras.Model):
         # of tf.train.Checkpoint without a word.
         self.blocks = tuple(
             BLOCKS[block](
-                filters=width * 2**stage,
+                filters=self.width * 2**stage,
                 **spacing,
                 drop_rate=drop_rate,
-                preactivation=preactivation,
+                preactivation=self.preactivation,
                 **norm,
                 **block_options,
                 dtype=self.dtype_policy,
@@ -265,21 +297,25 @@ class ResNet(tf.keras.Model):
                 strict=True,
             )
         )
+        # As the blocks keep them: numbers are Python's own.
+        self.block_options = {
+            option: getattr(self.blocks[0], option) for option in block_options
+        }
         self.post_bn = None
-        if preactivation:
+        if self.preactivation:
             self.post_bn = BatchNormalization(
-                momentum=norm_momentum,
-                epsilon=norm_epsilon,
-                synchronized=synchronized,
+                momentum=self.norm_momentum,
+                epsilon=self.norm_epsilon,
+                synchronized=self.synchronized,
                 dtype=self.dtype_policy,
                 name="post_bn",
             )
         self.head = None
-        if num_classes is not None:
+        if self.num_classes is not None:
             # Logits in the precision of the variables, so that the loss is
             # exact under mixed precision.
             self.head = tf.keras.layers.Dense(
-                num_classes,
+                self.num_classes,
                 kernel_initializer=tf.keras.initializers.RandomNormal(
                     stddev=0.01
                 ),
@@ -287,9 +323,7 @@ class ResNet(tf.keras.Model):
                 name="head",
             )
         # Reaches all layers, and through the blocks what these build later.
-        self.trainable = trainable
-        # What `from_config` wants of layers that only `build` creates.
-        self._trainable_later = {}
+        self.trainable = bool(trainable)
 
     @property
     def reduction(self):
@@ -308,7 +342,7 @@ class ResNet(tf.keras.Model):
             self.post_bn.build(shape)
         if self.head is not None:
             self.head.build((shape[0], shape[-1]))
-        self._set_trainable(self._trainable_later)
+        self.freeze_what_is_built()
 
     def compute_output_shape(self, input_shape):
         if self.num_classes is None:
@@ -392,7 +426,9 @@ class ResNet(tf.keras.Model):
         """Keeps everything from the input to a part as it is in training.
 
         Neither weights nor batch-norm statistics move, and no gradients are
-        computed for them. Call it before the optimizer is built.
+        computed for them. Call it before the optimizer is built. To undo it,
+        set `trainable` to False and then to True: where it is True already,
+        Keras does nothing.
 
         Args:
           part: one of `parts`; "stage2", say, freezes the stem and the first
@@ -401,10 +437,7 @@ class ResNet(tf.keras.Model):
         Raises:
           ValueError: `part` is none of those.
         """
-        if part not in self.parts:
-            raise ValueError(
-                f"`part` must be one of {self.parts}. Received: part={part!r}"
-            )
+        one_of("part", part, self.parts)
         count = self.parts.index(part)
         self.stem.trainable = False
         for (stage, _), block in zip(
@@ -445,36 +478,6 @@ class ResNet(tf.keras.Model):
             "norm_epsilon": self.norm_epsilon,
             "synchronized": self.synchronized,
             **self.block_options,
-            "trainable_layers": {
-                **{
-                    path: layer.trainable
-                    for path, layer, parent in _layers_below(self)
-                    if layer.trainable != parent.trainable
-                },
-                **self._trainable_later,
-            },
-        }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """Makes the model of a config, frozen where that one was."""
-        config = dict(config)
-        trainable_layers = config.pop("trainable_layers", {})
-        model = super().from_config(config, custom_objects)
-        model._set_trainable(trainable_layers)
-        return model
-
-    def _set_trainable(self, trainable_layers):
-        """Sets {path: trainable}, for what `build` creates at its end."""
-        layers = {path: layer for path, layer, _ in _layers_below(self)}
-        # Parents come first: they set their children's as well.
-        for path, trainable in trainable_layers.items():
-            if path in layers:
-                layers[path].trainable = trainable
-        self._trainable_later = {
-            path: trainable
-            for path, trainable in trainable_layers.items()
-            if path not in layers
         }
 
     def _positions(self):
@@ -498,11 +501,6 @@ class ResNet(tf.keras.Model):
         """Returns the strides and dilations of every block, as arguments."""
         reduction, dilation = self.stem.reduction, 1
         limit = self.output_stride or float("inf")
-        if limit < reduction:
-            raise ValueError(
-                f"`output_stride` must be at least {reduction}, the stride of "
-                f"the stem. Received: output_stride={self.output_stride!r}"
-            )
         spacings = []
         boundaries = self._boundaries()
         for position in self._positions():
@@ -528,12 +526,14 @@ class ResNet(tf.keras.Model):
         ]
 
 
-def _layers_below(parent, prefix=""):
-    """Yields (path, layer, its parent) of all layers, parents first."""
-    for layer in parent._flatten_layers(include_self=False, recursive=False):
-        path = f"{prefix}{layer.name}"
-        yield path, layer, parent
-        yield from _layers_below(layer, f"{path}/")
+def _stem_reduction(stem):
+    """Returns how many pixels of the input's side make one of the stem's."""
+    return STEMS[stem]["strides"] * (2 if STEMS[stem]["pool"] else 1)
+
+
+def _least_filters(stem):
+    """Returns how many filters a stem needs: "deep" halves them."""
+    return 1 if len(STEMS[stem]["kernel_sizes"]) == 1 else 2
 
 
 def _variant(name, block, stage_sizes, **options):

@@ -93,19 +93,15 @@ def test_strided_convolution_pads_both_sides_alike(kernel_size, side):
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: BasicBlock(0), "filters=0"),
-        (lambda: BasicBlock(4, strides=3), "strides=3"),
-        (lambda: BottleneckBlock(4, stride_site="5x5"), "stride_site='5x5'"),
         (lambda: BasicBlock(4, stride_site="1x1"), "stride_site='1x1'"),
-        (lambda: BottleneckBlock(4, shortcut="none"), "shortcut='none'"),
-        (lambda: BottleneckBlock(4, dilation=0), "dilation=0"),
-        (lambda: BottleneckBlock(4, base_width=8), "base_width=8"),
-        (lambda: StochasticDepth(1.0), "rate=1.0"),
-        (lambda: PaddedConv2D(4, 2), "kernel_size=2"),
-        (lambda: PaddedConv2D(4, 3, padding="valid"), "padding='valid'"),
+        (lambda: BottleneckBlock(4, base_width=8), "filters=4, base_width=8"),
+        (
+            lambda: BasicBlock(4, strides=2, dilation=3),
+            "strides=2, dilation=3, first_dilation=None",
+        ),
     ],
 )
-def test_bad_arguments_are_named(make, named):
+def test_arguments_that_do_not_fit_each_other_are_named(make, named):
     with pytest.raises(ValueError, match=re.escape(named)):
         make()
 
@@ -141,6 +137,34 @@ def test_pooled_projection_averages_what_the_stride_skips(side):
                 for col in range(0, side, 2)
             ]
             for row in range(0, side, 2)
+        ]
+    )
+    kernel = np.asarray(block.projection_conv.kernel)[0, 0]
+    expected = np.maximum(pooled @ kernel / np.sqrt(1 + 1e-5), 0)
+    np.testing.assert_allclose(outputs[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 8])
+def test_pooled_projection_pools_where_dilation_replaces_the_stride(dilation):
+    block = BasicBlock(
+        4,
+        dilation=2 * dilation,
+        first_dilation=dilation,
+        shortcut="pooled_projection",
+    )
+    inputs = np.random.default_rng(0).normal(size=(1, 7, 6, 3))
+    outputs = block(inputs.astype("f4"), training=False).numpy()
+    pooled = np.array(
+        [
+            [
+                inputs[
+                    0,
+                    row : row + dilation + 1 : dilation,
+                    col : col + dilation + 1 : dilation,
+                ].mean((0, 1))
+                for col in range(6)
+            ]
+            for row in range(7)
         ]
     )
     kernel = np.asarray(block.projection_conv.kernel)[0, 0]
@@ -223,6 +247,27 @@ def test_stochastic_depth_drops_examples_and_keeps_the_mean():
     assert outputs.mean() == pytest.approx(1, abs=0.03)
     assert np.any(layer(inputs, training=True) != outputs)
     np.testing.assert_array_equal(layer(inputs, training=False), inputs)
+
+
+@pytest.mark.parametrize("block_class", [None, *BLOCKS])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_frozen_stochastic_depth_neither_drops_nor_draws(
+    block_class, when, images
+):
+    def make(**kwargs):
+        if block_class is None:
+            return StochasticDepth(0.5, **kwargs)
+        return block_class(4, drop_rate=0.5, zero_last_gamma=False, **kwargs)
+
+    layer = make(trainable=when == "after")
+    layer.build(images.shape)
+    if when == "after":
+        layer.trainable = False
+    drop = layer if block_class is None else layer.drop
+    assert not drop.trainable
+    expected = layer(images, training=False)
+    np.testing.assert_array_equal(layer(images, training=True), expected)
+    assert int(drop.draws.numpy()) == 0
 
 
 def test_stochastic_depth_differs_from_replica_to_replica(two_replicas):

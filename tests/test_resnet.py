@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import re
 from typing import NamedTuple
 
@@ -20,6 +21,12 @@ from resnet_layers import (
     Stem,
     StochasticDepth,
 )
+from resnet_layers.blocks import SHORTCUTS
+from resnet_layers.resnet import DOWNSAMPLINGS
+
+
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
 def small_resnet(**options):
@@ -58,11 +65,10 @@ def small_variant(variant, **options):
 
 
 # Every variant that is more than another's number of blocks.
-LAYERS |= {
-    name: functools.partial(small_variant, name)
-    for name in VARIANTS
-    if not re.search("32$|34|44|56|101|110|152", name)
-}
+DISTINCT = [
+    name for name in VARIANTS if not re.search("32$|34|44|56|101|110|152", name)
+]
+LAYERS |= {name: functools.partial(small_variant, name) for name in DISTINCT}
 
 
 def scramble(layer, seed=5):
@@ -80,6 +86,13 @@ def scramble(layer, seed=5):
         else:
             value = random.uniform(0.1, 1.0, weight.shape)
         weight.assign(value)
+
+
+def thaw(layer):
+    # An attribute that is set to what it is does nothing in Keras, not even to
+    # the layers below.
+    layer.trainable = False
+    layer.trainable = True
 
 
 def assert_same_weights(layer, other):
@@ -125,7 +138,7 @@ def built_twin(make_layer, images):
 @pytest.fixture
 def twin(built_twin):
     """As `shared`, but with other weights, and tests may change them."""
-    built_twin.layer.trainable = True
+    thaw(built_twin.layer)
     scramble(built_twin.layer, seed=6)
     return built_twin
 
@@ -198,30 +211,53 @@ def test_features_make_a_backbone_for_other_models(name, images):
         np.testing.assert_array_equal(ours, expected)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"block": "basic"},
-        {"stride_site": "1x1"},
-        {"stride_site": "3x3"},
-        {"preactivation": True, "downsample": "last"},
-    ],
-    ids=str,
-)
-def test_output_stride_keeps_resolution_and_receptive_field(options):
-    options = {"stage_sizes": (1, 2, 2), "width": 4, **options}
-    strided = small_resnet(**options)
-    dilated = small_resnet(**options, output_stride=4)
-    inputs = np.random.default_rng(0).normal(size=(1, 320, 320, 3)).astype("f4")
-    for model in (strided, dilated):
-        model.build(inputs.shape)
-        scramble(model)
-    # The same weights see the same pixels: where both have an output, away
-    # from the margin, it is the same number.
-    coarse, fine = (m.features(inputs)[-1].numpy() for m in (strided, dilated))
-    assert (coarse.shape[1], fine.shape[1]) == (20, 80)
-    assert (strided.reduction, dilated.reduction) == (16, 4)
-    np.testing.assert_allclose(fine[0, 40, 40], coarse[0, 10, 10], rtol=1e-4)
+# With a shape of its own, and without the mean over all pixels of
+# squeeze-and-excitation, which is another mean where there are more pixels.
+DILATED = {
+    **{
+        name: functools.partial(small_variant, name, width=8)
+        for name in DISTINCT
+        if name not in ("seresnet50", "resnext50_32x4d")
+    },
+    "resnext": functools.partial(
+        small_variant, "resnext50_32x4d", width=8, groups=2, base_width=32
+    ),
+    **{
+        f"{shortcut}, {downsample}": functools.partial(
+            small_resnet, shortcut=shortcut, downsample=downsample
+        )
+        for shortcut in SHORTCUTS
+        for downsample in DOWNSAMPLINGS
+    },
+}
+
+
+@pytest.mark.parametrize("name", DILATED)
+def test_output_stride_computes_the_same_numbers(name):
+    options = {"stage_sizes": (1, 2, 2, 2), "zero_last_gamma": False}
+    strided = DILATED[name](**options)
+    strided.build((None, None, None, 3))
+    scramble(strided)
+    for factor in (2, 4):
+        stride = strided.reduction // factor
+        dilated = DILATED[name](**options, output_stride=stride)
+        dilated.build((None, None, None, 3))
+        assert (dilated.reduction, strided.reduction) == (
+            stride,
+            stride * factor,
+        )
+        scramble(dilated)
+        assert_same_weights(strided, dilated)
+        for height, width in ((64, 64), (77, 50)):
+            images = normal(2, height, width, 3)
+            coarse = strided.features(images)[-1].numpy()
+            fine = dilated.features(images)[-1].numpy()
+            assert fine.shape[1] == -(-height // stride)
+            np.testing.assert_allclose(
+                fine[:, ::factor, ::factor],
+                coarse,
+                atol=1e-4 * np.abs(coarse).max(),
+            )
 
 
 def test_headless_model_returns_the_embedding(images):
@@ -333,10 +369,10 @@ def test_frozen_layer_comes_back_frozen(twin, images, tmp_path):
     twin.layer.trainable = False
     twin.model.save(tmp_path / "model.keras")
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
-    before = [np.array(v) for v in loaded.variables if "draws" not in v.path]
+    before = [np.array(v) for v in loaded.variables]
     loaded(images, training=True)
     assert not loaded.trainable_variables
-    after = [np.array(v) for v in loaded.variables if "draws" not in v.path]
+    after = [np.array(v) for v in loaded.variables]
     for value, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(value, other)
 
@@ -392,6 +428,26 @@ def test_own_dtype_policy_wins_over_the_global_one(make_layer, images):
         tf.keras.config.set_dtype_policy("float32")
 
 
+@pytest.fixture
+def channels_first():
+    before = tf.keras.config.image_data_format()
+    tf.keras.config.set_image_data_format("channels_first")
+    yield
+    tf.keras.config.set_image_data_format(before)
+
+
+def test_keras_own_image_format_changes_nothing(
+    make_layer, shared, images, channels_first
+):
+    layer = make_layer()
+    layer.build(images.shape)
+    scramble(layer)
+    np.testing.assert_array_equal(layer(images), shared.outputs)
+    assert layer.compute_output_shape(images.shape) == shared.outputs.shape
+    outputs = layer(tf.keras.Input(images.shape[1:]))
+    assert outputs.shape[1:] == shared.outputs.shape[1:]
+
+
 @pytest.mark.parametrize("name", [name for name in LAYERS if "res" in name])
 def test_one_step_changes_every_trainable_weight(name, images):
     model = LAYERS[name](zero_last_gamma=False)
@@ -420,27 +476,220 @@ def test_training_flag_reaches_every_batch_norm(twin, images):
         assert np.any(value != np.asarray(variable)), variable.path
 
 
+NAN, INFINITY = float("nan"), float("inf")
+NOT_WHOLE = (0, -1, 1.0, True, np.True_, "8", None, [8], NAN)
+NOT_SIZES = (
+    *((), 3, 0, None, "ab", b"ab", {2: 1}, [None], (1.5, 1), (2, 0)),
+    *((True,), ("1",), (NAN,), ((1, 2),)),
+)
+NOT_STRIDES = (0, 1, 2, 3, 5, 7, 12, 31, 64, True, NAN, 8.0, "8", [8], -8)
+NOT_BOOL = ("no", "False", 0, 1, None, [])
+NOT_NAMES = ("x", None, 3, True, [], {})
+NOT_MOMENTUM = (-1, 2, NAN, INFINITY, None, "a", True, [0.9])
+NOT_EPSILON = (-1, NAN, INFINITY, None, "a", True)
+NOT_RATE = (-0.1, 1, 2, NAN, None, "a", True, [0.1])
+NORM = {
+    "norm_momentum": NOT_MOMENTUM,
+    "norm_epsilon": NOT_EPSILON,
+    "synchronized": ("x", *NOT_BOOL),
+}
+BLOCK_OPTIONS = {
+    "stride_site": ("5x5", *NOT_NAMES),
+    "shortcut": NOT_NAMES,
+    "squeeze_excitation": NOT_BOOL,
+    "preactivation": NOT_BOOL,
+    "zero_last_gamma": NOT_BOOL,
+    **NORM,
+}
+BOTTLENECK_OPTIONS = {"groups": NOT_WHOLE, "base_width": NOT_WHOLE}
+BLOCK = {
+    "filters": NOT_WHOLE,
+    "strides": (0, 3, 1.0, True, "1", None, [1], NAN),
+    "dilation": NOT_WHOLE,
+    "first_dilation": [value for value in NOT_WHOLE if value is not None],
+    "drop_rate": NOT_RATE,
+    **BLOCK_OPTIONS,
+    "stages": (3,),
+}
+# Constructor -> argument -> values that it refuses.
+REFUSED = {
+    PaddedConv2D: {
+        "filters": NOT_WHOLE,
+        "kernel_size": (2, 0, (3, 2), (3, 3, 3), *NOT_WHOLE),
+        "strides": (0, (1, 0), *NOT_WHOLE),
+        "dilation_rate": NOT_WHOLE,
+        "groups": NOT_WHOLE,
+        "padding": ("valid", *NOT_NAMES),
+        "data_format": ("channels_first", *NOT_NAMES),
+        "use_bias": NOT_BOOL,
+        "rank": (2,),
+        "stages": (3,),
+    },
+    SqueezeExcitation: {
+        "ratio": (-1, 0, 1.5, NAN, None, "a", True),
+        "stages": (3,),
+    },
+    StochasticDepth: {
+        "rate": NOT_RATE,
+        "seed": ("x", 1.0, True, [1], 2**63),
+        "stages": (3,),
+    },
+    BatchNormalization: {
+        "momentum": NOT_MOMENTUM,
+        "epsilon": NOT_EPSILON,
+        "synchronized": NOT_BOOL,
+        "stages": (3,),
+    },
+    Stem: {
+        "filters": NOT_WHOLE,
+        "kind": NOT_NAMES,
+        "preactivation": NOT_BOOL,
+        **NORM,
+        "stages": (3,),
+    },
+    BasicBlock: {**BLOCK, "groups": (2,)},
+    BottleneckBlock: {**BLOCK, **BOTTLENECK_OPTIONS},
+    ResNet: {
+        "block": ("wide", *NOT_NAMES),
+        "stage_sizes": NOT_SIZES,
+        "num_classes": [value for value in NOT_WHOLE if value is not None],
+        "width": NOT_WHOLE,
+        "stem": NOT_NAMES,
+        "downsample": ("never", *NOT_NAMES),
+        "output_stride": NOT_STRIDES,
+        "stochastic_depth": NOT_RATE,
+        "trainable": NOT_BOOL,
+        **BLOCK_OPTIONS,
+        **BOTTLENECK_OPTIONS,
+        # Known to its blocks, but not to be set for all of them.
+        "filters": (8,),
+        "strides": (2,),
+        "dilation": (2,),
+        "first_dilation": (2,),
+        "drop_rate": (0.1,),
+        "stages": (3,),
+    },
+}
+REQUIRED = {
+    PaddedConv2D: {"filters": 4, "kernel_size": 3},
+    StochasticDepth: {"rate": 0.5},
+    BasicBlock: {"filters": 4},
+    BottleneckBlock: {"filters": 4},
+}
+
+
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("make", "argument", "value"),
     [
-        ({"block": "wide"}, "block='wide'"),
-        ({"stage_sizes": ()}, "stage_sizes=()"),
-        ({"num_classes": 0}, "num_classes=0"),
-        ({"stem": "big"}, "kind='big'"),
-        ({"downsample": "never"}, "downsample='never'"),
-        ({"output_stride": 2}, "output_stride=2"),
-        ({"stride_site": "2x2"}, "stride_site='2x2'"),
+        pytest.param(
+            make, argument, value, id=f"{make.__name__}-{argument}-{value!r}"
+        )
+        for make, arguments in REFUSED.items()
+        for argument, values in arguments.items()
+        for value in {repr(value): value for value in values}.values()
     ],
 )
-def test_bad_arguments_are_named(options, named):
-    with pytest.raises(ValueError, match=re.escape(named)):
+def test_refused_arguments_are_named_as_they_were_given(make, argument, value):
+    with pytest.raises(ValueError, match=re.escape(f"`{argument}`")) as error:
+        make(**{**REQUIRED.get(make, {}), argument: value})
+    assert str(error.value).endswith(f"Received: {argument}={value!r}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"width": 1, "stem": "deep"},
+            "`width` must be .* at least 2.*width=1$",
+        ),
+        (
+            {"width": 1, "base_width": 4},
+            "`width` .* 64.*width=1, base_width=4$",
+        ),
+        ({"stem": "x"}, "'imagenet', 'deep', 'small'"),
+        ({"num_classes": 0}, "a whole number at least 1, or None"),
+        ({"output_stride": 64}, r"\(None, 4, 8, 16, 32\)"),
+        ({"output_stride": 16, "stem": "small"}, r"\(None, 1, 2, 4, 8\)"),
+        ({"block": "basic", "groups": 2}, "takes no `groups`, only .*shortcut"),
+        ({"filters": 2}, "takes no `filters`, only block, .*width.*groups"),
+        ({"stochastic_depth": 1}, "at least 0 and below 1"),
+    ],
+    ids=str,
+)
+def test_refusals_say_what_would_have_been_accepted(options, message):
+    with pytest.raises(ValueError, match=message):
         ResNet(**options)
+
+
+@pytest.mark.parametrize(
+    ("stem", "output_strides"),
+    [("imagenet", (4, 8, 16)), ("deep", (4, 8, 16)), ("small", (1, 2, 4))],
+)
+def test_every_doubling_of_the_stem_is_an_output_stride(stem, output_strides):
+    for output_stride in output_strides:
+        model = small_resnet(
+            stage_sizes=(1, 1, 1), stem=stem, output_stride=output_stride
+        )
+        assert model.reduction == output_stride
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [
+        (PaddedConv2D, {"filters": 4, "kernel_size": 3, "strides": 2}),
+        (SqueezeExcitation, {"ratio": 0.5}),
+        (StochasticDepth, {"rate": 0.5, "seed": 3}),
+        (BatchNormalization, {"momentum": 0.5, "synchronized": True}),
+        (Stem, {"filters": 4, "norm_epsilon": 0.5, "preactivation": True}),
+        (BasicBlock, {"filters": 4, "strides": 2, "drop_rate": 0.5}),
+        (
+            BottleneckBlock,
+            {
+                "filters": 4,
+                "dilation": 4,
+                "first_dilation": 2,
+                "groups": 2,
+                "base_width": 32,
+                "zero_last_gamma": False,
+            },
+        ),
+        (
+            ResNet,
+            {
+                "stage_sizes": (1, 2),
+                "width": 8,
+                "num_classes": 5,
+                "output_stride": 4,
+                "stochastic_depth": 0.5,
+                "norm_momentum": 0.5,
+                "groups": 2,
+                "base_width": 32,
+                "squeeze_excitation": True,
+            },
+        ),
+    ],
+)
+def test_numbers_of_numpy_are_kept_as_those_of_python(make, arguments, images):
+    """So that configs can be written."""
+    layer = make(**{name: numpy_value(v) for name, v in arguments.items()})
+    expected = make(**arguments, name=layer.name)
+    assert json.dumps(layer.get_config()) == json.dumps(expected.get_config())
+    assert layer(images).shape == expected(images).shape
+
+
+def numpy_value(value):
+    return np.array(value) if isinstance(value, tuple) else np.array([value])[0]
 
 
 @pytest.mark.parametrize("part", ["stem", "stage1", "stage2", "backbone"])
 @pytest.mark.parametrize("preactivation", [False, True])
 def test_frozen_parts_do_not_move_by_a_bit(part, preactivation, images):
-    model = small_resnet(preactivation=preactivation, zero_last_gamma=False)
+    model = small_resnet(
+        preactivation=preactivation,
+        zero_last_gamma=False,
+        stage_sizes=(2, 2),
+        stochastic_depth=0.2,
+    )
     model.build(images.shape)
     frozen = [model.stem]
     if part != "stem":
@@ -486,7 +735,7 @@ FREEZES = {
     ),
     "nothing any more": lambda model: (
         model.freeze("backbone"),
-        setattr(model, "trainable", True),
+        thaw(model),
     ),
 }
 
@@ -509,7 +758,7 @@ def built_net(request, images):
 @pytest.fixture
 def net(built_net):
     """A `Shared` net that tests may freeze and change."""
-    built_net.layer.trainable = True
+    thaw(built_net.layer)
     scramble(built_net.layer)
     return built_net
 
@@ -528,6 +777,49 @@ def test_what_is_frozen_comes_back_frozen(freeze, net, images, tmp_path):
     for layer in (model, other):
         layer(images, training=True)
     assert_same_weights(model, other)
+
+
+def freeze_batch_norms(layer):
+    for child in layer._flatten_layers():
+        if isinstance(child, BatchNormalization):
+            child.trainable = False
+
+
+def freeze_below(layer):
+    children = layer._flatten_layers(include_self=False, recursive=False)
+    children[0].trainable = False
+
+
+def freeze_all_but_the_last(layer):
+    layer.trainable = False
+    layer._flatten_layers(include_self=False)[-1].trainable = True
+
+
+@pytest.mark.parametrize(
+    "freeze", [freeze_batch_norms, freeze_below, freeze_all_but_the_last]
+)
+@pytest.mark.parametrize(
+    "make_layer",
+    [
+        lambda: Stem(8, kind="deep"),
+        lambda: BasicBlock(4, squeeze_excitation=True, drop_rate=0.1),
+        lambda: BottleneckBlock(4, strides=2, squeeze_excitation=True),
+        lambda: SqueezeExcitation(),
+    ],
+    ids=["stem", "basic", "bottleneck", "attention"],
+)
+def test_parts_of_a_layer_come_back_frozen(
+    make_layer, freeze, images, tmp_path
+):
+    layer = make_layer()
+    inputs = tf.keras.Input(images.shape[1:])
+    model = tf.keras.Model(inputs, layer(inputs))
+    freeze(layer)
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    assert trainable_paths(loaded) == trainable_paths(model)
+    clone = type(layer).from_config(layer.get_config())
+    assert clone.get_config() == layer.get_config()
 
 
 @pytest.mark.parametrize("freeze", FREEZES)
