@@ -292,6 +292,7 @@ def _average_ahead(inputs, distance):
     """Averages every pixel with those `distance` further down and right.
 
     It is what 2x2 average pooling makes of the pixels that a stride keeps.
+    timm has the same but for the last pixels, which it averages with zeros.
     """
     x = inputs
     # Pixels at the end have none ahead: they count twice, that is, alone.
