@@ -320,7 +320,7 @@ def kill_once_past(process, workdir, step):
 def test_run_resumes_where_it_stopped(finished, tmp_path, replicas):
     devices = f"--virtual_devices={replicas}"
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    kills = (15, 35)
+    kills = (15, 25)
     if replicas == 1:
         alone = finished[0]
     else:
