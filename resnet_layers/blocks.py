@@ -10,7 +10,7 @@ from resnet_layers.arguments import (
     whole_number,
 )
 from resnet_layers.freezing import KeepsFrozen
-from resnet_layers.normalization import BatchNormalization
+from resnet_layers.normalization import BatchNormalization, norm_arguments
 from resnet_layers.parts import (
     PaddedConv2D,
     SqueezeExcitation,
@@ -69,11 +69,9 @@ class ResidualBlock(KeepsFrozen, tf.keras.Model):
         self.preactivation = true_or_false("preactivation", preactivation)
         self.drop_rate = number("drop_rate", drop_rate, at_least=0, below=1)
         self.zero_last_gamma = true_or_false("zero_last_gamma", zero_last_gamma)
-        self.norm_momentum = number(
-            "norm_momentum", norm_momentum, at_least=0, at_most=1
+        self.norm_momentum, self.norm_epsilon, self.synchronized = (
+            norm_arguments(norm_momentum, norm_epsilon, synchronized)
         )
-        self.norm_epsilon = number("norm_epsilon", norm_epsilon, at_least=0)
-        self.synchronized = true_or_false("synchronized", synchronized)
         if (
             self.strides > 1
             and self.first_dilation > 1

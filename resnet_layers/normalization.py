@@ -7,6 +7,25 @@ from resnet_layers.arguments import known_keywords, number, true_or_false
 FUSED_DTYPES = ("float32", "bfloat16", "float16")
 
 
+def norm_arguments(momentum, epsilon, synchronized, prefix="norm_"):
+    """Returns a batch norm's arguments as Python's own numbers.
+
+    Args:
+      momentum: weight of the old value in the moving statistics.
+      epsilon: added to the variance.
+      synchronized: compute batch statistics over all replicas.
+      prefix: what the caller's names of the first two begin with.
+
+    Raises:
+      ValueError: one has none of the values possible.
+    """
+    return (
+        number(f"{prefix}momentum", momentum, at_least=0, at_most=1),
+        number(f"{prefix}epsilon", epsilon, at_least=0),
+        true_or_false("synchronized", synchronized),
+    )
+
+
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class BatchNormalization(tf.keras.layers.BatchNormalization):
     """Keras's batch normalisation, run on TensorFlow's fused kernel.
@@ -38,10 +57,13 @@ class BatchNormalization(tf.keras.layers.BatchNormalization):
         self, momentum=0.9, epsilon=1e-5, synchronized=False, **kwargs
     ):
         known_keywords(type(self), kwargs)
+        momentum, epsilon, synchronized = norm_arguments(
+            momentum, epsilon, synchronized, prefix=""
+        )
         super().__init__(
-            momentum=number("momentum", momentum, at_least=0, at_most=1),
-            epsilon=number("epsilon", epsilon, at_least=0),
-            synchronized=true_or_false("synchronized", synchronized),
+            momentum=momentum,
+            epsilon=epsilon,
+            synchronized=synchronized,
             **kwargs,
         )
 

@@ -16,7 +16,7 @@ from resnet_layers.arguments import (
 )
 from resnet_layers.blocks import BasicBlock, BottleneckBlock, inner_filters
 from resnet_layers.freezing import KeepsFrozen
-from resnet_layers.normalization import BatchNormalization
+from resnet_layers.normalization import BatchNormalization, norm_arguments
 from resnet_layers.parts import PaddedConv2D
 
 BLOCKS = {"basic": BasicBlock, "bottleneck": BottleneckBlock}
@@ -79,11 +79,9 @@ class Stem(KeepsFrozen, tf.keras.Model):
             "filters", filters, at_least=_least_filters(kind)
         )
         self.preactivation = true_or_false("preactivation", preactivation)
-        self.norm_momentum = number(
-            "norm_momentum", norm_momentum, at_least=0, at_most=1
+        self.norm_momentum, self.norm_epsilon, self.synchronized = (
+            norm_arguments(norm_momentum, norm_epsilon, synchronized)
         )
-        self.norm_epsilon = number("norm_epsilon", norm_epsilon, at_least=0)
-        self.synchronized = true_or_false("synchronized", synchronized)
         row = STEMS[kind]
         self.reduction = _stem_reduction(kind)
         last = len(row["kernel_sizes"]) - 1
@@ -253,11 +251,9 @@ class ResNet(KeepsFrozen, tf.keras.Model):
             "stochastic_depth", stochastic_depth, at_least=0, below=1
         )
         self.preactivation = true_or_false("preactivation", preactivation)
-        self.norm_momentum = number(
-            "norm_momentum", norm_momentum, at_least=0, at_most=1
+        self.norm_momentum, self.norm_epsilon, self.synchronized = (
+            norm_arguments(norm_momentum, norm_epsilon, synchronized)
         )
-        self.norm_epsilon = number("norm_epsilon", norm_epsilon, at_least=0)
-        self.synchronized = true_or_false("synchronized", synchronized)
         true_or_false("trainable", trainable)
         if "base_width" in block_options:
             # The blocks would speak of filters.
