@@ -1,4 +1,4 @@
-"""Small splits, folders and files of pictures."""
+"""Small splits, folders and files of pictures, and what runs leave behind."""
 
 import io
 
@@ -75,6 +75,16 @@ def write_hand_signs(folder, train=12, test=6):
             file[f"{name}_set_x"] = pixels.astype("uint8")
             file[f"{name}_set_y"] = labels
             file["list_classes"] = np.arange(6)
+
+
+def read_checkpoint(workdir, step):
+    """Returns {key: array} of a run's model and optimizer."""
+    reader = tf.train.load_checkpoint(str(workdir / f"checkpoints/ckpt-{step}"))
+    return {
+        key: reader.get_tensor(key)
+        for key in reader.get_variable_to_shape_map()
+        if key.startswith(("model/", "optimizer/"))
+    }
 
 
 def encoded(pixels, file_format, **options):

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl.testing import flagsaver
-from samples import encoded, write_folder, write_hand_signs
+from samples import encoded, read_checkpoint, write_folder, write_hand_signs
 
 from train_loop import datasets, inputs, main, pipeline, settings
 
@@ -222,15 +222,6 @@ def test_picture_that_breaks_later_costs_no_work(folder, workdir, capsys):
     assert "17 pictures to train on" in printed.out
 
 
-def read_model(workdir, step):
-    reader = tf.train.load_checkpoint(str(workdir / f"checkpoints/ckpt-{step}"))
-    return {
-        key: reader.get_tensor(key)
-        for key in reader.get_variable_to_shape_map()
-        if key.startswith(("model/", "optimizer/"))
-    }
-
-
 @pytest.mark.parametrize("position", [25, 39])
 def test_what_is_saved_before_a_broken_picture_is_what_was_learned(
     tmp_path, position, capsys
@@ -265,7 +256,7 @@ def test_what_is_saved_before_a_broken_picture_is_what_was_learned(
     status, printed = run(f"--workdir={workdir}", capsys=capsys)
     assert status == 0
     assert f"from step {position // 2}" in printed.out
-    expected, values = read_model(alone, 25), read_model(workdir, 25)
+    expected, values = read_checkpoint(alone, 25), read_checkpoint(workdir, 25)
     for key, value in expected.items():
         np.testing.assert_array_equal(values[key], value, err_msg=key)
 

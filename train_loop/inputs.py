@@ -149,6 +149,11 @@ def splits_of(source):
     return {"train": source.train, "eval": source.evaluation}
 
 
+def with_splits(source, splits):
+    """Returns the source with these in place of what `splits_of` returns."""
+    return source._replace(train=splits["train"], evaluation=splits["eval"])
+
+
 def leave_out_broken(source, refused, workdir):
     """Returns the source without the pictures that cannot be decoded.
 
@@ -174,7 +179,7 @@ def without_broken(source, records):
         indices = [r["index"] for r in records if r["split"] == name]
         if indices:
             splits[name] = split.without(indices)
-    return source._replace(train=splits["train"], evaluation=splits["eval"])
+    return with_splits(source, splits)
 
 
 def left_out(source, records):
@@ -224,10 +229,13 @@ def find_broken(split, name):
     """Returns a record for each picture of a split that cannot be decoded."""
     records = []
     bar = loop.progress_bar(
-        split.num_examples, unit="picture", leave=False, delay=2.0
+        split.num_examples,
+        unit="picture",
+        description=f"looking through {name}",
+        leave=False,
+        delay=2.0,
     )
     with broken_named(split), bar:
-        bar.set_description(f"looking through {name}", refresh=False)
         for index, reason in inspection.broken_pictures(
             split.stored(), split.load, preprocessing.check_picture
         ):
@@ -242,10 +250,13 @@ def count_labels(split, name):
     """Returns {label: how many} of a split, however long it takes."""
     counts = {}
     bar = loop.progress_bar(
-        split.num_examples, unit="picture", leave=False, delay=2.0
+        split.num_examples,
+        unit="picture",
+        description=f"counting {name}",
+        leave=False,
+        delay=2.0,
     )
     with broken_named(split), bar:
-        bar.set_description(f"counting {name}", refresh=False)
         for counts in inspection.count_labels(split):
             bar.update(sum(counts.values()) - bar.n)
     return counts
@@ -265,7 +276,7 @@ def keep_near(source, workdir):
         with broken_named(split):
             keep = caching.CACHES[choice]
             splits[name] = keep(split, workdir / "cache" / name)
-    return source._replace(train=splits["train"], evaluation=splits["eval"])
+    return with_splits(source, splits)
 
 
 @contextlib.contextmanager
@@ -370,13 +381,20 @@ def evaluation_batches(source, split, strategy):
 def embed(source, model, strategy, workdir):
     """Returns the source with what a backbone makes of its pictures."""
     splits = splits_of(source)
+    backbone = backbone_hash(model)
     for name, split in splits.items():
         batches, steps = evaluation_batches(source, split, strategy)
-        bar = loop.progress_bar(steps, unit="batch", leave=False, delay=2.0)
-        bar.set_description(f"embedding {name}", refresh=False)
+        bar = loop.progress_bar(
+            steps,
+            unit="batch",
+            description=f"embedding {name}",
+            leave=False,
+            delay=2.0,
+        )
         with broken_named(split), bar:
+            kept = f"{name}-{fingerprint(split, backbone)}"
             splits[name] = embeddings.embedded(
-                workdir / "embeddings" / f"{name}-{fingerprint(split, model)}",
+                workdir / "embeddings" / kept,
                 split,
                 functools.partial(on_pictures(model.embed), training=False),
                 strategy,
@@ -384,23 +402,35 @@ def embed(source, model, strategy, workdir):
                 steps,
                 bar,
             )
-    return source._replace(
-        train=splits["train"], evaluation=splits["eval"], embedded=True
-    )
+    return with_splits(source, splits)._replace(embedded=True)
 
 
-def fingerprint(split, model):
-    """Returns a name for all that the embeddings of a split depend on."""
+def fingerprint(split, backbone):
+    """Returns a name for all that the embeddings of a split depend on.
+
+    Args:
+      split: see `splits.py`.
+      backbone: its `backbone_hash`.
+    """
     values = settings.of_the_run()
     text = json.dumps(
-        [split.fingerprint(), *(values.get(name) for name in OF_EMBEDDINGS)]
+        [
+            split.fingerprint(),
+            backbone,
+            *(values.get(name) for name in OF_EMBEDDINGS),
+        ]
     )
-    digest = hashlib.sha256(text.encode())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def backbone_hash(model):
+    """Returns a hash of all weights but the classifier's."""
+    digest = hashlib.sha256()
     of_head = {id(variable) for variable in model.head.variables}
     for variable in model.variables:
         if id(variable) not in of_head:
             digest.update(np.asarray(variable.value).tobytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def as_it_is(embedding, seed=None):

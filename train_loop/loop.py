@@ -135,13 +135,16 @@ def evaluate(trainer, batches, num_steps, bar):
     return trainer.results("eval")
 
 
-def progress_bar(total, initial=0, unit="step", leave=True, delay=0.0):
+def progress_bar(
+    total, initial=0, unit="step", description="", leave=True, delay=0.0
+):
     """Returns a progress bar with rate and time left, on standard error.
 
     Args:
       total: number of steps or batches altogether.
       initial: how many of them are done already.
       unit: what is counted.
+      description: what stands in front of it.
       leave: whether the bar stays after the last step.
       delay: seconds to wait before the bar is shown at all.
 
@@ -152,6 +155,7 @@ def progress_bar(total, initial=0, unit="step", leave=True, delay=0.0):
         total=total,
         initial=initial,
         unit=unit,
+        desc=description,
         leave=leave,
         delay=delay,
         dynamic_ncols=True,

@@ -159,9 +159,14 @@ class Piece:
         )
 
     @property
+    def length(self):
+        """How many records there are from the first to the last one."""
+        return self.count + len(self.left_out)
+
+    @property
     def span(self):
-        """Whether each record from the first to the last one is in it."""
-        kept = np.ones(self.count + len(self.left_out), bool)
+        """Whether each of these records is in it."""
+        kept = np.ones(self.length, bool)
         kept[np.array(self.left_out, np.int64) - self.first] = False
         return kept
 
@@ -213,19 +218,20 @@ class RecordSplit(_Split):
         skipped = start - tf.concat([[0], ends], axis=0)[first]
         paths = tf.constant([piece.path for piece in self.pieces])
         firsts = tf.constant([p.first for p in self.pieces], tf.int64)
-        spans = [piece.span for piece in self.pieces]
-        lengths = tf.constant([len(span) for span in spans], tf.int64)
-        kept = tf.constant(np.concatenate([[True], *spans])[1:])
+        lengths = tf.constant([p.length for p in self.pieces], tf.int64)
+        kept = None
+        if any(piece.left_out for piece in self.pieces):
+            kept = tf.constant(np.concatenate([p.span for p in self.pieces]))
+            begins = tf.cumsum(lengths, exclusive=True)
 
         def read_piece(number):
             records = tf.data.TFRecordDataset(
                 paths[number], buffer_size=READ_BUFFER_BYTES
             )
             records = records.skip(firsts[number]).take(lengths[number])
-            if any(piece.left_out for piece in self.pieces):
-                begin = tf.cumsum(lengths, exclusive=True)[number]
+            if kept is not None:
                 records = (
-                    records.enumerate(begin)
+                    records.enumerate(begins[number])
                     .filter(lambda place, _: kept[place])
                     .map(lambda _, record: record)
                 )
@@ -282,15 +288,9 @@ class RecordSplit(_Split):
         )
 
     def overlap(self, other):
-        own, theirs = (
-            {
-                (piece.path, number)
-                for piece in split.pieces
-                for number in piece.numbers.tolist()
-            }
-            for split in (self, other)
-        )
-        return len(own & theirs)
+        shared = {*self.files()} & {*other.files()}
+        own, theirs = self._numbers_in(shared), other._numbers_in(shared)
+        return sum(len(np.intersect1d(own[p], theirs[p])) for p in shared)
 
     def name(self, index):
         for piece in self.pieces:
@@ -298,6 +298,14 @@ class RecordSplit(_Split):
                 return self.namer(piece.path, int(piece.numbers[index]))
             index -= piece.count
         raise IndexError(index)
+
+    def _numbers_in(self, paths):
+        """Returns {path: numbers of the records that are taken there}."""
+        numbers = {path: [] for path in paths}
+        for piece in self.pieces:
+            if piece.path in numbers:
+                numbers[piece.path].append(piece.numbers)
+        return {path: np.concatenate(n) for path, n in numbers.items()}
 
     def _take(self, kept):
         pieces, offset = [], 0
