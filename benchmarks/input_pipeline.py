@@ -1,4 +1,4 @@
-"""Measures how fast pictures are read, beside other ways of reading them.
+"""Measures how fast images are read, beside other ways of reading them.
 
     python -m benchmarks.input_pipeline [--pictures=FOLDER] [--rounds=5]
 
@@ -9,7 +9,7 @@ take turns, and the numbers are the medians of all rounds.
 whole pipeline     what a run does on the host, order and seeds included
 and normalised     that, and what a run leaves to the device, on the CPU
 bare               decode_and_crop_jpeg and resize, nothing else
-decode, then crop  as with pictures that TFDS has decoded
+decode, then crop  as with images that TFDS has decoded
 Pillow             one picture after the other, in threads, torchvision's way
 """
 
@@ -18,6 +18,7 @@ import io
 import os
 import pathlib
 import statistics
+import sys
 import time
 
 import numpy as np
@@ -26,8 +27,12 @@ import tensorflow as tf
 from absl import app, flags
 from sklearn.datasets import load_sample_images
 
-from train_loop import augment, pipeline, preprocessing
-from train_loop.splits import IndexedSplit
+from resnet_layers import NORMALIZATIONS, Preprocessing
+from train_loop.classifier import normalize
+from train_loop.data import batches
+from train_loop.data.split import Split
+from train_loop.data.stores import MemoryStore
+from train_loop.data.transforms import Transforms, parse_operations
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -36,21 +41,28 @@ flags.DEFINE_string(
     "Folder with JPEGs, also in folders below. Default: 1,000 parts of "
     "scikit-learn's two photos, of the size that ImageNet's have.",
 )
-flags.DEFINE_integer("count", 1000, "How many pictures to take.")
+flags.DEFINE_integer("count", 1000, "How many images to take.")
 flags.DEFINE_integer("rounds", 5, "How often each way is measured.")
 
 SIZE = 224
+NORMALIZATION = NORMALIZATIONS["imagenet"]
 BATCH_SIZE = 64
 
 
-def read_pictures():
+def read_images():
     """Returns the bytes of the JPEGs to measure with."""
     if FLAGS.pictures:
-        paths = sorted(pathlib.Path(FLAGS.pictures).rglob("*.jp*g"))
-        pictures = [path.read_bytes() for path in paths]
+        paths = sorted(
+            path
+            for path in pathlib.Path(FLAGS.pictures).rglob("*")
+            if path.suffix.lower() in (".jpg", ".jpeg")
+        )
+        if not paths:
+            sys.exit(f"error: there is no JPEG file in {FLAGS.pictures}")
+        images = [path.read_bytes() for path in paths]
     else:
-        pictures = list(parts_of_photos())
-    return [pictures[i % len(pictures)] for i in range(FLAGS.count)]
+        images = list(parts_of_photos())
+    return [images[i % len(images)] for i in range(FLAGS.count)]
 
 
 def parts_of_photos():
@@ -69,24 +81,23 @@ def parts_of_photos():
         yield file.getvalue()
 
 
-def whole_pipeline(pictures):
+def whole_pipeline(images):
     """Returns an endless iterator over batches, made as a run makes them."""
-    split = IndexedSplit(
-        tf.constant(pictures), tf.zeros([len(pictures)], tf.int64)
+    labels = np.zeros(len(images), np.int64)
+    split = Split.of_all(MemoryStore(tf.constant(images), labels))
+    preprocessing = Preprocessing(NORMALIZATION, SIZE, 0.875, "bilinear")
+    transforms = Transforms(
+        preprocessing, parse_operations("random_resized_crop,flip")
     )
-
-    def prepare(encoded, seed):
-        image = preprocessing.random_resized_crop(encoded, SIZE, seed)
-        return preprocessing.to_bytes(augment.flip(image, seed))
-
-    return iter(pipeline.training_batches(split, prepare, BATCH_SIZE, 0, 0))
+    batching = batches.Batching(BATCH_SIZE)
+    return iter(batches.training_batches(split, transforms, batching))
 
 
-def and_normalized(pictures):
+def and_normalized(images):
     """Returns the same, with what the model gets."""
-    normalize = tf.function(preprocessing.normalize)
-    for images, _ in whole_pipeline(pictures):
-        yield normalize(images, "imagenet")
+    normalized = tf.function(normalize)
+    for batch, _ in whole_pipeline(images):
+        yield normalized(batch, NORMALIZATION)
 
 
 def window_of(shape):
@@ -102,7 +113,7 @@ def window_of(shape):
     return begin[0], begin[1], size[0], size[1]
 
 
-def bare(pictures):
+def bare(images):
     """Returns the same of decoding and resizing alone."""
 
     def prepare(encoded):
@@ -110,11 +121,11 @@ def bare(pictures):
         image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
         return tf.image.resize(image, [SIZE, SIZE])
 
-    return _batches(pictures, prepare)
+    return _batches(images, prepare)
 
 
-def decode_then_crop(pictures):
-    """Returns the same of whole pictures, cropped when they are decoded."""
+def decode_then_crop(images):
+    """Returns the same of whole images, cropped when they are decoded."""
 
     def prepare(encoded):
         image = tf.io.decode_jpeg(encoded, channels=3)
@@ -124,12 +135,12 @@ def decode_then_crop(pictures):
         image = tf.image.resize(image, [SIZE, SIZE])
         return tf.image.random_flip_left_right(image)
 
-    return _batches(pictures, prepare)
+    return _batches(images, prepare)
 
 
-def _batches(pictures, prepare):
+def _batches(images, prepare):
     return iter(
-        tf.data.Dataset.from_tensor_slices(pictures)
+        tf.data.Dataset.from_tensor_slices(images)
         .repeat()
         .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(BATCH_SIZE)
@@ -137,10 +148,10 @@ def _batches(pictures, prepare):
     )
 
 
-def pillow(pictures):
+def pillow(images):
     """Returns the same of Pillow and NumPy, in a thread per core."""
-    row = preprocessing.NORMALIZATIONS["imagenet"]
-    mean, stddev = np.float32(row.mean), np.float32(row.stddev)
+    mean = np.float32(NORMALIZATION.mean)
+    stddev = np.float32(NORMALIZATION.stddev)
     random = np.random.default_rng(0)
 
     def prepare(encoded, scale, ratio, x, y, flip):
@@ -158,19 +169,19 @@ def pillow(pictures):
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as executor:
         while True:
-            order = random.permutation(len(pictures))
+            order = random.permutation(len(images))
             for first in range(0, len(order) - BATCH_SIZE + 1, BATCH_SIZE):
                 chosen = order[first : first + BATCH_SIZE]
-                images = executor.map(
+                crops = executor.map(
                     prepare,
-                    [pictures[index] for index in chosen],
+                    [images[index] for index in chosen],
                     random.uniform(0.08, 1, BATCH_SIZE),
                     np.exp(random.uniform(-0.28, 0.28, BATCH_SIZE)),
                     random.uniform(size=BATCH_SIZE),
                     random.uniform(size=BATCH_SIZE),
                     random.uniform(size=BATCH_SIZE) < 0.5,
                 )
-                yield np.stack(list(images))
+                yield np.stack(list(crops))
 
 
 WAYS = {
@@ -183,18 +194,16 @@ WAYS = {
 
 
 def main(_):
-    pictures = read_pictures()
-    kilobytes = statistics.mean(map(len, pictures)) / 1000
-    print(
-        f"{len(pictures)} JPEGs of {kilobytes:.0f} kB, {os.cpu_count()} cores"
-    )
-    steps = -(-len(pictures) // BATCH_SIZE)
+    images = read_images()
+    kilobytes = statistics.mean(map(len, images)) / 1000
+    print(f"{len(images)} JPEGs of {kilobytes:.0f} kB, {os.cpu_count()} cores")
+    steps = -(-len(images) // BATCH_SIZE)
     rates = {name: [] for name in WAYS}
     for number in range(FLAGS.rounds):
         for name, make in WAYS.items():
             # Made anew each time: a data set goes on reading ahead while
             # another one is measured.
-            batches = make(pictures)
+            batches = make(images)
             for _ in range(3):
                 next(batches)
             began = time.perf_counter()
@@ -208,7 +217,7 @@ def main(_):
     for name, values in rates.items():
         rate = statistics.median(values)
         print(
-            f"{name:18} {rate:6.0f} pictures/s; the whole pipeline is "
+            f"{name:18} {rate:6.0f} images/s; the whole pipeline is "
             f"{own / rate:.2f} times as fast"
         )
 

@@ -18,8 +18,8 @@ import tensorflow as tf
 from absl import app, flags
 
 from resnet_layers import VARIANTS, BatchNormalization, ResNet
-from train_loop.optimizers import MomentumSGD
-from train_loop.trainer import Trainer
+from train_loop.training.optimizers import MomentumSGD
+from train_loop.training.trainer import Trainer
 
 FLAGS = flags.FLAGS
 

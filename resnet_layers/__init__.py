@@ -12,20 +12,25 @@ from resnet_layers.parts import (
 )
 from resnet_layers.resnet import VARIANTS, ResNet, Stem
 from resnet_layers.weights import (
+    NORMALIZATIONS,
+    Normalization,
     Preprocessing,
     WeightsError,
     find_weights,
     load_weights,
+    read_preprocessing,
     save_safetensors,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "NORMALIZATIONS",
     "VARIANTS",
     "BasicBlock",
     "BatchNormalization",
     "BottleneckBlock",
+    "Normalization",
     "PaddedConv2D",
     "Preprocessing",
     "ResNet",
@@ -35,5 +40,6 @@ __all__ = [
     "WeightsError",
     "find_weights",
     "load_weights",
+    "read_preprocessing",
     "save_safetensors",
 ]

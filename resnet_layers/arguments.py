@@ -1,4 +1,4 @@
-"""This file answers: is an argument one that its constructor takes?"""
+"""The values that a constructor takes, and the refusal of all others."""
 
 import functools
 import inspect

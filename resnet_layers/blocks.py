@@ -1,4 +1,4 @@
-"""This file answers: what is a residual block made of?"""
+"""The two residual blocks, and what they are made of."""
 
 import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""This file answers: how does a layer's config keep which parts are frozen?"""
+"""The part of a layer's config that tells which layers are frozen."""
 
 
 class KeepsFrozen:

@@ -1,4 +1,4 @@
-"""This file answers: how is a batch normalised, and how fast?"""
+"""Batch normalisation, on the fused kernel wherever that can take it."""
 
 import tensorflow as tf
 

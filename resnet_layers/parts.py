@@ -1,4 +1,4 @@
-"""This file answers: which small layers do blocks need that Keras lacks?"""
+"""The small layers that blocks need and Keras lacks."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""This file answers: which ResNets are there, and how are they put together?"""
+"""The ResNets that there are, and how they are put together."""
 
 from functools import partial
 

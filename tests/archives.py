@@ -1,19 +1,11 @@
-"""Small archives in the layout of the real data sets' own.
-
-Run as a program, it is `train_loop.main` on a machine where the archives of
-Oxford-IIIT Pet are the ones that the test made:
-
-    python tests/archives.py MANUAL_DIR [FLAG ...]
-"""
+"""Small archives in the layout of the real data sets' own."""
 
 import io
-import pathlib
-import runpy
-import sys
 import tarfile
 
 import numpy as np
 import PIL.Image
+import tensorflow_datasets as tfds
 
 BREEDS = ("Abyssinian", "beagle", "Persian")
 
@@ -87,19 +79,16 @@ def write_imagenet(directory, train=3, validation=5):
     )
 
 
-def expect_archives(directory):
-    """Lets TFDS expect these archives in place of upstream's."""
-    import tensorflow_datasets as tfds
+def expect_archives(directory, set_attribute):
+    """Lets TFDS expect these archives in place of upstream's.
 
+    Args:
+      directory: that they are in.
+      set_attribute: pytest's `monkeypatch.setattr`.
+    """
     builder = tfds.builder_cls("oxford_iiit_pet")
-    builder.url_infos = {
+    url_infos = {
         url: tfds.download.checksums.compute_url_info(directory / info.filename)
         for url, info in builder.url_infos.items()
     }
-
-
-if __name__ == "__main__":
-    manual_dir = pathlib.Path(sys.argv.pop(1))
-    expect_archives(manual_dir)
-    sys.argv.append(f"--manual_dir={manual_dir}")
-    runpy.run_module("train_loop.main", run_name="__main__", alter_sys=True)
+    set_attribute(builder, "url_infos", url_infos)

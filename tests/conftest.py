@@ -2,18 +2,22 @@
 
 import functools
 import gc
-import os
 import random
+from typing import NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from train_loop import environment
+
+environment.prepare()
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl.testing import flagsaver
 from keras.src.backend.common import global_state
 
-from resnet_layers import VARIANTS
-from train_loop.strategies import mirrored, split_cpu
+from resnet_layers import VARIANTS, ResNet
+from train_loop import main
+from train_loop.training.strategies import mirrored, split_cpu
 
 split_cpu(2)
 tf.random.set_seed(7)
@@ -35,6 +39,41 @@ def seed():
     """
     random.seed(7)
     np.random.seed(7)
+
+
+@pytest.fixture
+def small_net(monkeypatch):
+    """Makes `resnet_tiny` tinier: to trace it is most of a short run."""
+    small = functools.partial(
+        ResNet, block="basic", stage_sizes=(1,), width=8, stem="small"
+    )
+    monkeypatch.setitem(VARIANTS, "resnet_tiny", small)
+
+
+@pytest.fixture
+def run(capsys):
+    """Returns a function that runs the program in this process.
+
+    It takes arguments of the command line, and returns the exit status, what
+    was printed, and what went to standard error.
+    """
+
+    def run_here(*arguments):
+        capsys.readouterr()
+        with flagsaver.flagsaver():
+            main.FLAGS.unparse_flags()
+            status = main.main(main.parse(["main", *map(str, arguments)]))
+        return Ended(status, *capsys.readouterr())
+
+    return run_here
+
+
+class Ended(NamedTuple):
+    """How a program ended."""
+
+    status: int
+    out: str
+    err: str
 
 
 @pytest.fixture(scope="session")

@@ -1,33 +1,35 @@
-"""Small splits, folders and files of pictures, and what runs leave behind."""
+"""Small splits, folders and files of images, and what runs leave behind."""
 
 import io
+import json
 
 import h5py
 import numpy as np
 import PIL.Image
 import tensorflow as tf
 
-from train_loop.splits import IndexedSplit, Piece, RecordSplit
+from train_loop.data.split import Split
+from train_loop.data.stores import MemoryStore, RecordStore
 
 
 def indexed(count, **options):
-    """Returns examples whose picture is their number as text."""
+    """Returns examples whose image is their number as text."""
     numbers = np.arange(count)
-    return IndexedSplit(
-        tf.constant(numbers.astype(str)), tf.constant(numbers), **options
-    )
+    images = tf.constant(numbers.astype(str))
+    return Split.of_all(MemoryStore(images, numbers, **options))
 
 
 def records(count, folder):
     """Returns the same examples, in windows of 7, from files of 5."""
-    pieces = []
+    files, counts = [], []
     for first in range(0, count, 5):
         path = str(folder / f"{first}.tfrecord")
         numbers = range(first, min(first + 5, count))
         with tf.io.TFRecordWriter(path) as writer:
             for number in numbers:
                 writer.write(str(number).encode())
-        pieces.append(Piece(path, 0, len(numbers)))
+        files.append(path)
+        counts.append(len(numbers))
 
     def parse(record):
         return {
@@ -35,15 +37,22 @@ def records(count, folder):
             "label": tf.strings.to_number(record, tf.int64),
         }
 
-    return SmallWindows(pieces, parse, 100)
+    return Split.of_all(SmallWindows(files, counts, parse, 100 / count))
 
 
-class SmallWindows(RecordSplit):
+class SmallWindows(RecordStore):
     window = 7
 
 
+# Name -> folder to write to -> the numbers from 0 to 22, as examples.
+SPLITS = {
+    "memory": lambda folder: indexed(23),
+    "records": lambda folder: records(23, folder),
+}
+
+
 def write_folder(root, counts, file_format="jpeg"):
-    """Writes pictures of one colour per class.
+    """Writes images of one colour per class.
 
     Args:
       root: folder.
@@ -77,6 +86,41 @@ def write_hand_signs(folder, train=12, test=6):
             file["list_classes"] = np.arange(6)
 
 
+def read_all(split):
+    """Returns [(bytes of the file, label)] in the order they are stored."""
+    examples = [
+        (split.load(example["image"]).numpy(), int(example["label"]))
+        for example in split.stored()
+    ]
+    assert len(examples) == split.num_examples
+    return examples
+
+
+def broken_files():
+    """Returns {name: bytes} of files that are no image, or a damaged one."""
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), "uint8")
+    jpeg, png = encoded(pixels, "jpeg"), encoded(pixels, "png")
+    return {
+        "truncated.jpg": jpeg[:-500],
+        "truncated.png": png[:-500],
+        "corrupt.jpg": jpeg[:4] + jpeg[40:],
+        "text.jpg": b"not an image at all",
+        "text.gif": b"nor this",
+        "short.png": b"\x89PNG",
+        "empty.jpg": b"",
+    }
+
+
+def read_metrics(workdir):
+    """Returns the records of a run, without what depends on the clock."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        record.pop("images_per_second", None)
+        record.pop("input_wait", None)
+    return records
+
+
 def read_checkpoint(workdir, step):
     """Returns {key: array} of a run's model and optimizer."""
     reader = tf.train.load_checkpoint(str(workdir / f"checkpoints/ckpt-{step}"))
@@ -87,8 +131,16 @@ def read_checkpoint(workdir, step):
     }
 
 
+def smooth_pixels(height=60, width=90, channels=3):
+    """Returns a smooth uint8 image that differs everywhere."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / 9 + c) + np.cos(y / 7 - c) for c in range(channels)]
+    return np.uint8(np.stack(waves, -1) * 60 + 125)
+
+
 def encoded(pixels, file_format, **options):
-    """Returns the bytes of a picture's file."""
+    """Returns the bytes of an image's file."""
     file = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(file, file_format, **options)
+    image = PIL.Image.fromarray(pixels.squeeze())
+    image.save(file, file_format, **options)
     return file.getvalue()

@@ -1,19 +1,44 @@
-"""What README, the recipes and the picture of the design promise."""
+"""What README, the layout and the picture of the design promise."""
 
 import ast
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
-from absl import flags
+import tensorflow_datasets as tfds
+from archives import expect_archives, write_pets
+from samples import write_folder
 
 from resnet_layers import VARIANTS, save_safetensors
-from train_loop import settings
-from train_loop.recipes import RECIPES
+from train_loop import run as run_module
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PARTS = sorted((ROOT / "train_loop").glob("[!_]*.py"))
+FILES = sorted(
+    path
+    for package in ("resnet_layers", "train_loop")
+    for path in (ROOT / package).rglob("*.py")
+)
+# From the top down. Who stands on a line may import from those below it, and
+# wings of the same line do not know of each other.
+LAYERS = (
+    ("main",),
+    ("modes",),
+    ("run",),
+    ("assembly",),
+    ("settling",),
+    ("recipes",),
+    ("settings",),
+    ("classifier",),
+    ("data", "training", "evaluation"),
+    ("workdir", "bounds", "progress", "environment"),
+    ("errors",),
+)
+LAYER_OF = {
+    name: number for number, names in enumerate(LAYERS) for name in names
+}
 
 
 def imported_modules(path):
@@ -27,49 +52,78 @@ def imported_modules(path):
     return names
 
 
-# What knows the flags, and puts the parts together as they say.
-HUBS = ("main", "inputs", "settings")
-# Parts that others are made of.
-COMMON = {
-    "caching": ("train_loop.splits",),
-    "datasets": ("train_loop.splits", "train_loop.tfds_source"),
-    "embeddings": ("train_loop.splits",),
-    "tfds_source": ("train_loop.splits",),
-}
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("path", PARTS, ids=lambda path: path.name)
-def test_parts_meet_in_the_hubs_only(path):
-    if path.stem in HUBS:
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imports_of(path):
+    """Returns the project's modules that a file imports."""
+    found = set()
+    for name in imported_modules(path):
+        while name and name not in MODULES:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {"", module_name(path)}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_downward(name):
+    if name == "train_loop":
         return
-    own = {n for n in imported_modules(path) if n.startswith("train_loop")}
-    common = ("train_loop.UserError", *COMMON.get(path.stem, ()))
-    assert all(name.startswith(common) for name in own)
-    assert not any(n.startswith("absl") for n in imported_modules(path))
+    for other in imports_of(MODULES[name]):
+        if name.startswith("resnet_layers"):
+            assert other.startswith("resnet_layers"), other
+        elif other.startswith("train_loop."):
+            own, its = name.split(".")[1], other.split(".")[1]
+            assert own == its or LAYER_OF[own] < LAYER_OF[its], other
+        elif other == "train_loop":
+            # Only its submodules have names.
+            assert name == "train_loop", other
 
 
-def test_library_does_not_know_the_loop():
-    for path in (ROOT / "resnet_layers").glob("*.py"):
-        names = imported_modules(path)
-        assert not any(n.startswith(("train_loop", "absl")) for n in names)
+def test_there_are_no_circles():
+    seen, path = set(), []
+
+    def visit(name):
+        assert name not in path, [*path, name]
+        if name in seen:
+            return
+        seen.add(name)
+        path.append(name)
+        for other in imports_of(MODULES[name]):
+            # A package's face gathers what stands in it.
+            if other not in ("train_loop", "resnet_layers"):
+                visit(other)
+        path.pop()
+
+    for name in MODULES:
+        visit(name)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_name_flags_that_exist(name):
-    assert set(RECIPES[name].flags) <= set(flags.FLAGS)
-    assert set(RECIPES["imagenet2012"].flags) <= set(RECIPES[name].flags)
+def test_only_the_command_line_knows_flags():
+    for name, path in MODULES.items():
+        uses = any(n.startswith("absl") for n in imported_modules(path))
+        assert uses == (name == "train_loop.main"), name
 
 
-def test_every_flag_that_follows_the_recipe_is_in_every_recipe():
-    for flag in flags.FLAGS.get_key_flags_for_module(settings):
-        if flag.help.endswith("Default: the recipe's."):
-            for recipe in RECIPES.values():
-                assert flag.name in recipe.flags
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_files_say_what_they_are(path):
+    first = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+    assert first.endswith(".")
+    assert not first.startswith("This ")
 
 
-def test_readme_code_runs(tmp_path, monkeypatch):
+def readme_code():
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_readme_code_of_the_layers_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    own_model, weights = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    own_model, weights = (c for c in readme_code() if "train_loop" not in c)
     namespace = {}
     exec(own_model, namespace)
     assert namespace["logits"].shape == (1, 37)
@@ -82,12 +136,76 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     assert (tmp_path / "pets.safetensors").exists()
 
 
+def test_readme_code_of_runs_runs(tmp_path, monkeypatch, small_net, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos", {"cat": 10, "dog": 10})
+    (tmp_path / "photos/cat/0.jpeg").rename(tmp_path / "cat.jpg")
+    train, classify = (c for c in readme_code() if "train_loop" in c)
+    assert len([line for line in train.splitlines() if line]) <= 4
+    monkeypatch.setattr(
+        run_module.Run, "create", create_small(run_module.Run.create)
+    )
+    namespace = {}
+    exec(train, namespace)
+    exec(classify, namespace)
+    [answer] = namespace["answers"]
+    assert {name for name, _ in answer} == {"cat", "dog"}
+
+
+def create_small(create):
+    """Returns `Run.create` for a net and images that take no time."""
+
+    def create_run(settings):
+        small = run_module.Settings(
+            model="resnet_tiny", image_size=8, epochs=1, batch_size=4
+        )
+        return create(small.over(settings))
+
+    return create_run
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_readme_counts_parameters_right(name, count_parameters):
     [count] = re.findall(rf"\| `{name}` \| \w+ \| ([\d,]+) \|", README)
     assert int(count.replace(",", "")) == count_parameters(name)
 
 
-def test_readme_names_every_file():
-    for path in [*PARTS, *(ROOT / "resnet_layers").glob("[!_]*.py")]:
-        assert f"  {path.name} " in README
+def test_readme_draws_the_layout_as_it_is():
+    """Every file by its name, below its folder, and no other."""
+    [_, drawing] = README.split("## Layout\n")
+    drawing = drawing.split("```")[1]
+    drawn, folders = set(), []
+    for line in drawing.strip().splitlines():
+        entry = re.match(r"( *)([\w./]+)", line)
+        depth = len(entry[1]) // 2
+        folders[depth:] = [entry[2].rstrip("/")]
+        if entry[2].endswith(".py"):
+            drawn.add("/".join(folders))
+    files = {
+        str(path.relative_to(ROOT))
+        for path in FILES
+        if path.name != "__init__.py"
+    }
+    assert drawn == files
+
+
+@pytest.mark.slow
+def test_segmentation_example_runs(tmp_path, monkeypatch):
+    write_pets(tmp_path)
+    expect_archives(tmp_path, monkeypatch.setattr)
+    config = tfds.download.DownloadConfig(manual_dir=str(tmp_path))
+    builder = tfds.builder("oxford_iiit_pet", data_dir=tmp_path)
+    builder.download_and_prepare(download_config=config)
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "examples.segmentation"),
+            *(f"--data_dir={tmp_path}", "--steps=2"),
+            *("--batch_size=2", "--image_size=64"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "step 2/2  loss" in ended.stdout

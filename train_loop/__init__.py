@@ -1,34 +1,22 @@
 """Trains and evaluates the models of `resnet_layers`.
 
-python -m train_loop.main --help
+On the command line:
+
+    python -m train_loop.main --help
+
+In Python:
+
+    from train_loop import Run, Settings, load_classifier
 """
 
-import os
+# ruff: noqa: E402
+from train_loop import environment
 
+# Before anything imports TensorFlow.
+environment.prepare()
 
-class UserError(Exception):
-    """A mistake that whoever started the program can mend.
+from train_loop.errors import UserError
+from train_loop.run import Run, load_classifier
+from train_loop.settings import Settings
 
-    Its text says in one line what was given, what would have been accepted
-    and what to do next. `main` prints it and exits with status 1.
-    """
-
-
-def _import_tensorflow_quietly():
-    """Imports TensorFlow without the lines that its C++ code prints.
-
-    It prints them before it reads the level that is to hide them. What goes
-    wrong arrives as a Python exception all the same.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    standard_error = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        import tensorflow  # noqa: F401
-    finally:
-        os.dup2(standard_error, 2)
-        os.close(standard_error)
-
-
-_import_tensorflow_quietly()
+__all__ = ["Run", "Settings", "UserError", "load_classifier"]

@@ -1,0 +1,28 @@
+"""Weights of others and of our own: found, read into models, written again."""
+
+from resnet_layers.weights.assign import (
+    Loaded,
+    load_weights,
+    save_safetensors,
+)
+from resnet_layers.weights.names import WeightsError
+from resnet_layers.weights.preprocessing import (
+    NORMALIZATIONS,
+    Normalization,
+    Preprocessing,
+    read_preprocessing,
+)
+from resnet_layers.weights.sources import IMAGENET_FILES, find_weights
+
+__all__ = [
+    "IMAGENET_FILES",
+    "NORMALIZATIONS",
+    "Loaded",
+    "Normalization",
+    "Preprocessing",
+    "WeightsError",
+    "find_weights",
+    "load_weights",
+    "read_preprocessing",
+    "save_safetensors",
+]

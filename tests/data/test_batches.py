@@ -1,0 +1,264 @@
+"""Order, resumption and exactness of the batches."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from samples import SPLITS, records
+
+from train_loop.data.batches import (
+    Batching,
+    evaluation_batches,
+    num_evaluation_steps,
+    shuffled_examples,
+    training_batches,
+)
+from train_loop.data.split import Split
+from train_loop.data.stores import MemoryStore
+
+
+@pytest.fixture(params=SPLITS)
+def split(request, tmp_path):
+    return SPLITS[request.param](tmp_path)
+
+
+class Numbers:
+    """Transforms of numbers as text; in training they get a random part."""
+
+    def train(self, encoded, seed):
+        return self.evaluate(encoded) + tf.random.stateless_uniform([], seed)
+
+    def evaluate(self, encoded):
+        return tf.reshape(tf.strings.to_number(encoded), [1])
+
+    def finish(self, images, labels, seed):
+        return images, labels
+
+
+class Raised(Numbers):
+    """Adds a random number to a whole batch."""
+
+    def finish(self, images, labels, seed):
+        return images + tf.random.stateless_uniform([], seed), labels
+
+
+class Reversed(Numbers):
+    def finish(self, images, labels, seed):
+        return images + tf.reverse(images, [0]), labels
+
+
+def pipelines(count):
+    """Returns what each of several machines with a replica reads."""
+    return [tf.distribute.InputContext(count, i, count) for i in range(count)]
+
+
+def take(
+    split, count, batch_size=5, seed=0, step=0, transforms=None, **options
+):
+    context = options.pop("context", tf.distribute.InputContext())
+    batches = training_batches(
+        split,
+        transforms or Numbers(),
+        Batching(batch_size, seed, **options),
+        step,
+        context,
+    )
+    batches = list(batches.take(count).as_numpy_iterator())
+    return [np.concatenate(part) for part in zip(*batches, strict=True)]
+
+
+def test_every_epoch_holds_every_example_once(split):
+    _, labels = take(split, 23, batch_size=5)
+    for epoch in range(5):
+        assert sorted(labels[epoch * 23 : (epoch + 1) * 23]) == list(range(23))
+    orders = {tuple(labels[e * 23 : (e + 1) * 23]) for e in range(5)}
+    assert len(orders) == 5
+
+
+def test_images_and_labels_belong_together(split):
+    images, labels = take(split, 10)
+    np.testing.assert_array_equal(np.floor(images[:, 0]), labels)
+
+
+def test_batches_depend_on_seed_and_step_alone(split):
+    images, labels = take(split, 16)
+    for step in (1, 4, 5, 9, 14):
+        later_images, later_labels = take(split, 16 - step, step=step)
+        np.testing.assert_array_equal(later_labels, labels[step * 5 :])
+        np.testing.assert_array_equal(later_images, images[step * 5 :])
+
+
+def test_batches_do_not_depend_on_the_seed_of_the_process(split):
+    images, _ = take(split, 10)
+    for seed in (0, 5):
+        tf.keras.utils.set_random_seed(seed)
+        np.testing.assert_array_equal(take(split, 10)[0], images)
+
+
+def test_another_seed_gives_other_batches(split):
+    images, labels = take(split, 5)
+    other_images, other_labels = take(split, 5, seed=1)
+    assert np.any(labels != other_labels)
+    fractions, other_fractions = images % 1, other_images % 1
+    assert not np.any(np.isin(fractions, other_fractions))
+
+
+@pytest.mark.parametrize("transforms", [Reversed(), Raised()])
+def test_replicas_share_what_one_device_would_take(split, transforms):
+    context = tf.distribute.InputContext(1, 0, num_replicas_in_sync=2)
+    options = {"step": 2, "transforms": transforms}
+    halves = take(split, 8, 6, context=context, **options)
+    whole = take(split, 4, 6, **options)
+    for half, one in zip(halves, whole, strict=True):
+        np.testing.assert_array_equal(half, one)
+
+
+@pytest.mark.parametrize(
+    ("global_batch_size", "replicas"),
+    [(6, 1), (23, 1), (100, 1), (2, 2), (6, 2), (46, 2)],
+)
+def test_evaluation_counts_every_example_once(
+    split, global_batch_size, replicas
+):
+    context = tf.distribute.InputContext(1, 0, replicas)
+    batches = list(
+        evaluation_batches(
+            split, Numbers(), global_batch_size, context
+        ).as_numpy_iterator()
+    )
+    steps = num_evaluation_steps(split, global_batch_size, context)
+    assert len(batches) == steps * replicas
+    images, labels, weights = map(np.concatenate, zip(*batches, strict=True))
+    assert len(weights) % global_batch_size == 0
+    assert len(weights) - 23 < global_batch_size
+    np.testing.assert_array_equal(labels[weights == 1], range(23))
+    np.testing.assert_array_equal(images[weights == 1, 0], range(23))
+    assert set(weights) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_read_disjoint_parts_that_are_the_whole(split, workers):
+    sizes = np.diff([23 * i // workers for i in range(workers + 1)])
+    # An epoch of its part, in batches of one per worker, and no more.
+    parts = [
+        set(take(split, size, workers, context=context)[1])
+        for size, context in zip(sizes, pipelines(workers), strict=True)
+    ]
+    assert sum(map(len, parts)) == 23
+    assert set().union(*parts) == set(range(23))
+    evaluated, lengths = [], set()
+    for context in pipelines(workers):
+        batches = list(
+            evaluation_batches(split, Numbers(), 2 * workers, context)
+        )
+        lengths.add(len(batches))
+        for _, labels, weights in batches:
+            evaluated += labels.numpy()[weights.numpy() == 1].tolist()
+    assert sorted(evaluated) == list(range(23))
+    assert lengths == {num_evaluation_steps(split, 2 * workers, context)}
+
+
+def test_workers_augment_in_ways_of_their_own(split):
+    fractions = [
+        set(take(split, 10, 2, context=context)[0].ravel() % 1)
+        for context in pipelines(2)
+    ]
+    assert not fractions[0] & fractions[1]
+
+
+def test_repeated_images_differ_and_resume(split):
+    images, labels = take(split, 12, repeats=3)
+    rows = labels[: len(labels) // 3 * 3].reshape(-1, 3)
+    assert np.all(rows == rows[:, :1])
+    assert len(np.unique(images % 1)) == len(images)
+    assert len(set(rows[:20, 0])) == 20
+    for step in (1, 4, 7):
+        later = take(split, 12 - step, step=step, repeats=3)
+        np.testing.assert_array_equal(later[0], images[step * 5 :])
+        np.testing.assert_array_equal(later[1], labels[step * 5 :])
+
+
+def test_mixing_follows_seed_and_position(split):
+    plain, _ = take(split, 8)
+    mixed, _ = take(split, 8, transforms=Raised())
+    added = (mixed - plain).reshape(8, 5)
+    np.testing.assert_allclose(added, added[:, :1] + np.zeros(5), atol=1e-5)
+    assert len(np.unique(added[:, 0].round(4))) == 8
+    later, _ = take(split, 3, step=5, transforms=Raised())
+    np.testing.assert_array_equal(later, mixed[25:])
+
+
+def test_resuming_does_not_read_what_was_there_before():
+    """The millionth step of many examples comes at once."""
+    read = []
+
+    def load(image):
+        tf.py_function(lambda: read.append(1), [], [])
+        return image
+
+    numbers = np.arange(100_000)
+    store = MemoryStore(
+        tf.strings.as_string(tf.constant(numbers)), numbers, loader=load
+    )
+    _, labels = take(Split.of_all(store), 2, step=1_000_003)
+    assert len(set(labels)) == 10
+    assert len(read) < 1000
+
+
+def test_resuming_does_not_parse_the_windows_before(tmp_path):
+    split, parsed = records(230, tmp_path), []
+
+    def parse(record):
+        example = split.store.parse(record)
+        tf.py_function(lambda: parsed.append(1), [], [])
+        return example
+
+    store = dataclasses.replace(split.store, parse=parse)
+    examples = shuffled_examples(Split.of_all(store), seed=0, start=200)
+    [first] = examples.take(1)
+    [expected] = shuffled_examples(split, seed=0, start=0).skip(200).take(1)
+    assert int(first["label"]) == int(expected["label"])
+    assert int(first["position"]) == 200
+    # Of the 28 windows before, none.
+    assert 7 <= len(parsed) <= 3 * 7
+
+
+# A dispatcher and two workers, in a process of their own: stopped in ours,
+# they may wait for each other for ever.
+DATA_SERVICE = """
+import tensorflow as tf
+service = tf.data.experimental.service
+dispatcher = service.DispatchServer()
+address = dispatcher.target.partition("://")[2]
+config = service.WorkerConfig(dispatcher_address=address)
+workers = [service.WorkerServer(config) for _ in range(2)]
+print(dispatcher.target, flush=True)
+dispatcher.join()
+"""
+
+
+@pytest.fixture
+def data_service():
+    process = subprocess.Popen(
+        [sys.executable, "-c", DATA_SERVICE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    yield process.stdout.readline().strip()
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.slow
+def test_data_service_hands_out_every_example_once_an_epoch(
+    tmp_path, data_service
+):
+    split = records(23, tmp_path)
+    _, labels = take(split, 23 * 3, 4, data_service=data_service)
+    counts = np.bincount(labels, minlength=23)
+    # Windows come in any order, so that an epoch or two may overlap.
+    assert abs(counts - 12).max() <= 4

@@ -1,0 +1,202 @@
+"""Copies of splits: the same examples, names and orders, from elsewhere."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from samples import encoded, indexed, records, write_folder
+
+from train_loop.data import cache
+from train_loop.data.batches import (
+    Batching,
+    evaluation_batches,
+    shuffled_examples,
+    training_batches,
+)
+from train_loop.data.folder import open_folder
+from train_loop.data.transforms import Untransformed
+
+
+def shuffle(split):
+    return split.take(np.random.default_rng(0).permutation(split.num_examples))
+
+
+# Name -> folder to write to -> a split.
+SPLITS = {
+    "memory in windows": lambda folder: indexed(23, window=5),
+    "part of memory": lambda folder: shuffle(
+        indexed(30).without([0, 4, 5, 29])
+    ),
+    "records with gaps": lambda folder: records(30, folder).without(
+        [0, 4, 7, 11, 12, 13, 29]
+    ),
+    "shuffled records": lambda folder: shuffle(records(23, folder)),
+    "two parts of records": lambda folder: (
+        records(30, folder).slice(18, 30).plus(records(30, folder).slice(0, 9))
+    ),
+}
+
+
+@pytest.fixture(params=SPLITS)
+def split(request, tmp_path):
+    return SPLITS[request.param](tmp_path)
+
+
+def numbers(dataset):
+    return [int(number) for number in dataset.as_numpy_iterator()]
+
+
+def stored(split):
+    return numbers(split.stored().map(lambda e: split.load(e["image"])))
+
+
+def epochs(split):
+    """Returns the order of two epochs, from the middle of the first one."""
+    examples = shuffled_examples(split, seed=1, start=9)
+    images = examples.map(lambda example: split.load(example["image"]))
+    return numbers(images.take(2 * split.num_examples))
+
+
+def test_orders_are_the_same_for_every_cache(split, tmp_path):
+    kept = [keep(split, tmp_path / "cache") for keep in cache.CACHES.values()]
+    orders = [epochs(each) for each in kept]
+    assert orders[0] != sorted(orders[0])
+    assert orders[1:] == [orders[0]] * (len(kept) - 1)
+
+
+def batches_of_a_worker(split):
+    context = tf.distribute.InputContext(2, 1, 2)
+    parts = [
+        training_batches(
+            split, Untransformed(), Batching(4, 3), 2, context
+        ).take(15),
+        evaluation_batches(split, Untransformed(), 4, context),
+    ]
+    return [
+        [tensor.numpy().tolist() for tensor in batch]
+        for part in parts
+        for batch in part
+    ]
+
+
+@pytest.mark.parametrize("kind", ["memory in windows", "records with gaps"])
+def test_batches_of_a_worker_are_the_same_for_every_cache(kind, tmp_path):
+    split = SPLITS[kind](tmp_path)
+    expected, *others = (
+        batches_of_a_worker(keep(split, tmp_path / "cache"))
+        for keep in cache.CACHES.values()
+    )
+    assert others == [expected] * 2
+
+
+@pytest.mark.parametrize("name", cache.CACHES)
+@pytest.mark.parametrize("kind", ["part of memory", "records with gaps"])
+def test_caches_hold_the_same_under_the_same_names(kind, name, tmp_path):
+    split = SPLITS[kind](tmp_path)
+    path = tmp_path / "run" / "cache"
+    names = [split.store.name(number) for number in split.indices]
+    for _ in range(2):
+        kept = cache.CACHES[name](split, path)
+        assert stored(kept) == stored(split)
+        assert [kept.store.name(number) for number in kept.indices] == names
+        assert kept.num_examples == split.num_examples
+        assert kept.num_bytes == pytest.approx(split.num_bytes, abs=1)
+    assert path.is_dir() == (name == "disk")
+
+
+def counting(split, loads):
+    """Returns the split; `loads` grows with each image that is loaded."""
+
+    def load(image):
+        def note(image):
+            loads.append(image.numpy())
+            return image
+
+        return tf.ensure_shape(tf.py_function(note, [image], tf.string), [])
+
+    return indexed(split.num_examples, loader=load)
+
+
+def test_cache_on_disk_is_read_instead_of_the_files(tmp_path):
+    loads = []
+    split = counting(indexed(23), loads)
+    kept = cache.on_disk(split, tmp_path / "cache")
+    assert len(loads) == 23
+    again = cache.on_disk(split, tmp_path / "cache")
+    assert stored(kept) == stored(again) == list(range(23))
+    assert len(loads) == 23
+
+
+def test_cache_on_disk_is_complete_or_not_there(tmp_path):
+    def load(image):
+        number = tf.strings.to_number(image)
+        with tf.control_dependencies([tf.debugging.assert_less(number, 9.0)]):
+            return tf.identity(image)
+
+    folder = tmp_path / "cache"
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        cache.on_disk(indexed(23, loader=load), folder)
+    assert not [*tmp_path.iterdir()]
+    # A part of it without what cannot be read has another identity.
+    assert stored(cache.on_disk(indexed(9, loader=load), folder)) == [*range(9)]
+
+
+def open_train(root):
+    return open_folder(root).splits["train"]
+
+
+def read_all(split):
+    return [split.load(example["image"]).numpy() for example in split.stored()]
+
+
+def test_copy_is_renewed_when_what_it_was_made_from_changes(tmp_path):
+    root, folder = tmp_path / "images", tmp_path / "cache"
+    write_folder(root, {"train/cat": 3, "train/dog": 3})
+    copies = [read_all(cache.on_disk(open_train(root), folder))]
+    # Other bytes under the same name, other files, a part of them.
+    pixels = np.full((9, 9, 3), 7, "uint8")
+    (root / "train/cat/0.jpeg").write_bytes(encoded(pixels, "jpeg"))
+    copies.append(read_all(cache.on_disk(open_train(root), folder)))
+    (root / "train/cat/new.png").write_bytes(encoded(pixels, "png"))
+    copies.append(read_all(cache.on_disk(open_train(root), folder)))
+    assert copies[-1] == read_all(open_train(root))
+    part = open_train(root).slice(0, 5)
+    copies.append(read_all(cache.on_disk(part, folder)))
+    assert copies[-1] == read_all(part)
+    assert [len(copy) for copy in copies] == [6, 6, 7, 5]
+    assert copies[0] != copies[1]
+
+
+def test_copy_stays_when_the_folder_is_moved(tmp_path):
+    write_folder(tmp_path / "here", {"train/cat": 3, "train/dog": 3})
+    folder = tmp_path / "cache"
+    cache.on_disk(open_train(tmp_path / "here"), folder)
+    written = (folder / "images.bin").stat().st_mtime_ns
+    (tmp_path / "here").rename(tmp_path / "there")
+    kept = cache.on_disk(open_train(tmp_path / "there"), folder)
+    assert (folder / "images.bin").stat().st_mtime_ns == written
+    assert str(tmp_path / "there") in kept.store.name(0)
+
+
+def test_embeddings_take_the_place_of_images(tmp_path):
+    split = records(23, tmp_path).without([0, 11])
+    rows = np.random.default_rng(0).normal(size=(21, 5)).astype("f4")
+    rows.tofile(tmp_path / "embeddings.bin")
+    labels = np.array(stored(split))
+    np.save(tmp_path / "labels.npy", labels)
+    kept = cache.embedded(split, tmp_path)
+    batches = training_batches(kept, Untransformed(), Batching(7, 3)).take(6)
+    plain = training_batches(split, Untransformed(), Batching(7, 3)).take(6)
+    for (vectors, kept_labels), (_, expected) in zip(
+        batches, plain, strict=True
+    ):
+        np.testing.assert_array_equal(kept_labels, expected)
+        places = np.searchsorted(labels, expected)
+        np.testing.assert_array_equal(vectors, rows[places])
+
+
+def test_small_splits_go_to_memory_by_themselves():
+    small = indexed(3)
+    assert cache.choose([small, small]) == "memory"
+    large = indexed(2, sizes=2**27)
+    assert cache.choose([large, small]) == "memory"
+    assert cache.choose([large, large]) == "none"

@@ -1,0 +1,263 @@
+"""Broken images and files: found, named, left out; and what is counted."""
+
+import io
+import json
+import pathlib
+import resource
+import struct
+import sys
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+from samples import broken_files, encoded, indexed, records, write_folder
+
+from train_loop.data import cache, check
+from train_loop.data.folder import open_folder
+from train_loop.data.split import Split
+from train_loop.data.stored import choose_splits
+from train_loop.data.stores import MemoryStore
+from train_loop.errors import UserError
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (40, 40, 3), "uint8")
+SIDE = 30_000
+
+
+def in_memory(files):
+    """Returns a split of the bytes of files."""
+    labels = np.zeros(len(files), int)
+    return Split.of_all(MemoryStore(tf.constant(files), labels))
+
+
+def changed(content, offset, *numbers, kind):
+    """Returns the bytes of a file with other numbers at an offset."""
+    content = bytearray(content)
+    struct.pack_into(kind, content, offset, *numbers)
+    return bytes(content)
+
+
+def huge_png():
+    def chunk(kind, content):
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [
+            chunk(b"IHDR", header),
+            chunk(b"IDAT", zlib.compress(b"\0")),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+def huge_jpeg(marker, **options):
+    content = encoded(PIXELS, "jpeg", **options)
+    offset = content.index(marker) + 5
+    return changed(content, offset, SIDE, SIDE, kind=">HH")
+
+
+def huge_bmp():
+    return changed(encoded(PIXELS, "bmp"), 18, SIDE, SIDE, kind="<ii")
+
+
+def huge_gif():
+    return changed(encoded(PIXELS, "gif"), 6, SIDE, SIDE, kind="<HH")
+
+
+def huge_webp():
+    # More than 16,383 its header cannot say.
+    content = encoded(PIXELS, "webp")
+    offset = content.index(b"\x9d\x01\x2a") + 3
+    return changed(content, offset, 16_383, 16_383, kind="<HH")
+
+
+HUGE = {
+    "png": huge_png,
+    "jpeg": lambda: huge_jpeg(b"\xff\xc0"),
+    "progressive jpeg": lambda: huge_jpeg(b"\xff\xc2", progressive=True),
+    "bmp": huge_bmp,
+    "gif": huge_gif,
+    "webp": huge_webp,
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_images_that_say_they_are_huge_are_broken_at_once(name):
+    """Decoded, they would take 2.7 GB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    split = in_memory([encoded(PIXELS, "png"), HUGE[name]()])
+    (first, fine), (second, reason) = check.broken_images(split)
+    assert (first, fine, second) == (0, None, 1)
+    assert reason
+    if sys.platform == "linux":
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert (peak - before) * 1024 < 1e9
+
+
+KINDS = ("jpeg", "png", "bmp", "gif", "webp")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_that_end_too_early_are_broken(kind):
+    content = encoded(PIXELS, kind)
+    split = in_memory([content[:-300], content, content[:30]])
+    reasons = [reason for _, reason in check.broken_images(split)]
+    assert [reason is not None for reason in reasons] == [True, False, True]
+
+
+def test_each_broken_image_has_its_reason_in_one_line():
+    files = [encoded(PIXELS, "png"), *broken_files().values()] * 9
+    found = list(check.broken_images(in_memory(files)))
+    assert [number for number, _ in found] == list(range(len(files)))
+    for number, reason in found:
+        if number % (len(broken_files()) + 1) == 0:
+            assert reason is None
+            continue
+        # Without names of graphs, of objects in memory, and of places in code.
+        assert reason.strip() == reason != ""
+        for foreign in ("{{", "[Op:", "\n", " 0x", "site-packages"):
+            assert foreign not in reason
+
+
+def test_parts_are_looked_through_on_their_own():
+    files = [encoded(PIXELS, "png"), b"broken", encoded(PIXELS, "gif"), b""]
+    split = in_memory(files).take([3, 1, 0])
+    found = dict(check.broken_images(split))
+    assert [*found] == [3, 1, 0]
+    assert found[0] is None
+    assert None not in (found[1], found[3])
+    assert dict(check.broken_images(split, split.stored().take(1))) == {
+        3: found[3]
+    }
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "images"
+    write_folder(root, {f"{s}/{c}": 4 for s in ("train", "test") for c in "ab"})
+    for number, (name, content) in enumerate(broken_files().items()):
+        part = ("train/a", "train/b", "test/b")[number % 3]
+        (root / part / name).write_bytes(content)
+    return root
+
+
+def open_data(root):
+    stored = open_folder(root)
+    return choose_splits(stored), stored.refused
+
+
+def test_broken_images_are_found_in_all_splits_and_left_out(root):
+    data, refused = open_data(root)
+    broken = check.find_broken(data, refused)
+    names = {pathlib.Path(record["name"]).name for record in broken}
+    assert names == {*broken_files()}
+    assert len(broken) == len(names)
+    for record in broken:
+        place = pathlib.Path(record["name"]).relative_to(root).parts[0]
+        name = {"train": "train", "test": "eval"}[place]
+        assert record["split"] == (
+            name if record["reason"][:3] != "is " else None
+        )
+        assert json.loads(json.dumps(record)) == record
+    left = check.without_broken(data, broken)
+    assert left.train.num_examples == left.evaluation.num_examples == 8
+    assert not check.find_broken(left, {})
+    # What a run began with stays, whatever is broken later.
+    assert left.contents == data.contents
+    line = check.describe_left_out(left, broken)
+    assert line == f"Leaving out {len(broken)} broken images of 23"
+    check.check_not_empty(left)
+
+
+def test_broken_images_are_looked_for_once(root, tmp_path, monkeypatch):
+    path = tmp_path / "run" / "bad_images.jsonl"
+    data, refused = open_data(root)
+    found = check.find_broken_once(data, refused, path)
+    assert found == check.find_broken(data, refused)
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "find_broken", None)
+        assert check.find_broken_once(data, refused, path) == found
+    # And again where a file was changed, or the list is not complete.
+    (root / "train/a/0.jpeg").write_bytes(b"gone bad")
+    data, refused = open_data(root)
+    again = check.find_broken_once(data, refused, path)
+    assert len(again) == len(found) + 1
+    path.write_text('{"searched')
+    assert check.find_broken_once(data, refused, path) == again
+
+
+def test_split_of_nothing_but_broken_images_is_one_clear_line(root):
+    for path in root.glob("test/*/*"):
+        path.write_bytes(b"not an image")
+    data, refused = open_data(root)
+    left = check.without_broken(data, check.find_broken(data, refused))
+    with pytest.raises(UserError, match="no image for eval can be decoded"):
+        check.check_not_empty(left)
+
+
+@pytest.mark.parametrize("keep", cache.CACHES.values())
+def test_errors_are_explained_by_the_image_that_they_come_from(
+    root, tmp_path, keep
+):
+    data, _ = open_data(root)
+    split = keep(data.train, tmp_path / "cache")
+    raised = tf.errors.InvalidArgumentError(None, None, "somewhere")
+    error = check.explain(raised, split)
+    assert isinstance(error, UserError)
+    [line] = str(error).splitlines()
+    broken = [
+        name
+        for name in broken_files()
+        if str(root / "train") in line and name in line
+    ]
+    assert len(broken) == 1
+    assert "--skip_bad_images" in line
+    with pytest.raises(UserError), check.explained(split):
+        raise raised
+
+
+def test_errors_that_come_from_no_image_stay_what_they_are():
+    raised = tf.errors.InternalError(None, None, "something else")
+    split = in_memory([encoded(PIXELS, "png")])
+    assert check.explain(raised, split) is raised
+
+
+def test_damaged_record_file_is_named(tmp_path):
+    split = records(23, tmp_path)
+    path = pathlib.Path(split.store.files[2])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error, check.explained(split):
+        list(split.stored())
+    [line] = str(error.value).splitlines()
+    assert line.startswith(f"{path} is damaged (")
+
+
+def test_labels_are_counted_known_or_read(tmp_path):
+    expected = {number: 1 for number in range(23) if number not in (3, 9)}
+    for split in (indexed(23), records(23, tmp_path)):
+        counts = check.count_labels(split.without([3, 9]), "train")
+        assert dict(counts) == expected
+
+
+def test_rare_classes_are_warned_of():
+    names = ["cat", "dog", "owl", "ape"]
+    counts = {0: 19, 1: 80, 3: 1}
+    assert check.balance_warnings(counts, names) == [
+        "owl has 0 images; the mean is 25",
+        "ape has 1 images; the mean is 25",
+    ]
+    assert check.balance_warnings({0: 5, 1: 25}, names[:2]) == []
+
+
+def test_pillow_and_check_agree_on_what_is_an_image():
+    """An animation, a palette with transparency, a file with more behind."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(PIXELS).convert("P").save(file, "png", transparency=3)
+    files = [file.getvalue(), encoded(PIXELS, "jpeg") + b"more", b"GIF89a"]
+    reasons = [reason for _, reason in check.broken_images(in_memory(files))]
+    assert [reason is None for reason in reasons] == [True, True, False]

@@ -1,0 +1,260 @@
+"""Splits without their pipeline: parts, orders, names, identities."""
+
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from samples import SPLITS, indexed, records, write_folder
+
+from train_loop.data.folder import open_folder
+from train_loop.data.split import Split, content_hash, shuffled
+from train_loop.data.stores import MemoryStore
+
+
+@pytest.fixture(params=SPLITS)
+def split(request, tmp_path):
+    return SPLITS[request.param](tmp_path)
+
+
+def stored(split):
+    """Returns the labels, after a look at what goes with them."""
+    labels = []
+    for number, example in zip(split.indices, split.stored(), strict=True):
+        labels.append(int(example["label"]))
+        assert int(example["number"]) == number
+        image = split.load(example["image"])
+        assert int(tf.strings.to_number(image)) == labels[-1]
+    assert len(labels) == split.num_examples
+    return labels
+
+
+def test_parts_hold_what_they_should(split):
+    assert stored(split.slice(3, 17)) == list(range(3, 17))
+    assert stored(split.slice(None, -20)) == [0, 1, 2]
+    assert stored(split.slice(4, 8).plus(split.slice(20, 23))) == [
+        *range(4, 8),
+        *range(20, 23),
+    ]
+    rest = split.without([0, 6, 7, 22])
+    assert stored(rest) == sorted({*range(23)} - {0, 6, 7, 22})
+    assert stored(rest.slice(4, 9)) == [5, 8, 9, 10, 11]
+    # The numbers of the store, and not positions in the split.
+    assert stored(rest.without([5, 8]).slice(3, 6)) == [4, 9, 10]
+    share = split.num_bytes * 19 / 23
+    assert rest.num_bytes == pytest.approx(share, abs=1)
+
+
+def test_examples_may_stand_in_any_order(split):
+    order = np.random.default_rng(0).permutation(23)
+    assert stored(split.take(order)) == order.tolist()
+    assert stored(split.slice(10, 23).plus(split.slice(0, 10))) == [
+        *range(10, 23),
+        *range(10),
+    ]
+
+
+def test_bytes_are_those_of_the_examples_that_are_left():
+    split = indexed(4, sizes=np.array([1, 20, 300, 4000]))
+    assert split.num_bytes == 4321
+    assert split.without([1, 3]).num_bytes == 301
+
+
+def test_labels_are_known_where_they_are_not_read(tmp_path):
+    assert indexed(23).without([0, 6]).labels[:5].tolist() == [1, 2, 3, 4, 5]
+    assert records(23, tmp_path).labels is None
+
+
+def test_parts_keep_the_names(split):
+    names = [split.store.name(number) for number in range(23)]
+    assert len(set(names)) == 23
+    rest = split.without([0, 6, 7, 22])
+    assert [rest.store.name(number) for number in rest.indices] == [
+        names[label] for label in stored(rest)
+    ]
+
+
+@pytest.mark.parametrize("start", [0, 5, 16])
+def test_orders_are_shuffles_that_depend_on_the_seed(split, start):
+    count = min(split.window, 23 - start)
+    position, size = tf.constant([start, count], tf.int64)
+    orders = [
+        split.read([seed, 0], position, size)["label"].numpy().tolist()
+        for seed in (1, 1, 2, 3)
+    ]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2] != orders[3]
+    assert len(set(orders[0])) == count
+
+
+def windows(split, seed):
+    """Returns the numbers that an epoch reads, window by window."""
+    return [
+        split.numbers(
+            tf.constant([seed, 0], tf.int64),
+            tf.constant(begin, tf.int64),
+            tf.constant(min(split.window, split.num_examples - begin)),
+        )
+        .numpy()
+        .tolist()
+        for begin in range(0, split.num_examples, split.window)
+    ]
+
+
+@pytest.mark.parametrize("part", ["all", "with gaps", "two parts"])
+def test_epochs_of_records_go_through_each_file_once_and_forwards(
+    tmp_path, part
+):
+    split = records(23, tmp_path)
+    split = {
+        "all": split,
+        "with gaps": split.without([0, 3, 6, 7, 11, 22]),
+        "two parts": split.slice(2, 9).plus(split.slice(13, 20)),
+    }[part]
+    orders, begins = set(), set()
+    for seed in range(20):
+        epoch = windows(split, seed)
+        assert sorted(sum(epoch, [])) == sorted(split.indices)
+        assert {len(window) for window in epoch[:-1]} == {7}
+        # As `read` takes them: a window after the other, each in the order of
+        # the files. Only where a window ends, a file goes on in the next one.
+        files, last = [], {}
+        for window in epoch:
+            in_window = sorted(window)
+            groups = split.store.groups[in_window].tolist()
+            for file, number in zip(groups, in_window, strict=True):
+                assert last.get(file, -1) < number
+                last[file] = number
+            files.append(set(groups))
+        visits = sum(map(len, files))
+        shared = sum(map(len, map(set.intersection, files, files[1:])))
+        assert visits - shared == len(last)
+        assert shared < len(epoch)
+        orders.add(str(epoch))
+        begins.update(files[0])
+    assert len(orders) == 20
+    # Each of the files is among the first ones at some time.
+    assert begins == set(last)
+
+
+def test_orders_do_not_come_again():
+    fold_in = tf.random.experimental.stateless_fold_in
+    orders = (
+        tf.data.Dataset.range(1000)
+        .map(lambda epoch: fold_in([3, 0], tf.cast(epoch, tf.int32)))
+        .map(lambda seed: shuffled(tf.range(20), seed, 20))
+        .batch(1000)
+        .get_single_element()
+        .numpy()
+    )
+    assert (np.sort(orders) == range(20)).all()
+    assert len({order.tobytes() for order in orders}) == 1000
+
+
+def test_every_place_is_as_likely():
+    """Over 2,000 orders of 5; four standard deviations are allowed."""
+    orders = (
+        tf.data.Dataset.range(2000)
+        .map(lambda seed: shuffled(tf.range(5), tf.stack([seed, 7]), 5))
+        .batch(2000)
+        .get_single_element()
+        .numpy()
+    )
+    assert (np.sort(orders) == range(5)).all()
+    places = np.zeros([5, 5])
+    for order in orders:
+        places[order, range(5)] += 1
+    np.testing.assert_allclose(places, 400, atol=4 * (2000 * 0.2 * 0.8) ** 0.5)
+
+
+def test_overlap_counts_what_is_in_both(split):
+    assert split.slice(0, 9).overlap(split.slice(9, 23)) == 0
+    assert split.slice(0, 9).overlap(split.slice(4, 23)) == 5
+    assert split.overlap(split.without([0, 6, 7, 22])) == 19
+
+
+def test_identity_tells_which_examples_and_in_which_order(tmp_path):
+    split = records(23, tmp_path)
+    assert split.identity == records(23, tmp_path).identity
+    identities = {
+        split.identity,
+        split.slice(0, 22).identity,
+        split.without([4]).identity,
+        split.take(np.arange(23)[::-1]).identity,
+    }
+    assert len(identities) == 4
+
+
+def test_identity_of_records_tells_the_files_and_their_sizes(tmp_path):
+    (tmp_path / "moved").mkdir()
+    identities = {
+        records(23, tmp_path).identity,
+        records(23, tmp_path / "moved").identity,
+    }
+    assert len(identities) == 1
+    identities.add(records(24, tmp_path).slice(0, 23).identity)
+    assert len(identities) == 2
+
+
+def open_train(root):
+    return open_folder(root).splits["train"]
+
+
+def test_identity_of_a_folder_stays_when_it_is_moved(tmp_path):
+    write_folder(tmp_path / "here", {"train/cat": 3, "train/dog": 2})
+    before = open_train(tmp_path / "here").identity
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert open_train(tmp_path / "there").identity == before
+
+
+@pytest.mark.parametrize("change", ["added", "renamed", "relabelled", "class"])
+def test_identity_of_a_folder_tells_what_changed(tmp_path, change):
+    write_folder(tmp_path, {"train/cat": 3, "train/dog": 2})
+    train = tmp_path / "train"
+    before = open_train(tmp_path).identity
+    if change == "added":
+        (train / "cat/new.jpeg").write_bytes(b"new")
+    elif change == "renamed":
+        (train / "cat/0.jpeg").rename(train / "cat/7.jpeg")
+    elif change == "relabelled":
+        (train / "cat/2.jpeg").rename(train / "dog/2.jpeg")
+    else:
+        # The labels of the others move on.
+        write_folder(tmp_path, {"train/ape": 1})
+    assert open_train(tmp_path).identity != before
+
+
+def test_identity_tells_the_labels():
+    images = tf.constant(["a", "b"])
+    identities = {
+        content_hash(["a", "b"], np.array(labels).tobytes())
+        for labels in ([0, 1], [1, 0], [0, 0])
+    }
+    assert len(identities) == 3
+    splits = [
+        Split.of_all(MemoryStore(images, np.zeros(2, int), identity=identity))
+        for identity in identities
+    ]
+    assert len({split.identity for split in splits}) == 3
+
+
+def change_newest(path):
+    path.write_bytes(b"other bytes")
+
+
+def change_to_an_older_file(path):
+    """As `cp -p`, `tar` and `rsync` do."""
+    size = path.stat().st_size
+    path.write_bytes(b"x" * size)
+    os.utime(path, ns=(10**18, 10**18))
+
+
+@pytest.mark.parametrize("change", [change_newest, change_to_an_older_file])
+def test_origin_tells_that_a_file_was_changed(tmp_path, change):
+    write_folder(tmp_path, {"train/cat": 3, "train/dog": 2})
+    before = open_train(tmp_path).origin()
+    assert before == open_train(tmp_path).origin()
+    change(tmp_path / "train/cat/1.jpeg")
+    after = open_train(tmp_path).origin()
+    assert after["identity"] == before["identity"]
+    assert after != before

@@ -1,0 +1,104 @@
+"""What a run takes of a data set: splits, parts, what is held out."""
+
+import json
+
+import numpy as np
+import pytest
+from samples import indexed, records, write_folder
+
+from train_loop.data.sources import open_stored
+from train_loop.data.stored import EVALUATION_SPLITS, Stored, choose_splits
+from train_loop.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"train_split": "trian"}, "--train_split=trian"),
+        ({"train_split": "train[:9x%]"}, "parts of it such as"),
+        ({"eval_split": "validation"}, "--eval_split=validation"),
+        ({"eval_split": "train[:0]"}, "holds no images"),
+        ({"validation_fraction": 0.001}, "--validation_fraction=0.001"),
+        ({"validation_fraction": 1.0}, "--validation_fraction=1.0"),
+    ],
+)
+def test_mistaken_splits_are_one_clear_line(tmp_path, options, expected):
+    write_folder(tmp_path, {"cat": 5, "dog": 5})
+    stored = open_stored(str(tmp_path))
+    with pytest.raises(UserError) as error:
+        choose_splits(stored, **options)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def in_memory(**parts):
+    """Returns 23 numbers with splits from one of them to another."""
+    split = indexed(23)
+    splits = {name: split.slice(*part) for name, part in parts.items()}
+    return Stored(tuple(map(str, range(23))), splits)
+
+
+@pytest.mark.parametrize("names", [EVALUATION_SPLITS, EVALUATION_SPLITS[::-1]])
+def test_split_to_evaluate_on_is_the_first_that_exists(names):
+    others = {name: (10 + i, 11 + i) for i, name in enumerate(names)}
+    stored = in_memory(train=(0, 10), **others)
+    data = choose_splits(stored)
+    assert data.train.indices.tolist() == [*range(10)]
+    [number] = data.evaluation.indices
+    assert number == others["validation"][0]
+    del stored.splits["validation"]
+    [number] = choose_splits(stored).evaluation.indices
+    assert number == others["val"][0]
+    [number] = choose_splits(stored, eval_split="test").evaluation.indices
+    assert number == others["test"][0]
+
+
+def test_parts_of_several_splits_can_be_taken():
+    stored = in_memory(train=(0, 10), test=(10, 20), more=(20, 23))
+    data = choose_splits(stored, "train[:2]+more", "test[-3:]+train[9:]")
+    assert data.train.indices.tolist() == [0, 1, 20, 21, 22]
+    assert data.evaluation.indices.tolist() == [17, 18, 19, 9]
+
+
+def test_what_is_held_out_does_not_need_labels(tmp_path):
+    split = records(23, tmp_path)
+    stored = Stored(("a", "b"), {"train": split})
+    data = choose_splits(stored, validation_fraction=0.2)
+    assert data.train.indices.tolist() == [*range(18)]
+    assert data.evaluation.indices.tolist() == [*range(18, 23)]
+    # At least one for each.
+    for fraction, kept in ((0.001, 22), (0.999, 1)):
+        data = choose_splits(stored, validation_fraction=fraction)
+        assert data.train.num_examples == kept
+        assert data.evaluation.num_examples == 23 - kept
+
+
+def test_contents_tell_other_examples_in_json():
+    stored = in_memory(train=(0, 10), test=(10, 20), more=(20, 23))
+    contents = [
+        choose_splits(stored, *specs).contents
+        for specs in (
+            ("train", "test"),
+            (None, None),
+            ("train", "more"),
+            ("train[:9]", "test"),
+            ("train[1:]+train[:1]", "test"),
+        )
+    ]
+    renamed = stored._replace(class_names=stored.class_names[::-1])
+    contents.append(choose_splits(renamed).contents)
+    assert contents[0] == contents[1]
+    assert contents[0]["splits"]["eval"]["images"] == 10
+    assert len({json.dumps(each) for each in contents}) == 5
+    for each in contents:
+        assert json.loads(json.dumps(each)) == each
+
+
+def test_both_splits_are_mapped_by_their_names():
+    data = choose_splits(in_memory(train=(0, 10), test=(10, 20)))
+    halves = {"train": 5, "eval": 2}
+    mapped = data.map(lambda name, split: split.slice(0, halves[name]))
+    sizes = [split.num_examples for split in mapped.splits.values()]
+    assert [*mapped.splits] == ["train", "eval"]
+    assert sizes == [5, 2]
+    np.testing.assert_array_equal(mapped.evaluation.indices, [10, 11])

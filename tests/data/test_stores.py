@@ -1,0 +1,176 @@
+"""Stores: numbers in any order, and what is read for them."""
+
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from samples import SPLITS, SmallWindows, indexed, records
+
+from train_loop.data.batches import shuffled_examples
+from train_loop.data.split import Split
+from train_loop.data.stores import WINDOW_BYTES, MemoryStore, RecordStore
+
+
+@pytest.fixture(params=SPLITS)
+def store(request, tmp_path):
+    return SPLITS[request.param](tmp_path).store
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [0],
+        [22],
+        [4, 5],
+        [5, 4],
+        # Files that are left out, at both ends and in the middle.
+        [21, 12, 7, 13],
+        [16, 3, 20, 1, 17, 2],
+        [*range(22, -1, -1)],
+    ],
+)
+def test_examples_come_in_the_order_of_their_numbers(store, numbers):
+    for read in (store.read, tf.function(store.read)):
+        examples = read(tf.constant(numbers, tf.int64))
+        assert examples["label"].numpy().tolist() == numbers
+        assert [int(image) for image in examples["image"].numpy()] == numbers
+
+
+def test_random_numbers_come_in_their_order(tmp_path):
+    store = records(23, tmp_path).store
+    read = tf.function(
+        store.read, input_signature=[tf.TensorSpec([None], tf.int64)]
+    )
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        numbers = random.permutation(23)[: random.integers(1, 24)]
+        labels = read(tf.constant(numbers, tf.int64))["label"]
+        np.testing.assert_array_equal(labels, numbers)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Returns the list of record files that are opened from now on."""
+    paths, real = [], tf.data.TFRecordDataset
+
+    def spy(path, **options):
+        def note(path):
+            paths.append(path.numpy().decode())
+            return path
+
+        return real(tf.py_function(note, [path], tf.string), **options)
+
+    monkeypatch.setattr(tf.data, "TFRecordDataset", spy)
+    return paths
+
+
+def counting(split):
+    """Returns the split, and a list that grows with each record it parses."""
+    parsed = []
+
+    def parse(record):
+        def note(record):
+            parsed.append(int(record.numpy()))
+            return record
+
+        record = tf.py_function(note, [record], tf.string)
+        record = tf.ensure_shape(record, [])
+        return {
+            "image": record,
+            "label": tf.strings.to_number(record, tf.int64),
+        }
+
+    store = split.store
+    store = SmallWindows(store.files, store.counts, parse, store.sizes)
+    return Split(store, split.indices), parsed
+
+
+def test_only_what_is_asked_for_is_parsed_and_no_file_opened_twice(
+    tmp_path, opened
+):
+    split, parsed = counting(records(23, tmp_path))
+    split.store.read(tf.constant([21, 3, 12, 1, 14], tf.int64))
+    assert sorted(parsed) == [1, 3, 12, 14, 21]
+    assert opened == [split.store.files[file] for file in (0, 2, 4)]
+
+
+def test_an_epoch_opens_a_file_again_only_where_a_window_ends(tmp_path, opened):
+    split = records(23, tmp_path)
+    for epoch in range(3):
+        opened.clear()
+        labels = []
+        for begin in range(0, 23, 7):
+            count = tf.constant(min(7, 23 - begin), tf.int64)
+            examples = split.read([epoch, 0], begin, count)
+            labels += examples["label"].numpy().tolist()
+        assert sorted(labels) == list(range(23))
+        assert set(opened) == {*split.store.files}
+        assert len(opened) <= 5 + 4 - 1
+
+
+def settled(numbers):
+    """Returns how many there are when no more come."""
+    count = -1
+    while count != len(numbers):
+        count = len(numbers)
+        time.sleep(0.3)
+    return count
+
+
+@pytest.mark.parametrize("order", ["stored", "shuffled"])
+def test_three_windows_at_most_are_in_memory(tmp_path, order):
+    """However much data there is, and however slowly it is used."""
+    split, parsed = counting(records(230, tmp_path))
+    if order == "stored":
+        examples = split.stored()
+    else:
+        examples = shuffled_examples(split, seed=0, start=0)
+    for used, _ in enumerate(examples.take(16)):
+        if used % 7 == 1:
+            assert 7 <= settled(parsed) - used <= 3 * 7
+
+
+def test_windows_are_as_large_as_memory_allows():
+    def window(sizes):
+        return RecordStore(["a", "b"], [3, 5], None, sizes).window
+
+    assert window(WINDOW_BYTES / 100) == 100
+    assert window(3.0 * WINDOW_BYTES) == 1
+    # No images, or of no size: no division by it.
+    assert window(0) > 0
+    # A split is no larger than it is.
+    assert Split.of_all(RecordStore(["a"], [3], None, 100.0)).window == 3
+
+
+def test_examples_of_records_have_the_names_of_tfds(tmp_path):
+    store = records(23, tmp_path).store
+    assert store.name(0) == "0.tfrecord__0"
+    assert store.name(9) == "5.tfrecord__4"
+    assert store.name(22) == "20.tfrecord__2"
+
+
+def test_empty_files_hold_nothing(tmp_path):
+    store = records(10, tmp_path).store
+    empty = str(tmp_path / "empty.tfrecord")
+    tf.io.TFRecordWriter(empty).close()
+    first, second = store.files
+    files = [empty, first, empty, second, empty]
+    store = SmallWindows(files, [0, 5, 0, 5, 0], store.parse, 10.0)
+    numbers = [9, 0, 4, 5]
+    examples = store.read(tf.constant(numbers, tf.int64))
+    assert examples["label"].numpy().tolist() == numbers
+    assert store.name(5) == "5.tfrecord__0"
+
+
+def test_images_in_memory_are_loaded_when_they_are_needed():
+    store = MemoryStore(
+        tf.constant([[1, 2], [3, 4]]),
+        np.array([1, 0]),
+        loader=lambda row: tf.strings.join(
+            [tf.strings.as_string(row[0]), tf.strings.as_string(row[1])], "-"
+        ),
+    )
+    example = store.read(tf.constant([1], tf.int64))
+    assert store.load(example["image"][0]).numpy() == b"3-4"
+    assert indexed(3).store.load(tf.constant("as it is")).numpy() == b"as it is"

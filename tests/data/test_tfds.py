@@ -1,0 +1,205 @@
+"""Data sets of TFDS: what is in them, and what is said when they are not."""
+
+import io
+import shutil
+import types
+import urllib.error
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from samples import read_all
+
+from train_loop.data.sources import DATASETS, open_stored
+from train_loop.data.stored import choose_splits
+from train_loop.errors import UserError
+
+
+def test_unreachable_pets_are_one_clear_line(tmp_path, monkeypatch):
+    def urlopen(request, timeout):
+        assert request.method == "HEAD"
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    with pytest.raises(UserError) as error:
+        DATASETS["oxford_iiit_pet"](data_dir=tmp_path)
+    [line] = str(error.value).splitlines()
+    manual_dir = tmp_path / "downloads" / "manual"
+    for expected in (
+        "could not be reached",
+        "https://thor.robots.ox.ac.uk/~vgg/data/pets/images.tar.gz",
+        str(manual_dir / "images.tar.gz"),
+        str(manual_dir / "annotations.tar.gz"),
+        "--dataset=digits needs neither",
+    ):
+        assert expected in line
+
+
+@pytest.mark.parametrize("own_manual_dir", [True, False])
+def test_missing_imagenet_tars_are_named(tmp_path, own_manual_dir):
+    manual_dir = tmp_path / "downloads" / "manual"
+    options = {}
+    if own_manual_dir:
+        manual_dir = options["manual_dir"] = tmp_path / "elsewhere"
+    manual_dir.mkdir(parents=True)
+    (manual_dir / "ILSVRC2012_img_train.tar").touch()
+    with pytest.raises(UserError) as error:
+        DATASETS["imagenet2012"](data_dir=tmp_path, **options)
+    [line] = str(error.value).splitlines()
+    assert str(manual_dir / "ILSVRC2012_img_val.tar") in line
+    assert "ILSVRC2012_img_train.tar" not in line
+
+
+def test_archives_that_are_not_the_right_ones_are_one_clear_line(tmp_path):
+    manual_dir = tmp_path / "downloads" / "manual"
+    manual_dir.mkdir(parents=True)
+    for name in ("images.tar.gz", "annotations.tar.gz"):
+        (manual_dir / name).write_bytes(b"not an archive")
+    with pytest.raises(UserError, match="wrong checksum") as error:
+        DATASETS["oxford_iiit_pet"](data_dir=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+class TinyImages(tfds.core.GeneratorBasedBuilder):
+    """Images of their own number in every channel."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "photo": tfds.features.Image(shape=(4, 4, 3)),
+                    "kind": tfds.features.ClassLabel(names=["even", "odd"]),
+                    "extra": tfds.features.Text(),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {
+            "more": self._generate_examples(range(10, 14)),
+            "train": self._generate_examples(range(10)),
+        }
+
+    def _generate_examples(self, numbers):
+        for number in numbers:
+            photo = np.full((4, 4, 3), number, "uint8")
+            yield number, {"photo": photo, "kind": number % 2, "extra": ""}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("tfds")
+    TinyImages(data_dir=data_dir).download_and_prepare()
+    return data_dir
+
+
+def read_by_tfds(data_dir, spec):
+    """Returns what `read_all` should, and the ids of the examples."""
+    dataset = tfds.builder("tiny_images", data_dir=data_dir).as_dataset(
+        split=spec,
+        read_config=tfds.ReadConfig(add_tfds_id=True),
+        decoders={"photo": tfds.decode.SkipDecoding()},
+    )
+    examples = list(dataset.as_numpy_iterator())
+    return (
+        [(example["photo"], example["kind"]) for example in examples],
+        [example["tfds_id"].decode() for example in examples],
+    )
+
+
+def test_any_set_of_tfds_with_images_and_labels_is_read(prepared):
+    stored = open_stored("tiny_images", data_dir=prepared)
+    assert stored.class_names == ("even", "odd")
+    assert {*stored.splits} == {"train", "more"}
+    for name, expected in (("train", range(10)), ("more", range(10, 14))):
+        split = stored.splits[name]
+        examples = read_all(split)
+        numbers = [int(tf.io.decode_png(i)[0, 0, 0]) for i, _ in examples]
+        assert sorted(numbers) == [*expected]
+        assert [label for _, label in examples] == [n % 2 for n in numbers]
+        theirs, ids = read_by_tfds(prepared, name)
+        assert examples == theirs
+        # TFDS itself calls them so.
+        assert [split.store.name(number) for number in split.indices] == ids
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "train",
+        "train[:30%]",
+        "train[3:-2]",
+        "train[80%:]+train[:2]",
+        "train[:50%]+train[50%:]",
+    ],
+)
+@pytest.mark.parametrize("flag", ["train_split", "eval_split"])
+def test_splits_are_those_of_tfds(prepared, flag, spec):
+    stored = open_stored("tiny_images", data_dir=prepared)
+    specs = {"train_split": "more", "eval_split": "more", flag: spec}
+    data = choose_splits(stored, **specs)
+    split = data.train if flag == "train_split" else data.evaluation
+    theirs, ids = read_by_tfds(prepared, spec)
+    assert read_all(split) == theirs
+    assert [split.store.name(number) for number in split.indices] == ids
+
+
+@pytest.mark.parametrize(
+    ("spec", "repeated"),
+    [
+        ("train[:50%]+train[25%:75%]", 3),
+        ("train[:5]+train[:4]+train[2:6]", 5),
+        ("train[-4:]+train", 4),
+    ],
+)
+@pytest.mark.parametrize("flag", ["train_split", "eval_split"])
+def test_images_that_are_named_twice_are_refused(
+    prepared, flag, spec, repeated
+):
+    stored = open_stored("tiny_images", data_dir=prepared)
+    specs = {"train_split": "more", "eval_split": "more", flag: spec}
+    with pytest.raises(UserError) as error:
+        choose_splits(stored, **specs)
+    [line] = str(error.value).splitlines()
+    assert line.startswith(f"--{flag}={spec} names {repeated} images more ")
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "shared"),
+    [
+        (None, "train[:3]", 3),
+        ("train[:60%]", "train[50%:]", 1),
+        ("more+train[2:4]", "train[3:]+more", 5),
+    ],
+)
+def test_images_in_both_splits_are_refused(prepared, train, evaluation, shared):
+    stored = open_stored("tiny_images", data_dir=prepared)
+    with pytest.raises(UserError) as error:
+        choose_splits(stored, train, evaluation)
+    [line] = str(error.value).splitlines()
+    assert line.startswith(
+        f"--train_split={train or 'train'} and --eval_split={evaluation} share "
+        f"{shared} images"
+    )
+
+
+def test_a_part_of_train_is_held_out_where_nothing_else_is(prepared):
+    stored = open_stored("tiny_images", data_dir=prepared)
+    data = choose_splits(stored, validation_fraction=0.3)
+    train, held_out = read_all(data.train), read_all(data.evaluation)
+    assert (len(train), len(held_out)) == (7, 3)
+    assert sorted(train + held_out) == sorted(read_all(stored.splits["train"]))
+
+
+def test_full_disk_is_said_before_preparing(tmp_path, monkeypatch):
+    usage = types.SimpleNamespace(free=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(
+        "urllib.request.urlopen", lambda request, timeout: io.BytesIO()
+    )
+    with pytest.raises(UserError, match=r"takes 1\.\d GB .* 1\.0 GB are free"):
+        open_stored("oxford_iiit_pet", data_dir=tmp_path)

@@ -1,0 +1,87 @@
+"""Costs, against the paper and against a count by hand."""
+
+import pytest
+import tensorflow as tf
+
+from resnet_layers import VARIANTS, ResNet
+from train_loop.evaluation.costs import costs, table
+
+
+@pytest.fixture
+def zeros(monkeypatch):
+    """Draws no random numbers for kernels: half of the time of a deep net."""
+    monkeypatch.setattr(
+        tf.keras.initializers.VarianceScaling,
+        "__call__",
+        lambda self, shape, dtype=None, **options: tf.zeros(shape, dtype),
+    )
+
+
+# He et al., 2015, table 1, which rounds now up and now down.
+@pytest.mark.parametrize(
+    ("name", "multiply_adds", "layers"),
+    [
+        ("resnet18", 1.8e9, 18),
+        ("resnet34", 3.6e9, 34),
+        ("resnet50_v1", 3.8e9, 50),
+        ("resnet101_v1", 7.6e9, 101),
+        ("resnet152_v1", 11.3e9, 152),
+    ],
+)
+def test_multiply_adds_are_the_papers(name, multiply_adds, layers, zeros):
+    model = VARIANTS[name]()
+    model.build((None, 224, 224, 3))
+    total = costs(model, 224)["total"]
+    assert total.multiply_adds == pytest.approx(multiply_adds, abs=0.07e9)
+    # The paper does not count the projections.
+    projections = sum(b.projection_conv is not None for b in model.blocks)
+    assert total.layers == layers + projections
+    counted = sum(v.shape.num_elements() for v in model.trainable_variables)
+    assert total.parameters == counted
+
+
+@pytest.mark.parametrize(
+    ("precision", "size"), [("float32", 4), ("mixed_bfloat16", 2)]
+)
+def test_costs_are_those_counted_by_hand(precision, size):
+    model = ResNet("basic", (1,), 5, width=4, stem="small", dtype=precision)
+    model.build((None, 8, 8, 3))
+    parts = costs(model, 8)
+    assert list(parts) == ["stem", "stage1", "head", "total"]
+    pixels = 8 * 8
+    assert parts["stem"].multiply_adds == pixels * 9 * 3 * 4
+    assert parts["stage1"].multiply_adds == 2 * pixels * 9 * 4 * 4
+    assert parts["head"].multiply_adds == 4 * 5
+    # Convolution, norm and ReLU.
+    assert parts["stem"].activation_bytes == 3 * pixels * 4 * size
+    # Two convolutions, two norms, two ReLUs and the sum.
+    assert parts["stage1"].activation_bytes == 7 * pixels * 4 * size
+    # The head stays float32: product and bias.
+    assert parts["head"].activation_bytes == 2 * 5 * 4
+
+
+def test_groups_cost_less():
+    costs_of = {}
+    for groups in (1, 4):
+        model = ResNet(
+            "bottleneck",
+            (1,),
+            5,
+            width=64,
+            groups=groups,
+            base_width=64 // groups,
+        )
+        model.build((None, 32, 32, 3))
+        costs_of[groups] = costs(model, 32)["stage1"].multiply_adds
+    saved = 8 * 8 * 9 * 64 * 64 * 3 // 4
+    assert costs_of[1] - costs_of[4] == saved
+
+
+def test_table_has_a_row_for_every_part():
+    model = ResNet("basic", (1,), 5, width=4, stem="small")
+    model.build((None, 8, 8, 3))
+    header, *rows, total = table(model, 8)
+    assert [row[0] for row in rows] == ["stem", "stage1", "head"]
+    assert {len(row) for row in (header, *rows, total)} == {5}
+    # 108 + 2 * 144 for the kernels, 3 * 8 for the norms, 4 * 5 + 5 at the end.
+    assert total == ["total", "4", "445", "0.000 x 10^9", "0.0 MiB"]

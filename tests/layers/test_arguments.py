@@ -1,0 +1,220 @@
+"""Arguments that constructors refuse, what they say, and numbers of NumPy."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from resnet_layers import (
+    BasicBlock,
+    BatchNormalization,
+    BottleneckBlock,
+    PaddedConv2D,
+    ResNet,
+    SqueezeExcitation,
+    Stem,
+    StochasticDepth,
+)
+
+NAN, INFINITY = float("nan"), float("inf")
+REQUIRED = {
+    PaddedConv2D: {"filters": 4, "kernel_size": 3},
+    StochasticDepth: {"rate": 0.5},
+    BasicBlock: {"filters": 4},
+    BottleneckBlock: {"filters": 4},
+}
+# Every kind of check, at one of its arguments, with every kind of wrong value.
+KINDS = [
+    (PaddedConv2D, "filters", (0, -1, 1.0, True, np.True_, "8", None, [8])),
+    (PaddedConv2D, "kernel_size", (2, NAN, (3, 2), (3, 3, 3), (1.0, 1))),
+    (StochasticDepth, "seed", ("x", 1.0, True, 2**63)),
+    (
+        ResNet,
+        "stage_sizes",
+        (
+            *((), 3, None, "ab", b"ab", {2: 1}, [None], (1.5, 1), (2, 0)),
+            *((True,), ("1",), (NAN,), ((1, 2),)),
+        ),
+    ),
+    (ResNet, "output_stride", (0, 1, 12, 64, True, NAN, 8.0, "8", [8], -8)),
+    (ResNet, "stem", ("x", None, 3, True, [], {})),
+    (ResNet, "preactivation", ("False", 0, 1, None, [])),
+    (
+        BatchNormalization,
+        "epsilon",
+        (-1, NAN, INFINITY, None, "a", True, [0.9]),
+    ),
+    # The bounds that a number may not reach.
+    (SqueezeExcitation, "ratio", (0,)),
+    (StochasticDepth, "rate", (-0.1, 1)),
+]
+NORM = {"norm_momentum": 2, "norm_epsilon": -1, "synchronized": 1}
+BLOCK_OPTIONS = {
+    "stride_site": "5x5",
+    "shortcut": "x",
+    "squeeze_excitation": 1,
+    "preactivation": 1,
+    "zero_last_gamma": 1,
+    **NORM,
+}
+BLOCK = {
+    "filters": 0,
+    "strides": 3,
+    "dilation": 0,
+    "first_dilation": 0,
+    "drop_rate": 1,
+    **BLOCK_OPTIONS,
+    "stages": 3,
+}
+# Every argument of every constructor, with one wrong value.
+ARGUMENTS = {
+    PaddedConv2D: {
+        "filters": 0,
+        "kernel_size": 2,
+        "strides": (1, 0),
+        "dilation_rate": 0,
+        "groups": 0,
+        "padding": "valid",
+        "data_format": "channels_first",
+        "use_bias": 1,
+        "rank": 2,
+        "stages": 3,
+    },
+    SqueezeExcitation: {"ratio": 1.5, "stages": 3},
+    StochasticDepth: {"rate": 1, "seed": "x", "stages": 3},
+    BatchNormalization: {
+        "momentum": 2,
+        "epsilon": -1,
+        "synchronized": 1,
+        "stages": 3,
+    },
+    Stem: {
+        "filters": 0,
+        "kind": "x",
+        "preactivation": 1,
+        **NORM,
+        "stages": 3,
+    },
+    BasicBlock: {**BLOCK, "groups": 2},
+    BottleneckBlock: {**BLOCK, "groups": 0, "base_width": 0},
+    ResNet: {
+        "block": "wide",
+        "stage_sizes": 3,
+        "num_classes": 0,
+        "width": 0,
+        "stem": "x",
+        "downsample": "never",
+        "output_stride": 3,
+        "stochastic_depth": 1,
+        "trainable": 1,
+        **BLOCK_OPTIONS,
+        "groups": 0,
+        "base_width": 0,
+        # Known to its blocks, but not to be set for all of them.
+        "filters": 8,
+        "strides": 2,
+        "dilation": 2,
+        "first_dilation": 2,
+        "drop_rate": 0.1,
+        "stages": 3,
+    },
+}
+REFUSED = {
+    f"{make.__name__}-{argument}-{value!r}": (make, argument, value)
+    for make, argument, value in (
+        *(
+            (make, name, value)
+            for make, name, values in KINDS
+            for value in values
+        ),
+        *(
+            (make, name, value)
+            for make, arguments in ARGUMENTS.items()
+            for name, value in arguments.items()
+        ),
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "argument", "value"), REFUSED.values(), ids=REFUSED
+)
+def test_refused_arguments_are_named_as_they_were_given(make, argument, value):
+    with pytest.raises(ValueError, match=re.escape(f"`{argument}`")) as error:
+        make(**{**REQUIRED.get(make, {}), argument: value})
+    assert str(error.value).endswith(f"Received: {argument}={value!r}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"width": 1, "stem": "deep"},
+            "`width` must be .* at least 2.*width=1$",
+        ),
+        (
+            {"width": 1, "base_width": 4},
+            "`width` .* 64.*width=1, base_width=4$",
+        ),
+        ({"stem": "x"}, "'imagenet', 'deep', 'small'"),
+        ({"num_classes": 0}, "a whole number at least 1, or None"),
+        ({"output_stride": 64}, r"\(None, 4, 8, 16, 32\)"),
+        ({"output_stride": 16, "stem": "small"}, r"\(None, 1, 2, 4, 8\)"),
+        ({"block": "basic", "groups": 2}, "takes no `groups`, only .*shortcut"),
+        ({"filters": 2}, "takes no `filters`, only block, .*width.*groups"),
+        ({"stochastic_depth": 1}, "at least 0 and below 1"),
+    ],
+    ids=str,
+)
+def test_refusals_say_what_would_have_been_accepted(options, message):
+    with pytest.raises(ValueError, match=message):
+        ResNet(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [
+        (PaddedConv2D, {"filters": 4, "kernel_size": 3, "strides": 2}),
+        (SqueezeExcitation, {"ratio": 0.5}),
+        (StochasticDepth, {"rate": 0.5, "seed": 3}),
+        (BatchNormalization, {"momentum": 0.5, "synchronized": True}),
+        (Stem, {"filters": 4, "norm_epsilon": 0.5, "preactivation": True}),
+        (BasicBlock, {"filters": 4, "strides": 2, "drop_rate": 0.5}),
+        (
+            BottleneckBlock,
+            {
+                "filters": 4,
+                "dilation": 4,
+                "first_dilation": 2,
+                "groups": 2,
+                "base_width": 32,
+                "zero_last_gamma": False,
+            },
+        ),
+        (
+            ResNet,
+            {
+                "stage_sizes": (1, 2),
+                "width": 8,
+                "num_classes": 5,
+                "output_stride": 4,
+                "stochastic_depth": 0.5,
+                "norm_momentum": 0.5,
+                "groups": 2,
+                "base_width": 32,
+                "squeeze_excitation": True,
+            },
+        ),
+    ],
+)
+def test_numbers_of_numpy_are_kept_as_those_of_python(make, arguments, images):
+    """So that configs can be written."""
+    layer = make(**{name: numpy_value(v) for name, v in arguments.items()})
+    expected = make(**arguments, name=layer.name)
+    assert json.dumps(layer.get_config()) == json.dumps(expected.get_config())
+    assert layer(images).shape == expected(images).shape
+
+
+def numpy_value(value):
+    return np.array(value) if isinstance(value, tuple) else np.array([value])[0]

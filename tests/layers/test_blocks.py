@@ -1,0 +1,284 @@
+"""Blocks: shapes, shortcuts, strides and starting points."""
+
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from layer_nets import assert_close, normal
+
+from resnet_layers import (
+    BasicBlock,
+    BottleneckBlock,
+    PaddedConv2D,
+    SqueezeExcitation,
+    StochasticDepth,
+)
+
+BLOCKS = [BasicBlock, BottleneckBlock]
+
+
+@pytest.mark.parametrize("block_class", BLOCKS)
+def test_block_starts_as_identity(block_class, images):
+    block = block_class(filters=8)
+    inputs = tf.nn.relu(np.tile(images, 11)[..., : block.out_channels])
+    np.testing.assert_array_equal(block(inputs, training=True), inputs)
+    assert block.projection_conv is None
+
+
+@pytest.mark.parametrize("block_class", BLOCKS)
+def test_block_without_zero_gamma_does_not(block_class, images):
+    block = block_class(filters=8, zero_last_gamma=False)
+    inputs = tf.nn.relu(np.tile(images, 11)[..., : block.out_channels])
+    difference = tf.abs(block(inputs, training=True) - inputs)
+    assert float(tf.reduce_max(difference)) > 0.1
+
+
+@pytest.mark.parametrize("block_class", BLOCKS)
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("side", [8, 7])
+def test_shortcut_is_projected_where_shapes_differ(block_class, strides, side):
+    block = block_class(filters=4, strides=strides)
+    inputs = normal(2, side, side, 3)
+    outputs = block(inputs)
+    expected = (2, -(-side // strides), -(-side // strides), block.out_channels)
+    assert outputs.shape == expected
+    assert block.compute_output_shape(inputs.shape) == expected
+    assert block(tf.keras.Input(inputs.shape[1:])).shape == (
+        None,
+        *expected[1:],
+    )
+    assert block.projection_conv is not None
+
+
+def test_stride_site_moves_the_stride():
+    later = BottleneckBlock(4, strides=2)
+    first = BottleneckBlock(4, strides=2, stride_site="1x1")
+    assert (later.conv1.strides, later.conv2.strides) == ((1, 1), (2, 2))
+    assert (first.conv1.strides, first.conv2.strides) == ((2, 2), (1, 1))
+    for block in (later, first):
+        assert block(tf.zeros([1, 8, 8, 3])).shape == (1, 4, 4, 16)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 7])
+@pytest.mark.parametrize("side", [8, 9])
+def test_strided_convolution_pads_both_sides_alike(kernel_size, side):
+    layer = PaddedConv2D(5, kernel_size, strides=2)
+    inputs = np.random.default_rng(0).normal(size=(1, side, side, 2))
+    outputs = layer(inputs.astype("float32"))
+    margin = (kernel_size - 1) // 2
+    padded = np.pad(inputs, [(0, 0), (margin,) * 2, (margin,) * 2, (0, 0)])
+    rows = range(0, side + 2 * margin - kernel_size + 1, 2)
+    kernel = np.asarray(layer.kernel)
+    expected = np.array(
+        [
+            [
+                np.einsum(
+                    "ijc,ijcf->f",
+                    padded[0, row : row + kernel_size, col : col + kernel_size],
+                    kernel,
+                )
+                for col in rows
+            ]
+            for row in rows
+        ]
+    )
+    assert_close(outputs[0], expected)
+    assert layer.compute_output_shape(inputs.shape) == outputs.shape
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: BasicBlock(4, stride_site="1x1"), "stride_site='1x1'"),
+        (lambda: BottleneckBlock(4, base_width=8), "filters=4, base_width=8"),
+        (
+            lambda: BasicBlock(4, strides=2, dilation=3),
+            "strides=2, dilation=3, first_dilation=None",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit_each_other_are_named(make, named):
+    with pytest.raises(ValueError, match=re.escape(named)):
+        make()
+
+
+@pytest.mark.parametrize("block_class", BLOCKS)
+def test_gradient_reaches_every_weight(block_class, images):
+    block = block_class(filters=4, strides=2, zero_last_gamma=False)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(block(images, training=True) ** 2)
+    gradients = tape.gradient(loss, block.trainable_variables)
+    sizes = [float(tf.reduce_max(tf.abs(gradient))) for gradient in gradients]
+    # Not zero, nor what is only rounding.
+    assert min(sizes) > 1e-5 * max(sizes)
+
+
+def test_zero_padding_shortcut_has_no_weights():
+    block = BasicBlock(6, strides=2, shortcut="zero_padding")
+    inputs = tf.nn.relu(normal(2, 8, 8, 3))
+    outputs = block(inputs, training=True).numpy()
+    assert block.projection_conv is None
+    # Zero last gamma: what comes out is the shortcut alone.
+    np.testing.assert_array_equal(outputs[..., 1:4], inputs[:, ::2, ::2])
+    assert not np.any(outputs[..., [0, 4, 5]])
+
+
+@pytest.mark.parametrize("side", [8, 7])
+def test_pooled_projection_averages_what_the_stride_skips(side):
+    block = BasicBlock(4, strides=2, shortcut="pooled_projection")
+    inputs = np.random.default_rng(0).normal(size=(1, side, side, 3))
+    outputs = block(inputs.astype("f4"), training=False).numpy()
+    pooled = np.array(
+        [
+            [
+                inputs[0, row : row + 2, col : col + 2].mean((0, 1))
+                for col in range(0, side, 2)
+            ]
+            for row in range(0, side, 2)
+        ]
+    )
+    kernel = np.asarray(block.projection_conv.kernel)[0, 0]
+    expected = np.maximum(pooled @ kernel / np.sqrt(1 + 1e-5), 0)
+    assert_close(outputs[0], expected)
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 8])
+def test_pooled_projection_pools_where_dilation_replaces_the_stride(dilation):
+    block = BasicBlock(
+        4,
+        dilation=2 * dilation,
+        first_dilation=dilation,
+        shortcut="pooled_projection",
+    )
+    inputs = np.random.default_rng(0).normal(size=(1, 7, 6, 3))
+    outputs = block(inputs.astype("f4"), training=False).numpy()
+    pooled = np.array(
+        [
+            [
+                inputs[
+                    0,
+                    row : row + dilation + 1 : dilation,
+                    col : col + dilation + 1 : dilation,
+                ].mean((0, 1))
+                for col in range(6)
+            ]
+            for row in range(7)
+        ]
+    )
+    kernel = np.asarray(block.projection_conv.kernel)[0, 0]
+    expected = np.maximum(pooled @ kernel / np.sqrt(1 + 1e-5), 0)
+    assert_close(outputs[0], expected)
+
+
+def test_groups_do_not_see_each_other():
+    block = BottleneckBlock(64, groups=4, base_width=16)
+    inputs = np.random.default_rng(0).normal(size=(1, 5, 5, 64)).astype("f4")
+    block.conv2.build(inputs.shape)
+    outputs = block.conv2(inputs).numpy()
+    assert block.conv2.kernel.shape == (3, 3, 16, 64)
+    inputs[..., 16:32] += 1
+    changed = np.any(block.conv2(inputs).numpy() != outputs, axis=(0, 1, 2))
+    np.testing.assert_array_equal(np.flatnonzero(changed), range(16, 32))
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_groups_are_separate_convolutions_gradients_included(strides):
+    layer = PaddedConv2D(24, 3, strides, groups=4)
+    inputs = tf.constant(normal(2, 9, 9, 16))
+    layer.build(inputs.shape)
+    kernel = tf.convert_to_tensor(layer.kernel)
+
+    def separate(inputs):
+        margins = [[0, 0], [1, 1], [1, 1], [0, 0]]
+        return tf.concat(
+            [
+                tf.nn.conv2d(tf.pad(part, margins), weights, strides, "VALID")
+                for part, weights in zip(
+                    tf.split(inputs, 4, -1),
+                    tf.split(kernel, 4, -1),
+                    strict=True,
+                )
+            ],
+            -1,
+        )
+
+    results = []
+    for function, weights in ((layer, layer.kernel.value), (separate, kernel)):
+        with tf.GradientTape() as tape:
+            tape.watch([inputs, weights])
+            outputs = function(inputs)
+            loss = tf.reduce_sum(tf.sin(outputs))
+        results.append([outputs, *tape.gradient(loss, [inputs, weights])])
+    for ours, expected in zip(*results, strict=True):
+        assert_close(ours, expected)
+
+
+def test_preactivation_keeps_the_shortcut_clean():
+    block = BottleneckBlock(4, strides=2, preactivation=True)
+    inputs = np.random.default_rng(0).normal(size=(2, 8, 8, 16)).astype("f4")
+    block.build(inputs.shape)
+    block.conv3.kernel.assign(tf.zeros_like(block.conv3.kernel))
+    np.testing.assert_array_equal(block(inputs), inputs[:, ::2, ::2])
+    assert block.bn3 is None
+    assert block.conv3.use_bias
+
+
+def test_squeeze_excitation_is_its_formula():
+    layer = SqueezeExcitation(ratio=1 / 4)
+    inputs = np.random.default_rng(0).normal(size=(2, 3, 4, 32)).astype("f4")
+    outputs = layer(inputs)
+    squeeze, squeeze_bias, excite, excite_bias = map(np.asarray, layer.weights)
+    assert squeeze.shape == (32, 8)
+    hidden = np.maximum(inputs.mean((1, 2)) @ squeeze + squeeze_bias, 0)
+    scale = 1 / (1 + np.exp(-(hidden @ excite + excite_bias)))
+    expected = inputs * scale[:, None, None]
+    assert_close(outputs, expected)
+
+
+def test_stochastic_depth_drops_examples_and_keeps_the_mean():
+    layer = StochasticDepth(0.25, seed=3)
+    inputs = tf.ones([4000, 2, 2, 1])
+    outputs = layer(inputs, training=True).numpy()
+    per_example = outputs.reshape(4000, 4)
+    assert set(np.unique(outputs)) == {0.0, np.float32(1 / 0.75)}
+    assert np.all(per_example == per_example[:, :1])
+    assert outputs.mean() == pytest.approx(1, abs=0.03)
+    assert np.any(layer(inputs, training=True) != outputs)
+    np.testing.assert_array_equal(layer(inputs, training=False), inputs)
+
+
+@pytest.mark.parametrize("block_class", [None, *BLOCKS])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_frozen_stochastic_depth_neither_drops_nor_draws(
+    block_class, when, images
+):
+    def make(**kwargs):
+        if block_class is None:
+            return StochasticDepth(0.5, **kwargs)
+        return block_class(4, drop_rate=0.5, zero_last_gamma=False, **kwargs)
+
+    layer = make(trainable=when == "after")
+    layer.build(images.shape)
+    if when == "after":
+        layer.trainable = False
+    drop = layer if block_class is None else layer.drop
+    assert not drop.trainable
+    expected = layer(images, training=False)
+    np.testing.assert_array_equal(layer(images, training=True), expected)
+    assert int(drop.draws.numpy()) == 0
+
+
+def test_stochastic_depth_differs_from_replica_to_replica(two_replicas):
+    with two_replicas.scope():
+        layer = StochasticDepth(0.5, seed=3)
+        layer.build([None, 1])
+
+    @tf.function
+    def draw():
+        return two_replicas.run(lambda: layer(tf.ones([64, 1]), training=True))
+
+    first, second = two_replicas.experimental_local_results(draw())
+    assert np.any(first != second)
+    again, _ = two_replicas.experimental_local_results(draw())
+    assert np.any(first != again)

@@ -1,0 +1,204 @@
+"""Frozen parts: they do not move, and come back frozen."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from layer_nets import (
+    assert_same_weights,
+    gradients_of_a_class,
+    has_no_effect,
+    scramble,
+    share,
+    small_resnet,
+    thaw,
+)
+
+from resnet_layers import (
+    BasicBlock,
+    BatchNormalization,
+    BottleneckBlock,
+    ResNet,
+    SqueezeExcitation,
+    Stem,
+)
+
+
+@pytest.mark.parametrize("part", ["stem", "stage1", "stage2", "backbone"])
+@pytest.mark.parametrize("preactivation", [False, True])
+def test_frozen_parts_do_not_move_by_a_bit(part, preactivation, images):
+    model = small_resnet(
+        preactivation=preactivation,
+        zero_last_gamma=False,
+        stage_sizes=(2, 2),
+        stochastic_depth=0.2,
+    )
+    model.build(images.shape)
+    frozen = [model.stem]
+    if part != "stem":
+        frozen += [b for b in model.blocks if b.name[:6] <= part]
+    if part == "backbone":
+        frozen = [layer for layer in model.layers if layer is not model.head]
+    model.freeze(part)
+    before = {v.path: np.array(v) for v in model.variables}
+    optimizer = tf.keras.optimizers.SGD(0.1)
+    optimizer.apply(*gradients_of_a_class(model, images))
+    kept = {v.path for layer in frozen for v in layer.variables}
+    for variable in model.variables:
+        same = np.array_equal(before[variable.path], np.asarray(variable))
+        if variable.path in kept or not has_no_effect(model, variable):
+            assert same == (variable.path in kept), variable.path
+
+
+def test_frozen_batch_norm_does_not_move(images):
+    model = small_resnet(zero_last_gamma=False)
+    model.build(images.shape)
+    model.freeze_batch_norm()
+    before = {v.path: np.array(v) for v in model.variables}
+    model(images, training=True)
+    for variable in model.variables:
+        np.testing.assert_array_equal(before[variable.path], variable)
+    assert {v.name for v in model.trainable_variables} == {"kernel", "bias"}
+
+
+FREEZES = {
+    "none": lambda model: None,
+    "stem": lambda model: model.freeze("stem"),
+    "stage2": lambda model: model.freeze("stage2"),
+    "backbone": lambda model: model.freeze("backbone"),
+    "batch norm": ResNet.freeze_batch_norm,
+    "both": lambda m: (m.freeze("stage1"), m.freeze_batch_norm()),
+    "everything": lambda model: setattr(model, "trainable", False),
+    "all but a layer": lambda model: (
+        model.freeze("backbone"),
+        setattr(model.blocks[1].conv2, "trainable", True),
+    ),
+    "nothing any more": lambda model: (
+        model.freeze("backbone"),
+        thaw(model),
+    ),
+}
+
+
+# Of a pre-activation net, what reaches its own last batch norm.
+every_freeze = pytest.mark.parametrize(
+    ("freeze", "preactivation"),
+    [
+        *((freeze, False) for freeze in FREEZES),
+        *((freeze, True) for freeze in ("stage2", "backbone", "batch norm")),
+    ],
+    scope="module",
+)
+
+
+def trainable_paths(model):
+    return [variable.path for variable in model.trainable_variables]
+
+
+@pytest.fixture(scope="module")
+def built_net(preactivation, images):
+    model = small_resnet(
+        stage_sizes=(1, 1),
+        preactivation=preactivation,
+        squeeze_excitation=True,
+        name="net",
+    )
+    return share(model, images)
+
+
+@pytest.fixture
+def net(built_net):
+    """A `Shared` net that tests may freeze and change."""
+    thaw(built_net.layer)
+    scramble(built_net.layer)
+    return built_net
+
+
+@every_freeze
+def test_what_is_frozen_comes_back_frozen(freeze, net, images, tmp_path):
+    model = net.layer
+    FREEZES[freeze](model)
+    net.model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    assert trainable_paths(loaded) == trainable_paths(net.model)
+    other = loaded.get_layer("net")
+    assert other.get_config() == model.get_config()
+    # Batch norms look at their own flag.
+    for layer in (model, other):
+        layer(images, training=True)
+    assert_same_weights(model, other)
+
+
+@pytest.mark.parametrize("preactivation", [False], scope="module")
+@pytest.mark.parametrize("freeze", ["backbone", "both", "all but a layer"])
+def test_a_frozen_net_by_itself_comes_back_frozen(freeze, net, tmp_path):
+    FREEZES[freeze](net.layer)
+    net.layer.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    assert trainable_paths(loaded) == trainable_paths(net.layer)
+    assert loaded.get_config() == net.layer.get_config()
+
+
+def freeze_batch_norms(layer):
+    for child in layer._flatten_layers():
+        if isinstance(child, BatchNormalization):
+            child.trainable = False
+
+
+def freeze_below(layer):
+    children = layer._flatten_layers(include_self=False, recursive=False)
+    children[0].trainable = False
+
+
+def freeze_all_but_the_last(layer):
+    layer.trainable = False
+    layer._flatten_layers(include_self=False)[-1].trainable = True
+
+
+@pytest.mark.parametrize(
+    "freeze", [freeze_batch_norms, freeze_below, freeze_all_but_the_last]
+)
+@pytest.mark.parametrize(
+    "make_layer",
+    [
+        lambda: Stem(8, kind="deep"),
+        lambda: BasicBlock(4, squeeze_excitation=True, drop_rate=0.1),
+        lambda: BottleneckBlock(4, strides=2, squeeze_excitation=True),
+        lambda: SqueezeExcitation(),
+    ],
+    ids=["stem", "basic", "bottleneck", "attention"],
+)
+def test_parts_of_a_layer_come_back_frozen(
+    make_layer, freeze, images, tmp_path
+):
+    layer = make_layer()
+    inputs = tf.keras.Input(images.shape[1:])
+    model = tf.keras.Model(inputs, layer(inputs))
+    freeze(layer)
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    assert trainable_paths(loaded) == trainable_paths(model)
+    clone = type(layer).from_config(layer.get_config())
+    assert clone.get_config() == layer.get_config()
+
+
+@every_freeze
+def test_config_keeps_what_is_frozen_until_the_model_is_built(
+    freeze, net, images
+):
+    model = net.layer
+    FREEZES[freeze](model)
+    clone = ResNet.from_config(model.get_config())
+    assert clone.get_config() == model.get_config()
+    clone.build(images.shape)
+    assert clone.get_config() == model.get_config()
+    assert trainable_paths(clone) == trainable_paths(model)
+
+
+def test_batch_norm_is_frozen_when_all_of_it_is_there():
+    with pytest.raises(ValueError, match="must be built"):
+        small_resnet().freeze_batch_norm()
+
+
+def test_parts_that_do_not_exist_are_named():
+    with pytest.raises(ValueError, match="part='stage3'"):
+        small_resnet().freeze("stage3")

@@ -1,0 +1,237 @@
+"""What every public layer must be able to do: be saved, cast, trained."""
+
+import functools
+import inspect
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from layer_nets import (
+    assert_same_weights,
+    gradients_of_a_class,
+    has_no_effect,
+    scramble,
+    share,
+    small_resnet,
+    small_variant,
+    thaw,
+)
+
+from resnet_layers import (
+    BasicBlock,
+    BatchNormalization,
+    BottleneckBlock,
+    PaddedConv2D,
+    ResNet,
+    SqueezeExcitation,
+    Stem,
+    StochasticDepth,
+)
+
+# Name -> constructor, with arguments other than the defaults.
+LAYERS = {
+    "attention": lambda **kw: SqueezeExcitation(1 / 2, **kw),
+    "drop": lambda **kw: StochasticDepth(0.3, **kw),
+    "batch_norm": lambda **kw: BatchNormalization(momentum=0.8, **kw),
+    "conv": lambda **kw: PaddedConv2D(6, 5, strides=2, **kw),
+    "stem": lambda **kw: Stem(8, kind="small", norm_epsilon=1e-3, **kw),
+    "basic": lambda **kw: BasicBlock(4, strides=2, norm_momentum=0.8, **kw),
+    "bottleneck": lambda **kw: BottleneckBlock(
+        4, strides=2, stride_site="1x1", zero_last_gamma=False, **kw
+    ),
+    "resnet": lambda **kw: small_resnet(stem="small", stride_site="1x1", **kw),
+    "resnet_basic": lambda **kw: small_resnet(block="basic", **kw),
+    "resnet_stochastic": lambda **kw: small_resnet(stochastic_depth=0.2, **kw),
+    "resnet_dilated_headless": lambda **kw: small_resnet(
+        output_stride=4, num_classes=None, **kw
+    ),
+    "resnext_with_attention": lambda **kw: small_variant(
+        "resnext50_32x4d", squeeze_excitation=True, **kw
+    ),
+    # What the variants have beyond these.
+    **{
+        name: functools.partial(small_variant, name)
+        for name in ("resnet50_v2", "resnet50d", "resnet20")
+    },
+}
+NETS = [name for name in LAYERS if name.startswith("res")]
+
+
+@pytest.fixture(scope="module", params=LAYERS)
+def make_layer(request):
+    return LAYERS[request.param]
+
+
+@pytest.fixture(scope="module")
+def shared(make_layer, images):
+    return share(make_layer(), images)
+
+
+@pytest.fixture(scope="module")
+def built_twin(make_layer, images):
+    return share(make_layer(), images)
+
+
+@pytest.fixture
+def twin(built_twin):
+    """As `shared`, but with other weights, and tests may change them."""
+    thaw(built_twin.layer)
+    scramble(built_twin.layer, seed=6)
+    return built_twin
+
+
+def test_symbolic_and_eager_shapes_agree(shared, images):
+    layer, _, symbolic, outputs = shared
+    assert symbolic.shape[1:] == outputs.shape[1:]
+    assert layer.compute_output_shape(images.shape) == outputs.shape
+    assert symbolic.dtype == outputs.dtype.name
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments"),
+    [
+        (BasicBlock, {"stride_site": "3x3"}),
+        (BottleneckBlock, {"stride_site": "1x1", "groups": 4, "base_width": 8}),
+        (Stem, {"kind": "deep"}),
+        (ResNet, {"stage_sizes": (1, 2), "num_classes": 3, "width": 16}),
+    ],
+)
+def test_config_holds_every_argument(layer, arguments):
+    """Each with a value that is not its default, where there is another."""
+    parameters = inspect.signature(layer.__init__).parameters.values()
+    given = {"filters": 24} if layer is not ResNet else {}
+    for parameter in parameters:
+        if (
+            isinstance(parameter.default, bool)
+            and parameter.name != "trainable"
+        ):
+            given[parameter.name] = not parameter.default
+        elif isinstance(parameter.default, float):
+            given[parameter.name] = parameter.default / 2 + 0.01
+    given |= arguments
+    config = layer(**given).get_config()
+    assert {name: config[name] for name in given} == given
+    named = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    assert named - {"self"} <= set(config)
+
+
+def test_config_round_trip(make_layer, shared, images):
+    layer = make_layer(name="mine")
+    clone = type(layer).from_config(layer.get_config())
+    assert clone.get_config() == layer.get_config()
+    clone(images)
+    scramble(clone)
+    np.testing.assert_array_equal(clone(images), shared.outputs)
+
+
+def test_keras_file_round_trip(shared, images, tmp_path):
+    shared.model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(images), shared.outputs)
+    assert type(loaded.layers[1]) is type(shared.layer)
+    assert_same_weights(loaded, shared.layer)
+
+
+@pytest.mark.parametrize(
+    "make_layer", [n for n in LAYERS if n != "conv"], indirect=True
+)
+def test_frozen_layer_comes_back_frozen(twin, images, tmp_path):
+    twin.layer.trainable = False
+    twin.model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    before = [np.array(v) for v in loaded.variables]
+    loaded(images, training=True)
+    assert not loaded.trainable_variables
+    after = [np.array(v) for v in loaded.variables]
+    for value, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
+def test_weights_file_round_trip(shared, twin, tmp_path):
+    shared.model.save_weights(tmp_path / "model.weights.h5")
+    twin.model.load_weights(tmp_path / "model.weights.h5")
+    assert_same_weights(twin.layer, shared.layer)
+
+
+def test_checkpoint_round_trip_holds_every_variable(shared, twin, tmp_path):
+    layer = shared.layer
+    path = tf.train.Checkpoint(layer=layer).save(tmp_path / "checkpoint")
+    keys = [
+        key
+        for key, _ in tf.train.list_variables(path)
+        if key.startswith("layer/")
+    ]
+    assert len(keys) == len(layer.variables)
+    tf.train.Checkpoint(layer=twin.layer).restore(path).assert_consumed()
+    assert_same_weights(twin.layer, layer)
+
+
+def test_own_dtype_policy_reaches_all_children(make_layer, images):
+    layer = make_layer(dtype="mixed_bfloat16")
+    outputs = layer(images)
+    expected = "float32" if isinstance(layer, ResNet) else "bfloat16"
+    assert outputs.dtype.name == expected
+    assert layer(tf.keras.Input(images.shape[1:])).dtype == expected
+    for child in layer._flatten_layers(include_self=False):
+        if child.name != "head":
+            assert child.compute_dtype == "bfloat16", child.path
+    assert {v.dtype for v in layer.trainable_variables} <= {"float32"}
+
+
+def test_own_dtype_policy_wins_over_the_global_one(make_layer, images):
+    tf.keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        assert make_layer(dtype="float32")(images).dtype == tf.float32
+        layer = make_layer()
+        assert layer.compute_dtype == "bfloat16"
+    finally:
+        tf.keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def channels_first():
+    before = tf.keras.config.image_data_format()
+    tf.keras.config.set_image_data_format("channels_first")
+    yield
+    tf.keras.config.set_image_data_format(before)
+
+
+def test_keras_own_image_format_changes_nothing(
+    make_layer, shared, images, channels_first
+):
+    layer = make_layer()
+    layer.build(images.shape)
+    scramble(layer)
+    np.testing.assert_array_equal(layer(images), shared.outputs)
+    assert layer.compute_output_shape(images.shape) == shared.outputs.shape
+    outputs = layer(tf.keras.Input(images.shape[1:]))
+    assert outputs.shape[1:] == shared.outputs.shape[1:]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_one_step_changes_every_weight_that_has_an_effect(name, images):
+    model = LAYERS[name](zero_last_gamma=False)
+    model.build(images.shape)
+    optimizer = tf.keras.optimizers.SGD(0.1)
+    before = [np.array(v) for v in model.trainable_variables]
+    gradients, variables = gradients_of_a_class(model, images)
+    optimizer.apply(gradients, variables)
+    sizes = [float(tf.reduce_max(tf.abs(g))) for g in gradients]
+    for value, variable, size in zip(before, variables, sizes, strict=True):
+        if has_no_effect(model, variable):
+            assert size < 1e-6 * max(sizes), variable.path
+        else:
+            # More than rounding, which another processor may not have.
+            assert size > 1e-7 * max(sizes), variable.path
+            assert np.any(value != np.asarray(variable)), variable.path
+
+
+@pytest.mark.parametrize("make_layer", NETS, indirect=True)
+def test_training_flag_reaches_every_batch_norm(twin, images):
+    model = twin.layer
+    statistics = [np.array(v) for v in model.non_trainable_variables]
+    model(images, training=True)
+    for value, variable in zip(
+        statistics, model.non_trainable_variables, strict=True
+    ):
+        assert np.any(value != np.asarray(variable)), variable.path

@@ -1,0 +1,212 @@
+"""Files and runs of our own: what was saved comes back, to the last bit."""
+
+import pathlib
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src.backend.common import global_state
+from weight_nets import (
+    OWN_WAYS,
+    READ_APART,
+    assert_refused,
+    assert_same_weights,
+    save_keras,
+    save_run,
+    save_weights_h5,
+    small,
+)
+
+from resnet_layers import (
+    Preprocessing,
+    WeightsError,
+    find_weights,
+    load_weights,
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"block": "basic", "stem": "deep", "squeeze_excitation": True},
+        {"preactivation": True, "num_classes": None, "trainable": False},
+    ],
+    ids=["default", "basic", "headless"],
+)
+@pytest.mark.parametrize("save", OWN_WAYS)
+def test_own_weights_come_back_exactly(save, options, tmp_path):
+    model = small(**options, name="theirs")
+    other = small(**options, name="ours", seed=2)
+    has_head = "num_classes" not in options
+    loaded = load_weights(other, save(model, tmp_path))
+    assert loaded == ("own", has_head, Preprocessing())
+    for mine, read in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(mine, read, err_msg=mine.path)
+
+
+@pytest.mark.parametrize("save", READ_APART)
+def test_own_weights_of_other_classes_keep_the_models_head(save, tmp_path):
+    theirs = small()
+    path = save(theirs, tmp_path)
+    model = small(num_classes=3, seed=2)
+    before = np.array(model.head.kernel)
+    with pytest.raises(WeightsError) as error:
+        load_weights(model, path)
+    for expected in (str(path), "head/kernel", "(64, 7)", "(64, 3)"):
+        assert expected in str(error.value)
+    loaded = load_weights(model, path, replace_head=True)
+    assert loaded[:2] == ("own", False)
+    np.testing.assert_array_equal(model.head.kernel, before)
+    assert_same_weights(model, theirs)
+
+
+@pytest.mark.parametrize("num_classes", [None, 7])
+@pytest.mark.parametrize("save", READ_APART)
+def test_own_weights_with_and_without_head_fit(num_classes, save, tmp_path):
+    theirs = small(num_classes=7 if num_classes is None else None)
+    model = small(num_classes=num_classes, seed=2)
+    path = save(theirs, tmp_path)
+    assert load_weights(model, path, replace_head=True)[:2] == ("own", False)
+    assert_same_weights(model, theirs)
+
+
+@pytest.mark.parametrize("rates", [(0.2, 0.0), (0.0, 0.2)])
+@pytest.mark.parametrize("save", READ_APART)
+def test_a_counter_of_stochastic_depth_is_no_weight(rates, save, tmp_path):
+    theirs, model = (small(stochastic_depth=rate) for rate in rates)
+    model.stem.convs[0].kernel.assign(tf.ones([3, 3, 3, 8]))
+    assert load_weights(model, save(theirs, tmp_path)).head_used
+    assert_same_weights(model, theirs)
+
+
+BIG = {"stage_sizes": (2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("save", "theirs", "ours"),
+    [
+        # Blocks have numbers in some files, and paths in others.
+        *((save, BIG, {}) for save in READ_APART),
+        *((save, {}, BIG) for save in READ_APART),
+        (save_weights_h5, {"width": 16}, {}),
+        (save_weights_h5, {"squeeze_excitation": True}, {}),
+        (save_weights_h5, {"block": "basic"}, {}),
+    ],
+)
+def test_own_weights_of_another_net_are_one_line(save, theirs, ours, tmp_path):
+    path = save(small(**theirs), tmp_path)
+    assert_refused(small(**ours, seed=2, name="net"), path, "does not fit net")
+
+
+@pytest.mark.parametrize("save", READ_APART)
+def test_own_weights_that_are_not_finite_are_refused(save, tmp_path):
+    theirs = small()
+    theirs.blocks[2].bn2.beta.assign([np.inf] * 16)
+    name = "stage2_block1/bn2/beta, of shape (16,)"
+    assert_refused(small(seed=2), save(theirs, tmp_path), name)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("save", READ_APART)
+def test_own_weights_of_other_precision_are_cast(dtype, save, tmp_path):
+    theirs, model = small(dtype=dtype), small(seed=2)
+    load_weights(model, save(theirs, tmp_path))
+    for mine, read in zip(model.weights, theirs.weights, strict=True):
+        np.testing.assert_array_equal(mine, np.asarray(read).astype("f4"))
+
+
+@pytest.mark.parametrize("start", range(0, 60_000, 4096))
+def test_own_h5_files_with_a_lost_page_are_one_line(start, tmp_path):
+    path = save_weights_h5(small(), tmp_path)
+    content = bytearray(path.read_bytes())
+    content[start : start + 4096] = bytes(4096)
+    path.write_bytes(content)
+    model = small(seed=2)
+    before = [np.array(weight) for weight in model.weights]
+    try:
+        load_weights(model, path)
+    except WeightsError as error:
+        [line] = str(error).splitlines()
+        assert str(path) in line
+        for weight, value in zip(model.weights, before, strict=True):
+            np.testing.assert_array_equal(weight, value)
+
+
+def test_no_code_of_a_file_is_run_whatever_the_process_allows(tmp_path):
+    ran = tmp_path / "ran"
+    inputs = tf.keras.Input([16, 16, 3])
+    # Keras writes neither defaults nor what is bound outside.
+    code = eval(f"lambda x: (open({str(ran)!r}, 'w').close(), x)[1]")
+    x = tf.keras.layers.Lambda(code)(inputs)
+    tf.keras.Model(inputs, small()(x)).save(tmp_path / "model.keras")
+    ran.unlink(missing_ok=True)
+    global_state.set_global_attribute("safe_mode_saving", False)
+    try:
+        assert_refused(small(), tmp_path / "model.keras", "cannot be read")
+    finally:
+        global_state.set_global_attribute("safe_mode_saving", None)
+    assert not ran.exists()
+
+
+def test_keras_files_of_other_models_are_refused(tmp_path):
+    inputs = tf.keras.Input([4])
+    path = save_keras(tf.keras.Model(inputs, inputs), tmp_path)
+    assert_refused(small(), path, "no ResNet")
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("config.json", "{}")
+    assert_refused(small(), path, "cannot be read")
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/ckpt-20"])
+def test_newest_checkpoint_of_a_run_is_read(place, tmp_path):
+    older, newer, model = small(1), small(2), small(3)
+    save_run(newer, tmp_path, step=20)
+    save_run(older, tmp_path, step=9)
+    path = find_weights(str(tmp_path / place), "resnet50")
+    assert path == tmp_path / place
+    load_weights(model, path)
+    assert_same_weights(model, newer)
+    load_weights(model, tmp_path / "checkpoints" / "ckpt-9")
+    assert_same_weights(model, older)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip_bytes(path):
+    content = path.read_bytes()
+    path.write_bytes(
+        bytes(byte ^ 255 for byte in content[:200]) + content[200:]
+    )
+
+
+@pytest.mark.parametrize("suffix", ["index", "data-00000-of-00001"])
+@pytest.mark.parametrize("damage", [empty, flip_bytes, pathlib.Path.unlink])
+def test_a_broken_checkpoint_is_skipped_for_an_older_one(
+    suffix, damage, tmp_path, recwarn
+):
+    older, model = small(1), small(3)
+    save_run(older, tmp_path, step=9)
+    save_run(small(2), tmp_path, step=20)
+    damage(tmp_path / "checkpoints" / f"ckpt-20.{suffix}")
+    load_weights(model, tmp_path)
+    assert_same_weights(model, older)
+    said = [w for w in recwarn if "ckpt-20" in str(w.message)]
+    # Without an index it is no checkpoint.
+    assert len(said) == ((damage, suffix) != (pathlib.Path.unlink, "index"))
+    # Whoever asked for the weights is pointed at.
+    assert all(w.filename == __file__ for w in said)
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path):
+    save_run(small(), tmp_path)
+    empty(tmp_path / "checkpoints" / "ckpt-9.data-00000-of-00001")
+    assert_refused(small(), tmp_path, "cannot be read as weights: ckpt-9")
+
+
+def test_checkpoints_of_another_kind_are_refused(tmp_path):
+    tf.train.Checkpoint(other=tf.Variable(1.0)).write(str(tmp_path / "ckpt-1"))
+    assert_refused(small(), tmp_path, "has no stem/conv1/kernel")

@@ -1,0 +1,222 @@
+"""Whole models: published sizes, features, embeddings, output strides."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from layer_nets import (
+    assert_close,
+    assert_same_weights,
+    normal,
+    scramble,
+    small_resnet,
+    small_variant,
+)
+
+from resnet_layers import VARIANTS, ResNet
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # torchvision's.
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
+        ("resnext50_32x4d", 25_028_904),
+        ("resnext101_32x8d", 88_791_336),
+        ("wide_resnet50_2", 68_883_240),
+        ("wide_resnet101_2", 126_886_696),
+        # timm's.
+        ("seresnet50", 28_088_024),
+        # keras.applications'.
+        ("resnet50_v2", 25_568_360),
+        ("resnet101_v2", 44_577_896),
+        ("resnet152_v2", 60_236_904),
+        # He et al., table 6: 0.27, 0.46, 0.66, 0.85 and 1.7 million.
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet44", 658_586),
+        ("resnet56", 853_018),
+        ("resnet110", 1_727_962),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(
+    name, parameters, count_parameters
+):
+    assert count_parameters(name) == parameters
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_reduction_is_what_the_stages_do(name):
+    stages = len(VARIANTS[name].keywords["stage_sizes"])
+    model = VARIANTS[name](num_classes=3, stage_sizes=(1,) * stages)
+    shape = (1, 64, 64, 3)
+    for layer in (model.stem, *model.blocks):
+        shape = layer.compute_output_shape(shape)
+    assert shape[1] == 64 // model.reduction
+    assert model.name == name
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_config_of_every_variant_makes_it_again(name):
+    stages = len(VARIANTS[name].keywords["stage_sizes"])
+    model = VARIANTS[name](stage_sizes=(1,) * stages)
+    config = model.get_config()
+    assert (
+        config.items()
+        >= {
+            **VARIANTS[name].keywords,
+            "stage_sizes": model.stage_sizes,
+        }.items()
+    )
+    assert ResNet.from_config(config).get_config() == config
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50_v2", "resnet50d"])
+def test_features_are_the_pyramid(name, images):
+    model = small_variant(name, stage_sizes=(2, 2, 2, 2))
+    maps = model.features(images)
+    expansion = 1 if model.block == "basic" else 4
+    assert [tuple(m.shape) for m in maps] == [
+        (4, 32 // stride, 32 // stride, 16 * 2**stage * expansion)
+        for stage, stride in enumerate((4, 8, 16, 32))
+    ]
+    pooled = tf.reduce_mean(maps[-1], [1, 2])
+    np.testing.assert_array_equal(model.head(pooled), model(images))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50_v2"])
+def test_features_make_a_backbone_for_other_models(name, images):
+    inputs = tf.keras.Input([None, None, 3])
+    resnet = small_variant(name)
+    backbone = tf.keras.Model(inputs, resnet.features(inputs))
+    scramble(resnet)
+    for ours, expected in zip(
+        backbone(images), resnet.features(images), strict=True
+    ):
+        np.testing.assert_array_equal(ours, expected)
+
+
+# Every kind of block, stem, shortcut and stride. Not squeeze-and-excitation:
+# its mean over all pixels is another where there are more of them.
+DILATED = {
+    **{
+        name: functools.partial(small_variant, name, width=8)
+        for name in (
+            "resnet18",
+            "resnet50",
+            "resnet50_keras",
+            "resnet50_v2",
+            "resnet50d",
+            "resnet20",
+        )
+    },
+    # With a shape of its own.
+    "resnext": functools.partial(
+        small_variant, "resnext50_32x4d", width=8, groups=2, base_width=32
+    ),
+    **{
+        f"{shortcut}, last": functools.partial(
+            small_resnet, shortcut=shortcut, downsample="last"
+        )
+        for shortcut in ("zero_padding", "pooled_projection")
+    },
+}
+
+
+@pytest.mark.parametrize("name", DILATED)
+def test_output_stride_computes_the_same_numbers(name):
+    options = {"stage_sizes": (1, 2, 2, 2), "zero_last_gamma": False}
+    strided = DILATED[name](**options)
+    strided.build((None, None, None, 3))
+    scramble(strided)
+    # Strides meet even heights all the way, and odd widths.
+    images = normal(2, 64, 50, 3)
+    coarse = strided.features(images)[-1].numpy()
+    for factor in (2, 4):
+        stride = strided.reduction // factor
+        dilated = DILATED[name](**options, output_stride=stride)
+        dilated.build((None, None, None, 3))
+        assert dilated.reduction == stride
+        scramble(dilated)
+        assert_same_weights(strided, dilated)
+        fine = dilated.features(images)[-1].numpy()
+        assert fine.shape[1] == 64 // stride
+        assert_close(fine[:, ::factor, ::factor], coarse, 1e-4)
+
+
+def test_headless_model_returns_the_embedding(images):
+    model = small_resnet(num_classes=None)
+    expected = tf.reduce_mean(model.features(images)[-1], [1, 2])
+    np.testing.assert_array_equal(model(images), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_embedding_is_what_the_classifier_sees(dtype, images):
+    model = small_resnet(dtype=dtype)
+    embedding = model.embed(images)
+    assert embedding.shape == (4, 64)
+    assert embedding.dtype == tf.float32
+    np.testing.assert_array_equal(model.head(embedding), model(images))
+    headless = small_resnet(num_classes=None, dtype=dtype)
+    np.testing.assert_array_equal(headless.embed(images), headless(images))
+
+
+def test_embedding_uses_batch_statistics_in_training(images):
+    model = small_resnet()
+    in_training = model.embed(images, training=True)
+    assert np.any(in_training != model.embed(images))
+
+
+def test_embedding_makes_a_model_of_its_own(images):
+    inputs = tf.keras.Input([None, None, 3])
+    resnet = small_resnet()
+    encoder = tf.keras.Model(inputs, resnet.embed(inputs))
+    scramble(resnet)
+    np.testing.assert_array_equal(encoder(images), resnet.embed(images))
+
+
+def test_stochastic_depth_rises_to_the_last_block():
+    model = ResNet(stage_sizes=(1, 2, 2), stochastic_depth=0.2)
+    rates = [block.drop_rate for block in model.blocks]
+    np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.15, 0.2])
+
+
+def test_weights_start_as_he_et_al_say():
+    model = ResNet(stage_sizes=(2,), width=128)
+    model.build((None, 224, 224, 3))
+    block = model.blocks[1]
+    kernel = np.asarray(block.conv2.kernel)
+    fan_out = 3 * 3 * kernel.shape[-1]
+    assert np.std(kernel) == pytest.approx(np.sqrt(2 / fan_out), rel=0.01)
+    assert abs(np.mean(kernel)) < 0.02 * np.std(kernel)
+    assert not np.any(block.bn3.gamma)
+    assert np.all(np.asarray(block.bn1.gamma) == 1)
+    assert block.bn1.epsilon == 1e-5
+    assert block.bn1.momentum == 0.9
+
+
+@pytest.mark.parametrize(
+    ("stem", "output_strides"),
+    [("imagenet", (4, 8, 16)), ("deep", (4, 8, 16)), ("small", (1, 2, 4))],
+)
+def test_every_doubling_of_the_stem_is_an_output_stride(stem, output_strides):
+    for output_stride in output_strides:
+        model = small_resnet(
+            stage_sizes=(1, 1, 1), stem=stem, output_stride=output_stride
+        )
+        assert model.reduction == output_stride
+
+
+def test_resnet_itself_round_trips_through_a_keras_file(images, tmp_path):
+    model = small_resnet()
+    model(images)
+    scramble(model)
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded) is ResNet
+    np.testing.assert_array_equal(loaded(images), model(images))

@@ -1,0 +1,170 @@
+"""Files that are damaged, foreign or dangerous, and how ours are written."""
+
+import os
+import pathlib
+import zipfile
+
+import numpy as np
+import pytest
+from applications import build_short, make_short_application, save_legacy
+from safetensors.numpy import load_file, save_file
+from weight_nets import assert_refused, build, save_keras, small
+
+from resnet_layers import (
+    VARIANTS,
+    WeightsError,
+    find_weights,
+    load_weights,
+    save_safetensors,
+)
+
+
+def test_model_without_weights_says_how_to_get_them(tmp_path):
+    path = save_keras(small(), tmp_path)
+    for use in (load_weights, save_safetensors):
+        with pytest.raises(WeightsError, match="model.build"):
+            use(VARIANTS["resnet_tiny"](), path)
+
+
+def test_a_folder_without_checkpoints_says_what_was_expected(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    assert_refused(small(), tmp_path, "checkpoints/ckpt-STEP.index")
+    with pytest.raises(WeightsError, match="ckpt-STEP.index"):
+        find_weights(str(tmp_path), "resnet50")
+    with pytest.raises(WeightsError, match="none is not a file"):
+        find_weights(str(tmp_path / "none"), "resnet50")
+
+
+def remove_a_tensor(path):
+    tensors = load_file(path)
+    del tensors["layer2.0.bn1.bias"]
+    save_file(tensors, path)
+
+
+def add_a_tensor(path):
+    save_file({**load_file(path), "extra.weight": np.zeros(3, "f4")}, path)
+
+
+def put_in_a_nan(path):
+    tensors = load_file(path)
+    tensors["layer2.0.bn1.bias"][5] = np.nan
+    save_file(tensors, path)
+
+
+def change(name, value):
+    def damage(path):
+        tensors = load_file(path)
+        tensors[name] = value(tensors[name])
+        save_file(tensors, path)
+
+    return damage
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def replace_by_text(path):
+    path.write_text("not a file of weights")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (remove_a_tensor, "layer2.0.bn1.bias"),
+        (add_a_tensor, "extra.weight"),
+        (put_in_a_nan, "layer2.0.bn1.bias"),
+        (change("conv1.weight", lambda x: x.astype("f8") * 1e300), "finite"),
+        (change("bn1.running_var", lambda x: -abs(x)), "negative"),
+        (change("conv1.weight", lambda x: x.astype("c8")), "complex64"),
+        (change("conv1.weight", lambda x: x > 0), "bool"),
+        (change("fc.bias", lambda x: np.array(x[0])), "fc.bias has shape ()"),
+        (truncate, "cannot be read"),
+        (replace_by_text, "cannot be read"),
+    ],
+)
+def test_bad_safetensors_are_one_clear_line(tmp_path, damage, expected):
+    path = tmp_path / "model.safetensors"
+    save_safetensors(small(), path)
+    damage(path)
+    assert_refused(small(seed=2), path, expected)
+
+
+def test_another_architecture_is_named_with_both_shapes(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_safetensors(build("resnext50_32x4d", stage_sizes=(1, 1)), path)
+    with pytest.raises(WeightsError) as error:
+        load_weights(build("wide_resnet50_2", stage_sizes=(1, 1)), path)
+    assert "layer1.0.conv2.weight" in str(error.value)
+    assert "(128, 4, 3, 3)" in str(error.value)
+    assert "(128, 128, 3, 3)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"\x89HDF\r\n\x1a\n" + b"0" * 90]
+)
+def test_bad_h5_is_one_clear_line(tmp_path, content):
+    path = tmp_path / "model.h5"
+    path.write_bytes(content)
+    assert_refused(small(), path, "cannot be read")
+
+
+@pytest.fixture(scope="module")
+def keras_file(tmp_path_factory):
+    """Returns a file of keras.applications, of a net like ResNet-50's begin."""
+    path = tmp_path_factory.mktemp("weights") / "model.h5"
+    save_legacy(make_short_application("resnet50_keras"), path)
+    return path
+
+
+def test_truncated_h5_is_one_clear_line(keras_file, tmp_path):
+    path = tmp_path / "model.h5"
+    content = keras_file.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert_refused(small(), path, "cannot be read")
+
+
+def test_weights_of_another_kind_of_net_do_not_fit(keras_file):
+    model = build_short("resnet50_v2", width=16)
+    assert_refused(model, keras_file, "does not fit resnet50_v2")
+
+
+def write_zip(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", b"would run code")
+
+
+def write_old(path):
+    path.write_bytes(b"\x80\x02would run code")
+
+
+@pytest.mark.parametrize("write", [write_zip, write_old])
+@pytest.mark.parametrize("name", ["m.pth", "m.PT", "m.pth.tar", "m.ckpt", "m"])
+def test_pickles_are_refused_without_reading_them(write, name, tmp_path):
+    path = tmp_path / name
+    write(path)
+    assert_refused(small(), path, "save_file")
+    with pytest.raises(WeightsError, match="save_file"):
+        find_weights(str(path), "resnet50")
+
+
+def test_safetensors_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_safetensors(small(), path)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+    before = path.read_bytes()
+
+    def fail(self, content):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="No space"):
+        save_safetensors(small(seed=2), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

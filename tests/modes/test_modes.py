@@ -1,0 +1,199 @@
+"""The modes, on the bundled digits and on folders of images."""
+
+import json
+import re
+
+import pytest
+import tensorflow as tf
+from samples import broken_files, read_metrics, write_folder, write_hand_signs
+
+from train_loop.evaluation import figures
+from train_loop.modes import data as data_mode
+
+SMALL = (
+    "--model=resnet_tiny",
+    "--image_size=16",
+    "--batch_size=6",
+    "--strategy=one_device",
+    "--report_every=1",
+)
+
+pytestmark = pytest.mark.usefixtures("small_net")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    counts = {"train/cat": 9, "train/dog": 9, "test/cat": 3, "test/dog": 3}
+    write_folder(tmp_path / "images", counts)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return tmp_path / "run"
+
+
+def test_train_says_what_it_does_and_where_things_are(folder, workdir, run):
+    status, out, err = run(
+        f"--dataset={folder}", f"--workdir={workdir}", "--epochs=4", *SMALL
+    )
+    assert status == 0, err
+    first, second, third, *_ = out.splitlines()
+    assert "18 images to train on, 6 to evaluate on, 2 classes" in first
+    assert "12 steps of 6 images on 1 replica(s)" in second
+    assert third.startswith("Recipe pictures")
+    table, *_, last = out.splitlines()[-5:]
+    assert table.split() == ["split", "step", "loss", "accuracy", "images"]
+    assert f"tensorboard --logdir={workdir}" in last
+    assert re.search(r"\d+/12 \[\d+:\d+<.*step/s", err)
+    records = read_metrics(workdir)
+    assert records[-1]["step"] == 12
+    # The run's own flags make it longer.
+    status, out, _ = run(f"--workdir={workdir}", "--epochs=5")
+    assert status == 0
+    assert "from step 12" in out
+    assert read_metrics(workdir)[-1]["step"] == 15
+    # And evaluate what it ended with.
+    status, out, _ = run("--mode=evaluate", f"--workdir={workdir}")
+    assert status == 0
+    report = json.loads((workdir / "report/report.json").read_text())
+    last = read_metrics(workdir)[-1]
+    assert (report["step"], report["examples"]) == (15, 6)
+    for name in ("loss", "accuracy"):
+        assert report[name] == last[name]
+    assert "accuracy" in out
+    status, out, _ = run(f"--workdir={workdir}")
+    assert status == 0
+    assert "Nothing was left to do: the run is at step 15 of 15." in out
+
+
+def test_hand_signs_are_trained_on(tmp_path, workdir, run):
+    write_hand_signs(tmp_path)
+    status, out, err = run(
+        f"--dataset={tmp_path / 'train_signs.h5'}",
+        f"--workdir={workdir}",
+        "--steps=2",
+        *SMALL,
+    )
+    assert status == 0, err
+    assert "12 images to train on, 6 to evaluate on, 6 classes" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "needs the --workdir of a run"),
+        (["--workdir=tests"], "has no flags.txt"),
+    ],
+)
+def test_evaluate_needs_a_run(
+    arguments, expected, run, monkeypatch, pytestconfig
+):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    status, _, err = run("--mode=evaluate", *arguments)
+    assert status == 1
+    [line] = err.splitlines()
+    assert expected in line
+
+
+def test_summary_prints_costs(run):
+    status, out, _ = run(
+        "--mode=summary", "--model=resnet18", "--image_size=224"
+    )
+    assert status == 0
+    assert "resnet18, 1000 classes, 224 x 224" in out
+    assert re.search(r"total +21 +11,689,512 ", out)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Returns the titles of what is drawn from now on, with their labels."""
+    titles = {}
+
+    def spy(path, groups):
+        titles.update({title: labels for title, (_, labels) in groups.items()})
+        figures.write_images(path, groups)
+
+    monkeypatch.setattr(data_mode, "write_images", spy)
+    return titles
+
+
+def test_data_counts_and_draws(folder, workdir, run):
+    arguments = (
+        "--mode=data",
+        f"--dataset={folder}",
+        f"--workdir={workdir}",
+        "--image_size=16",
+        "--augment=random_resized_crop:0.5,mixup",
+    )
+    status, out, err = run(*arguments)
+    assert status == 0, err
+    assert re.search(r"cat +9 +3\n", out)
+    image = tf.io.decode_png((workdir / "pictures.png").read_bytes())
+    assert min(image.shape[:2]) > 500
+    (folder / "train/owl").mkdir()
+    status, out, err = run(*arguments)
+    assert status == 0
+    assert "owl holds no images" in out
+    assert "warning: train: owl has 0 images" in out
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_data_names_broken_images_and_draws_the_others(
+    folder, workdir, drawn, skip, run
+):
+    for number, (name, content) in enumerate(broken_files().items()):
+        part = ("train/cat", "train/dog", "test/dog")[number % 3]
+        (folder / part / name).write_bytes(content)
+    status, out, err = run(
+        "--mode=data",
+        f"--dataset={folder}",
+        f"--workdir={workdir}",
+        f"--skip_bad_images={skip}",
+        *SMALL,
+    )
+    named = dict(re.findall(r"broken: .*/(.*?): (.*)\n", out))
+    assert sorted(named) == sorted(broken_files())
+    assert all(named.values())
+    assert len(drawn["Training"]) == 16
+    assert sorted(drawn["Evaluation"]) == 3 * ["cat"] + 3 * ["dog"]
+    assert (workdir / "pictures.png").is_file()
+    if skip:
+        assert (status, err) == (0, "")
+        assert "Leaving out 7 broken images of 31.\n" in out
+        # What is counted is what is left.
+        assert re.search(r"dog +9 +3\n", out)
+    else:
+        assert status == 1
+        [line] = err.splitlines()
+        assert line.startswith("error: 7 images cannot be decoded")
+        assert "--skip_bad_images" in line
+        # All but the empty file, which is no image.
+        assert re.search(r"cat +11 +3\ndog +11 +5\n", out)
+
+
+def test_data_draws_nothing_of_a_split_that_is_all_broken(
+    folder, workdir, drawn, run
+):
+    arguments = (f"--dataset={folder}", f"--workdir={workdir}", *SMALL)
+    for path in folder.glob("test/*/*"):
+        path.write_bytes(b"not an image")
+    status, _, err = run("--mode=data", *arguments)
+    assert status == 1
+    assert err.startswith("error: 6 images cannot be decoded")
+    assert list(drawn) == ["Training"]
+    for mode in ("data", "train"):
+        status, _, err = run(
+            f"--mode={mode}", "--skip_bad_images", "--steps=1", *arguments
+        )
+        assert status == 1
+        assert err == "error: no image for eval can be decoded\n"
+    # And nothing at all where there is nothing at all.
+    drawn.clear()
+    for path in folder.glob("train/*/*"):
+        path.write_bytes(b"not an image")
+    status, out, err = run("--mode=data", *arguments)
+    assert status == 1
+    assert len(err.splitlines()) == 1
+    assert out.count("broken: ") == 24
+    assert not drawn

@@ -1,0 +1,228 @@
+"""Images that cannot be decoded, before and in the middle of a run."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from samples import broken_files, read_checkpoint, write_folder
+
+from train_loop.data import batches, sources
+
+pytestmark = pytest.mark.usefixtures("small_net")
+
+SMALL = (
+    "--model=resnet_tiny",
+    "--image_size=16",
+    "--batch_size=6",
+    "--strategy=one_device",
+    "--report_every=1",
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    counts = {"train/cat": 9, "train/dog": 9, "test/cat": 3, "test/dog": 3}
+    write_folder(tmp_path / "images", counts)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("name", "cache"),
+    [
+        ("truncated.jpg", "none"),
+        ("text.gif", "none"),
+        ("empty.jpg", "none"),
+        ("short.png", "memory"),
+        ("corrupt.jpg", "disk"),
+    ],
+)
+def test_broken_image_ends_training_with_its_name(
+    folder, workdir, name, cache, run
+):
+    broken = folder / "train/cat" / name
+    broken.write_bytes(broken_files()[name])
+    status, _, errors = run(
+        f"--dataset={folder}",
+        f"--workdir={workdir}",
+        "--steps=20",
+        f"--cache={cache}",
+        *SMALL,
+    )
+    assert status == 1
+    *_, line = errors.splitlines()
+    assert line.startswith("error: "), errors[-800:]
+    assert str(broken) in line
+    assert "--skip_bad_images" in line
+
+
+def test_broken_images_are_left_out_counted_and_named(folder, workdir, run):
+    for number, (name, content) in enumerate(broken_files().items()):
+        part = ("train/cat", "train/dog", "test/dog")[number % 3]
+        (folder / part / name).write_bytes(content)
+    arguments = (f"--workdir={workdir}", "--epochs=2")
+    status, output, errors = run(
+        f"--dataset={folder}", "--skip_bad_images", *arguments, *SMALL
+    )
+    assert status == 0, errors
+    assert "18 images to train on, 6 to evaluate on" in output
+    assert "Leaving out 7 broken images of 31" in output
+    _, *lines = (workdir / "bad_images.jsonl").read_text().splitlines()
+    named = {
+        pathlib.Path(record["name"]).name: record["reason"]
+        for record in map(json.loads, lines)
+    }
+    assert named.keys() == broken_files().keys()
+    assert all(named.values())
+    # They are looked for once.
+    before = (workdir / "bad_images.jsonl").stat().st_mtime_ns
+    status, output, _ = run(*arguments, "--epochs=3")
+    assert status == 0
+    assert "Leaving out 7" in output
+    assert (workdir / "bad_images.jsonl").stat().st_mtime_ns == before
+
+
+def test_image_that_breaks_later_costs_no_work(
+    folder, workdir, run, monkeypatch
+):
+    """As a disk does that goes bad in the middle of a run."""
+    arguments = (
+        f"--dataset={folder}",
+        f"--workdir={workdir}",
+        "--checkpoint_every=1000",
+        "--cache=none",
+        "--steps=40",
+        *SMALL,
+    )
+    broken, reads, real = folder / "train/dog/3.jpeg", [], tf.io.read_file
+
+    def read_file(path):
+        def fail_late():
+            reads.append(1)
+            if len(reads) > 120:
+                broken.write_bytes(b"gone bad")
+
+        tf.py_function(fail_late, [], [])
+        return real(path)
+
+    monkeypatch.setattr("train_loop.data.folder.tf.io.read_file", read_file)
+    status, _, errors = run(*arguments)
+    monkeypatch.undo()
+    assert status == 1
+    assert str(broken) in errors.splitlines()[-1]
+    [saved] = (workdir / "checkpoints").glob("*.index")
+    step = int(re.findall(r"\d+", saved.name)[0])
+    # How many are read ahead differs from one machine to the next.
+    assert step >= 1
+    # What was learned up to there is not lost.
+    assert read_checkpoint(workdir, step)
+
+
+@pytest.mark.parametrize("position", [25, 39])
+def test_what_is_saved_before_a_broken_image_is_what_was_learned(
+    tmp_path, position, run
+):
+    folder, workdir = tmp_path / "images", tmp_path / "run"
+    write_folder(folder, {"train/a": 30, "train/b": 30, "test/a": 1})
+    arguments = (
+        f"--dataset={folder}",
+        "--cache=none",
+        "--augment=",
+        "--steps=25",
+        *SMALL,
+        "--image_size=8",
+        "--batch_size=2",
+        # Several steps in one call, of which one has no batch.
+        "--report_every=100",
+        "--checkpoint_every=100",
+    )
+    alone = tmp_path / "alone"
+    run(*arguments, f"--workdir={alone}")
+    split = sources.open_stored(str(folder)).splits["train"]
+    [example] = batches.shuffled_examples(split, 0, position).take(1)
+    broken = pathlib.Path(split.store.name(int(example["number"])))
+    content = broken.read_bytes()
+    broken.write_bytes(b"gone bad")
+    status, _, errors = run(*arguments, f"--workdir={workdir}")
+    assert status == 1
+    assert str(broken) in errors.splitlines()[-1]
+    assert (workdir / f"checkpoints/ckpt-{position // 2}.index").is_file()
+    # Mended, it ends as if nothing had been.
+    broken.write_bytes(content)
+    status, output, _ = run(f"--workdir={workdir}")
+    assert status == 0
+    assert f"from step {position // 2}" in output
+    expected, values = read_checkpoint(alone, 25), read_checkpoint(workdir, 25)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(values[key], value, err_msg=key)
+
+
+def test_broken_evaluation_image_is_named(folder, workdir, run):
+    (folder / "test/cat/9.jpg").write_bytes(b"not an image")
+    status, _, errors = run(
+        f"--dataset={folder}",
+        f"--workdir={workdir}",
+        "--steps=2",
+        "--cache=none",
+        *SMALL,
+    )
+    assert status == 1
+    assert str(folder / "test/cat/9.jpg") in errors.splitlines()[-1]
+    # And what was learned is kept.
+    assert (workdir / "checkpoints/ckpt-2.index").is_file()
+
+
+class Records(tfds.core.GeneratorBasedBuilder):
+    """A dozen images of noise."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(16, 16, 3)),
+                "label": tfds.features.ClassLabel(num_classes=2),
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {
+            "train": self._generate_examples(),
+            "test": self._generate_examples(),
+        }
+
+    def _generate_examples(self):
+        random = np.random.default_rng(0)
+        for number in range(12):
+            image = random.integers(0, 255, (16, 16, 3)).astype("uint8")
+            yield number, {"image": image, "label": number % 2}
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_broken_record_file_is_named(tmp_path, workdir, cache, run):
+    builder = Records(data_dir=tmp_path)
+    builder.download_and_prepare()
+    [file] = builder.info.splits["train"].filepaths
+    content = bytearray(pathlib.Path(file).read_bytes())
+    content[len(content) // 2] ^= 255
+    pathlib.Path(file).write_bytes(content)
+    status, _, errors = run(
+        "--dataset=records",
+        f"--data_dir={tmp_path}",
+        f"--workdir={workdir}",
+        "--steps=4",
+        f"--cache={cache}",
+        *SMALL,
+    )
+    assert status == 1
+    *_, line = errors.splitlines()
+    assert f"{file} is damaged" in line

@@ -1,0 +1,192 @@
+"""A classifier against plain NumPy, Pillow and keras.applications."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+from samples import broken_files, encoded, smooth_pixels
+
+from resnet_layers import NORMALIZATIONS, VARIANTS, Preprocessing
+from train_loop.classifier import BATCH_SIZE, Classifier, normalize
+from train_loop.errors import UserError
+
+NAMES = ("ape", "bee", "cat", "dog", "elk")
+# Of 32 x 48 pixels it takes 24 x 24, which need no resizing.
+PREPROCESSING = Preprocessing(NORMALIZATIONS["caffe"], 24, 0.75, "bicubic")
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    model = VARIANTS["resnet_tiny"](num_classes=len(NAMES))
+    model.build((None, 24, 24, 3))
+    return Classifier(model, PREPROCESSING, list(NAMES))
+
+
+def pixels(number=0):
+    return np.roll(smooth_pixels(32, 48), number, axis=(0, 1))
+
+
+def expected_answer(classifier, square):
+    """Returns {name: probability} of a uint8 [24, 24, 3] array."""
+    inputs = square[..., ::-1] - np.float32((103.939, 116.779, 123.68))
+    logits = classifier.model(inputs[np.newaxis], training=False).numpy()[0]
+    exponentials = np.exp(logits - logits.max())
+    probabilities = exponentials / exponentials.sum()
+    return dict(zip(NAMES, probabilities, strict=True))
+
+
+def crop(image):
+    return np.asarray(image.crop((12, 4, 36, 28)).convert("RGB"))
+
+
+def check_answer(answer, expected, **tolerance):
+    assert {*dict(answer)} == {*NAMES}
+    probabilities = [probability for _, probability in answer]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert all(type(probability) is float for probability in probabilities)
+    assert sum(probabilities) == pytest.approx(1.0, abs=1e-5)
+    assert dict(answer) == pytest.approx(expected, **tolerance)
+
+
+@pytest.mark.parametrize("file_format", ["png", "jpeg", "bmp", "gif", "webp"])
+def test_answers_are_a_softmax_of_pillows_crop(
+    classifier, file_format, tmp_path
+):
+    content = encoded(pixels(), file_format)
+    path = tmp_path / f"image.{file_format}"
+    path.write_bytes(content)
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        expected = expected_answer(classifier, crop(image))
+    for given in (path, str(path), content, [path], [content]):
+        [answer] = classifier(given)
+        check_answer(answer, expected, abs=1e-5)
+
+
+def test_arrays_are_images_as_they_are(classifier):
+    square = crop(PIL.Image.fromarray(pixels()))
+    expected = expected_answer(classifier, square)
+    for given in (
+        pixels(),
+        [pixels()],
+        pixels()[np.newaxis],
+        tf.constant(pixels()),
+        PIL.Image.fromarray(pixels())._repr_png_(),
+    ):
+        [answer] = classifier(given)
+        check_answer(answer, expected, abs=1e-5)
+
+
+def test_images_of_another_size_are_resized_as_pillow_does(classifier):
+    large = smooth_pixels(64, 96)
+    # Three quarters of the shorter side.
+    image = PIL.Image.fromarray(large).crop((24, 8, 72, 56))
+    square = np.asarray(image.resize((24, 24), PIL.Image.BICUBIC))
+    [answer] = classifier(large)
+    # Pillow rounds after each of two passes.
+    check_answer(answer, expected_answer(classifier, square), abs=0.01)
+
+
+def test_many_images_of_all_kinds_are_answered_in_their_order(
+    classifier, tmp_path
+):
+    count = BATCH_SIZE + 5
+    images, expected = [], []
+    for number in range(count):
+        array = pixels(number)
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(encoded(array, "png"))
+        images.append((array, path, str(path), path.read_bytes())[number % 4])
+        expected.append(crop(PIL.Image.fromarray(array)))
+    answers = classifier(images)
+    assert len(answers) == count
+    for answer, square in zip(answers, expected, strict=True):
+        check_answer(answer, expected_answer(classifier, square), abs=1e-4)
+    assert len({str(answer) for answer in answers}) > count // 2
+    assert classifier([]) == []
+
+
+def test_the_most_probable_classes_come_first(classifier):
+    [whole] = classifier(pixels())
+    assert classifier(pixels(), top_k=2) == [whole[:2]]
+    assert classifier(pixels(), top_k=99) == [whole]
+
+
+def message(classifier, given):
+    with pytest.raises(UserError) as error:
+        classifier(given)
+    [line] = str(error.value).splitlines()
+    return line
+
+
+@pytest.mark.parametrize("name", broken_files())
+def test_broken_images_are_one_clear_line(classifier, name, tmp_path):
+    path = tmp_path / name
+    content = broken_files()[name]
+    path.write_bytes(content)
+    for given in (path, str(path), [pixels(), path]):
+        assert message(classifier, given).startswith(f"{path} cannot be ")
+    line = message(classifier, content)
+    assert line.startswith("the image cannot be decoded; it takes the file of")
+
+
+def test_paths_that_are_no_file_are_one_clear_line(classifier, tmp_path):
+    line = message(classifier, tmp_path / "missing.jpg")
+    assert line == (
+        f"{tmp_path / 'missing.jpg'} cannot be read (No such file or directory)"
+    )
+    assert message(classifier, tmp_path) == (
+        f"{tmp_path} cannot be read (Is a directory)"
+    )
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pixels().astype("float32"),
+        pixels() / 255.0,
+        pixels().astype("int64"),
+        pixels().astype("uint16"),
+        pixels()[:0],
+        np.zeros((8, 8, 5), "uint8"),
+        [pixels()[..., 0, 0]],
+        [None],
+        ["a", 3],
+    ],
+)
+def test_arrays_of_other_things_are_one_clear_line(classifier, array):
+    assert "cannot be" in message(classifier, array)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("imagenet", "torch"), ("caffe", "caffe"), ("symmetric", "tf")],
+)
+def test_normalizations_are_those_of_keras_applications(name, mode):
+    image = smooth_pixels()
+    normal = normalize(tf.cast(image, tf.float32), NORMALIZATIONS[name])
+    preprocess = tf.keras.applications.imagenet_utils.preprocess_input
+    expected = preprocess(image.astype("float32"), mode=mode)
+    np.testing.assert_allclose(normal, expected, atol=1e-4)
+    assert normal.shape == image.shape
+    assert normal.dtype == tf.float32
+    several = normalize(np.stack([image] * 2), NORMALIZATIONS[name])
+    np.testing.assert_allclose(several[1], expected, atol=1e-4)
+
+
+def test_training_and_embedding_see_the_same_inputs(classifier):
+    images = np.stack([pixels()[:24, :24], pixels(5)[:24, :24]])
+    inputs = normalize(images, NORMALIZATIONS["caffe"])
+    model = classifier.model
+    np.testing.assert_allclose(
+        classifier.logits(images), model(inputs, training=False), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        classifier.embed(images), model.embed(inputs), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        model.head(classifier.embed(images)),
+        classifier.logits(images),
+        atol=1e-4,
+    )

@@ -1,0 +1,126 @@
+"""AMX without tiles, and TensorFlow without its chatter."""
+
+import platform
+import re
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from train_loop import environment
+from train_loop.environment import (
+    ALL_BUT_AMX,
+    AMX_NOTE,
+    INSTRUCTIONS,
+    amx_was_masked,
+    avoid_broken_amx,
+    read_cpuid,
+    read_cpuinfo,
+)
+
+AMX = "vendor_id\t: GenuineIntel\nflags\t\t: fpu amx_bf16 amx_tile amx_int8\n"
+# What Intel's Sapphire Rapids says: palette 1 has 8 tiles of 16 rows of 64
+# bytes, 8 KiB together.
+LEAVES = {
+    (0, 0): (0x20, 0x756E6547, 0x6C65746E, 0x49656E69),
+    (0x1D, 0): (1, 0, 0, 0),
+    (0x1D, 1): (0x0400_2000, 0x0008_0040, 16, 0),
+}
+HIDDEN = [
+    {(0x1D, 0): (0, 0, 0, 0), (0x1D, 1): (0, 0, 0, 0)},
+    {(0x1D, 1): (0, 0, 0, 0)},
+    {(0x1D, 0): (0, 0, 0, 0)},
+    {(0, 0): (0x1C, 0x756E6547, 0x6C65746E, 0x49656E69)},
+]
+
+
+def variables(cpuinfo, leaves, **variables):
+    """Returns which variables such a machine ends up with."""
+    avoid_broken_amx(variables, cpuinfo, lambda *leaf: leaves[leaf])
+    return variables
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_amx_is_avoided_where_the_tiles_have_no_size(hidden):
+    avoided = {INSTRUCTIONS: ALL_BUT_AMX}
+    assert variables(AMX, LEAVES | hidden) == avoided
+
+
+def test_amx_is_used_where_the_tiles_have_sizes():
+    assert variables(AMX, LEAVES) == {}
+
+
+@pytest.mark.parametrize("cpuinfo", ["", AMX.replace("amx_tile", "avx2")])
+def test_nothing_is_read_where_amx_is_not_announced(cpuinfo):
+    assert variables(cpuinfo, leaves={}) == {}
+
+
+def test_what_the_user_has_set_stays():
+    own = {INSTRUCTIONS: "DEFAULT"}
+    assert variables(AMX, LEAVES | HIDDEN[0], **own) == own
+
+
+def test_amx_is_avoided_where_no_process_can_make_code(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(environment.mmap, "mmap", refuse)
+    found = {}
+    avoid_broken_amx(found, AMX, read_cpuid)
+    assert found == {INSTRUCTIONS: ALL_BUT_AMX}
+
+
+@pytest.mark.parametrize(
+    ("leaves", "value", "masked"),
+    [
+        (LEAVES | HIDDEN[0], ALL_BUT_AMX, True),
+        (LEAVES | HIDDEN[0], "DEFAULT", False),
+        (LEAVES, ALL_BUT_AMX, False),
+    ],
+)
+def test_the_note_is_for_machines_that_amx_was_masked_on(
+    monkeypatch, leaves, value, masked
+):
+    monkeypatch.setenv(INSTRUCTIONS, value)
+    monkeypatch.setattr(environment, "read_cpuinfo", lambda: AMX)
+    monkeypatch.setattr(environment, "read_cpuid", lambda *leaf: leaves[leaf])
+    assert amx_was_masked() == masked
+    assert f"({INSTRUCTIONS}={ALL_BUT_AMX})" in AMX_NOTE
+    assert "\n" not in AMX_NOTE
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="The code is for Linux on x86-64.",
+)
+def test_the_processor_says_who_made_it():
+    vendor = re.search(r"vendor_id\s*: (\w+)", read_cpuinfo())[1]
+    _, ebx, ecx, edx = read_cpuid(0, 0)
+    assert struct.pack("<3I", ebx, edx, ecx).decode() == vendor
+    # The subleaf arrives as well: leaf 0xD has the size of all state in its
+    # subleaf 0 and of one component, AVX's 256 bytes, in its subleaf 2.
+    assert read_cpuid(0xD, 2)[0] == 256
+
+
+def test_tensorflow_is_imported_when_all_is_set_and_without_a_word():
+    script = f"""
+import os, runpy, sys
+os.environ.pop({INSTRUCTIONS!r}, None)
+module = runpy.run_path({environment.__file__!r})
+assert "tensorflow" not in sys.modules
+
+def hides_tiles(*_):
+    return "tensorflow" not in sys.modules
+
+module["prepare"].__globals__["hides_tiles"] = hides_tiles
+module["prepare"]()
+assert "tensorflow" in sys.modules
+print(os.environ[{INSTRUCTIONS!r}])
+print("Errors are seen again.", file=sys.stderr)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert result.stdout.strip() == ALL_BUT_AMX
+    assert result.stderr.strip() == "Errors are seen again."

@@ -1,0 +1,449 @@
+"""Runs, as Python sees them."""
+
+import json
+import random
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+from archives import expect_archives, write_imagenet, write_pets
+from samples import (
+    encoded,
+    read_checkpoint,
+    read_metrics,
+    write_folder,
+)
+
+from resnet_layers import VARIANTS, ResNet, save_safetensors
+from train_loop import Run, Settings, UserError, load_classifier
+from train_loop.training import probe
+
+pytestmark = pytest.mark.usefixtures("small_net")
+
+SMALL = Settings(
+    model="resnet_tiny",
+    image_size=16,
+    batch_size=6,
+    strategy="one_device",
+    report_every=1,
+    augment=(),
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    counts = {"train/cat": 9, "train/dog": 9, "test/cat": 3, "test/dog": 3}
+    write_folder(tmp_path / "images", counts)
+    return tmp_path / "images"
+
+
+def settings(dataset, workdir, **others):
+    return Settings(dataset=dataset, workdir=workdir, **others).over(SMALL)
+
+
+def test_settings_reach_the_parts_they_speak_of(tmp_path):
+    run = Run.create(
+        Settings(
+            workdir=tmp_path,
+            weight_decay=0.003,
+            label_smoothing=0.2,
+            stochastic_depth=0.3,
+            precision="mixed_bfloat16",
+            synchronized_batch_norm=True,
+            epochs=10,
+            warmup_epochs=2,
+            learning_rate=0.7,
+        )
+    )
+    assert run.trainer.optimizer.l2 == 0.003
+    assert run.trainer.label_smoothing == 0.2
+    assert run.trainer.model.compute_dtype == "bfloat16"
+    assert run.trainer.model.synchronized
+    assert run.trainer.model.stochastic_depth == 0.3
+    assert run.trainer.strategy.num_replicas_in_sync == 2
+    assert run.steps == round(10 * 1437 / 64)
+    assert run.cadence == (50, 150, 150)
+    schedule = run.trainer.optimizer._learning_rate
+    rates = [float(schedule(step)) for step in (0, 45, run.steps)]
+    assert rates == pytest.approx([0, 0.7, 0], abs=1e-6)
+
+
+def test_short_runs_do_not_warm_up_for_ever(tmp_path):
+    run = Run.create(
+        Settings(
+            workdir=tmp_path,
+            strategy="one_device",
+            steps=10,
+            learning_rate=0.4,
+        )
+    )
+    assert (run.steps, run.trainer.strategy.num_replicas_in_sync) == (10, 1)
+    schedule = run.trainer.optimizer._learning_rate
+    rates = [float(schedule(step)) for step in (0, 5, 10)]
+    assert rates == pytest.approx([0, 0.4, 0], abs=1e-6)
+
+
+def test_seed_draws_weights_and_order_and_leaves_the_callers_alone(tmp_path):
+    kernels, batches = [], []
+    state = random.getstate(), np.random.get_state()[1].tobytes()
+    for seed in (0, 0, 1):
+        run = Run.create(
+            Settings(workdir=tmp_path, seed=seed, strategy="one_device")
+        )
+        kernels.append(np.array(run.classifier.model.head.kernel))
+        images, _ = next(iter(run.training_batches()))
+        batches.append(images.numpy())
+    for values in (kernels, batches):
+        np.testing.assert_array_equal(values[0], values[1])
+        assert np.any(values[0] != values[2])
+    assert state == (random.getstate(), np.random.get_state()[1].tobytes())
+
+
+def test_two_runs_do_not_know_of_each_other(folder, tmp_path, capsys):
+    """One alone, and one that another is built and trained beside."""
+    alone = Run.create(settings(folder, tmp_path / "alone", steps=4))
+    alone.train()
+    first = Run.create(settings(folder, tmp_path / "first", steps=4))
+    second = Run.create(
+        settings("digits", tmp_path / "second", steps=2, seed=3, image_size=8)
+    )
+    second.train()
+    first.train()
+    expected = read_checkpoint(tmp_path / "alone", 4)
+    values = read_checkpoint(tmp_path / "first", 4)
+    assert values.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(values[key], value, err_msg=key)
+    assert first.evaluate() == alone.evaluate()
+    assert "3 images" not in capsys.readouterr().out
+
+
+def test_finished_run_classifies_images(folder, tmp_path):
+    workdir = tmp_path / "run"
+    run = Run.create(settings(folder, workdir, epochs=2))
+    run.train()
+    # From the folder alone: the images may be gone.
+    folder.rename(tmp_path / "elsewhere")
+    classifier = load_classifier(workdir)
+    assert classifier.class_names == ("cat", "dog")
+    assert classifier.preprocessing == run.settings.preprocessing
+    image = tmp_path / "elsewhere/test/cat/0.jpeg"
+    [answer] = classifier(image)
+    assert {name for name, _ in answer} == {"cat", "dog"}
+    assert answer[0][1] >= answer[1][1]
+    assert sum(p for _, p in answer) == pytest.approx(1)
+    with PIL.Image.open(image) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    for again in classifier([image, pixels]):
+        for (name, p), (expected, q) in zip(again, answer, strict=True):
+            assert (name, p) == (expected, pytest.approx(q, abs=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: None, "has no flags.txt"),
+        (lambda folder: (folder / "flags.txt").touch(), "no checkpoint yet"),
+    ],
+)
+def test_folder_that_is_no_run_is_one_clear_line(tmp_path, prepare, message):
+    prepare(tmp_path)
+    for function in (Run.open, load_classifier):
+        with pytest.raises(UserError, match=message):
+            function(tmp_path)
+
+
+def test_run_refuses_images_that_it_did_not_begin_with(tmp_path):
+    """It would hold out some that it was trained on."""
+    folder, workdir = tmp_path / "images", tmp_path / "run"
+    write_folder(folder, {"cat": 10, "dog": 10})
+    Run.create(settings(folder, workdir, steps=1)).train()
+    path = folder / "cat/new.png"
+    path.write_bytes(encoded(np.zeros((9, 9, 3), "uint8"), "png"))
+    with pytest.raises(UserError, match="are not those that"):
+        Run.open(workdir)
+    path.unlink()
+    assert Run.open(workdir).trainer.step == 1
+
+
+def test_folder_of_a_run_in_use_is_refused(folder, tmp_path):
+    run = Run.create(settings(folder, tmp_path, steps=1))
+    other = Run.create(settings(folder, tmp_path, steps=1))
+    in_use = pytest.raises(UserError, match="another process is training in")
+    with run.workdir.locked(), in_use:
+        other.train()
+    late = Run.create(settings(folder, tmp_path, steps=2))
+    run.train()
+    # What the other one has learned meanwhile is not lost.
+    with pytest.raises(UserError, match="in the meantime"):
+        late.train()
+
+
+@pytest.mark.parametrize(
+    "change", [{"freeze": "backbone"}, {"backbone_lr_factor": 0}], ids=str
+)
+def test_classifier_alone_is_trained(change, tmp_path):
+    run = Run.create(
+        Settings(
+            workdir=tmp_path,
+            steps=4,
+            checkpoint_every=2,
+            cached_embeddings=False,
+            **change,
+        )
+    )
+    run.train()
+    early, late = read_checkpoint(tmp_path, 2), read_checkpoint(tmp_path, 4)
+    moved = {
+        key
+        for key in early
+        if key.startswith("model/") and np.any(early[key] != late[key])
+    }
+    if "backbone_lr_factor" in change:
+        # Statistics go on moving where only the rate is zero.
+        statistics = {key for key in moved if "moving" in key}
+        assert statistics
+        moved -= statistics
+    assert len(moved) == 2
+    assert all("head" in key for key in moved)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_embeddings_are_made_once(tmp_path, replicas, monkeypatch):
+    """And lead to what the whole network says."""
+    calls = []
+    embed = ResNet.embed
+
+    def counted(self, inputs, training=None):
+        tf.py_function(lambda: calls.append(1), [], [])
+        return embed(self, inputs, training=training)
+
+    monkeypatch.setattr(ResNet, "embed", counted)
+    given = Settings(
+        workdir=tmp_path,
+        batch_size=60,
+        strategy={1: "one_device", 2: "mirrored"}[replicas],
+        freeze="backbone",
+    )
+    Run.create(Settings(epochs=2).over(given)).train()
+    # 1,437 and 360 images, on each replica a part of every batch.
+    assert len(calls) == (24 + 6) * replicas
+    early = read_checkpoint(tmp_path, 48)
+    calls.clear()
+    run = Run.open(tmp_path, epochs=3)
+    run.train()
+    assert not calls
+    monkeypatch.setattr(ResNet, "embed", embed)
+    late = read_checkpoint(tmp_path, run.steps)
+    moved = {k for k in early if np.any(early[k] != late[k])}
+    assert {k for k in moved if k.startswith("model/")} == {
+        k for k in early if k.startswith("model/head")
+    }
+    measured, last = run.evaluate(), read_metrics(tmp_path)[-1]
+    for name in ("loss", "accuracy"):
+        assert measured[name] == pytest.approx(last[name], rel=1e-4)
+
+
+def test_backbone_is_known_by_its_weights(tmp_path):
+    model = Run.create(Settings(workdir=tmp_path)).classifier.model
+    name = probe.backbone_hash(model)
+    model.head.kernel.assign_add(tf.ones_like(model.head.kernel))
+    assert probe.backbone_hash(model) == name
+    for weight in (model.weights[0], model.non_trainable_weights[-1]):
+        kept = tf.identity(weight.value)
+        weight.assign(kept + 1)
+        assert probe.backbone_hash(model) != name
+        weight.assign(kept)
+    assert probe.backbone_hash(model) == name
+
+
+def test_changed_images_are_not_taken_for_those_that_were_kept(
+    folder, tmp_path, run, capsys
+):
+    """Under the same names: in a cache, as embeddings, as broken ones."""
+    workdir = tmp_path / "run"
+    given = settings(
+        folder,
+        workdir,
+        freeze="backbone",
+        cache="disk",
+        skip_bad_images=True,
+        steps=2,
+    )
+    Run.create(given).train()
+    kept = {
+        path: path.stat().st_mtime_ns
+        for path in (*workdir.glob("*/*/*.*"), workdir / "bad_images.jsonl")
+        if "checkpoints" not in path.parts
+    }
+    assert {path.parts[-3] for path in kept} >= {"cache", "embeddings"}
+    # Nothing is made again where nothing has changed.
+    Run.open(workdir, steps=3).train()
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    for number in range(3):
+        pixels = np.full((30, 30, 3), 9 + number, "uint8")
+        path = folder / f"train/cat/{number}.jpeg"
+        path.write_bytes(encoded(pixels, "jpeg"))
+    (folder / "train/dog/0.jpeg").write_bytes(b"gone bad")
+    capsys.readouterr()
+    Run.open(workdir, steps=4).train()
+    assert "Leaving out 1 broken images of 24" in capsys.readouterr().out
+    for path, changed in kept.items():
+        assert path.stat().st_mtime_ns > changed, path
+    labels = np.load(workdir / "embeddings/train/labels.npy")
+    assert len(labels) == 17
+    # Half a line, as a kill might have left it.
+    (workdir / "bad_images.jsonl").write_text('{"search')
+    Run.open(workdir, steps=4)
+    assert "Leaving out 1 broken images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dialect", ["torch", "keras"])
+def test_run_starts_from_weights_of_others(tmp_path, dialect, capsys):
+    if dialect == "torch":
+        theirs = VARIANTS["resnet_tiny"](num_classes=5)
+        theirs.build((None, 32, 32, 3))
+        weights, model = tmp_path / "model.safetensors", "resnet_tiny"
+        save_safetensors(theirs, weights)
+        kernel = theirs.stem.convs[0].kernel
+    else:
+        theirs = tf.keras.applications.ResNet50(
+            weights=None, classes=5, input_shape=(32, 32, 3)
+        )
+        weights, model = tmp_path / "model.weights.h5", "resnet50_keras"
+        theirs.save_weights(weights)
+        kernel = theirs.get_layer("conv1_conv").kernel
+    run = Run.create(
+        Settings(
+            workdir=tmp_path / "run",
+            model=model,
+            weights=weights,
+            image_size=32,
+            batch_size=8,
+        )
+    )
+    np.testing.assert_array_equal(
+        run.classifier.model.stem.convs[0].kernel, kernel
+    )
+    normalization = {"torch": "imagenet", "keras": "caffe"}[dialect]
+    assert run.settings.texts()["normalization"] == normalization
+    out = capsys.readouterr().out
+    assert "with a new classifier" in out
+    assert f"normalised as {normalization}" in out
+
+
+def test_run_starts_from_another_run(folder, tmp_path):
+    first = Run.create(settings(folder, tmp_path / "first", steps=2))
+    first.train()
+    second = Run.create(
+        settings(folder, tmp_path / "second", weights=tmp_path / "first")
+    )
+    assert second.trainer.step == 0
+    for own, other in zip(
+        second.classifier.model.variables,
+        first.classifier.model.variables,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(own, other)
+
+
+def test_pets_come_from_tfds_own_builder(tmp_path, monkeypatch):
+    write_pets(tmp_path)
+    expect_archives(tmp_path, monkeypatch.setattr)
+    given = Settings(
+        dataset="oxford_iiit_pet",
+        data_dir=tmp_path / "data",
+        manual_dir=tmp_path,
+        workdir=tmp_path / "run",
+        model="resnet_tiny",
+        image_size=32,
+        batch_size=4,
+        steps=2,
+    )
+    run = Run.create(given)
+    assert (run.data.train.num_examples, len(run.data.class_names)) == (9, 37)
+    run.train()
+    # Prepared now: the archives are not needed any more.
+    for path in tmp_path.glob("*.gz"):
+        path.unlink()
+    assert Run.open(tmp_path / "run").evaluate()["loss"] > 0
+
+
+def test_imagenet_comes_from_tfds_own_builder(tmp_path):
+    manual_dir = tmp_path / "data/downloads/manual"
+    manual_dir.mkdir(parents=True)
+    write_imagenet(manual_dir)
+    run = Run.create(
+        Settings(
+            dataset="imagenet2012",
+            data_dir=tmp_path / "data",
+            workdir=tmp_path / "run",
+            model="resnet_tiny",
+            image_size=32,
+            batch_size=4,
+            steps=2,
+        )
+    )
+    assert run.data.train.num_examples == 6
+    assert run.data.evaluation.num_examples == 5
+    assert len(run.data.class_names) == 1000
+    images, labels = next(iter(run.training_batches()))
+    assert images.values[0].shape == (2, 32, 32, 3)
+    assert set(labels.values[0].numpy()) <= {0, 1}
+
+
+def test_reports_say_what_they_measured(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    run = Run.create(Settings(workdir=tmp_path, steps=3, report_every=2))
+    run.train()
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [(r["step"], r["split"]) for r in records] == [
+        (2, "train"),
+        (3, "train"),
+        (3, "eval"),
+    ]
+    assert records[0].keys() == {
+        "step",
+        "split",
+        "loss",
+        "accuracy",
+        "gradient_norm",
+        "learning_rate",
+        "images_per_second",
+        "input_wait",
+        "epoch",
+    }
+    assert records[-1].keys() == {"step", "split", "loss", "accuracy", "epoch"}
+    # Every one of the 360 images counted once.
+    correct = records[-1]["accuracy"] * 360
+    assert correct == pytest.approx(round(correct), abs=1e-3)
+
+
+def test_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path):
+    run = Run.create(
+        Settings(
+            workdir=tmp_path,
+            steps=20,
+            report_every=2,
+            checkpoint_every=1,
+            batch_size=8,
+            warmup_epochs=0.1,
+            learning_rate=1e12,
+        )
+    )
+    with pytest.raises(UserError, match="not finite at step") as error:
+        run.train()
+    step = int(str(error.value).split("at step ")[1].split()[0])
+    saved = max(
+        int(path.stem.removeprefix("ckpt-"))
+        for path in (tmp_path / "checkpoints").glob("*.index")
+    )
+    assert saved < step
+    assert f"the checkpoint of step {saved} is kept" in str(error.value)
+    for key, value in read_checkpoint(tmp_path, saved).items():
+        assert np.all(np.isfinite(value)), key
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()

@@ -1,0 +1,139 @@
+"""Settings: one value, from Python and from text."""
+
+import dataclasses
+
+import pytest
+
+from resnet_layers import NORMALIZATIONS, Normalization
+from train_loop import Settings, UserError
+from train_loop.data.transforms import Operation
+from train_loop.recipes import RECIPES
+from train_loop.settings import DEFAULTS, to_text
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+def test_nothing_is_said_by_itself():
+    assert Settings().given == {}
+
+
+def test_values_have_the_types_of_their_fields():
+    settings = Settings(
+        epochs=3,
+        steps="12",
+        learning_rate="0.5",
+        deterministic="true",
+        augment="flip,rand_augment:2:9",
+        normalization="0:0:0:255:255:255",
+    )
+    assert settings.given == {
+        "epochs": 3.0,
+        "steps": 12,
+        "learning_rate": 0.5,
+        "deterministic": True,
+        "augment": (Operation("flip"), Operation("rand_augment", (2, 9))),
+        "normalization": Normalization((0, 0, 0), (255, 255, 255)),
+    }
+    assert isinstance(settings.epochs, float)
+    assert isinstance(settings.steps, int)
+
+
+def test_nobody_writes_to_settings():
+    settings = Settings(steps=3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.steps = 4
+    assert hash(settings) == hash(Settings(steps=3))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 1.5}, "--steps=1.5 .* a whole number"),
+        ({"steps": "many"}, "--steps=many .* a whole number"),
+        ({"batch_size": 0}, "--batch_size=0 .* at least 1"),
+        ({"crop_fraction": 1.5}, "--crop_fraction=1.5 .* from 0.01 to 1"),
+        ({"epochs": float("nan")}, "--epochs=nan"),
+        ({"learning_rate": float("inf")}, "--learning_rate=inf"),
+        ({"learning_rate": [1]}, "takes a number"),
+        ({"deterministic": "perhaps"}, "takes true, false"),
+        ({"model": "resnet_50"}, "did you mean resnet50"),
+        ({"schedule": "cosin"}, "did you mean cosine"),
+        ({"interpolation": "cubic"}, "did you mean bicubic"),
+        ({"cache": "ram"}, "auto, none, memory, disk"),
+        ({"augment": "flop"}, "did you mean flip"),
+        ({"workdir": "two\nlines"}, "two lines"),
+        ({"normalization": "imagnet"}, "did you mean imagenet"),
+        ({"normalization": "1:2:3"}, "M:M:M:S:S:S"),
+        ({"normalization": "1:2:3:0:1:1"}, "M:M:M:S:S:S"),
+        ({"normalization": "1:2:3:1:1:nan"}, "M:M:M:S:S:S"),
+    ],
+)
+def test_what_is_not_possible_is_one_clear_line(values, message):
+    with pytest.raises(UserError, match=message) as error:
+        Settings(**values)
+    assert "\n" not in str(error.value)
+
+
+def test_every_setting_has_help_and_bounds_that_hold_its_default():
+    for name, field in FIELDS.items():
+        assert field.metadata["help"].endswith("."), name
+    assert DEFAULTS.given.keys() == {
+        name
+        for name, field in FIELDS.items()
+        if field.metadata["default"] is not None
+    }
+
+
+def test_what_is_given_wins_over_another():
+    settings = Settings(steps=3, seed=1).over(Settings(seed=2, epochs=5))
+    assert settings == Settings(steps=3, seed=1, epochs=5)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_file_gives_the_same_settings_again(tmp_path, name):
+    settings = dataclasses.replace(
+        RECIPES[name].settings.over(DEFAULTS),
+        normalization=Normalization((1.25, 0.1, 3), (1e-3, 2, 1 / 3), True),
+        augment="random_resized_crop:0.2:1:0.5,color_jitter:0.123,mixup:0.2",
+    )
+    path = tmp_path / "flags.txt"
+    settings.write(path)
+    assert Settings.read(path) == settings
+
+
+def test_file_is_a_flagfile(tmp_path):
+    path = tmp_path / "flags.txt"
+    Settings(seed=3, augment=(), deterministic=True, workdir="x").write(path)
+    # The folder is no part of what repeats a run.
+    assert path.read_text().splitlines() == [
+        "--augment=",
+        "--seed=3",
+        "--deterministic=True",
+    ]
+
+
+def test_missing_file_says_nothing(tmp_path):
+    assert Settings.read(tmp_path / "flags.txt") == Settings()
+
+
+def test_file_of_another_version_is_refused(tmp_path):
+    path = tmp_path / "flags.txt"
+    path.write_text("--seed=3\n--crop_scale=0.08,1\n")
+    with pytest.raises(UserError, match="--crop_scale, which this version"):
+        Settings.read(path)
+
+
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_normalization_of_a_name_is_written_by_its_name(name):
+    assert Settings(normalization=name).normalization == NORMALIZATIONS[name]
+    assert to_text(NORMALIZATIONS[name]) == name
+
+
+def test_preprocessing_is_one_value():
+    settings = Settings(normalization="caffe", image_size=64)
+    assert settings.over(DEFAULTS).preprocessing == (
+        NORMALIZATIONS["caffe"],
+        64,
+        0.875,
+        "bilinear",
+    )

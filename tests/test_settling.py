@@ -1,0 +1,223 @@
+"""Which of several values wins."""
+
+import json
+
+import pytest
+from safetensors.numpy import save_file
+
+from resnet_layers import Normalization
+from train_loop import Settings, UserError
+from train_loop.recipes import IMAGENET, OTHERS, RECIPES
+from train_loop.settings import DEFAULTS
+from train_loop.settling import settle
+
+
+def test_recipe_wins_over_defaults_and_what_is_given_over_both():
+    settled = settle(Settings(seed=3, learning_rate=0.7))
+    digits = RECIPES["digits"].settings
+    assert settled.recipe == "digits"
+    assert settled.batch_size == digits.batch_size != DEFAULTS.batch_size
+    assert settled.weight_decay == digits.weight_decay
+    assert settled.crop_fraction == 1.0
+    assert (settled.seed, settled.learning_rate) == (3, 0.7)
+    assert settled.schedule == DEFAULTS.schedule
+
+
+def test_data_set_has_its_own_recipe(tmp_path):
+    assert settle(Settings(dataset="imagenet2012")).batch_size == 256
+    assert settle(Settings(dataset="cifar10")).recipe == OTHERS
+    settled = settle(Settings(dataset=tmp_path, recipe="imagenet2012"))
+    assert settled.learning_rate == IMAGENET.learning_rate
+    with pytest.raises(UserError, match="did you mean imagenet2012"):
+        settle(Settings(recipe="imagenet"))
+
+
+def test_only_what_means_something_by_none_is_left_open():
+    open_settings = {
+        name
+        for name in Settings.__dataclass_fields__
+        if name not in settle(Settings()).given
+    }
+    assert open_settings == {
+        "eval_split",
+        "data_service",
+        "data_dir",
+        "manual_dir",
+        "workdir",
+        "weights",
+        "steps",
+        "virtual_devices",
+    }
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """Returns the folder of a run that was settled before."""
+    settled = settle(Settings(image_size=16, steps=30, weight_decay=0.5))
+    settled.write(tmp_path / "flags.txt")
+    return tmp_path
+
+
+def test_run_keeps_its_own_settings(earlier):
+    settled = settle(Settings(workdir=earlier, weight_decay=0.25))
+    assert (settled.image_size, settled.steps) == (16, 30)
+    assert settled.weight_decay == 0.25
+
+
+def test_epochs_win_over_the_steps_that_a_run_was_planned_for(earlier):
+    settled = settle(Settings(workdir=earlier, epochs=2))
+    assert (settled.steps, settled.epochs) == (None, 2.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "resnet18"},
+        {"dataset": "oxford_iiit_pet"},
+        {"train_split": "train[:50%]"},
+        {"eval_split": "train"},
+        {"validation_fraction": 0.5},
+        {"cache": "disk"},
+        {"image_size": 8},
+        {"batch_size": 32},
+        {"optimizer": "sgd", "seed": 3},
+        {"stochastic_depth": 0.1},
+        {"weights": "README.md"},
+    ],
+    ids=lambda change: [*change][-1],
+)
+def test_run_is_not_mixed_with_another(earlier, change):
+    name, value = [*change.items()][-1]
+    with pytest.raises(UserError, match="name another --workdir") as error:
+        settle(Settings(workdir=earlier, **change))
+    assert f"--{name}=" in str(error.value)
+    assert f"{value}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_run_may_be_named_again_as_it_is(earlier):
+    given = Settings(
+        workdir=earlier, recipe="auto", cache="auto", image_size=16
+    )
+    assert settle(given).recipe == "digits"
+
+
+def test_whoever_goes_on_may_stand_in_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    settled = settle(Settings(dataset="pictures", data_dir="data"))
+    assert settled.dataset == str(tmp_path / "pictures")
+    assert settled.data_dir == str(tmp_path / "data")
+    # A row of a table stays one.
+    (tmp_path / "digits").mkdir()
+    assert settle(Settings()).dataset == "digits"
+
+
+def weights_of_timm(folder, **config):
+    """Writes weights with a config beside them; nobody reads the tensors."""
+    path = folder / "model.safetensors"
+    save_file({}, path)
+    text = json.dumps({"pretrained_cfg": config})
+    (folder / "config.json").write_text(text)
+    return path
+
+
+TIMM = {
+    "input_size": [3, 40, 40],
+    "crop_pct": 0.95,
+    "interpolation": "bicubic",
+    "mean": [0.1, 0.2, 0.3],
+    "std": [0.5, 0.5, 0.25],
+}
+
+
+def test_weights_bring_their_preprocessing(tmp_path):
+    """Any numbers, between the recipe and what is given."""
+    weights = weights_of_timm(tmp_path, **TIMM)
+    settled = settle(Settings(weights=weights))
+    expected = Normalization((25.5, 51.0, 76.5), (127.5, 127.5, 63.75))
+    assert settled.preprocessing == (expected, 40, 0.95, "bicubic")
+    settled = settle(Settings(weights=weights, image_size=16))
+    assert settled.preprocessing == (expected, 16, 0.95, "bicubic")
+
+
+def test_preprocessing_stays_with_the_run_and_those_that_start_from_it(
+    tmp_path,
+):
+    settled = settle(Settings(weights=weights_of_timm(tmp_path, **TIMM)))
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    settled.write(run / "flags.txt")
+    (run / "checkpoints/ckpt-2.index").touch()
+    # Nobody looks at the weights again.
+    (tmp_path / "model.safetensors").unlink()
+    for given in (
+        Settings(workdir=run),
+        Settings(weights=run),
+        Settings(weights=run / "checkpoints/ckpt-2"),
+    ):
+        assert settle(given).preprocessing == settled.preprocessing
+
+
+def test_preprocessing_that_there_is_none_of_is_not_guessed(tmp_path):
+    weights = weights_of_timm(tmp_path, **{**TIMM, "interpolation": "lanczos"})
+    with pytest.raises(UserError, match="one of these with --interpolation"):
+        settle(Settings(weights=weights))
+    settled = settle(Settings(weights=weights, interpolation="bilinear"))
+    assert settled.preprocessing[1:] == (40, 0.95, "bilinear")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"weights": "none.h5"}, "none.h5 is not a file"),
+        ({"weights": "imagenet"}, "has no weights for resnet_tiny"),
+        ({"weights": "README.md"}, "cannot be read as weights"),
+        ({"cached_embeddings": True}, "needs --freeze=backbone"),
+        (
+            {
+                "cached_embeddings": True,
+                "freeze": "backbone",
+                "augment": ("flip",),
+            },
+            "and no --augment",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_one_clear_line(
+    given, message, pytestconfig, monkeypatch
+):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    with pytest.raises(UserError, match=message) as error:
+        settle(Settings(**given))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "cached", "augment"),
+    [
+        ({}, False, "shift"),
+        ({"freeze": "backbone"}, True, ""),
+        ({"freeze": "backbone", "augment": "flip"}, False, "flip"),
+        ({"freeze": "backbone", "augment": ""}, True, ""),
+        ({"freeze": "backbone", "cached_embeddings": False}, False, "shift"),
+        ({"freeze": "stage1"}, False, "shift"),
+    ],
+)
+def test_frozen_backbones_are_asked_once_unless_images_vary(
+    given, cached, augment
+):
+    settled = settle(Settings(**given))
+    assert settled.cached_embeddings == cached
+    assert settled.texts()["augment"] == augment
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_say_only_what_they_change(name):
+    recipe = RECIPES[name]
+    assert recipe.settings.over(DEFAULTS) == Settings(
+        **{**DEFAULTS.given, **recipe.settings.given}
+    )
+    assert recipe.source
+    assert recipe.expected
+    assert settle(Settings(recipe=name)).recipe == name

@@ -1,0 +1,267 @@
+"""The folder of a run: whole files or none, and one process at a time."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from train_loop import UserError
+from train_loop.workdir import (
+    Workdir,
+    is_made_from,
+    made_from,
+    read_json_lines,
+    write_text,
+    written_aside,
+)
+
+INTERRUPTIONS = [RuntimeError, KeyboardInterrupt, SystemExit]
+
+
+def write_file(path, text, interruption=None):
+    with written_aside(path) as unfinished:
+        unfinished.write_text(text)
+        if interruption:
+            raise interruption
+
+
+def write_folder(path, files, interruption=None, context=written_aside):
+    with context(path) as unfinished:
+        unfinished.mkdir(exist_ok=True)
+        for name, text in files.items():
+            write_text(unfinished / name, text)
+        if interruption:
+            raise interruption
+
+
+def contents(folder):
+    """Returns {relative path: text} of all files below a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_home_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Workdir.of("~/runs/1").path == tmp_path / "runs/1"
+    # A folder's name, where there is no such user.
+    assert Workdir.of("~nobody-here/1").path == pathlib.Path("~nobody-here/1")
+
+
+def test_folder_is_a_run_once_it_has_its_flags(tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    assert not workdir.is_run
+    assert not workdir.has_checkpoint
+    write_text(workdir.flags, "--model=resnet18\n")
+    assert workdir.is_run
+    assert not workdir.has_checkpoint
+    write_text(workdir.checkpoints / "ckpt-5.index", "")
+    assert workdir.has_checkpoint
+
+
+def test_all_names_are_different():
+    workdir = Workdir(pathlib.Path("run"))
+    names = [
+        getattr(workdir, name)
+        for name, value in vars(Workdir).items()
+        if isinstance(value, property)
+    ]
+    paths = [name for name in names if isinstance(name, pathlib.Path)]
+    assert len(set(paths)) == len(paths) > 5
+    assert all(path.parent == workdir.path for path in paths)
+
+
+@pytest.mark.parametrize("missing", ["", "run", "a/b/run"])
+def test_trying_whether_a_folder_can_be_written_leaves_no_trace(
+    tmp_path, missing
+):
+    Workdir(tmp_path / missing).check_writable()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "file/a/run"])
+def test_folder_below_a_file_is_refused(tmp_path, name):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    workdir = Workdir(tmp_path / name)
+    with pytest.raises(UserError) as error:
+        workdir.check_writable()
+    message = str(error.value)
+    assert message.startswith(f"--workdir={workdir} cannot be written")
+    assert str(file) in message
+    assert message.endswith("name a folder that can be")
+    assert file.read_text() == "mine"
+
+
+def test_name_that_is_too_long_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        Workdir(tmp_path / ("a" * 300)).check_writable()
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0,
+    reason="root may write anywhere",
+)
+def test_folder_of_somebody_else_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(UserError, match=str(tmp_path)):
+            Workdir(tmp_path / "run").check_writable()
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_second_process_is_refused_and_a_third_one_is_not(tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    refused = rf"another process is training in {workdir}; .*--workdir"
+    with workdir.locked():
+        with pytest.raises(UserError, match=refused), workdir.locked():
+            pytest.fail("locked twice")
+        with pytest.raises(UserError, match=refused):
+            workdir.check_free()
+    workdir.check_free()
+    with pytest.raises(KeyboardInterrupt), workdir.locked():
+        raise KeyboardInterrupt
+    with workdir.locked():
+        pass
+
+
+def test_killed_process_leaves_no_lock(tmp_path):
+    program = (
+        "import filelock, sys;"
+        "lock = filelock.FileLock(sys.argv[1]);"
+        "lock.acquire();"
+        "print('locked', flush=True);"
+        "sys.stdin.read()"
+    )
+    workdir = Workdir(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "in_use.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="another process"):
+            workdir.check_free()
+        process.kill()
+        process.wait()
+        workdir.check_free()
+
+
+def test_folder_that_is_not_there_is_free(tmp_path):
+    Workdir(tmp_path / "run").check_free()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+@pytest.mark.parametrize("old", [None, "old"])
+def test_file_is_written_whole_or_not_at_all(tmp_path, old, interruption):
+    path = tmp_path / "below/data.json"
+    if old:
+        write_text(path, old)
+    with pytest.raises(interruption):
+        write_file(path, "half", interruption)
+    assert contents(tmp_path) == ({"below/data.json": old} if old else {})
+    write_text(path, "new")
+    assert contents(tmp_path) == {"below/data.json": "new"}
+
+
+def test_kill_before_the_file_has_its_name_leaves_the_old_one(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "data.json"
+    write_text(path, "old")
+
+    def kill(source, target):
+        assert pathlib.Path(source).read_text() == "new"
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            write_text(path, "new")
+    assert contents(tmp_path) == {"data.json": "old"}
+
+
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+@pytest.mark.parametrize("old", [{}, {"a": "old", "c/d": "old"}])
+def test_folder_is_written_whole_or_not_at_all(tmp_path, old, interruption):
+    folder = tmp_path / "cache"
+    for name, text in old.items():
+        write_text(folder / name, text)
+    with pytest.raises(interruption):
+        write_folder(folder, {"a": "half"}, interruption)
+    assert contents(tmp_path) == {f"cache/{name}": old[name] for name in old}
+    write_folder(folder, {"b": "new"})
+    # Nothing of the old one is mixed with the new one.
+    assert contents(tmp_path) == {"cache/b": "new"}
+
+
+def test_half_of_a_removed_folder_is_never_found(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    write_text(folder / "a", "old")
+
+    def kill(path):
+        # Nothing is removed before the new one is in its place.
+        assert contents(folder) == {"a": "new"}
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", kill)
+        with pytest.raises(KeyboardInterrupt):
+            write_folder(folder, {"a": "new"})
+    assert contents(folder) == {"a": "new"}
+
+
+def test_rests_of_a_killed_process_are_removed(tmp_path):
+    for rest in ("file.tmp", "folder.tmp/a", "folder.old/a"):
+        write_text(tmp_path / rest, "half")
+    with written_aside(tmp_path / "folder") as unfinished:
+        unfinished.mkdir()
+    write_text(tmp_path / "file", "new")
+    assert contents(tmp_path) == {"file": "new"}
+    assert (tmp_path / "folder").is_dir()
+
+
+def test_copy_knows_what_it_is_made_from(tmp_path):
+    folder, origin = tmp_path / "cache", {"identity": "a", "changed": 1}
+    files = {"images.bin": "all"}
+
+    def make(origin, interruption=None):
+        write_folder(
+            folder,
+            files,
+            interruption,
+            context=lambda path: made_from(path, origin),
+        )
+
+    assert not is_made_from(folder, origin)
+    with pytest.raises(KeyboardInterrupt):
+        make(origin, KeyboardInterrupt)
+    assert not is_made_from(folder, origin)
+    make(origin)
+    assert is_made_from(folder, origin)
+    assert contents(folder).keys() == {"images.bin", "origin.json"}
+    assert not is_made_from(folder, {**origin, "changed": 2})
+    # One that is out of date stays until the next one is complete.
+    with pytest.raises(KeyboardInterrupt):
+        make("other", KeyboardInterrupt)
+    assert is_made_from(folder, origin)
+    make("other")
+    assert is_made_from(folder, "other")
+
+
+def test_lines_that_are_not_complete_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_json_lines(path) == []
+    records = [{"step": 1}, {"step": 2}]
+    lines = [json.dumps(record) + "\n" for record in records]
+    path.write_text("".join([*lines, '{"step": 3, "spl']))
+    assert read_json_lines(path) == records

@@ -1,0 +1,211 @@
+"""What survives a restart, and a broken file."""
+
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from resnet_layers import ResNet
+from train_loop import UserError
+from train_loop.training.checkpoints import Checkpoints
+from train_loop.training.optimizers import MomentumSGD
+
+
+class ListModel(tf.keras.Model):
+    """Keeps its layers where tf.train.Checkpoint does not look."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = {"body": [tf.keras.layers.Dense(3, name="body")]}
+
+    def build(self, input_shape):
+        self.parts["body"][0].build(input_shape)
+
+    def call(self, inputs):
+        return self.parts["body"][0](inputs)
+
+
+def make_parts(make=None):
+    if make is None:
+        model = ResNet("basic", (1,), 3, width=4, stem="small")
+        model.build((None, 8, 8, 3))
+    else:
+        model = make()
+        model.build((None, 5))
+    optimizer = MomentumSGD(0.1)
+    optimizer.build(model.trainable_variables)
+    return model, optimizer
+
+
+def fill(parts, value):
+    for part in parts:
+        for variable in part.variables:
+            variable.assign(
+                tf.cast(tf.fill(variable.shape, value), variable.dtype)
+            )
+
+
+def values(parts):
+    return [np.asarray(v) for part in parts for v in part.variables]
+
+
+@pytest.mark.parametrize("make", [None, ListModel])
+def test_checkpoint_holds_everything(tmp_path, make):
+    parts = make_parts(make)
+    fill(parts, 3)
+    checkpoints = Checkpoints(tmp_path, *parts)
+    assert checkpoints.restore() == 0
+    checkpoints.save(7)
+    [(step, prefix)] = checkpoints.list()
+    assert step == 7
+    keys = [
+        key
+        for key, _ in tf.train.list_variables(prefix)
+        if key.startswith(("model/", "optimizer/"))
+    ]
+    assert len(keys) == sum(len(part.variables) for part in parts)
+    other = make_parts(make)
+    assert Checkpoints(tmp_path, *other).restore() == 7
+    assert all(np.all(value == 3) for value in values(other))
+
+
+def save_three(directory):
+    parts = make_parts()
+    checkpoints = Checkpoints(directory, *parts, warn=pytest.fail)
+    for step in (10, 20, 30):
+        fill(parts, step)
+        checkpoints.save(step)
+    return checkpoints.list()
+
+
+def truncate_data(prefix):
+    path = pathlib.Path(f"{prefix}.data-00000-of-00001")
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def damage_data(prefix):
+    path = pathlib.Path(f"{prefix}.data-00000-of-00001")
+    content = bytearray(path.read_bytes())
+    content[200] ^= 255
+    path.write_bytes(content)
+
+
+def remove_data(prefix):
+    pathlib.Path(f"{prefix}.data-00000-of-00001").unlink()
+
+
+def truncate_index(prefix):
+    path = pathlib.Path(f"{prefix}.index")
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def empty_index(prefix):
+    pathlib.Path(f"{prefix}.index").write_bytes(b"")
+
+
+DAMAGES = [truncate_data, damage_data, remove_data, truncate_index, empty_index]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_newest_readable_checkpoint_is_taken(tmp_path, damage):
+    [(_, newest), *_] = save_three(tmp_path)
+    damage(newest)
+    parts = make_parts()
+    warnings = []
+    checkpoints = Checkpoints(tmp_path, *parts, warn=warnings.append)
+    assert checkpoints.restore() == 20
+    assert all(np.all(value == 20) for value in values(parts))
+    [warning] = warnings
+    assert "ckpt-30" in warning
+    assert "\n" not in warning
+
+
+def test_all_broken_is_an_error_that_loses_nothing(tmp_path):
+    for _, prefix in save_three(tmp_path):
+        truncate_data(prefix)
+    checkpoints = Checkpoints(tmp_path, *make_parts(), warn=lambda line: None)
+    with pytest.raises(UserError, match="none of the 3 checkpoints"):
+        checkpoints.restore()
+    assert len(checkpoints.list()) == 3
+
+
+def test_list_does_not_depend_on_tensorflows_own(tmp_path):
+    save_three(tmp_path)
+    (tmp_path / "checkpoint").unlink()
+    assert Checkpoints(tmp_path, *make_parts()).restore() == 30
+
+
+def test_old_checkpoints_are_removed(tmp_path):
+    parts = make_parts()
+    checkpoints = Checkpoints(tmp_path, *parts, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step)
+    # Also by a process that starts again.
+    checkpoints = Checkpoints(tmp_path, *parts, keep=2)
+    checkpoints.save(4)
+    assert [step for step, _ in checkpoints.list()] == [4, 3]
+
+
+def test_rests_of_killed_writes_are_removed(tmp_path):
+    save_three(tmp_path)
+    (tmp_path / "checkpoint").unlink()
+    rest = tmp_path / "ckpt-40_temp"
+    rest.mkdir()
+    (rest / "part-00000-of-00001.index").touch()
+    checkpoints = Checkpoints(tmp_path, *make_parts(), keep=2)
+    assert checkpoints.restore() == 30
+    assert not rest.exists()
+    checkpoints.save(40)
+    assert [step for step, _ in checkpoints.list()] == [40, 30]
+
+
+def test_replicas_start_from_the_same_statistics(tmp_path, two_replicas):
+    with two_replicas.scope():
+        parts = make_parts()
+    checkpoints = Checkpoints(tmp_path, *parts)
+    fill(parts, 2)
+    checkpoints.save(1)
+    fill(parts, 0)
+    checkpoints.restore()
+    for variable in parts[0].non_trainable_variables:
+        for value in two_replicas.experimental_local_results(variable.value):
+            np.testing.assert_array_equal(value, tf.fill(value.shape, 2.0))
+
+
+def test_checkpoints_of_others_are_noticed(tmp_path):
+    parts = make_parts()
+    mine = Checkpoints(tmp_path, *parts)
+    assert not mine.changed_by_others()
+    mine.save(10)
+    assert not mine.changed_by_others()
+    other = Checkpoints(tmp_path, *parts)
+    other.restore()
+    # Both stand at the same step until one of them goes on.
+    assert not other.changed_by_others()
+    assert not mine.changed_by_others()
+    other.save(20)
+    assert not other.changed_by_others()
+    assert mine.changed_by_others()
+
+
+def test_checkpoints_that_vanish_are_noticed(tmp_path):
+    checkpoints = Checkpoints(tmp_path, *make_parts())
+    checkpoints.save(10)
+    for path in tmp_path.glob("ckpt-*"):
+        path.unlink()
+    assert checkpoints.changed_by_others()
+
+
+def test_variables_of_one_path_are_refused(tmp_path):
+    class Twins(ListModel):
+        def __init__(self):
+            super().__init__()
+            self.parts["body"].append(tf.keras.layers.Dense(3, name="body"))
+
+        def build(self, input_shape):
+            for layer in self.parts["body"]:
+                layer.build(input_shape)
+
+    with pytest.raises(ValueError, match="different names"):
+        Checkpoints(tmp_path, *make_parts(Twins))

@@ -1,0 +1,268 @@
+"""The order of things between the steps."""
+
+import dataclasses
+import types
+
+import pytest
+import tensorflow as tf
+
+from train_loop import UserError
+from train_loop.training import loop
+
+# Numbers of the devices' clocks, exact in binary.
+SECONDS_PER_STEP = 0.5
+SECONDS_WAITED = 0.125
+BATCH_SIZE = 4
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Returns a clock that stands still but for the fake trainer's steps."""
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(
+        loop, "time", types.SimpleNamespace(perf_counter=lambda: clock.now)
+    )
+    return clock
+
+
+@dataclasses.dataclass
+class FakeTrainer:
+    """Counts steps and remembers in which order it was called."""
+
+    log: list
+    clock: types.SimpleNamespace
+    step: int = 0
+    breaks_at: int | None = None
+    unreadable_at: int | None = None
+    finite: bool = True
+    seconds_per_step: float = SECONDS_PER_STEP
+
+    def __post_init__(self):
+        self.loss = tf.keras.metrics.Mean()
+        self.calls = []
+
+    def train(self, batches, num_steps):
+        assert next(batches) == "batch"
+        self.calls.append(int(num_steps))
+        for _ in range(int(num_steps)):
+            self.clock.now += self.seconds_per_step
+            self.step += 1
+            if self.step == self.breaks_at:
+                return tf.constant(self.step), tf.constant(0.0)
+            if self.step == self.unreadable_at:
+                self.step -= 1
+                raise tf.errors.InvalidArgumentError(None, None, "broken")
+        return tf.constant(-1), tf.constant(SECONDS_WAITED * int(num_steps))
+
+    def evaluate(self, batches, num_steps):
+        for _ in range(int(num_steps)):
+            self.log.append(next(batches))
+
+    def results(self, split):
+        return {"loss": 1.0, "split": split}
+
+    def is_finite(self):
+        return self.finite
+
+    def average_statistics(self):
+        self.log.append(("average", self.step))
+
+
+@dataclasses.dataclass
+class FakeRun:
+    """Remembers, in its trainer's log, what it was asked for."""
+
+    trainer: FakeTrainer
+    steps: int = 10
+    cadence: loop.Cadence = loop.Cadence(report=2, evaluate=4, save=5)
+    batch_size: int = BATCH_SIZE
+    eval_loss: float = 1.0
+    eval_error: Exception | None = None
+
+    def training_batches(self):
+        return iter(lambda: "batch", None)
+
+    def evaluate(self):
+        self.trainer.log.append(("evaluate", self.trainer.step))
+        if self.eval_error:
+            raise self.eval_error
+        return {"loss": self.eval_loss}
+
+    def save(self):
+        self.trainer.log.append(("save", self.trainer.step))
+
+    def explain(self, error):
+        return UserError(f"explained: {error.message}")
+
+
+@pytest.fixture
+def train(clock):
+    """Returns a function that trains a fake run: options -> (log, metrics)."""
+
+    def train(run_options=None, **options):
+        log, metrics = train.log, []
+        trainer = FakeTrainer(log, clock, **options)
+
+        def report(step, split, numbers):
+            log.append((f"report {split}", step))
+            metrics.append(numbers)
+
+        loop.train(FakeRun(trainer, **(run_options or {})), report)
+        return log, metrics
+
+    train.log = []
+    return train
+
+
+@pytest.mark.parametrize(
+    ("step", "last", "cadence", "stops"),
+    [
+        (
+            0,
+            10,
+            (2, 4, 5),
+            ["2", "4 evaluate", "5 save", "6", "8 evaluate"]
+            + ["10 evaluate save"],
+        ),
+        # A run that goes on stops where one in a single piece does.
+        (7, 10, (2, 4, 5), ["8 evaluate", "10 evaluate save"]),
+        (8, 10, (2, 4, 5), ["10 evaluate save"]),
+        # All at once.
+        (0, 6, (3, 3, 3), ["3 evaluate save", "6 evaluate save"]),
+        # The last step is reported, evaluated and saved, whatever the rest.
+        (0, 3, (100, 100, 100), ["3 evaluate save"]),
+        (
+            0,
+            5,
+            (100, 2, 3),
+            ["2 evaluate", "3 save", "4 evaluate"] + ["5 evaluate save"],
+        ),
+        (0, 3, (1, 100, 100), ["1", "2", "3 evaluate save"]),
+        # Done.
+        (10, 10, (2, 4, 5), []),
+        (12, 10, (2, 4, 5), []),
+        (0, 0, (2, 4, 5), []),
+    ],
+)
+def test_run_stops_where_something_happens(step, last, cadence, stops):
+    found = loop.Cadence(*cadence).stops(step, last)
+    texts = [
+        f"{stop.step}{' evaluate' * stop.evaluates}{' save' * stop.saves}"
+        for stop in found
+    ]
+    assert texts == stops
+
+
+def test_train_report_evaluate_report_save(train):
+    log, _ = train()
+    assert log == [
+        ("report train", 2),
+        ("average", 2),
+        ("report train", 4),
+        ("average", 4),
+        ("evaluate", 4),
+        ("report eval", 4),
+        ("report train", 5),
+        ("average", 5),
+        ("save", 5),
+        ("report train", 6),
+        ("average", 6),
+        ("report train", 8),
+        ("average", 8),
+        ("evaluate", 8),
+        ("report eval", 8),
+        ("report train", 10),
+        ("average", 10),
+        ("evaluate", 10),
+        ("report eval", 10),
+        ("save", 10),
+    ]
+
+
+def test_run_goes_on_at_the_trainers_step(train):
+    log, _ = train(step=7)
+    assert log[0] == ("report train", 8)
+    assert ("save", 5) not in log
+
+
+def test_finished_run_does_nothing(train):
+    log, _ = train(step=10)
+    assert log == []
+
+
+def test_speed_and_waiting_are_measured(train):
+    _, metrics = train({"cadence": loop.Cadence(5, 100, 100)})
+    for numbers in metrics[:2]:
+        assert numbers == {
+            "loss": 1.0,
+            "split": "train",
+            "images_per_second": BATCH_SIZE / SECONDS_PER_STEP,
+            "input_wait": SECONDS_WAITED / SECONDS_PER_STEP,
+        }
+    assert metrics[2:] == [{"loss": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_step", "calls"),
+    [
+        # Twice as many as long as that takes less than half a second.
+        (0.01, [1, 2, 4, 8, 16, 32, 37]),
+        (0.25, [1, 2, *[2] * 48, 1]),
+        (60.0, [1] * 100),
+    ],
+)
+def test_calls_take_about_a_second(clock, seconds_per_step, calls):
+    trainer = FakeTrainer([], clock, seconds_per_step=seconds_per_step)
+    run = FakeRun(trainer, 100, loop.Cadence(100, 100, 100))
+    loop.train(run, lambda step, split, metrics: None)
+    assert trainer.calls == calls
+    assert trainer.step == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "run_options", "step", "kept"),
+    [
+        ({"breaks_at": 3}, {}, 3, "there is no checkpoint yet"),
+        ({"breaks_at": 7}, {}, 7, "the checkpoint of step 5 is kept"),
+        (
+            {"breaks_at": 7, "step": 6},
+            {},
+            7,
+            "the checkpoint of step 6 is kept",
+        ),
+        ({}, {"eval_loss": float("nan")}, 4, "there is no checkpoint yet"),
+        ({"finite": False}, {}, 5, "there is no checkpoint yet"),
+    ],
+)
+def test_what_is_not_finite_is_never_saved(
+    train, options, run_options, step, kept
+):
+    with pytest.raises(UserError, match=f"at step {step} of 10; {kept}"):
+        train(run_options, **options)
+    assert all(saved < step for name, saved in train.log if name == "save")
+
+
+def test_steps_before_a_broken_picture_are_saved(train):
+    with pytest.raises(UserError, match="explained: broken"):
+        train(unreadable_at=8)
+    assert train.log[-2:] == [("average", 7), ("save", 7)]
+
+
+def test_steps_before_a_broken_picture_of_the_evaluation_are_saved(train):
+    with pytest.raises(UserError, match="eval.png"):
+        train({"eval_error": UserError("eval.png is broken")})
+    assert train.log[-2:] == [("average", 4), ("save", 4)]
+
+
+@pytest.mark.parametrize("options", [{"step": 7}, {"finite": False}])
+def test_nothing_new_or_not_finite_is_saved_before_an_error(train, options):
+    with pytest.raises(UserError, match="explained: broken"):
+        train(unreadable_at=options.get("step", 1) + 1, **options)
+    assert [name for name, _ in train.log if name == "save"] == []
+
+
+def test_every_batch_of_an_evaluation_is_taken(clock):
+    trainer = FakeTrainer([], clock)
+    metrics = loop.evaluate(trainer, range(11), 11)
+    assert trainer.log == list(range(11))
+    assert metrics == {"loss": 1.0, "split": "eval"}

@@ -1,0 +1,94 @@
+"""Embeddings of a split, against the model asked for each image."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from resnet_layers import ResNet
+from train_loop.progress import passing_bar
+from train_loop.training.probe import backbone_hash, write_embeddings
+
+IMAGES = np.random.default_rng(0).normal(size=(8, 2)).astype("float32")
+LABELS = np.arange(8)
+# The last three fill up the last batch.
+WEIGHTS = np.array([1, 1, 1, 1, 1, 0, 0, 0], "float32")
+ORIGIN = {"backbone": "a hash"}
+
+
+def embed(images):
+    return tf.concat([images, 2 * images], axis=-1)
+
+
+def write(folder, strategy, origin=ORIGIN, embed=embed):
+    examples = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS, WEIGHTS))
+    batches = examples.batch(4 // strategy.num_replicas_in_sync)
+    with passing_bar(2, "batch") as bar:
+        write_embeddings(
+            folder,
+            origin,
+            embed,
+            strategy,
+            strategy.distribute_datasets_from_function(lambda context: batches),
+            bar,
+        )
+
+
+def read(folder):
+    embeddings = np.fromfile(folder / "embeddings.bin", "float32")
+    return embeddings.reshape(-1, 4), np.load(folder / "labels.npy")
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_every_image_is_embedded_once_in_order(
+    tmp_path, one_device, two_replicas, replicas
+):
+    folder = tmp_path / "train"
+    write(folder, {1: one_device, 2: two_replicas}[replicas])
+    embeddings, labels = read(folder)
+    np.testing.assert_array_equal(embeddings, embed(IMAGES[:5]))
+    np.testing.assert_array_equal(labels, LABELS[:5])
+    assert json.loads((folder / "origin.json").read_text()) == ORIGIN
+
+
+def test_embeddings_are_made_again_only_from_something_else(
+    tmp_path, one_device
+):
+    folder = tmp_path / "train"
+    write(folder, one_device)
+    write(folder, one_device, embed=pytest.fail)
+    write(
+        folder,
+        one_device,
+        {"backbone": "another"},
+        embed=lambda images: -embed(images),
+    )
+    np.testing.assert_array_equal(read(folder)[0], -embed(IMAGES[:5]))
+
+
+def test_half_of_the_embeddings_are_none(tmp_path, one_device):
+    folder = tmp_path / "train"
+
+    def fail_later(images):
+        # Only the second batch.
+        check = tf.debugging.assert_none_equal(images, IMAGES[4, 0])
+        with tf.control_dependencies([check]):
+            return embed(images)
+
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        write(folder, one_device, embed=fail_later)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hash_is_of_the_backbone_alone():
+    model = ResNet("basic", (1,), 3, width=4, stem="small")
+    model.build((None, 8, 8, 3))
+    before = backbone_hash(model)
+    for variable in model.head.variables:
+        variable.assign(tf.ones_like(variable))
+    assert backbone_hash(model) == before
+    # Statistics count too.
+    moving = model.stem.bns[0].moving_mean
+    moving.assign(moving + 1)
+    assert backbone_hash(model) != before

@@ -1,0 +1,253 @@
+"""Settings made into the parts of a run.
+
+Only `Run` and these functions unpack settings. What they build takes plain
+values.
+"""
+
+import contextlib
+import random
+
+import tensorflow as tf
+
+from resnet_layers import VARIANTS, WeightsError, load_weights
+from train_loop import environment
+from train_loop.classifier import Classifier
+from train_loop.data import batches, cache, check, sources
+from train_loop.data.hdf5 import SUFFIXES as HDF5_SUFFIXES
+from train_loop.data.service import check_service
+from train_loop.data.stored import choose_splits
+from train_loop.data.transforms import Transforms
+from train_loop.errors import UserError, check_choice
+from train_loop.training.optimizers import OPTIMIZERS
+from train_loop.training.schedules import SCHEDULES
+from train_loop.training.strategies import STRATEGIES, split_cpu
+from train_loop.training.trainer import Trainer
+from train_loop.workdir import read_json
+
+
+def open_data(settings, workdir):
+    """Returns the `Data` that a run trains and evaluates on.
+
+    Args:
+      settings: settled `Settings`.
+      workdir: the run's `Workdir`, for the list of broken images and for a
+        cache on disk.
+
+    Raises:
+      UserError: it is not there, or cannot be used as it is.
+    """
+    if settings.data_service:
+        check_service(settings.data_service, settings.cache)
+    data, refused = open_whole_data(settings)
+    if (
+        workdir.is_run
+        and workdir.data.is_file()
+        and read_json(workdir.data) != data.contents
+    ):
+        # It would evaluate on some that it was trained on.
+        raise UserError(
+            f"the images of {settings.dataset} are not those that {workdir} "
+            "began with; start a new run, from the weights of this one if you "
+            f"like: --weights={workdir}"
+        )
+    if settings.skip_bad_images:
+        records = check.find_broken_once(data, refused, workdir.bad_images)
+        data = check.without_broken(data, records)
+        print(
+            f"{check.describe_left_out(data, records)}, named in "
+            f"{workdir.bad_images}."
+        )
+        check.check_not_empty(data)
+    elif refused:
+        name, reason = next(iter(refused.items()))
+        others = (
+            f" (and {len(refused) - 1} like it)" if len(refused) > 1 else ""
+        )
+        raise UserError(
+            f"{name} {reason}{others}; mend it, or leave such images out with "
+            "--skip_bad_images"
+        )
+    for name, split in data.splits.items():
+        if split.labels is not None:
+            counts = check.count_labels(split, name)
+            lines = check.balance_warnings(counts, data.class_names)
+            _warn(f"{name}: {line}" for line in lines)
+    return _cached(settings, workdir, data)
+
+
+def open_whole_data(settings):
+    """Returns all `Data`, and {path: reason} of files that are of no use."""
+    stored = sources.open_stored(
+        settings.dataset, settings.data_dir, settings.manual_dir
+    )
+    _warn(stored.warnings)
+    data = choose_splits(
+        stored,
+        settings.train_split,
+        settings.eval_split,
+        settings.validation_fraction,
+    )
+    return data, stored.refused
+
+
+def make_transforms(settings, data):
+    """Returns what is done to the images, `Transforms`."""
+    return Transforms(
+        settings.preprocessing, settings.augment, len(data.class_names)
+    )
+
+
+def make_batching(settings):
+    """Returns how training examples become batches, a `Batching`."""
+    return batches.Batching(
+        settings.batch_size,
+        settings.seed,
+        settings.augment_repeats,
+        settings.data_service,
+    )
+
+
+def build_strategy(settings):
+    """Returns the devices that a run computes on.
+
+    Raises:
+      UserError: they are not to be had, or cannot share a batch evenly.
+    """
+    if settings.virtual_devices:
+        split_cpu(settings.virtual_devices)
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if "bfloat16" in settings.precision and environment.amx_was_masked():
+        print(environment.AMX_NOTE)
+    strategy = STRATEGIES[settings.strategy]()
+    replicas, batch_size = strategy.num_replicas_in_sync, settings.batch_size
+    if batch_size % replicas:
+        below = batch_size // replicas * replicas
+        sizes = [size for size in (below, below + replicas) if size]
+        raise UserError(
+            f"--batch_size={batch_size} does not divide over {replicas} "
+            f"replicas; take {' or '.join(map(str, sizes))}"
+        )
+    return strategy
+
+
+def check_image_size(settings):
+    """Raises UserError where the last stage would have less than a pixel."""
+    with _seeded(0):
+        reduction = VARIANTS[settings.model]().reduction
+    if settings.image_size < reduction:
+        raise UserError(
+            f"--image_size={settings.image_size} is too small for "
+            f"{settings.model}, which makes one pixel of {reduction}; take at "
+            f"least {reduction}, or another --model"
+        )
+
+
+def build_classifier(settings, class_names):
+    """Returns the `Classifier`, its model with weights drawn from the seed."""
+    with _seeded(settings.seed):
+        model = VARIANTS[settings.model](
+            num_classes=len(class_names),
+            stochastic_depth=settings.stochastic_depth,
+            synchronized=settings.synchronized_batch_norm,
+            dtype=settings.precision,
+        )
+        model.build((None, settings.image_size, settings.image_size, 3))
+    if settings.frozen_batch_norm:
+        model.freeze_batch_norm()
+    if settings.freeze != "none":
+        check_choice("--freeze", settings.freeze, ["none", *model.parts])
+        model.freeze(settings.freeze)
+    return Classifier(model, settings.preprocessing, class_names)
+
+
+def build_trainer(settings, data, classifier, strategy):
+    """Returns the `Trainer` of a classifier, at step 0."""
+    steps = num_steps(settings, data)
+    warmup = settings.warmup_epochs * steps_per_epoch(settings, data)
+    schedule = SCHEDULES[settings.schedule](
+        settings.learning_rate,
+        # A short trial shall not spend itself on warming up.
+        warmup_steps=min(round(warmup), steps // 2),
+        steps=steps,
+    )
+    model, factor = classifier.model, settings.backbone_lr_factor
+    of_head = {variable.path for variable in model.head.variables}
+    factors = {
+        variable.path: factor
+        for variable in model.trainable_variables
+        if variable.path not in of_head and factor != 1
+    }
+    return Trainer(
+        model,
+        OPTIMIZERS[settings.optimizer](
+            schedule, settings.weight_decay, factors
+        ),
+        strategy,
+        settings.label_smoothing,
+        forward=classifier.logits,
+    )
+
+
+def num_steps(settings, data):
+    """Returns how many steps the run takes altogether."""
+    if settings.steps is not None:
+        return settings.steps
+    return round(settings.epochs * steps_per_epoch(settings, data))
+
+
+def steps_per_epoch(settings, data):
+    """Returns how many steps one pass over the training images takes."""
+    return data.train.num_examples / settings.batch_size
+
+
+def start_from(path, settings, model):
+    """Reads weights into the model, and says what comes with them."""
+    try:
+        loaded = load_weights(model, path, replace_head=True)
+    except WeightsError as error:
+        raise UserError(f"--weights={settings.weights}: {error}") from error
+    head = "" if loaded.head_used else ", with a new classifier"
+    texts = settings.texts()
+    print(
+        f"Starting from {path}{head}; images are brought to "
+        f"{settings.image_size} x {settings.image_size} "
+        f"({settings.interpolation}, the middle {settings.crop_fraction:.3g} "
+        f"in evaluation) and normalised as {texts['normalization']}"
+    )
+
+
+def _warn(lines):
+    for line in lines:
+        print(f"warning: {line}")
+
+
+def _cached(settings, workdir, data):
+    """Returns the data with their files where --cache wants them."""
+    choice = settings.cache
+    if choice == "auto":
+        choice = cache.choose(data.splits.values())
+        if settings.data_service:
+            # Its workers read files, but not through functions of Python.
+            is_hdf5 = settings.dataset.endswith(HDF5_SUFFIXES)
+            choice = "memory" if is_hdf5 else "none"
+
+    def keep(name, split):
+        with check.explained(split):
+            return cache.CACHES[choice](split, workdir.cache / name)
+
+    return data.map(keep)
+
+
+@contextlib.contextmanager
+def _seeded(seed):
+    """Draws initial weights from a seed, and leaves the caller's numbers be.
+
+    Keras takes the seeds of initializers from Python's generator.
+    """
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)

@@ -1,0 +1,150 @@
+"""A classifier: images of any kind in, names of classes out."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from resnet_layers import Preprocessing
+from train_loop.data.transforms import Transforms
+from train_loop.errors import UserError
+
+# How many images go through the model at once.
+BATCH_SIZE = 32
+
+
+class Classifier:
+    """Maps uint8 images to logits, and images of any kind to answers.
+
+        classifier = load_classifier("runs/pets")
+        classifier("cat.jpg")  # -> [[("Bengal", 0.93), ...]]
+
+    Training, evaluation and prediction use the same one, so that none of them
+    can preprocess otherwise than the others.
+
+    Args:
+      model: maps normalised images to logits; built.
+      preprocessing: a `resnet_layers.Preprocessing` without gaps.
+      class_names: of all classes, in the order of the logits.
+    """
+
+    def __init__(
+        self,
+        model: tf.keras.Model,
+        preprocessing: Preprocessing,
+        class_names: Sequence[str],
+    ):
+        self.model = model
+        self.preprocessing = preprocessing
+        self.class_names = tuple(class_names)
+        # As a graph. Step by step, TensorFlow hands Pillow a tensor in place
+        # of bytes, and lets through whatever Pillow raises.
+        self._evaluate = tf.function(
+            Transforms(preprocessing).evaluate,
+            input_signature=[tf.TensorSpec([], tf.string)],
+        )
+
+    def logits(self, images, training=False):
+        """Maps images to logits; runs on the devices.
+
+        Args:
+          images: uint8 [batch, image_size, image_size, 3], RGB.
+          training: see the model's `call`.
+
+        Returns:
+          [batch, num_classes].
+        """
+        return self.model(self.normalize(images), training=training)
+
+    def embed(self, images):
+        """Maps the same images to what the model's classifier sees."""
+        return self.model.embed(self.normalize(images), training=False)
+
+    def normalize(self, images):
+        """Maps RGB images from 0..255 to what the model was trained with."""
+        return normalize(images, self.preprocessing.normalization)
+
+    def __call__(self, images, top_k=None):
+        """Classifies one image or many.
+
+        Args:
+          images: the path of a file, the bytes of one, a uint8 array [height,
+            width, 3], or a sequence of these.
+          top_k: how many classes to name; None for all.
+
+        Returns:
+          A list for each image of (name of the class, probability), the most
+          probable one first.
+
+        Raises:
+          UserError: an image cannot be read.
+        """
+        if isinstance(images, str | bytes | os.PathLike) or (
+            getattr(images, "ndim", None) == 3
+        ):
+            images = [images]
+        answers = []
+        for begin in range(0, len(images), BATCH_SIZE):
+            some = images[begin : begin + BATCH_SIZE]
+            batch = tf.stack([self._read(image) for image in some])
+            probabilities = tf.nn.softmax(self.logits(batch)).numpy()
+            answers += [self._rank(row)[:top_k] for row in probabilities]
+        return answers
+
+    def _read(self, image):
+        """Returns the square uint8 image that evaluation would see."""
+        what = "the image"
+        if isinstance(image, str | os.PathLike):
+            what = image
+            try:
+                with open(image, "rb") as file:
+                    image = file.read()
+            except OSError as error:
+                raise UserError(
+                    f"{what} cannot be read ({error.strerror})"
+                ) from error
+        try:
+            if not isinstance(image, bytes):
+                pixels = np.asarray(image)
+                if pixels.dtype != np.uint8:
+                    raise TypeError(f"{pixels.dtype} is not uint8")
+                image = tf.io.encode_png(pixels, compression=0)
+            return self._evaluate(image)
+        except (tf.errors.OpError, TypeError) as error:
+            raise UserError(
+                f"{what} cannot be decoded; it takes the file of an image, or "
+                "a uint8 array [height, width, 3]"
+            ) from error
+
+    def _rank(self, probabilities):
+        order = np.argsort(-probabilities, kind="stable")
+        return [
+            (self.class_names[label], float(probabilities[label]))
+            for label in order
+        ]
+
+
+def normalize(images, normalization):
+    """Maps RGB images from 0..255 to what a model was trained with.
+
+    Args:
+      images: [..., height, width, 3], of a known width.
+      normalization: a `resnet_layers.Normalization`.
+
+    Returns:
+      A float32 tensor of the same shape.
+    """
+    images = tf.cast(images, tf.float32)
+    if normalization.bgr:
+        images = images[..., ::-1]
+    # A whole row of pixels at once: over three numbers, TensorFlow takes
+    # several times as long on CPUs.
+    width = images.shape[-2]
+    scale = 1.0 / np.tile(np.float32(normalization.stddev), width)
+    offset = np.tile(np.float32(normalization.mean), width) * scale
+    shape = tf.shape(images)
+    rows = tf.reshape(images, tf.concat([shape[:-2], [3 * width]], axis=0))
+    return tf.ensure_shape(
+        tf.reshape(rows * scale - offset, shape), images.shape
+    )

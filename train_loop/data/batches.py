@@ -1,0 +1,206 @@
+"""The order in which examples become batches.
+
+Training reads an endless stream of shuffled epochs. What stands at a position
+of that stream, and how it is augmented, depends on the seed and the position
+alone; a run that goes on at step s starts its stream at position
+s * batch_size and needs no other memory of the past.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# All examples, for one replica.
+WHOLE = tf.distribute.InputContext()
+
+
+class Batching(NamedTuple):
+    """How a run makes batches of its training examples.
+
+    `batch_size` counts the examples of one step, over all replicas; all
+    randomness derives from `seed`. `repeats` is how often each example stands
+    in a row, each time augmented in another way, while an epoch stays as long
+    as it is (Hoffer et al., 2019, https://arxiv.org/abs/1901.09335).
+    `data_service` is the address of a tf.data service whose workers prepare
+    the batches: each example is still read once an epoch, but the order
+    depends on which worker is faster.
+    """
+
+    batch_size: int
+    seed: int = 0
+    repeats: int = 1
+    data_service: str | None = None
+
+
+def training_batches(split, transforms, batching, step=0, context=WHOLE):
+    """Returns an endless dataset of training batches, from `step` on.
+
+    Args:
+      split: a `Split`.
+      transforms: with `train` and `finish`, see `Transforms`.
+      batching: a `Batching`.
+      step: number of steps already trained.
+      context: a `tf.distribute.InputContext`: what this input pipeline is
+        for. Several, one per machine, read parts of the split that have
+        nothing in common and together are the whole.
+
+    Returns:
+      A dataset of (images [batch_size / all replicas, ...], labels).
+    """
+    split = _part(split, context)
+    batch_size = _per_pipeline(batching.batch_size, context)
+    replicas = context.num_replicas_in_sync // context.num_input_pipelines
+    seed, repeats = batching.seed, batching.repeats
+    start, skipped = divmod(step * batch_size, repeats)
+
+    def spread(position):
+        # No two pipelines share a number, so that none augments as another.
+        return position * context.num_input_pipelines + (
+            context.input_pipeline_id
+        )
+
+    def repeat(example):
+        copies = tf.data.Dataset.from_tensors(example).repeat(repeats)
+        return copies.enumerate(example["position"] * repeats).map(
+            lambda position, copy: {**copy, "position": position}
+        )
+
+    def prepare(example):
+        position = example["position"]
+        image = transforms.train(
+            split.load(example["image"]), _fold([seed, 1], spread(position))
+        )
+        return image, example["label"], position
+
+    def finish(images, labels, positions):
+        batch_seed = _fold([seed, 2], spread(positions[0]))
+        return transforms.finish(images, labels, batch_seed)
+
+    examples = shuffled_examples(split, seed, start)
+    if repeats > 1:
+        examples = examples.flat_map(repeat).skip(skipped)
+    batches = (
+        examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        # Mixed as a whole: what an image is mixed with does not depend on
+        # the number of replicas.
+        .batch(batch_size, drop_remainder=True)
+        .map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+    )
+    if replicas > 1:
+        batches = batches.rebatch(batch_size // replicas, drop_remainder=True)
+    if batching.data_service:
+        service = tf.data.experimental.service
+        batches = batches.apply(
+            service.distribute(
+                service.ShardingPolicy.DYNAMIC, batching.data_service
+            )
+        )
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(_ordered())
+
+
+def shuffled_examples(split, seed, start):
+    """Returns the endless stream of shuffled epochs, from a position on.
+
+    Args:
+      split: a `Split`.
+      seed: int that the order derives from.
+      start: position of the first example.
+
+    Returns:
+      A dataset of what the split's `read` returns, one by one, each with its
+      "position".
+    """
+    count = split.num_examples
+    windows = -(-count // split.window)
+
+    @tf.autograph.experimental.do_not_convert
+    def read_window(number):
+        epoch, begin = number // windows, number % windows * split.window
+        size = tf.minimum(count - begin, split.window)
+        examples = split.read(_fold([seed, 0], epoch), begin, size)
+        position = epoch * count + begin + tf.range(size)
+        examples["position"] = position
+        unread = tf.maximum(start - position[0], 0)
+        return {name: value[unread:] for name, value in examples.items()}
+
+    epoch, inside = divmod(start, count)
+    first = epoch * windows + inside // split.window
+    return (
+        tf.data.Dataset.range(first, tf.int64.max)
+        .map(read_window)
+        # One window is read while another one is in use.
+        .prefetch(1)
+        .unbatch()
+    )
+
+
+def evaluation_batches(split, transforms, batch_size, context=WHOLE):
+    """Returns a dataset that holds every example of a split exactly once.
+
+    The last batches are filled up with examples of weight 0, so that every
+    batch is full and every replica has the same number of them.
+
+    Args:
+      split: a `Split`.
+      transforms: with `evaluate`, see `Transforms`.
+      batch_size: examples of one step, over all replicas.
+      context: see `training_batches`.
+
+    Returns:
+      A dataset of (images [batch_size / all replicas, ...], labels int64,
+      weights float32), `num_evaluation_steps` times the number of this
+      pipeline's replicas long.
+    """
+    steps = num_evaluation_steps(split, batch_size, context)
+    split = _part(split, context)
+    batch_size = _per_pipeline(batch_size, context)
+    replicas = context.num_replicas_in_sync // context.num_input_pipelines
+    examples = split.stored().map(
+        lambda example: (
+            transforms.evaluate(split.load(example["image"])),
+            example["label"],
+            1.0,
+        ),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    filler = tf.data.Dataset.from_tensors(
+        tf.nest.map_structure(
+            lambda spec: tf.zeros(spec.shape, spec.dtype), examples.element_spec
+        )
+    ).repeat(steps * batch_size - split.num_examples)
+    return (
+        examples.concatenate(filler)
+        .batch(batch_size // replicas, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+        .with_options(_ordered())
+    )
+
+
+def num_evaluation_steps(split, batch_size, context=WHOLE):
+    """Returns how many batches the pipeline with most examples needs."""
+    largest = -(-split.num_examples // context.num_input_pipelines)
+    return -(-largest // _per_pipeline(batch_size, context))
+
+
+def _part(split, context):
+    """Returns the examples that an input pipeline reads."""
+    pipelines = context.num_input_pipelines
+    begin, end = (
+        split.num_examples * number // pipelines
+        for number in (context.input_pipeline_id, context.input_pipeline_id + 1)
+    )
+    return split.slice(begin, end)
+
+
+def _per_pipeline(batch_size, context):
+    return batch_size // context.num_input_pipelines
+
+
+def _fold(seed, number):
+    return tf.random.experimental.stateless_fold_in(seed, number)
+
+
+def _ordered():
+    options = tf.data.Options()
+    options.deterministic = True
+    return options

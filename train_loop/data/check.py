@@ -1,0 +1,187 @@
+"""What is in a split, and which of its images are broken."""
+
+import collections
+import concurrent.futures
+import contextlib
+import json
+import os
+
+import tensorflow as tf
+
+from train_loop.data.decode import check_image
+from train_loop.errors import UserError
+from train_loop.progress import passing_bar
+from train_loop.workdir import read_json_lines, write_text
+
+# What an image or a file that cannot be read raises.
+INPUT_ERRORS = tf.errors.OpError
+# Fewer images than this part of the mean class make a class a rare one.
+RARE = 0.2
+
+
+def broken_images(split, examples=None):
+    """Yields what is wrong with each image in turn.
+
+    Args:
+      split: a `Split`.
+      examples: dataset of what its `read` returns, one by one; by default of
+        all examples, as stored.
+
+    Yields:
+      (number in the store, reason, or None where it can be decoded).
+    """
+    decode = tf.function(lambda image: check_image(split.load(image)))
+
+    def examine(image, number):
+        try:
+            decode(image)
+        except INPUT_ERRORS as error:
+            return int(number), reason_of(error)
+        return int(number), None
+
+    # In threads, not in the data set: there, one error ends them all.
+    threads = os.cpu_count()
+    examples = split.stored() if examples is None else examples
+    with concurrent.futures.ThreadPoolExecutor(threads) as executor:
+        for batch in examples.batch(16 * threads).prefetch(1):
+            yield from executor.map(examine, batch["image"], batch["number"])
+
+
+def reason_of(error):
+    """Returns the first line of what TensorFlow says, without its own names."""
+    lines = [line for line in error.message.splitlines() if line.strip()]
+    line = lines[0] if lines else type(error).__name__
+    return line.rpartition("}} ")[2].partition(" [Op:")[0].strip()
+
+
+def explain(error, split, examples=None):
+    """Returns a UserError that names what a reading error comes from.
+
+    Args:
+      error: that reading the split raised.
+      split: a `Split`.
+      examples: see `broken_images`.
+
+    Returns:
+      A `UserError`, or the error itself where all images can be read.
+    """
+    try:
+        for number, reason in broken_images(split, examples):
+            if reason is not None:
+                return UserError(
+                    f"{split.store.name(number)} cannot be decoded ({reason}); "
+                    "mend it, or leave such images out with --skip_bad_images"
+                )
+    except INPUT_ERRORS as other:
+        path = _broken_record_file(split)
+        if path is not None:
+            return UserError(
+                f"{path} is damaged ({reason_of(other)}); have the data set "
+                "prepared again"
+            )
+    return error
+
+
+@contextlib.contextmanager
+def explained(split):
+    """Lets what reads a split name what it cannot read; see `explain`."""
+    try:
+        yield
+    except INPUT_ERRORS as error:
+        raise explain(error, split) from error
+
+
+def _broken_record_file(split):
+    """Returns the first TFRecord file that cannot be read to its end."""
+    for path in split.store.files:
+        try:
+            for _ in tf.data.TFRecordDataset(path, buffer_size=2**23):
+                pass
+        except INPUT_ERRORS:
+            return path
+    return None
+
+
+def find_broken(data, refused):
+    """Returns a record for each image that is of no use.
+
+    Args:
+      data: a `Data`.
+      refused: {path: reason} of files that are not even in its splits.
+    """
+    records = [
+        {"split": None, "name": name, "reason": reason}
+        for name, reason in refused.items()
+    ]
+    for name, split in data.splits.items():
+        bar = passing_bar(split.num_examples, "image", f"checking {name}")
+        with explained(split), bar:
+            for number, reason in broken_images(split):
+                bar.update(1)
+                if reason is not None:
+                    record = {"split": name, "number": number}
+                    record["name"] = split.store.name(number)
+                    records.append({**record, "reason": reason})
+    return records
+
+
+def find_broken_once(data, refused, path):
+    """Returns the same from a file, which is written where it is missing."""
+    origin = {"searched": [split.origin() for split in data.splits.values()]}
+    earlier = read_json_lines(path)
+    if earlier[:1] == [origin]:
+        return earlier[1:]
+    records = find_broken(data, refused)
+    lines = [json.dumps(line) + "\n" for line in (origin, *records)]
+    write_text(path, "".join(lines))
+    return records
+
+
+def without_broken(data, records):
+    """Returns the data without broken images; a split may end up empty."""
+    numbers = [r["number"] for r in records if r["split"] is not None]
+    return data.map(lambda _, split: split.without(numbers))
+
+
+def check_not_empty(data):
+    """Raises UserError where nothing but broken images was in a split."""
+    for name, split in data.splits.items():
+        if not split.num_examples:
+            raise UserError(f"no image for {name} can be decoded")
+
+
+def describe_left_out(data, records):
+    """Tells how many images the data are without."""
+    left = sum(split.num_examples for split in data.splits.values())
+    return (
+        f"Leaving out {len(records)} broken images of {left + len(records):,}"
+    )
+
+
+def count_labels(split, name):
+    """Returns {label: how many} of a split, however long it takes."""
+    if split.labels is not None:
+        return collections.Counter(split.labels.tolist())
+    counts = collections.Counter()
+    labels = split.stored().map(lambda example: example["label"])
+    bar = passing_bar(split.num_examples, "image", f"counting {name}")
+    with explained(split), bar:
+        for batch in labels.batch(4096).as_numpy_iterator():
+            counts.update(batch.tolist())
+            bar.update(len(batch))
+    return counts
+
+
+def balance_warnings(counts, class_names):
+    """Returns a line of text about each class with few images or none.
+
+    Args:
+      counts: {label: how many}.
+      class_names: of all classes.
+    """
+    mean = sum(counts.values()) / len(class_names)
+    return [
+        f"{name} has {counts.get(label, 0)} images; the mean is {mean:.0f}"
+        for label, name in enumerate(class_names)
+        if counts.get(label, 0) < RARE * mean
+    ]

@@ -1,0 +1,161 @@
+"""From the bytes of an image file to a square image: decode, crop, resize.
+
+Images are float32 [size, size, 3], RGB, from 0 to 255.
+"""
+
+import io
+from typing import Annotated
+
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+
+from train_loop.bounds import Bounds
+
+# How a pixel is computed from those around it.
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+def center_crop(encoded, preprocessing):
+    """Decodes the middle of an image: the evaluation crop.
+
+    Args:
+      encoded: scalar string, a JPEG or PNG file, or any other that Pillow
+        reads (of an animation, the first frame counts).
+      preprocessing: a `resnet_layers.Preprocessing`.
+
+    Returns:
+      float32 [image_size, image_size, 3] from 0 to 255.
+    """
+
+    def window(shape):
+        shorter = tf.cast(tf.minimum(shape[0], shape[1]), tf.float32)
+        side = tf.round(preprocessing.crop_fraction * shorter)
+        side = tf.maximum(tf.cast(side, tf.int32), 1)
+        return (shape[0] - side) // 2, (shape[1] - side) // 2, side, side
+
+    image = _decode_window(encoded, window)
+    # Antialiased: evaluation is where a jagged image costs accuracy.
+    return _resize(image, preprocessing, antialias=True)
+
+
+def random_resized_crop(
+    encoded,
+    seed,
+    preprocessing,
+    smallest: Annotated[float, Bounds(0.001, 1.0)] = 0.08,
+    largest: Annotated[float, Bounds(0.001, 1.0)] = 1.0,
+    narrowest: Annotated[float, Bounds(0.01, 100.0)] = 3 / 4,
+    widest: Annotated[float, Bounds(0.01, 100.0)] = 4 / 3,
+):
+    """Decodes a random part of an image: the usual training crop.
+
+    Source: Szegedy et al., 2014, https://arxiv.org/abs/1409.4842.
+
+    Args:
+      encoded: see `center_crop`.
+      seed: int [2]; the same seed gives the same crop.
+      preprocessing: a `resnet_layers.Preprocessing`.
+      smallest: part of the area that is taken at least.
+      largest: part of the area that is taken at most.
+      narrowest: width, in heights, of the narrowest part.
+      widest: width, in heights, of the widest part.
+
+    Returns:
+      float32 [image_size, image_size, 3] from 0 to 255.
+    """
+
+    def window(shape):
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            shape,
+            tf.zeros([0, 0, 4]),
+            seed,
+            min_object_covered=0.0,
+            area_range=sorted((smallest, largest)),
+            aspect_ratio_range=sorted((narrowest, widest)),
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        return begin[0], begin[1], size[0], size[1]
+
+    image = _decode_window(encoded, window)
+    # Antialiasing takes longer, and matters where much is thrown away.
+    shape = tf.shape(image)
+    return tf.cond(
+        tf.minimum(shape[0], shape[1]) > 2 * preprocessing.image_size,
+        lambda: _resize(image, preprocessing, antialias=True),
+        lambda: _resize(image, preprocessing, antialias=False),
+    )
+
+
+# Ways to decode for training, in place of the crop of the evaluation.
+CROPS = {"random_resized_crop": random_resized_crop}
+
+
+def check_image(encoded):
+    """Decodes a whole image, as training and evaluation may have to.
+
+    Args:
+      encoded: see `center_crop`.
+
+    Returns:
+      True, a scalar tensor.
+
+    Raises:
+      tf.errors.OpError: it cannot be decoded.
+    """
+    image = _decode_window(encoded, lambda shape: (0, 0, shape[0], shape[1]))
+    return tf.size(image) > 0
+
+
+def _decode_window(encoded, window):
+    """Decodes the (top, left, height, width) that `window(shape)` returns."""
+
+    def decode_jpeg():
+        # Decodes only the blocks that the window touches. The accurate
+        # transform is as fast as the default one, and what Pillow computes.
+        return tf.io.decode_and_crop_jpeg(
+            encoded,
+            tf.stack(window(tf.io.extract_jpeg_shape(encoded))),
+            channels=3,
+            dct_method="INTEGER_ACCURATE",
+        )
+
+    def decode_other():
+        image = tf.cond(
+            tf.strings.substr(encoded, 0, 4) == b"\x89PNG",
+            lambda: tf.io.decode_png(encoded, channels=3),
+            # TensorFlow takes the palettes of BMP files for greys, and keeps
+            # the transparency of WebP.
+            lambda: tf.ensure_shape(
+                tf.numpy_function(_decode_by_pillow, [encoded], tf.uint8),
+                [None, None, 3],
+            ),
+        )
+        top, left, height, width = window(tf.shape(image))
+        return image[top : top + height, left : left + width]
+
+    image = tf.cond(tf.io.is_jpeg(encoded), decode_jpeg, decode_other)
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def _decode_by_pillow(encoded):
+    try:
+        with PIL.Image.open(io.BytesIO(encoded)) as image:
+            return np.asarray(image.convert("RGB"))
+    except PIL.UnidentifiedImageError as error:
+        # Pillow's own words name an object in memory.
+        raise ValueError("not the content of an image file") from error
+
+
+def _resize(image, preprocessing, antialias):
+    image = tf.image.resize(
+        image,
+        [preprocessing.image_size] * 2,
+        preprocessing.interpolation,
+        antialias=antialias,
+    )
+    if preprocessing.interpolation == "bicubic":
+        # Cubic curves swing beyond what they go through.
+        image = tf.clip_by_value(image, 0.0, 255.0)
+    return image

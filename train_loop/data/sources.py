@@ -1,0 +1,74 @@
+"""Where a data set comes from: its name -> what is stored."""
+
+import difflib
+import os
+import pathlib
+from functools import partial
+
+import tensorflow_datasets as tfds
+
+from train_loop.data.digits import open_digits
+from train_loop.data.folder import open_folder, subfolders
+from train_loop.data.hdf5 import SUFFIXES as HDF5_SUFFIXES
+from train_loop.data.hdf5 import open_hdf5
+from train_loop.data.tfds import open_tfds
+from train_loop.errors import UserError
+
+# Name -> (data_dir, manual_dir) -> Stored.
+DATASETS = {
+    "digits": open_digits,
+    "oxford_iiit_pet": partial(open_tfds, "oxford_iiit_pet"),
+    "imagenet2012": partial(
+        open_tfds,
+        "imagenet2012",
+        manual_files=("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+    ),
+}
+
+
+def open_stored(name, data_dir=None, manual_dir=None):
+    """Returns the `Stored` data set that a name stands for.
+
+    Args:
+      name: a row of `DATASETS`, a folder, an HDF5 file, or any image
+        classification set of TFDS.
+      data_dir: where TFDS keeps prepared data; None for TFDS's own default.
+      manual_dir: where files downloaded by hand are; None for TFDS's own
+        default, `downloads/manual` below `data_dir`.
+
+    Raises:
+      UserError: the data is not there and cannot be had.
+    """
+    if name in DATASETS:
+        return DATASETS[name](data_dir=data_dir, manual_dir=manual_dir)
+    path = pathlib.Path(name).expanduser()
+    try:
+        if path.is_dir():
+            files = sorted(path.iterdir())
+            pair = [file for file in files if file.suffix in HDF5_SUFFIXES]
+            if pair and not subfolders(path):
+                return open_hdf5(*pair)
+            return open_folder(path)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror})"
+        ) from error
+    if path.suffix in HDF5_SUFFIXES:
+        return open_hdf5(path)
+    if name.startswith((".", "~", os.sep)):
+        raise _unknown(name)
+    try:
+        return open_tfds(name, data_dir=data_dir, manual_dir=manual_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise _unknown(name) from error
+
+
+def _unknown(name):
+    known = [*DATASETS, *tfds.list_builders()]
+    near = difflib.get_close_matches(name, {*known}, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return UserError(
+        f"--dataset={name} is neither a folder nor known to TFDS; {hint}It "
+        f"takes: {', '.join(DATASETS)}, an image-classification set of TFDS, a "
+        "folder with a folder of images per class, or an .h5 file"
+    )

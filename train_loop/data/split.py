@@ -1,0 +1,191 @@
+"""Splits: which examples of a store are read, and in which order.
+
+A split hands out windows: the examples at some positions of an order that
+depends on a seed alone. Whoever starts in the middle of an epoch reads the
+window there and none of those before it.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Examples of a store.
+
+    Args:
+      store: a store, see `stores.py`.
+      indices: int64 array [num_examples], numbers of examples in the store,
+        none twice.
+    """
+
+    store: Any
+    indices: np.ndarray
+
+    @classmethod
+    def of_all(cls, store):
+        """Returns all examples of a store, as they stand there."""
+        return cls(store, np.arange(store.num_examples))
+
+    @property
+    def num_examples(self):
+        return len(self.indices)
+
+    @property
+    def num_bytes(self):
+        """Bytes of all examples, as files hold them."""
+        sizes = np.broadcast_to(self.store.sizes, self.store.num_examples)
+        return round(float(sizes[self.indices].sum()))
+
+    @property
+    def labels(self):
+        """int64 array [num_examples]; None where only reading would tell."""
+        labels = self.store.labels
+        return None if labels is None else labels[self.indices]
+
+    @property
+    def window(self):
+        """How many examples are read at once."""
+        return max(min(self.store.window, self.num_examples), 1)
+
+    def slice(self, start, stop):
+        return self.take(slice(start, stop))
+
+    def take(self, positions):
+        """Returns the examples at these positions of the split."""
+        return dataclasses.replace(self, indices=self.indices[positions])
+
+    def without(self, numbers):
+        """Returns all but the examples with these numbers in the store."""
+        return self.take(~np.isin(self.indices, numbers))
+
+    def plus(self, other):
+        """Returns these examples, and then those of another split."""
+        indices = np.concatenate([self.indices, other.indices])
+        return dataclasses.replace(self, indices=indices)
+
+    def overlap(self, other):
+        """Returns how many examples of the same store are in both."""
+        return len(np.intersect1d(self.indices, other.indices))
+
+    @property
+    def identity(self):
+        """A hash of which examples these are, wherever they lie."""
+        return content_hash(self.store.identity, self.indices.tobytes())
+
+    def origin(self):
+        """Returns what a copy of the examples is made from, for JSON.
+
+        A copy is out of date where this is not what it was.
+        """
+        # Not the newest only: an older file may take the place of another.
+        files = map(os.stat, self.store.files)
+        states = [(file.st_size, file.st_mtime_ns) for file in files]
+        return {"identity": self.identity, "files": content_hash(states)}
+
+    def numbers(self, seed, start, count):
+        """Returns which examples stand at some positions of an order.
+
+        Args:
+          seed: int64 [2], for the order; None for the order of the split.
+          start: scalar int64, the first position; a multiple of `window`
+            where there is a seed.
+          count: scalar int64, how many.
+
+        Returns:
+          int64 [count], numbers in the store.
+        """
+        positions = start + tf.range(count, dtype=tf.int64)
+        if seed is None:
+            return tf.gather(self._indices, positions)
+        if self.store.groups is None:
+            order = shuffled(positions, seed, self.num_examples)
+            return tf.gather(self._indices, order)
+        # Files in any order, and then shuffled within the window.
+        indices, begins, sizes = self._by_group
+        order = shuffled(tf.range(len(sizes)), seed, len(sizes))
+        ends = tf.cumsum(tf.gather(sizes, order))
+        place = tf.searchsorted(ends, positions, side="right")
+        group = tf.gather(order, place)
+        before = tf.gather(ends, place) - tf.gather(sizes, group)
+        window = tf.gather(
+            indices, tf.gather(begins, group) + positions - before
+        )
+        seed = tf.random.experimental.stateless_fold_in(seed, start)
+        return tf.gather(window, shuffled(tf.range(count), seed, count))
+
+    def read(self, seed, start, count):
+        """Returns the examples at some positions of an order.
+
+        Returns:
+          {"image": what `load` takes, "label": int64, "number": int64, that in
+          the store}, each [count].
+        """
+        numbers = self.numbers(seed, start, count)
+        return {**self.store.read(numbers), "number": numbers}
+
+    def load(self, image):
+        """Maps an image of `read` to the bytes of a file, a scalar string."""
+        return self.store.load(image)
+
+    def stored(self):
+        """Returns a dataset of all examples of `read`, one by one."""
+
+        @tf.autograph.experimental.do_not_convert
+        def read_window(begin):
+            count = tf.minimum(self.num_examples - begin, self.window)
+            return self.read(None, begin, count)
+
+        begins = tf.data.Dataset.range(0, self.num_examples, self.window)
+        return begins.map(read_window).prefetch(1).unbatch()
+
+    @functools.cached_property
+    def _indices(self):
+        with tf.init_scope():
+            return tf.constant(self.indices, tf.int64)
+
+    @functools.cached_property
+    def _by_group(self):
+        """Tensors: all indices by group, where each begins, and its size."""
+        groups = self.store.groups[self.indices]
+        order = np.argsort(groups, kind="stable")
+        _, begins, sizes = np.unique(
+            groups[order], return_index=True, return_counts=True
+        )
+        parts = (self.indices[order], begins, sizes)
+        with tf.init_scope():
+            return tuple(tf.constant(part, tf.int64) for part in parts)
+
+
+def content_hash(*parts):
+    """Returns a hash of bytes, strings, numbers, and lists of the latter."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if not isinstance(part, bytes):
+            part = repr(part).encode(errors="surrogateescape")
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def shuffled(index, seed, count):
+    """Returns where a permutation of 0 .. count - 1 takes some of them.
+
+    Args:
+      index: int, any shape.
+      seed: int64 [2].
+      count: how many numbers are permuted.
+    """
+    # Hashed, because the shuffle looks at some bits of the seed only.
+    seed = tf.random.stateless_uniform([3], seed, None, None, tf.int32)
+    return tf.raw_ops.RandomIndexShuffle(
+        index=index,
+        seed=tf.bitcast(seed, tf.uint32),
+        max_index=tf.cast(count - 1, index.dtype),
+        rounds=4,
+    )

@@ -1,0 +1,159 @@
+"""A data set as it is stored, and what a run takes of it."""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from sklearn.model_selection import train_test_split
+
+from train_loop.data.split import Split
+from train_loop.errors import UserError
+
+# What is evaluated on where --eval_split is not given: the first that exists.
+EVALUATION_SPLITS = ("validation", "val", "test")
+
+
+class Stored(NamedTuple):
+    """A data set as it is stored.
+
+    `splits` is {name: `Split`}, all of one store; `refused` {path: reason} of
+    images that are there and cannot be used; `warnings` are lines of text.
+    """
+
+    class_names: tuple
+    splits: dict
+    refused: dict = {}  # noqa: RUF012
+    warnings: tuple = ()
+
+
+class Data(NamedTuple):
+    """What a run trains and evaluates on: two `Split`s.
+
+    `contents` is a value for JSON that tells these examples from others, even
+    where some are left out later because they are broken.
+    """
+
+    class_names: tuple
+    train: Split
+    evaluation: Split
+    contents: dict
+
+    @property
+    def splits(self):
+        """{name: `Split`}, by the names that reports give them."""
+        return {"train": self.train, "eval": self.evaluation}
+
+    def map(self, function):
+        """Returns the data with `function(name, split)` of each split."""
+        train, evaluation = (
+            function(name, split) for name, split in self.splits.items()
+        )
+        return self._replace(train=train, evaluation=evaluation)
+
+
+def choose_splits(
+    stored, train_split=None, eval_split=None, validation_fraction=0.2
+):
+    """Returns the `Data` that a run takes of a data set.
+
+    Args:
+      stored: a `Stored`. Its examples stand in an order that does not follow
+        the classes, so that any slice of them is a fair one.
+      train_split: what to train on, in TFDS's split language, such as
+        "train[:90%]"; None for "train".
+      eval_split: what to evaluate on; None for the split that exists for it,
+        or else for a part of the training examples.
+      validation_fraction: how large that part is. Where labels are known
+        without reading every image, it has this part of each class.
+
+    Raises:
+      UserError: there is no such split, nothing in it, or something twice.
+    """
+    held_out = [name for name in EVALUATION_SPLITS if name in stored.splits]
+    train = _select(stored, "train_split", train_split or "train")
+    if not (eval_split or held_out):
+        return _data(stored, *_hold_out(train, validation_fraction))
+    spec = eval_split or held_out[0]
+    evaluation = _select(stored, "eval_split", spec)
+    shared = train.overlap(evaluation)
+    if shared:
+        raise UserError(
+            f"--train_split={train_split or 'train'} and --eval_split={spec} "
+            f"share {shared:,} images: what was trained on measures nothing; "
+            "take parts that share none, such as train[:90%] and train[90%:]"
+        )
+    return _data(stored, train, evaluation)
+
+
+def _data(stored, train, evaluation):
+    contents = {
+        "class_names": [*stored.class_names],
+        "splits": {
+            name: {"images": split.num_examples, "identity": split.identity}
+            for name, split in (("train", train), ("eval", evaluation))
+        },
+    }
+    return Data(stored.class_names, train, evaluation, contents)
+
+
+def _select(stored, flag, spec):
+    """Returns the split that a flag asks for."""
+    infos = {
+        name: tfds.core.SplitInfo(
+            name=name, shard_lengths=[split.num_examples], num_bytes=0
+        )
+        for name, split in stored.splits.items()
+    }
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
+    except (ValueError, AssertionError, TypeError) as error:
+        raise UserError(
+            f"--{flag}={spec} cannot be read; there is "
+            f"{', '.join(stored.splits)}, and parts of it such as "
+            f"{next(iter(stored.splits))}[:90%]"
+        ) from error
+    split = functools.reduce(
+        Split.plus,
+        (
+            stored.splits[part.splitname].slice(part.from_, part.to)
+            for part in parts
+        ),
+    )
+    if not split.num_examples:
+        raise UserError(f"--{flag}={spec} holds no images")
+    _, times = np.unique(split.indices, return_counts=True)
+    repeated = np.count_nonzero(times > 1)
+    if repeated:
+        raise UserError(
+            f"--{flag}={spec} names {repeated:,} images more than once; take "
+            "parts that share none"
+        )
+    return split
+
+
+def _hold_out(split, fraction):
+    """Returns what is left of a split, and the part that was held out."""
+    count = split.num_examples
+    if not 0 < fraction < 1 or count < 2:
+        raise UserError(
+            f"--validation_fraction={fraction} of {count} images cannot be "
+            "held out; take a part between 0 and 1 of at least two"
+        )
+    if split.labels is None:
+        kept = min(max(round(count * (1 - fraction)), 1), count - 1)
+        return split.slice(0, kept), split.slice(kept, count)
+    try:
+        train, evaluation = train_test_split(
+            np.arange(count),
+            test_size=fraction,
+            stratify=split.labels,
+            random_state=0,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"--validation_fraction={fraction} of {count} images cannot be "
+            f"held out evenly ({error}); add images, or a folder test/ with "
+            "those to evaluate on"
+        ) from error
+    return split.take(np.sort(train)), split.take(np.sort(evaluation))

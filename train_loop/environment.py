@@ -1,0 +1,131 @@
+"""What a process needs before TensorFlow is imported.
+
+TensorFlow's C++ code reads the environment once. The package therefore calls
+`prepare` before it imports anything else.
+"""
+
+import ctypes
+import mmap
+import os
+import pathlib
+
+INSTRUCTIONS = "ONEDNN_MAX_CPU_ISA"
+ALL_BUT_AMX = "AVX512_CORE_FP16"
+AMX_NOTE = (
+    "This machine announces AMX and does not tell the sizes of its tiles; "
+    f"oneDNN runs without it ({INSTRUCTIONS}={ALL_BUT_AMX}), and bfloat16 more "
+    "slowly."
+)
+
+# void read(uint32 leaf, uint32 subleaf, uint32 registers[4])
+# As Linux passes arguments on x86-64: in edi, esi and rdx. cpuid overwrites
+# rbx, which belongs to the caller.
+_CPUID = bytes.fromhex(
+    "53"  # push rbx
+    "49 89 d0"  # mov r8, rdx
+    "89 f8"  # mov eax, edi
+    "89 f1"  # mov ecx, esi
+    "0f a2"  # cpuid
+    "41 89 00"  # mov [r8], eax
+    "41 89 58 04"  # mov [r8 + 4], ebx
+    "41 89 48 08"  # mov [r8 + 8], ecx
+    "41 89 50 0c"  # mov [r8 + 12], edx
+    "5b"  # pop rbx
+    "c3"  # ret
+)
+_TILES = 0x1D
+
+
+def prepare():
+    """Makes oneDNN avoid AMX where it would fail, and imports TensorFlow."""
+    avoid_broken_amx(os.environ, read_cpuinfo(), read_cpuid)
+    _import_tensorflow_quietly()
+
+
+def amx_was_masked():
+    """Returns whether bfloat16 is slower here than AMX: see `AMX_NOTE`."""
+    return os.environ.get(INSTRUCTIONS) == ALL_BUT_AMX and hides_tiles(
+        read_cpuinfo(), read_cpuid
+    )
+
+
+def avoid_broken_amx(environment, cpuinfo, read):
+    """Keeps oneDNN from AMX on machines that hide the sizes of its tiles.
+
+    Some virtual machines announce AMX and mask the CPUID leaf with the sizes.
+    oneDNN then makes tiles of no size, and the first larger bfloat16 product
+    dies of an illegal instruction.
+
+    Args:
+      environment: the variables; what the user has set there stays.
+      cpuinfo: text of /proc/cpuinfo.
+      read: see `read_cpuid`.
+    """
+    if INSTRUCTIONS not in environment and hides_tiles(cpuinfo, read):
+        environment[INSTRUCTIONS] = ALL_BUT_AMX
+
+
+def hides_tiles(cpuinfo, read):
+    """Returns whether AMX is announced without the sizes of its tiles.
+
+    Args:
+      cpuinfo: text of /proc/cpuinfo.
+      read: see `read_cpuid`.
+    """
+    if "amx_tile" not in cpuinfo.split():
+        return False
+    try:
+        # Past its highest leaf, a processor answers with another leaf.
+        highest_leaf = read(0, 0)[0]
+        highest_palette = read(_TILES, 0)[0]
+        sizes = read(_TILES, 1)[:3]
+    except OSError:
+        # Nobody knows. To avoid good AMX costs bfloat16 some speed, and the
+        # variable gives it back; to trust bad AMX kills the process.
+        return True
+    return highest_leaf < _TILES or highest_palette < 1 or 0 in sizes
+
+
+def read_cpuinfo():
+    """Returns the text of /proc/cpuinfo, empty where there is none."""
+    try:
+        return pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def read_cpuid(leaf, subleaf):
+    """Returns what the x86-64 processor says of itself, on Linux.
+
+    Returns:
+      The registers (eax, ebx, ecx, edx) as ints.
+
+    Raises:
+      OSError: where the kernel lets no process make code.
+    """
+    access = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+    page = mmap.mmap(-1, len(_CPUID), prot=access)
+    page.write(_CPUID)
+    code = ctypes.c_char.from_buffer(page)
+    registers = (ctypes.c_uint32 * 4)()
+    uint32 = ctypes.c_uint32
+    function = ctypes.CFUNCTYPE(None, uint32, uint32, ctypes.c_void_p)
+    function(ctypes.addressof(code))(leaf, subleaf, ctypes.addressof(registers))
+    return tuple(registers)
+
+
+def _import_tensorflow_quietly():
+    """Imports TensorFlow without the lines that its C++ code prints.
+
+    It prints them before it reads the level that is to hide them. What goes
+    wrong arrives as a Python exception all the same.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    standard_error = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)

@@ -1,0 +1,28 @@
+"""The mistakes that whoever started the program can mend."""
+
+import difflib
+
+
+class UserError(Exception):
+    """A mistake that whoever started the program can mend.
+
+    Its text says in one line what was given, what would have been accepted
+    and what to do next. `main` prints it and exits with status 1.
+    """
+
+
+def check_choice(what, given, choices):
+    """Raises UserError, with the nearest names, unless `given` is a choice.
+
+    Args:
+      what: that has the value, such as "--model".
+      given: the value.
+      choices: those possible; a table's names.
+    """
+    if given in choices:
+        return
+    near = difflib.get_close_matches(str(given), list(choices), n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(
+        f"{what}={given} is unknown; {hint}It takes: {', '.join(choices)}"
+    )

@@ -1,0 +1,1 @@
+"""What models and evaluations are made into, for people."""

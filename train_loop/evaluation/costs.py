@@ -1,0 +1,97 @@
+"""What a model costs: parameters, multiply-adds, activations."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# Operations with a kernel as their second input.
+PRODUCTS = ("Conv2D", "MatMul")
+
+# Other operations whose results training keeps for the gradients.
+ACTIVATIONS = (
+    "AddV2",
+    "AvgPool",
+    "BiasAdd",
+    "FusedBatchNormV3",
+    "MaxPool",
+    "Relu",
+)
+
+
+class Cost(NamedTuple):
+    """What a part of a model costs, for one image.
+
+    `layers` are those with a kernel; `parameters` are the trainable ones;
+    `multiply_adds` count convolutions and matrix products, as He et al. do;
+    `activation_bytes` is the size of what training keeps for the gradients.
+    """
+
+    layers: int
+    parameters: int
+    multiply_adds: int
+    activation_bytes: int
+
+
+def costs(model, image_size):
+    """Counts what the parts of a model cost, from the graph it builds.
+
+    Args:
+      model: a built `ResNet`.
+      image_size: height and width of the images.
+
+    Returns:
+      {part: `Cost`}, in order: stem, the stages, head and "total".
+    """
+    names = [layer.name for layer in model.layers]
+    parts = {_part(name): [0, 0, 0, 0] for name in names}
+    for layer in model.layers:
+        parts[_part(layer.name)][1] += sum(
+            v.shape.num_elements() for v in layer.trainable_variables
+        )
+    for operation in _operations(model, image_size):
+        # "resnet50/stage1_block1/conv1/convolution", and a number after any of
+        # the names where a layer is called for the second time.
+        scope = operation.name.split("/")[1]
+        name = scope if scope in names else scope.rpartition("_")[0]
+        if name not in names:
+            continue
+        counted = parts[_part(name)]
+        output = operation.outputs[0]
+        if operation.type in PRODUCTS:
+            kernel = operation.inputs[1].shape
+            per_output = kernel.num_elements() // kernel[-1]
+            counted[0] += 1
+            counted[2] += output.shape.num_elements() * per_output
+        if operation.type in (*PRODUCTS, *ACTIVATIONS):
+            counted[3] += output.shape.num_elements() * output.dtype.size
+    parts["total"] = [
+        sum(column) for column in zip(*parts.values(), strict=True)
+    ]
+    return {part: Cost(*counted) for part, counted in parts.items()}
+
+
+def table(model, image_size):
+    """Returns the rows of a table of `costs`, as strings; the header first."""
+    rows = [["part", "layers", "parameters", "multiply-adds", "activations"]]
+    for part, cost in costs(model, image_size).items():
+        rows.append(
+            [
+                part,
+                str(cost.layers),
+                f"{cost.parameters:,}",
+                f"{cost.multiply_adds / 1e9:.3f} x 10^9",
+                f"{cost.activation_bytes / 2**20:.1f} MiB",
+            ]
+        )
+    return rows
+
+
+def _part(name):
+    return name.partition("_")[0]
+
+
+def _operations(model, image_size):
+    function = tf.function(lambda images: model(images, training=False))
+    spec = tf.TensorSpec([1, image_size, image_size, 3])
+    operations = function.get_concrete_function(spec).graph.get_operations()
+    return [operation for operation in operations if "/" in operation.name]

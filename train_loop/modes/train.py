@@ -1,0 +1,91 @@
+"""Training: from the settings, or the last checkpoint, to the last step."""
+
+import shlex
+import time
+
+from train_loop.recipes import RECIPES
+from train_loop.run import Run
+from train_loop.training.reports import format_metric, table
+from train_loop.workdir import Workdir, read_json_lines
+
+
+def train(settings):
+    """Trains until the last step, from the last checkpoint where one is."""
+    if settings.workdir is not None:
+        # Before the images are prepared, which may take hours.
+        workdir = Workdir.of(settings.workdir)
+        workdir.check_writable()
+        workdir.check_free()
+    run = Run.create(settings)
+    start, began = run.trainer.step, time.perf_counter()
+    describe(run)
+    try:
+        run.train()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(resume_hint(run.workdir)) from None
+    print(final_table(run))
+    if start >= run.steps:
+        print(
+            f"Nothing was left to do: the run is at step {start} of "
+            f"{run.steps}."
+        )
+    else:
+        print(f"Trained for {time.perf_counter() - began:.0f} s.")
+    print(
+        f"The run's files are in {run.workdir}; look at them with: "
+        f"tensorboard --logdir={shlex.quote(str(run.workdir))}"
+    )
+
+
+def resume_hint(workdir):
+    """Tells how to go on with a run that was stopped."""
+    if not workdir.has_checkpoint:
+        return "there is no checkpoint yet"
+    quoted = shlex.quote(str(workdir))
+    return f"--workdir={quoted} goes on from the last checkpoint"
+
+
+def describe(run):
+    """Prints what is about to happen."""
+    settings, data = run.settings, run.data
+    parameters = sum(
+        variable.shape.num_elements()
+        for variable in run.classifier.model.trainable_variables
+    )
+    print(
+        f"{settings.model}, {parameters:,} parameters, on {settings.dataset}: "
+        f"{data.train.num_examples:,} images to train on, "
+        f"{data.evaluation.num_examples:,} to evaluate on, "
+        f"{len(data.class_names)} classes"
+    )
+    print(
+        f"{run.steps:,} steps of {run.batch_size} images on "
+        f"{run.trainer.strategy.num_replicas_in_sync} replica(s), "
+        f"{settings.precision}, from step {run.trainer.step:,}"
+    )
+    recipe = RECIPES[settings.recipe]
+    print(
+        f"Recipe {settings.recipe}, if left as it is: {recipe.expected} "
+        f"Source: {recipe.source}"
+    )
+
+
+def final_table(run):
+    """Returns the last numbers of every split as text."""
+    last = {
+        record["split"]: record
+        for record in read_json_lines(run.workdir.metrics)
+    }
+    splits = run.data.splits
+    rows = [["split", "step", "loss", "accuracy", "images"]]
+    rows += [
+        [
+            split,
+            str(record["step"]),
+            format_metric("loss", record["loss"]),
+            format_metric("accuracy", record["accuracy"]),
+            f"{splits[split].num_examples:,}",
+        ]
+        for split, record in last.items()
+    ]
+    return table(rows)

@@ -1,0 +1,334 @@
+"""A run: data, a classifier, a trainer and checkpoints, made from settings."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import pathlib
+
+from resnet_layers import WeightsError, load_weights
+from train_loop.assembly import (
+    build_classifier,
+    build_strategy,
+    build_trainer,
+    check_image_size,
+    make_batching,
+    make_transforms,
+    num_steps,
+    open_data,
+    start_from,
+    steps_per_epoch,
+)
+from train_loop.classifier import Classifier
+from train_loop.data import batches, cache, check, samples
+from train_loop.data.stored import Data
+from train_loop.data.transforms import Transforms, Untransformed
+from train_loop.errors import UserError
+from train_loop.progress import passing_bar
+from train_loop.settings import Settings
+from train_loop.settling import find_weights_file, settle
+from train_loop.training import loop, probe, reports
+from train_loop.training.checkpoints import Checkpoints
+from train_loop.training.trainer import Trainer
+from train_loop.workdir import Workdir, read_json, write_text
+
+# Among how many batches one that could not be prepared is looked for: a data
+# service prepares them ahead, in an order of its own.
+BATCHES_AHEAD = 128
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A training run and all its parts.
+
+        run = Run.create(Settings(dataset="photos", workdir="runs/photos"))
+        run.train()
+        run.evaluate()  # -> {"loss": ..., "accuracy": ...}
+
+    Two runs in one process do not know of each other. `Run.create` and
+    `Run.open` build one.
+
+    Args:
+      settings: settled `Settings`.
+      workdir: the `Workdir` that it writes to.
+      data: what it trains and evaluates on, a `Data`.
+      transforms: what is done to the images, `Transforms`.
+      classifier: the model with its preprocessing, a `Classifier`.
+      trainer: a `Trainer`, at the step that the run is at.
+      checkpoints: `Checkpoints` of model and optimizer.
+    """
+
+    settings: Settings
+    workdir: Workdir
+    data: Data
+    transforms: Transforms
+    classifier: Classifier
+    trainer: Trainer
+    checkpoints: Checkpoints
+
+    @classmethod
+    def create(cls, settings):
+        """Returns a new run, or one that goes on from its last checkpoint.
+
+        Args:
+          settings: `Settings`; what they leave open is settled here. Those
+            with the `workdir` of an existing run go on with it.
+
+        Raises:
+          UserError: something of it is not possible, or not to be had.
+        """
+        settings = settle(settings)
+        check_image_size(settings)
+        workdir = Workdir.of(settings.workdir or new_workdir(settings.dataset))
+        workdir.check_writable()
+        weights = None
+        if settings.weights and not workdir.has_checkpoint:
+            # Before the images are prepared, which may take hours.
+            weights = find_weights_file(settings)
+        strategy = build_strategy(settings)
+        data = open_data(settings, workdir)
+        with strategy.scope():
+            classifier = build_classifier(settings, data.class_names)
+            trainer = build_trainer(settings, data, classifier, strategy)
+        checkpoints = Checkpoints(
+            workdir.checkpoints, trainer.model, trainer.optimizer
+        )
+        if checkpoints.restore() == 0 and weights is not None:
+            start_from(weights, settings, trainer.model)
+        transforms = make_transforms(settings, data)
+        return cls(
+            settings,
+            workdir,
+            data,
+            transforms,
+            classifier,
+            trainer,
+            checkpoints,
+        )
+
+    @classmethod
+    def open(cls, folder, **changes):
+        """Returns an existing run, at its last checkpoint.
+
+        Args:
+          folder: of the run.
+          **changes: settings that are to be others than the run's own.
+
+        Raises:
+          UserError: it is no run, or has no checkpoint yet.
+        """
+        _existing(folder)
+        return cls.create(Settings(workdir=folder, **changes))
+
+    def train(self):
+        """Trains to the last step, and writes all that a run leaves behind.
+
+        Raises:
+          UserError: another process trains in the folder, an image cannot be
+            read, or the loss is not finite any more. What was learned before
+            is saved.
+        """
+        with self.workdir.locked():
+            if self.checkpoints.changed_by_others():
+                raise UserError(
+                    f"another process has trained in {self.workdir} in the "
+                    "meantime; start again to go on from there"
+                )
+            self.settings.write(self.workdir.flags)
+            contents = json.dumps(self.data.contents)
+            write_text(self.workdir.data, contents + "\n")
+            with self._reports() as report:
+                run = self
+                if self.settings.cached_embeddings:
+                    run = self._with_embeddings()
+                loop.train(run, report)
+
+    def evaluate(self):
+        """Returns {metric: number} for the whole evaluation split."""
+        split = self.data.evaluation
+        with check.explained(split):
+            return loop.evaluate(
+                self.trainer,
+                self._evaluation_batches(split),
+                batches.num_evaluation_steps(split, self.batch_size),
+            )
+
+    @property
+    def batch_size(self):
+        """Examples per step, over all replicas."""
+        return self.settings.batch_size
+
+    @property
+    def steps(self):
+        """The last step."""
+        return num_steps(self.settings, self.data)
+
+    @property
+    def cadence(self):
+        """After how many steps things happen."""
+        epoch = max(round(steps_per_epoch(self.settings, self.data)), 1)
+        return loop.Cadence(
+            self.settings.report_every,
+            self.settings.evaluate_every or epoch,
+            self.settings.checkpoint_every or min(epoch, 500),
+        )
+
+    def training_batches(self):
+        """Returns the distributed training batches of the steps to come."""
+        batching, step = make_batching(self.settings), self.trainer.step
+        if self.settings.cached_embeddings:
+            # They are read where they lie.
+            batching = batching._replace(data_service=None)
+        return self.trainer.strategy.distribute_datasets_from_function(
+            lambda context: batches.training_batches(
+                self.data.train, self.transforms, batching, step, context
+            )
+        )
+
+    def save(self):
+        """Writes a checkpoint."""
+        self.checkpoints.save(self.trainer.step)
+
+    def explain(self, error):
+        """Returns an error that names the image that ended training."""
+        if isinstance(self.transforms, Untransformed):
+            return error
+        settings, split = self.settings, self.data.train
+        start = self.trainer.step * self.batch_size // settings.augment_repeats
+        examples = batches.shuffled_examples(split, settings.seed, start)
+        ahead = examples.take(BATCHES_AHEAD * self.batch_size)
+        return check.explain(error, split, ahead)
+
+    def _evaluation_batches(self, split):
+        return self.trainer.strategy.distribute_datasets_from_function(
+            lambda context: batches.evaluation_batches(
+                split, self.transforms, self.batch_size, context
+            )
+        )
+
+    @contextlib.contextmanager
+    def _reports(self):
+        """Yields a function of (step, split, metrics) that reports them."""
+        start = self.trainer.step
+        tensorboard = reports.TensorBoardReport(self.workdir.path, start)
+        every = (
+            reports.JsonLinesReport(self.workdir.metrics, start),
+            tensorboard,
+            reports.ConsoleReport(self.steps),
+        )
+        with contextlib.ExitStack() as stack:
+            for each in every:
+                stack.enter_context(contextlib.closing(each))
+            if start == 0:
+                self._show(tensorboard)
+
+            def report(step, split, metrics):
+                seen = step * self.batch_size
+                epoch = seen / self.data.train.num_examples
+                for each in every:
+                    each(step, split, {**metrics, "epoch": epoch})
+
+            yield report
+
+    def _show(self, tensorboard):
+        """Shows what a run begins with."""
+        tensorboard.write_flags(self.settings.texts())
+        images, _ = samples.training_sample(
+            self.data,
+            self.transforms,
+            make_batching(self.settings),
+        )
+        tensorboard.write_images("training_images", images)
+        size = self.settings.image_size
+        tensorboard.write_graph(
+            self.classifier.model, (self.batch_size, size, size, 3)
+        )
+
+    def _with_embeddings(self):
+        """Returns the run with embeddings in place of images.
+
+        Only the classifier is left to be run: the backbone is run here, once.
+        """
+        print("The backbone is frozen: it is run once over each image.")
+        model, trainer = self.classifier.model, self.trainer
+        facts = {
+            "backbone": probe.backbone_hash(model),
+            "settings": [
+                self.settings.texts()[name]
+                for name in (
+                    "model",
+                    "precision",
+                    *self.settings.preprocessing._fields,
+                )
+            ],
+        }
+
+        def embed(name, split):
+            folder = self.workdir.embeddings / name
+            steps = batches.num_evaluation_steps(split, self.batch_size)
+            bar = passing_bar(steps, "batch", f"embedding {name}")
+            with check.explained(split), bar:
+                probe.write_embeddings(
+                    folder,
+                    {**facts, **split.origin()},
+                    self.classifier.embed,
+                    trainer.strategy,
+                    self._evaluation_batches(split),
+                    bar,
+                )
+            return cache.embedded(split, folder)
+
+        head = Trainer(
+            model,
+            trainer.optimizer,
+            trainer.strategy,
+            trainer.label_smoothing,
+            forward=model.head,
+        )
+        return dataclasses.replace(
+            self,
+            data=self.data.map(embed),
+            transforms=Untransformed(),
+            trainer=head,
+        )
+
+
+def load_classifier(folder):
+    """Returns the `Classifier` of a finished run, or of one that goes on.
+
+    It needs the run's folder only, not its data.
+
+    Args:
+      folder: of a run.
+
+    Raises:
+      UserError: it is no run, or has no checkpoint yet.
+    """
+    workdir = _existing(folder)
+    settings = Settings.read(workdir.flags)
+    class_names = read_json(workdir.data)["class_names"]
+    classifier = build_classifier(settings, class_names)
+    try:
+        load_weights(classifier.model, workdir.path)
+    except WeightsError as error:
+        raise UserError(str(error)) from error
+    return classifier
+
+
+def _existing(folder):
+    """Returns the `Workdir` of a run that can be asked something."""
+    workdir = Workdir.of(folder)
+    if not workdir.is_run:
+        raise UserError(
+            f"{workdir} is not the folder of a run: it has no flags.txt"
+        )
+    if not workdir.has_checkpoint:
+        raise UserError(f"{workdir} has no checkpoint yet; train it first")
+    return workdir
+
+
+def new_workdir(dataset):
+    """Returns the path of a new run's folder, named after the data set."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    name = pathlib.Path(dataset).stem.replace(":", "-") or "images"
+    return f"runs/{name}-{now}"

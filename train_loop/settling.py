@@ -1,0 +1,137 @@
+"""How settings are settled: which of several values wins.
+
+defaults <- recipe <- what the weights were trained with
+         <- the run's own file <- what was given
+"""
+
+import os
+from dataclasses import fields, replace
+
+from resnet_layers import WeightsError, find_weights, read_preprocessing
+from train_loop.data.decode import INTERPOLATIONS
+from train_loop.data.sources import DATASETS
+from train_loop.errors import UserError, check_choice
+from train_loop.recipes import OTHERS, RECIPES
+from train_loop.settings import DEFAULTS, Settings, to_text
+from train_loop.workdir import Workdir
+
+
+def settle(given):
+    """Fills in everything that was not given, before anything is built.
+
+    Args:
+      given: `Settings`, some of them.
+
+    Returns:
+      `Settings` without gaps, but for those that mean something by None.
+
+    Raises:
+      UserError: an existing run was made with another value, or one of the
+        values is not possible beside the others.
+    """
+    given = _with_full_paths(given)
+    earlier = Settings()
+    if given.workdir is not None:
+        workdir = Workdir.of(given.workdir)
+        workdir.check_writable()
+        earlier = Settings.read(workdir.flags)
+        _check_unchanged(given, earlier)
+    known = given.over(earlier)
+    if given.epochs is not None and given.steps is None:
+        # Not those that the run was planned for.
+        known = replace(known, steps=None)
+    dataset = known.dataset or DEFAULTS.dataset
+    recipe = known.recipe or DEFAULTS.recipe
+    check_choice("--recipe", recipe, ["auto", *RECIPES])
+    if recipe == "auto":
+        recipe = dataset if dataset in RECIPES else OTHERS
+    base = RECIPES[recipe].settings.over(DEFAULTS)
+    if known.weights and not earlier.given:
+        base = _of_weights(known, base).over(base)
+    settled = replace(known, recipe=recipe).over(base)
+    return _settle_embeddings(settled, is_augmented=bool(given.augment))
+
+
+def find_weights_file(settings):
+    """Returns the path of the file that --weights names."""
+    try:
+        return find_weights(settings.weights, settings.model)
+    except WeightsError as error:
+        raise UserError(f"--weights={settings.weights}: {error}") from error
+
+
+def _with_full_paths(given):
+    """Lets whoever goes on with the run stand in another folder."""
+    paths = {}
+    for name, names in (
+        ("dataset", DATASETS),
+        ("weights", ("imagenet",)),
+        ("data_dir", None),
+        ("manual_dir", None),
+    ):
+        value = getattr(given, name)
+        path = value and os.path.abspath(os.path.expanduser(value))
+        if path and (
+            names is None or (value not in names and os.path.exists(path))
+        ):
+            paths[name] = path
+    return replace(given, **paths)
+
+
+def _check_unchanged(given, earlier):
+    """Raises UserError where an existing run was made with another value."""
+    if not earlier.given:
+        return
+    for field in fields(Settings):
+        value = getattr(given, field.name)
+        made_with = getattr(earlier, field.name)
+        if field.metadata["fixed"] and value not in (None, "auto", made_with):
+            raise UserError(
+                f"{given.workdir} is a run with --{field.name}="
+                f"{to_text(made_with)}, and --{field.name}={to_text(value)} "
+                "was given; leave the flag out to go on with that run, or name "
+                "another --workdir"
+            )
+
+
+def _of_weights(known, base):
+    """Returns the settings that weights bring along, so far as known."""
+    settings = known.over(base)
+    path = find_weights_file(settings)
+    for folder in (path, path.parent, path.parent.parent):
+        run = Settings.read(Workdir(folder).flags)
+        if run.given:
+            found = run.preprocessing
+            break
+    else:
+        try:
+            found = read_preprocessing(path)
+        except WeightsError as error:
+            raise UserError(f"--weights={known.weights}: {error}") from error
+    if found.interpolation not in (None, *INTERPOLATIONS):
+        if known.interpolation is None:
+            raise UserError(
+                f"--weights={known.weights} were trained with interpolation "
+                f"{found.interpolation}, which is none of "
+                f"{', '.join(INTERPOLATIONS)}; choose one of these with "
+                "--interpolation"
+            )
+        found = found._replace(interpolation=None)
+    return Settings(**found._asdict())
+
+
+def _settle_embeddings(settings, is_augmented):
+    """Decides whether embeddings are cached; those of augmented images would
+    be others every time."""
+    is_frozen = settings.freeze == "backbone"
+    cached = settings.cached_embeddings
+    if cached is None:
+        cached = is_frozen and not is_augmented
+    if not cached:
+        return replace(settings, cached_embeddings=False)
+    if not is_frozen or is_augmented:
+        raise UserError(
+            "--cached_embeddings needs --freeze=backbone and no --augment: "
+            "what the backbone makes of an image must stay the same"
+        )
+    return replace(settings, cached_embeddings=True, augment=())

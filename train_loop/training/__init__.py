@@ -1,0 +1,1 @@
+"""What happens on the devices, and between the steps."""

@@ -1,0 +1,54 @@
+"""Strategies: the devices that a run computes on."""
+
+import tensorflow as tf
+
+from train_loop.errors import UserError
+
+
+def split_cpu(num_devices):
+    """Makes TensorFlow see one CPU as several; before anything else runs.
+
+    It is how replicas are tried on a machine without GPUs.
+
+    Args:
+      num_devices: how many.
+
+    Raises:
+      UserError: TensorFlow has begun already, with another number of them.
+    """
+    try:
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * num_devices,
+        )
+    except RuntimeError as error:
+        found = len(tf.config.list_logical_devices("CPU"))
+        if found != num_devices:
+            raise UserError(
+                f"--virtual_devices={num_devices} cannot be had: this process "
+                f"has begun with {found}; start another process"
+            ) from error
+
+
+def one_device():
+    """Returns a strategy for the first GPU, or else for the first CPU."""
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    return tf.distribute.OneDeviceStrategy(f"/{kind}:0")
+
+
+def mirrored():
+    """Returns a strategy with a replica on every GPU, or else every CPU."""
+    if tf.config.list_logical_devices("GPU"):
+        return tf.distribute.MirroredStrategy()
+    devices = [
+        device.name.removeprefix("/device:")
+        for device in tf.config.list_logical_devices("CPU")
+    ]
+    # The default collectives of two strategies in one process get into each
+    # other's way on CPUs and crash.
+    return tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
+STRATEGIES = {"mirrored": mirrored, "one_device": one_device}

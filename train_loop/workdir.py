@@ -1,0 +1,211 @@
+"""The folder of a run: the names of its files, and how they are written."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+import filelock
+
+from train_loop.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """The folder of a run, which may not exist yet.
+
+    Args:
+      path: a `pathlib.Path`.
+    """
+
+    path: pathlib.Path
+
+    @classmethod
+    def of(cls, path):
+        """Returns the folder of this name; `~` is the home directory."""
+        return cls(pathlib.Path(os.path.expanduser(path)))
+
+    def __str__(self):
+        return str(self.path)
+
+    @property
+    def flags(self):
+        """All settings, as a `--flagfile` that repeats the run."""
+        return self.path / "flags.txt"
+
+    @property
+    def data(self):
+        """Which examples the run began with, and the names of its classes."""
+        return self.path / "data.json"
+
+    @property
+    def metrics(self):
+        """A line of JSON per report."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self):
+        return self.path / "checkpoints"
+
+    @property
+    def report(self):
+        return self.path / "report"
+
+    @property
+    def bad_images(self):
+        """A line of JSON per image that cannot be decoded."""
+        return self.path / "bad_images.jsonl"
+
+    @property
+    def pictures(self):
+        return self.path / "pictures.png"
+
+    @property
+    def cache(self):
+        return self.path / "cache"
+
+    @property
+    def embeddings(self):
+        return self.path / "embeddings"
+
+    @property
+    def is_run(self):
+        return self.flags.is_file()
+
+    @property
+    def has_checkpoint(self):
+        return any(self.checkpoints.glob("*.index"))
+
+    def check_writable(self):
+        """Finds out before any long work, and without leaving a trace.
+
+        Raises:
+          UserError: no file can be written there.
+        """
+        existing = self.path
+        try:
+            existing = next(
+                path
+                for path in (self.path, *self.path.absolute().parents)
+                if path.exists()
+            )
+            tempfile.TemporaryDirectory(dir=existing).cleanup()
+        except OSError as error:
+            raise UserError(
+                f"--workdir={self} cannot be written ({error.strerror}: "
+                f"{existing}); name a folder that can be"
+            ) from error
+
+    def check_free(self):
+        """Raises UserError where another process is training there."""
+        if self.path.is_dir():
+            with self.locked():
+                pass
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Keeps a second process from training in the same folder."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        # The system takes it off in whatever way a process ends.
+        lock = filelock.FileLock(self.path / "in_use.lock", blocking=False)
+        try:
+            with lock:
+                yield
+        except filelock.Timeout as error:
+            raise UserError(
+                f"another process is training in {self}; wait for it, stop "
+                "it, or give this one a --workdir of its own"
+            ) from error
+
+
+@contextlib.contextmanager
+def written_aside(path):
+    """Lets a file or a folder appear under its name when it is complete.
+
+    Args:
+      path: its name.
+
+    Yields:
+      The path to write to in the meantime. What stood under the name before
+      stays there if writing fails, whatever way the process ends; a folder is
+      missing for the moment between two renames.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.tmp")
+    replaced = path.with_name(f"{path.name}.old")
+    _remove(unfinished)
+    _remove(replaced)
+    try:
+        yield unfinished
+        if unfinished.is_dir() and path.exists():
+            # To remove it may take long, and half of it shall not be found
+            # under its name.
+            os.replace(path, replaced)
+        os.replace(unfinished, path)
+    finally:
+        _remove(unfinished)
+        _remove(replaced)
+
+
+def write_text(path, text):
+    """Writes a text file, whole or not at all."""
+    with written_aside(path) as unfinished:
+        unfinished.write_text(text)
+
+
+@contextlib.contextmanager
+def made_from(folder, origin):
+    """Lets a folder appear when it is complete, with its origin in it.
+
+    Args:
+      folder: its path.
+      origin: what it is made from; a value for JSON.
+
+    Yields:
+      The folder to write to in the meantime.
+    """
+    with written_aside(folder) as unfinished:
+        unfinished.mkdir()
+        yield unfinished
+        write_text(unfinished / "origin.json", json.dumps(origin))
+
+
+def is_made_from(folder, origin):
+    """Tells whether a folder is there, complete, and made from `origin`."""
+    return read_json_lines(folder / "origin.json") == [origin]
+
+
+def read_json(path):
+    """Returns the value in a file of JSON.
+
+    Raises:
+      UserError: there is no such file, or it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); put it back from a copy, or "
+            f"start a new run from the weights: --weights={path.parent}"
+        ) from error
+
+
+def read_json_lines(path):
+    """Returns the complete records of a file that may be missing."""
+    records = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in pathlib.Path(path).read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                records.append(json.loads(line))
+    return records
+
+
+def _remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
