@@ -64,6 +64,7 @@ def test_broken_image_ends_training_with_its_name(
     assert "--skip_bad_images" in line
 
 
+@pytest.mark.slow
 def test_broken_images_are_left_out_counted_and_named(folder, workdir, run):
     for number, (name, content) in enumerate(broken_files().items()):
         part = ("train/cat", "train/dog", "test/dog")[number % 3]
@@ -90,6 +91,7 @@ def test_broken_images_are_left_out_counted_and_named(folder, workdir, run):
     assert (workdir / "bad_images.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_image_that_breaks_later_costs_no_work(
     folder, workdir, run, monkeypatch
 ):
@@ -126,6 +128,7 @@ def test_image_that_breaks_later_costs_no_work(
     assert read_checkpoint(workdir, step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", [25, 39])
 def test_what_is_saved_before_a_broken_image_is_what_was_learned(
     tmp_path, position, run

@@ -82,6 +82,8 @@ def test_every_setting_is_a_flag_that_says_what_it_may_be():
     assert "Default: 224; digits: 8." in flags.FLAGS["image_size"].help
     for name in RECIPES:
         assert name in flags.FLAGS["recipe"].help
+    for name in main.MODES:
+        assert f"{name}: " in flags.FLAGS["mode"].help
 
 
 def test_flags_that_are_given_become_settings(run, monkeypatch):
@@ -93,6 +95,7 @@ def test_flags_that_are_given_become_settings(run, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_program_starts_from_its_module_and_says_its_flags():
     ended = subprocess.run(
         [sys.executable, "-m", "train_loop.main", "--help"],

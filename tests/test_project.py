@@ -121,6 +121,7 @@ def readme_code():
     return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_readme_code_of_the_layers_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own_model, weights = (c for c in readme_code() if "train_loop" not in c)
@@ -136,6 +137,7 @@ def test_readme_code_of_the_layers_runs(tmp_path, monkeypatch):
     assert (tmp_path / "pets.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_readme_code_of_runs_runs(tmp_path, monkeypatch, small_net, capsys):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "photos", {"cat": 10, "dog": 10})

@@ -78,6 +78,7 @@ def has_reported(metrics, step):
     return metrics.exists() and f'"step": {step},' in metrics.read_text()
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_bit_by_bit(finished, tmp_path, run):
     """On two replicas; killed in mid-epoch, and again in the next process."""
     metrics = tmp_path / "metrics.jsonl"
@@ -136,6 +137,7 @@ def test_run_goes_on_from_wherever_it_stopped(
     assert_same_run(stopped, alone, 12)
 
 
+@pytest.mark.slow
 def test_flags_file_repeats_the_run(finished, tmp_path, run):
     status, _, errors = run(
         f"--flagfile={finished / 'flags.txt'}",
@@ -145,6 +147,7 @@ def test_flags_file_repeats_the_run(finished, tmp_path, run):
     assert_same_run(tmp_path, finished)
 
 
+@pytest.mark.slow
 def test_event_files_hold_what_people_look_at(finished):
     events = {
         split: read_events(finished, split) for split in ("train", "eval")
@@ -171,6 +174,7 @@ def test_event_files_hold_what_people_look_at(finished):
     assert b"stage1_block1" in events["train"].Graph().SerializeToString()
 
 
+@pytest.mark.slow
 def test_broken_checkpoint_costs_only_the_work_since_the_one_before(
     finished, tmp_path, run
 ):

@@ -100,6 +100,7 @@ def test_seed_draws_weights_and_order_and_leaves_the_callers_alone(tmp_path):
     assert state == (random.getstate(), np.random.get_state()[1].tobytes())
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_know_of_each_other(folder, tmp_path, capsys):
     """One alone, and one that another is built and trained beside."""
     alone = Run.create(settings(folder, tmp_path / "alone", steps=4))
@@ -180,6 +181,7 @@ def test_folder_of_a_run_in_use_is_refused(folder, tmp_path):
         late.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [{"freeze": "backbone"}, {"backbone_lr_factor": 0}], ids=str
 )
@@ -209,6 +211,7 @@ def test_classifier_alone_is_trained(change, tmp_path):
     assert all("head" in key for key in moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_embeddings_are_made_once(tmp_path, replicas, monkeypatch):
     """And lead to what the whole network says."""
@@ -258,6 +261,7 @@ def test_backbone_is_known_by_its_weights(tmp_path):
     assert probe.backbone_hash(model) == name
 
 
+@pytest.mark.slow
 def test_changed_images_are_not_taken_for_those_that_were_kept(
     folder, tmp_path, run, capsys
 ):
@@ -299,6 +303,7 @@ def test_changed_images_are_not_taken_for_those_that_were_kept(
     assert "Leaving out 1 broken images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["torch", "keras"])
 def test_run_starts_from_weights_of_others(tmp_path, dialect, capsys):
     if dialect == "torch":
@@ -333,6 +338,7 @@ def test_run_starts_from_weights_of_others(tmp_path, dialect, capsys):
     assert f"normalised as {normalization}" in out
 
 
+@pytest.mark.slow
 def test_run_starts_from_another_run(folder, tmp_path):
     first = Run.create(settings(folder, tmp_path / "first", steps=2))
     first.train()
@@ -348,6 +354,7 @@ def test_run_starts_from_another_run(folder, tmp_path):
         np.testing.assert_array_equal(own, other)
 
 
+@pytest.mark.slow
 def test_pets_come_from_tfds_own_builder(tmp_path, monkeypatch):
     write_pets(tmp_path)
     expect_archives(tmp_path, monkeypatch.setattr)

@@ -37,12 +37,15 @@ FIELDS = dataclasses.fields(Settings)
 
 
 def define_flags():
-    """Makes a flag of every setting."""
-    flags.DEFINE_string("mode", "train", f"One of: {', '.join(MODES)}.")
+    """Makes a flag of every setting, and one of the mode."""
+    modes = [
+        f"{name}: {function.__doc__.splitlines()[0]}"
+        for name, function in MODES.items()
+    ]
+    flags.DEFINE_string("mode", "train", " ".join(modes))
     for field in FIELDS:
-        define = (
-            flags.DEFINE_bool if field.type is bool else (flags.DEFINE_string)
-        )
+        is_bool = field.type is bool
+        define = flags.DEFINE_bool if is_bool else flags.DEFINE_string
         define(field.name, None, help_of(field))
 
 

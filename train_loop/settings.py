@@ -10,7 +10,12 @@ from train_loop.bounds import Bounds
 from train_loop.data.cache import CACHES
 from train_loop.data.decode import CROPS, INTERPOLATIONS
 from train_loop.data.sources import DATASETS
-from train_loop.data.transforms import AUGMENTATIONS, MIXES, parse_operations
+from train_loop.data.transforms import (
+    AUGMENTATIONS,
+    MIXES,
+    parse_operations,
+    usage,
+)
 from train_loop.errors import UserError, check_choice
 from train_loop.training.optimizers import OPTIMIZERS
 from train_loop.training.schedules import SCHEDULES
@@ -52,6 +57,10 @@ def setting(help_text, default=None, *, at_least=None, at_most=None, **options):
             **options,
         },
     )
+
+
+def _usages(operations):
+    return ", ".join(map(usage, operations))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,12 +205,10 @@ class Settings:
     )
     augment: tuple = setting(
         "What varies the training images, in this order, with commas between; "
-        f"empty for nothing. First a crop: {', '.join(CROPS)}. Then any of: "
-        f"{', '.join(AUGMENTATIONS)}. Last what blends whole batches, one of "
-        f"them drawn for each: {', '.join(MIXES)}. Numbers go behind a colon: "
-        "random_resized_crop:0.08:1 (parts of the area), rand_augment:2:9 "
-        "(operations, magnitude), color_jitter:0.4, random_erasing:0.25, "
-        "mixup:0.2, cutmix:1.",
+        f"empty for nothing. First a crop: {_usages(CROPS)}. Then any of: "
+        f"{_usages(AUGMENTATIONS)}. Last what blends whole batches, one of "
+        f"them drawn for each: {_usages(MIXES)}. The numbers may be left out; "
+        "in brackets, what they are then.",
         ("random_resized_crop", "flip"),
     )
     augment_repeats: int = setting(

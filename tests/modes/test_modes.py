@@ -138,6 +138,7 @@ def test_data_counts_and_draws(folder, workdir, run):
     assert "warning: train: owl has 0 images" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skip", [False, True])
 def test_data_names_broken_images_and_draws_the_others(
     folder, workdir, drawn, skip, run
@@ -172,6 +173,7 @@ def test_data_names_broken_images_and_draws_the_others(
         assert re.search(r"cat +11 +3\ndog +11 +5\n", out)
 
 
+@pytest.mark.slow
 def test_data_draws_nothing_of_a_split_that_is_all_broken(
     folder, workdir, drawn, run
 ):

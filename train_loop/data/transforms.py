@@ -52,10 +52,9 @@ class Operation(NamedTuple):
         check_choice("--augment", name, OPERATIONS)
         parameters = parameters_of(OPERATIONS[name])
         if len(numbers) > len(parameters):
-            takes = ":".join([name, *(p.upper() for p in parameters)])
             raise UserError(
                 f"--augment={text} has {len(numbers)} numbers; it takes "
-                f"{takes}, each of which may be left out from the right"
+                f"{usage(name)}, and fewer where the last ones are left out"
             )
         arguments = []
         for number, (parameter, hint) in zip(
@@ -92,6 +91,16 @@ def parameters_of(function):
         for name in inspect.signature(function).parameters
         if name in hints
     }
+
+
+def usage(name):
+    """Returns how an operation is written, as NAME:NUMBER (its default)."""
+    signature = inspect.signature(OPERATIONS[name]).parameters
+    names = list(parameters_of(OPERATIONS[name]))
+    if not names:
+        return name
+    defaults = ":".join(f"{signature[each].default:.3g}" for each in names)
+    return f"{':'.join([name, *map(str.upper, names)])} ({defaults})"
 
 
 def parse_operations(operations):
