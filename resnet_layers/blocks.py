@@ -9,13 +9,15 @@ from resnet_layers.arguments import (
     true_or_false,
     whole_number,
 )
-from resnet_layers.freezing import KeepsFrozen
 from resnet_layers.normalization import BatchNormalization, norm_arguments
 from resnet_layers.parts import (
     PaddedConv2D,
     SqueezeExcitation,
     StochasticDepth,
+    stochastic_seed,
 )
+from resnet_layers.phases import in_phase
+from resnet_layers.pictures import TakesPictures
 
 # How the shortcut matches an output of another shape: by a convolution
 # (option B of He et al., 2015), by average pooling and a convolution (ResNet-D,
@@ -24,7 +26,7 @@ from resnet_layers.parts import (
 SHORTCUTS = ("projection", "pooled_projection", "zero_padding")
 
 
-class ResidualBlock(KeepsFrozen, tf.keras.Model):
+class ResidualBlock(TakesPictures, tf.keras.Model):
     """What both blocks share: the options, the shortcut and the sum.
 
     A subclass creates the layers of its residual branch in `__init__`, lists
@@ -49,6 +51,7 @@ class ResidualBlock(KeepsFrozen, tf.keras.Model):
         norm_momentum=0.9,
         norm_epsilon=1e-5,
         synchronized=False,
+        seed=None,
         **kwargs,
     ):
         known_keywords(type(self), kwargs)
@@ -72,6 +75,7 @@ class ResidualBlock(KeepsFrozen, tf.keras.Model):
         self.norm_momentum, self.norm_epsilon, self.synchronized = (
             norm_arguments(norm_momentum, norm_epsilon, synchronized)
         )
+        self.seed = stochastic_seed(seed)
         if (
             self.strides > 1
             and self.first_dilation > 1
@@ -96,6 +100,7 @@ class ResidualBlock(KeepsFrozen, tf.keras.Model):
         if self.drop_rate:
             self.drop = StochasticDepth(
                 self.drop_rate,
+                self.seed,
                 trainable=self.trainable,
                 dtype=self.dtype_policy,
                 name="drop",
@@ -116,7 +121,14 @@ class ResidualBlock(KeepsFrozen, tf.keras.Model):
         """Applies the residual branch."""
         raise NotImplementedError
 
-    def build(self, input_shape):
+    def build_layers(self, input_shape):
+        removes = input_shape[-1] > self.out_channels
+        if removes and self.shortcut == "zero_padding":
+            raise ValueError(
+                "With `shortcut` 'zero_padding', which adds channels, the "
+                f"input of {self.name} must have at most {self.out_channels}. "
+                f"Received: shape={tuple(input_shape)}"
+            )
         if self.pre_bn is not None:
             self.pre_bn.build(input_shape)
         shape = input_shape
@@ -139,7 +151,6 @@ class ResidualBlock(KeepsFrozen, tf.keras.Model):
             if not self.preactivation:
                 self.projection_bn = self._bn(name="projection_bn")
                 self.projection_bn.build(shape)
-        self.freeze_what_is_built()
 
     def compute_output_shape(self, input_shape):
         shape = input_shape
@@ -158,9 +169,10 @@ class ResidualBlock(KeepsFrozen, tf.keras.Model):
           [batch, ceil(height / strides), ceil(width / strides), out_channels]
           in the compute dtype of the block's policy.
         """
-        x = inputs
+        # Pictures of integers as well.
+        x = inputs = tf.cast(inputs, self.compute_dtype)
         if self.preactivation:
-            x = tf.nn.relu(self.pre_bn(x, training=training))
+            x = tf.nn.relu(self.pre_bn(x, **in_phase(training)))
         if self.projection_conv is not None:
             shortcut = self._project(x, training)
         else:
@@ -169,27 +181,9 @@ class ResidualBlock(KeepsFrozen, tf.keras.Model):
         if self.attention is not None:
             x = self.attention(x)
         if self.drop is not None:
-            x = self.drop(x, training=training)
+            x = self.drop(x, **in_phase(training))
         x = shortcut + x
         return x if self.preactivation else tf.nn.relu(x)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "strides": self.strides,
-            "dilation": self.dilation,
-            "first_dilation": self.first_dilation,
-            "stride_site": self.stride_site,
-            "shortcut": self.shortcut,
-            "squeeze_excitation": self.squeeze_excitation,
-            "preactivation": self.preactivation,
-            "drop_rate": self.drop_rate,
-            "zero_last_gamma": self.zero_last_gamma,
-            "norm_momentum": self.norm_momentum,
-            "norm_epsilon": self.norm_epsilon,
-            "synchronized": self.synchronized,
-        }
 
     @property
     def _begins_resolution(self):
@@ -213,7 +207,7 @@ class ResidualBlock(KeepsFrozen, tf.keras.Model):
                 x = tf.nn.avg_pool2d(x, self.strides, self.strides, "SAME")
         x = self.projection_conv(x)
         if self.projection_bn is not None:
-            x = self.projection_bn(x, training=training)
+            x = self.projection_bn(x, **in_phase(training))
         return x
 
     def _match_shape(self, inputs):
@@ -335,9 +329,9 @@ class BasicBlock(ResidualBlock):
         return layers if self.bn2 is None else (*layers, self.bn2)
 
     def residual(self, inputs, training=None):
-        x = tf.nn.relu(self.bn1(self.conv1(inputs), training=training))
+        x = tf.nn.relu(self.bn1(self.conv1(inputs), **in_phase(training)))
         x = self.conv2(x)
-        return x if self.bn2 is None else self.bn2(x, training=training)
+        return x if self.bn2 is None else self.bn2(x, **in_phase(training))
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
@@ -372,6 +366,7 @@ class BottleneckBlock(ResidualBlock):
       norm_momentum: weight of the old value in batch norm's moving statistics.
       norm_epsilon: added to the variance by batch norm.
       synchronized: compute batch statistics over all replicas.
+      seed: of the examples that `drop_rate` is about, see `StochasticDepth`.
       **kwargs: `name`, `dtype` and so on, for `keras.Model`.
 
     Raises:
@@ -419,14 +414,7 @@ class BottleneckBlock(ResidualBlock):
         return layers if self.bn3 is None else (*layers, self.bn3)
 
     def residual(self, inputs, training=None):
-        x = tf.nn.relu(self.bn1(self.conv1(inputs), training=training))
-        x = tf.nn.relu(self.bn2(self.conv2(x), training=training))
+        x = tf.nn.relu(self.bn1(self.conv1(inputs), **in_phase(training)))
+        x = tf.nn.relu(self.bn2(self.conv2(x), **in_phase(training)))
         x = self.conv3(x)
-        return x if self.bn3 is None else self.bn3(x, training=training)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "groups": self.groups,
-            "base_width": self.base_width,
-        }
+        return x if self.bn3 is None else self.bn3(x, **in_phase(training))

@@ -1,7 +1,9 @@
 """The part of a layer's config that tells which layers are frozen."""
 
+from resnet_layers.configs import KeepsArguments
 
-class KeepsFrozen:
+
+class KeepsFrozen(KeepsArguments):
     """Puts into a layer's config which of the layers below it are frozen.
 
     For layers and models that create others, in `__init__` or in `build`. It
@@ -20,7 +22,7 @@ class KeepsFrozen:
     def get_config(self):
         trainable_layers = {
             path: layer.trainable
-            for path, layer, parent in _layers_below(self)
+            for path, _, layer, parent in _layers_below(self)
             if layer.trainable != parent.trainable
         }
         return {
@@ -42,7 +44,10 @@ class KeepsFrozen:
         self._set_trainable(self._trainable_later)
 
     def _set_trainable(self, trainable_layers):
-        layers = {path: layer for path, layer, _ in _layers_below(self)}
+        layers = {}
+        for path, names, layer, _ in _layers_below(self):
+            # Files of version 0.1.0 have names.
+            layers[path] = layers[names] = layer
         # Parents come first: they set their children's as well.
         for path, trainable in trainable_layers.items():
             if path in layers:
@@ -54,9 +59,13 @@ class KeepsFrozen:
         }
 
 
-def _layers_below(parent, prefix=""):
-    """Yields (path, layer, its parent) of all layers, parents first."""
-    for layer in parent._flatten_layers(include_self=False, recursive=False):
-        path = f"{prefix}{layer.name}"
-        yield path, layer, parent
-        yield from _layers_below(layer, f"{path}/")
+def _layers_below(parent, path="", names=""):
+    """Yields (path, names, layer, its parent) of all layers, parents first.
+
+    A path holds positions, "0/2": Keras makes up names anew in every process.
+    """
+    layers = parent._flatten_layers(include_self=False, recursive=False)
+    for position, layer in enumerate(layers):
+        at, name = f"{path}{position}", f"{names}{layer.name}"
+        yield at, name, layer, parent
+        yield from _layers_below(layer, f"{at}/", f"{name}/")

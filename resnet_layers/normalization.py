@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from resnet_layers.arguments import known_keywords, number, true_or_false
+from resnet_layers.configs import KeepsArguments
 
 FUSED_DTYPES = ("float32", "bfloat16", "float16")
 
@@ -27,7 +28,7 @@ def norm_arguments(momentum, epsilon, synchronized, prefix="norm_"):
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class BatchNormalization(tf.keras.layers.BatchNormalization):
+class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
     """Keras's batch normalisation, run on TensorFlow's fused kernel.
 
     Keras 3 computes batch normalisation on TensorFlow from five separate

@@ -1,7 +1,5 @@
 """The small layers that blocks need and Keras lacks."""
 
-import random
-
 import tensorflow as tf
 
 from resnet_layers.arguments import (
@@ -12,7 +10,8 @@ from resnet_layers.arguments import (
     true_or_false,
     whole_number,
 )
-from resnet_layers.freezing import KeepsFrozen
+from resnet_layers.configs import KeepsArguments
+from resnet_layers.pictures import TakesPictures
 
 # He et al., "Delving Deep into Rectifiers", 2015,
 # https://arxiv.org/abs/1502.01852, with the fan-out that torchvision and timm
@@ -28,7 +27,7 @@ HE_INITIALIZER = {
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class PaddedConv2D(tf.keras.layers.Conv2D):
+class PaddedConv2D(KeepsArguments, tf.keras.layers.Conv2D):
     """A convolution without bias that pads both sides of a picture alike.
 
     With stride 2, Keras's own "same" padding puts its zeros on the right and
@@ -100,7 +99,7 @@ class PaddedConv2D(tf.keras.layers.Conv2D):
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class SqueezeExcitation(KeepsFrozen, tf.keras.layers.Layer):
+class SqueezeExcitation(TakesPictures, tf.keras.layers.Layer):
     """Scales every channel by what the whole picture says of it.
 
     Args:
@@ -119,7 +118,7 @@ class SqueezeExcitation(KeepsFrozen, tf.keras.layers.Layer):
         super().__init__(**kwargs)
         self.ratio = number("ratio", ratio, above=0, at_most=1)
 
-    def build(self, input_shape):
+    def build_layers(self, input_shape):
         channels = input_shape[-1]
         squeezed = max(8, int(channels * self.ratio + 4) // 8 * 8)
         options = {"trainable": self.trainable, "dtype": self.dtype_policy}
@@ -129,7 +128,6 @@ class SqueezeExcitation(KeepsFrozen, tf.keras.layers.Layer):
         self.excite = tf.keras.layers.Dense(channels, **options, name="excite")
         self.squeeze.build((input_shape[0], channels))
         self.excite.build((input_shape[0], squeezed))
-        self.freeze_what_is_built()
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -140,12 +138,20 @@ class SqueezeExcitation(KeepsFrozen, tf.keras.layers.Layer):
         scale = self.excite(tf.nn.relu(self.squeeze(pooled)))
         return inputs * tf.nn.sigmoid(scale)[:, tf.newaxis, tf.newaxis]
 
-    def get_config(self):
-        return {**super().get_config(), "ratio": self.ratio}
+
+def stochastic_seed(seed):
+    """Returns a seed of stochastic depth as Python's own integer, or None.
+
+    Raises:
+      ValueError: it is something else, or needs more than 64 bits.
+    """
+    return whole_number(
+        "seed", seed, optional=True, at_least=-(2**63), below=2**63
+    )
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class StochasticDepth(tf.keras.layers.Layer):
+class StochasticDepth(KeepsArguments, tf.keras.layers.Layer):
     """Drops its input for some of the examples of a batch, in training.
 
     What is kept is scaled up, so that the mean stays. Every example and every
@@ -168,23 +174,20 @@ class StochasticDepth(tf.keras.layers.Layer):
         known_keywords(type(self), kwargs)
         super().__init__(**kwargs)
         self.rate = number("rate", rate, at_least=0, below=1)
-        self.seed = whole_number(
-            "seed", seed, optional=True, at_least=-(2**63), below=2**63
-        )
+        self.seed = stochastic_seed(seed)
 
     def build(self, input_shape):
         del input_shape
-        # Not a Keras seed generator: tf.train.Checkpoint leaves those out.
-        self._first_seed = self.seed
-        if self.seed is None:
-            self._first_seed = random.randrange(2**31)
-        self.draws = self.add_weight(
-            shape=(),
-            dtype="int64",
-            initializer="zeros",
-            trainable=False,
-            autocast=False,
-            name="draws",
+        if self.built:
+            return
+        # Here rather than in `__init__`: paths, by which checkpoints keep it,
+        # then do not depend on what else a process has made.
+        self.seed_generator = tf.keras.random.SeedGenerator(
+            self.seed, name="seed_generator"
+        )
+        # Else tf.train.Checkpoint leaves it out.
+        self._checkpointed = tf.train.Checkpoint(
+            state=self.seed_generator.state
         )
 
     def compute_output_shape(self, input_shape):
@@ -194,8 +197,7 @@ class StochasticDepth(tf.keras.layers.Layer):
         """Maps [batch, ...] to the same shape."""
         if not (training and self.trainable) or self.rate == 0:
             return inputs
-        seed = tf.stack([self._first_seed, tf.identity(self.draws)])
-        self.draws.assign(self.draws + 1)
+        seed = self.seed_generator.next()
         context = tf.distribute.get_replica_context()
         if context is not None:
             replica = context.replica_id_in_sync_group
@@ -205,5 +207,8 @@ class StochasticDepth(tf.keras.layers.Layer):
         kept = tf.random.stateless_uniform(shape, seed) >= self.rate
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
 
-    def get_config(self):
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+    def load_own_variables(self, store):
+        """Takes nothing: there are no weights.
+
+        Files of version 0.1.0 hold a counter here.
+        """

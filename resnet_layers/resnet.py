@@ -1,5 +1,6 @@
 """The ResNets that there are, and how they are put together."""
 
+import random
 from functools import partial
 
 import tensorflow as tf
@@ -15,9 +16,10 @@ from resnet_layers.arguments import (
     whole_numbers,
 )
 from resnet_layers.blocks import BasicBlock, BottleneckBlock, inner_filters
-from resnet_layers.freezing import KeepsFrozen
 from resnet_layers.normalization import BatchNormalization, norm_arguments
-from resnet_layers.parts import PaddedConv2D
+from resnet_layers.parts import PaddedConv2D, stochastic_seed
+from resnet_layers.phases import in_phase
+from resnet_layers.pictures import TakesPictures, picture_error
 
 BLOCKS = {"basic": BasicBlock, "bottleneck": BottleneckBlock}
 
@@ -38,11 +40,12 @@ SET_BY_RESNET = (
     "dilation",
     "first_dilation",
     "drop_rate",
+    "seed",
 )
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class Stem(KeepsFrozen, tf.keras.Model):
+class Stem(TakesPictures, tf.keras.Model):
     """The layers in front of the first stage: convolution, norm, ReLU, pool.
 
     Args:
@@ -119,7 +122,10 @@ class Stem(KeepsFrozen, tf.keras.Model):
                 name="pool",
             )
 
-    def build(self, input_shape):
+    def build_layers(self, input_shape):
+        _, rows, columns, channels = input_shape
+        if rows == 3 < min(columns or 0, channels):
+            raise picture_error(self, input_shape, "such as (None, 32, 32, 3)")
         shape = input_shape
         for index, conv in enumerate(self.convs):
             conv.build(shape)
@@ -141,31 +147,21 @@ class Stem(KeepsFrozen, tf.keras.Model):
         Returns:
           [batch, ceil(height / reduction), ceil(width / reduction), filters].
         """
-        x = inputs
+        # Pictures of integers as well.
+        x = tf.cast(inputs, self.compute_dtype)
         for index, conv in enumerate(self.convs):
             x = conv(x)
             if index < len(self.bns):
-                x = tf.nn.relu(self.bns[index](x, training=training))
+                x = tf.nn.relu(self.bns[index](x, **in_phase(training)))
         if self.pool is not None:
             # Zeros, not -inf. After a ReLU it is the same, and without one it
             # is what keras.applications does.
             x = self.pool(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]))
         return x
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "kind": self.kind,
-            "preactivation": self.preactivation,
-            "norm_momentum": self.norm_momentum,
-            "norm_epsilon": self.norm_epsilon,
-            "synchronized": self.synchronized,
-        }
-
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class ResNet(KeepsFrozen, tf.keras.Model):
+class ResNet(TakesPictures, tf.keras.Model):
     """A residual network: stem, stages of blocks, pooling, classifier.
 
     Every stage has twice the filters of the one before, and half its height
@@ -194,6 +190,8 @@ class ResNet(KeepsFrozen, tf.keras.Model):
       name: of the model.
       dtype: policy of the model and all its layers.
       trainable: see `keras.Model`.
+      seed: int that the blocks' seeds of stochastic depth follow from, or None
+        to draw them.
       **block_options: `groups`, `base_width`, `stride_site`, `shortcut`,
         `squeeze_excitation` and `zero_last_gamma`, see `BottleneckBlock`.
 
@@ -220,6 +218,7 @@ class ResNet(KeepsFrozen, tf.keras.Model):
         name=None,
         dtype=None,
         trainable=True,
+        seed=None,
         **block_options,
     ):
         one_of("block", block, BLOCKS)
@@ -250,6 +249,7 @@ class ResNet(KeepsFrozen, tf.keras.Model):
         self.stochastic_depth = number(
             "stochastic_depth", stochastic_depth, at_least=0, below=1
         )
+        self.seed = stochastic_seed(seed)
         self.preactivation = true_or_false("preactivation", preactivation)
         self.norm_momentum, self.norm_epsilon, self.synchronized = (
             norm_arguments(norm_momentum, norm_epsilon, synchronized)
@@ -280,16 +280,18 @@ class ResNet(KeepsFrozen, tf.keras.Model):
                 filters=self.width * 2**stage,
                 **spacing,
                 drop_rate=drop_rate,
+                seed=block_seed,
                 preactivation=self.preactivation,
                 **norm,
                 **block_options,
                 dtype=self.dtype_policy,
                 name=f"stage{stage + 1}_block{index + 1}",
             )
-            for (stage, index), spacing, drop_rate in zip(
+            for (stage, index), spacing, drop_rate, block_seed in zip(
                 self._positions(),
                 self._spacings(),
                 self._drop_rates(),
+                self._seeds(),
                 strict=True,
             )
         )
@@ -329,7 +331,7 @@ class ResNet(KeepsFrozen, tf.keras.Model):
             reduction *= block.strides
         return reduction
 
-    def build(self, input_shape):
+    def build_layers(self, input_shape):
         shape = input_shape
         for layer in (self.stem, *self.blocks):
             layer.build(shape)
@@ -338,7 +340,6 @@ class ResNet(KeepsFrozen, tf.keras.Model):
             self.post_bn.build(shape)
         if self.head is not None:
             self.head.build((shape[0], shape[-1]))
-        self.freeze_what_is_built()
 
     def compute_output_shape(self, input_shape):
         if self.num_classes is None:
@@ -390,6 +391,9 @@ class ResNet(KeepsFrozen, tf.keras.Model):
             inputs = tf.keras.Input([None, None, 3])
             backbone = tf.keras.Model(inputs, resnet.features(inputs))
 
+        Its layers are then named after the net, "resnet50_stage1_block1", so
+        that a model may have two: nets of one variant need names of their own.
+
         Args:
           inputs: [batch, height, width, channels].
           training: whether batch norm uses and updates batch statistics.
@@ -401,15 +405,17 @@ class ResNet(KeepsFrozen, tf.keras.Model):
         """
         if not self.built:
             self.build(inputs.shape)
-        x = self.stem(inputs, training=training)
+        if isinstance(inputs, tf.keras.KerasTensor):
+            self._name_layers_apart()
+        x = self.stem(inputs, **in_phase(training))
         maps = []
         boundaries = self._boundaries()
         for position, block in zip(self._positions(), self.blocks, strict=True):
             if position in boundaries:
                 maps.append(x)
-            x = block(x, training=training)
+            x = block(x, **in_phase(training))
         if self.post_bn is not None:
-            x = tf.keras.ops.relu(self.post_bn(x, training=training))
+            x = tf.keras.ops.relu(self.post_bn(x, **in_phase(training)))
         return [*maps, x]
 
     @property
@@ -458,23 +464,18 @@ class ResNet(KeepsFrozen, tf.keras.Model):
             if isinstance(layer, BatchNormalization):
                 layer.trainable = False
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "block": self.block,
-            "stage_sizes": self.stage_sizes,
-            "num_classes": self.num_classes,
-            "width": self.width,
-            "stem": self.stem.kind,
-            "downsample": self.downsample,
-            "output_stride": self.output_stride,
-            "stochastic_depth": self.stochastic_depth,
-            "preactivation": self.preactivation,
-            "norm_momentum": self.norm_momentum,
-            "norm_epsilon": self.norm_epsilon,
-            "synchronized": self.synchronized,
-            **self.block_options,
-        }
+    def arguments_kept_elsewhere(self):
+        return {"stem": self.stem.kind, **self.block_options}
+
+    def _name_layers_apart(self):
+        """Puts the model's name in front of its layers', once.
+
+        A functional model takes no name twice, and may be made of two nets.
+        Variables keep the paths that they were built with.
+        """
+        prefix = f"{self.name}_"
+        for layer in self.layers:
+            layer.name = prefix + layer.name.removeprefix(prefix)
 
     def _positions(self):
         """Returns the (stage, index within it) of every block."""
@@ -520,6 +521,14 @@ class ResNet(KeepsFrozen, tf.keras.Model):
             self.stochastic_depth * index / max(count - 1, 1)
             for index in range(count)
         ]
+
+    def _seeds(self):
+        """Returns a seed for every block, or None for each to draw its own."""
+        count = sum(self.stage_sizes)
+        if self.seed is None:
+            return [None] * count
+        numbers = random.Random(self.seed)
+        return [numbers.randrange(2**31) for _ in range(count)]
 
 
 def _stem_reduction(stem):

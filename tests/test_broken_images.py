@@ -168,6 +168,7 @@ def test_what_is_saved_before_a_broken_image_is_what_was_learned(
         np.testing.assert_array_equal(values[key], value, err_msg=key)
 
 
+@pytest.mark.slow
 def test_broken_evaluation_image_is_named(folder, workdir, run):
     (folder / "test/cat/9.jpg").write_bytes(b"not an image")
     status, _, errors = run(
@@ -210,6 +211,7 @@ class Records(tfds.core.GeneratorBasedBuilder):
             yield number, {"image": image, "label": number % 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["none", "memory"])
 def test_broken_record_file_is_named(tmp_path, workdir, cache, run):
     builder = Records(data_dir=tmp_path)

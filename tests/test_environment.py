@@ -103,6 +103,7 @@ def test_the_processor_says_who_made_it():
     assert read_cpuid(0xD, 2)[0] == 256
 
 
+@pytest.mark.slow
 def test_tensorflow_is_imported_when_all_is_set_and_without_a_word():
     script = f"""
 import os, runpy, sys

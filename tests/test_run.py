@@ -155,6 +155,7 @@ def test_folder_that_is_no_run_is_one_clear_line(tmp_path, prepare, message):
             function(tmp_path)
 
 
+@pytest.mark.slow
 def test_run_refuses_images_that_it_did_not_begin_with(tmp_path):
     """It would hold out some that it was trained on."""
     folder, workdir = tmp_path / "images", tmp_path / "run"
@@ -168,6 +169,7 @@ def test_run_refuses_images_that_it_did_not_begin_with(tmp_path):
     assert Run.open(workdir).trainer.step == 1
 
 
+@pytest.mark.slow
 def test_folder_of_a_run_in_use_is_refused(folder, tmp_path):
     run = Run.create(settings(folder, tmp_path, steps=1))
     other = Run.create(settings(folder, tmp_path, steps=1))
@@ -377,6 +379,7 @@ def test_pets_come_from_tfds_own_builder(tmp_path, monkeypatch):
     assert Run.open(tmp_path / "run").evaluate()["loss"] > 0
 
 
+@pytest.mark.slow
 def test_imagenet_comes_from_tfds_own_builder(tmp_path):
     manual_dir = tmp_path / "data/downloads/manual"
     manual_dir.mkdir(parents=True)
@@ -400,6 +403,7 @@ def test_imagenet_comes_from_tfds_own_builder(tmp_path):
     assert set(labels.values[0].numpy()) <= {0, 1}
 
 
+@pytest.mark.slow
 def test_reports_say_what_they_measured(tmp_path, monkeypatch):
     monkeypatch.undo()
     run = Run.create(Settings(workdir=tmp_path, steps=3, report_every=2))
@@ -430,6 +434,7 @@ def test_reports_say_what_they_measured(tmp_path, monkeypatch):
     assert correct == pytest.approx(round(correct), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path):
     run = Run.create(
         Settings(

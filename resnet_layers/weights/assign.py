@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from resnet_layers.resnet import ResNet
 from resnet_layers.weights.files import (
     check_file,
     errors_as_one_line,
@@ -41,7 +42,8 @@ def load_weights(model, path, replace_head=False):
     """Reads weights from a file or a run into a built `ResNet`.
 
     Args:
-      model: a `ResNet` whose `build` has been called.
+      model: a `ResNet` whose `build` has been called, or a model with one
+        such net in it.
       path: a `.h5` or `.weights.h5` file of keras.applications, a
         `.safetensors` file with the names of torchvision or timm, a
         `.weights.h5` or `.keras` file of ours, the folder of a run or of its
@@ -58,7 +60,7 @@ def load_weights(model, path, replace_head=False):
         file of weights; the model is as it was then. Or the package that
         reads the file is not installed, or the model is not built.
     """
-    _check_built(model)
+    model = _built_net(model)
     path = pathlib.Path(path)
     check_file(path)
     with errors_as_one_line(path):
@@ -74,7 +76,8 @@ def save_safetensors(model, path):
     torchvision's and timm's models of the same architecture load the file.
 
     Args:
-      model: a built `ResNet`; torch has no net of the pre-activation kind.
+      model: a built `ResNet`, or a model with one in it; torch has no net of
+        the pre-activation kind.
       path: of the file, usually ending in `.safetensors`. If writing fails,
         a file that was there stays as it was.
 
@@ -83,7 +86,7 @@ def save_safetensors(model, path):
         package that writes the file is not installed.
       OSError: the file cannot be written.
     """
-    _check_built(model)
+    model = _built_net(model)
     safetensors = import_safetensors()
     tensors = {
         name: np.ascontiguousarray(target.write(np.asarray(target.variable)))
@@ -99,12 +102,20 @@ def save_safetensors(model, path):
         unfinished.unlink(missing_ok=True)
 
 
-def _check_built(model):
-    if not model.built:
+def _built_net(model):
+    """Returns the only `ResNet` in a model, which may be that model itself."""
+    nets = [n for n in model._flatten_layers() if isinstance(n, ResNet)]
+    if len(nets) != 1:
+        raise WeightsError(
+            f"{model.name} has {len(nets)} ResNets in it; give the ResNet "
+            "whose weights are meant"
+        )
+    if not nets[0].built:
         raise WeightsError(
             f"{model.name} has no weights yet; call "
             "model.build((None, 224, 224, 3)) first"
         )
+    return nets[0]
 
 
 def _assign(model, path, tensors, dialect, replace_head):

@@ -105,7 +105,7 @@ def _find_reader(path):
     if zipfile.is_zipfile(path):
         return "own", _read_own_keras
     with h5py.File(path) as file:
-        if "blocks" in file:
+        if _find_own_net(file) is not None:
             return "own", _read_own_h5
     return "keras", _read_keras_h5
 
@@ -231,20 +231,42 @@ def _read_own_h5(model, path):
             return
         if not name.endswith("/vars") or not len(group):
             return
-        owners = name.split("/")[:-2]
+        owners = name.removeprefix(prefix).split("/")[:-2]
         # Blocks go by number there: bottleneck_block, bottleneck_block_1.
         if owners[:1] == ["blocks"]:
             number = int(re.search(r"\d*$", owners[1])[0] or 0)
-            known = number < len(model.blocks)
-            owners[1] = model.blocks[number].name if known else owners[1]
+            if number < len(model.blocks):
+                owners[1] = model.blocks[number].path.split("/")[-1]
         layer = [part for part in owners if part not in KERAS_CONTAINERS]
-        layer.append(_text(group.attrs["name"]))
+        layer.append(_layer_name(name, group))
         for variable, value in _read_variables(group):
             tensors["/".join([*layer, variable])] = value
 
     with h5py.File(path) as file:
+        prefix = f"{_find_own_net(file)}/"
         file.visititems(add)
     return tensors
+
+
+def _find_own_net(file):
+    """Returns the path of a `ResNet` in a `.weights.h5` file, or None.
+
+    It is "" where the file is of the net alone, not of a model around it.
+    """
+    if "blocks" in file:
+        return ""
+    return file.visit(
+        lambda name: (
+            name.removesuffix("/blocks") if name.endswith("/blocks") else None
+        )
+    )
+
+
+def _layer_name(path, group):
+    """Returns the name that a layer was built with."""
+    name, attribute = _text(group.attrs["name"]), path.split("/")[-2]
+    # `ResNet.features` puts the net's name in front of those of its layers.
+    return attribute if name.endswith(f"_{attribute}") else name
 
 
 def _read_variables(group):

@@ -107,7 +107,6 @@ def own_targets(model):
     return {
         path_below(model, variable): Target(variable)
         for variable in model.weights
-        if "int" not in variable.dtype
     }
 
 

@@ -117,6 +117,7 @@ def standard_magnitudes(fraction, height, width):
     return both_ways, one_way
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("magnitude", [0, 9, 30])
 def test_rand_augment_draws_14_operations_of_one_level(drawn, magnitude):
     function = functools.partial(
@@ -175,6 +176,7 @@ def test_trivial_augment_draws_31_levels_of_the_wide_space(drawn):
     assert 40 < min(levels.values()) <= max(levels.values()) < 112
 
 
+@pytest.mark.slow
 def test_auto_augment_draws_the_pairs_of_its_policy(drawn):
     num_draws = 3000
     draws = drawn(augment.auto_augment, num_draws)

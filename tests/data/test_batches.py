@@ -139,6 +139,7 @@ def test_evaluation_counts_every_example_once(
     assert set(weights) <= {0.0, 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 3])
 def test_workers_read_disjoint_parts_that_are_the_whole(split, workers):
     sizes = np.diff([23 * i // workers for i in range(workers + 1)])
@@ -169,6 +170,7 @@ def test_workers_augment_in_ways_of_their_own(split):
     assert not fractions[0] & fractions[1]
 
 
+@pytest.mark.slow
 def test_repeated_images_differ_and_resume(split):
     images, labels = take(split, 12, repeats=3)
     rows = labels[: len(labels) // 3 * 3].reshape(-1, 3)

@@ -15,6 +15,8 @@ from train_loop.data.batches import (
 from train_loop.data.folder import open_folder
 from train_loop.data.transforms import Untransformed
 
+pytestmark = pytest.mark.slow
+
 
 def shuffle(split):
     return split.take(np.random.default_rng(0).permutation(split.num_examples))

@@ -172,6 +172,7 @@ def test_broken_images_are_found_in_all_splits_and_left_out(root):
     check.check_not_empty(left)
 
 
+@pytest.mark.slow
 def test_broken_images_are_looked_for_once(root, tmp_path, monkeypatch):
     path = tmp_path / "run" / "bad_images.jsonl"
     data, refused = open_data(root)

@@ -151,6 +151,7 @@ def test_orders_do_not_come_again():
     assert len({order.tobytes() for order in orders}) == 1000
 
 
+@pytest.mark.slow
 def test_every_place_is_as_likely():
     """Over 2,000 orders of 5; four standard deviations are allowed."""
     orders = (

@@ -95,6 +95,7 @@ def test_only_what_is_asked_for_is_parsed_and_no_file_opened_twice(
     assert opened == [split.store.files[file] for file in (0, 2, 4)]
 
 
+@pytest.mark.slow
 def test_an_epoch_opens_a_file_again_only_where_a_window_ends(tmp_path, opened):
     split = records(23, tmp_path)
     for epoch in range(3):
@@ -121,6 +122,7 @@ def settled(numbers, at_least):
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["stored", "shuffled"])
 def test_three_windows_at_most_are_in_memory(tmp_path, order):
     """However much data there is, and however slowly it is used."""

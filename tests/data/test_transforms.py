@@ -187,6 +187,7 @@ def test_lists_of_operations_are_text_or_sequences():
     assert parse_operations("") == parse_operations(()) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*decode.CROPS, *augment.AUGMENTATIONS])
 def test_training_images_follow_their_seed(name):
     transforms = Transforms(PREPROCESSING, parse_operations(name))

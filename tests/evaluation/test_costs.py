@@ -6,6 +6,8 @@ import tensorflow as tf
 from resnet_layers import VARIANTS, ResNet
 from train_loop.evaluation.costs import costs, table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def zeros(monkeypatch):

@@ -38,8 +38,6 @@ def scramble(layer, seed=5):
         if len(weight.shape) > 1:
             fan_in = np.prod(weight.shape[:-1])
             value = random.normal(size=weight.shape) / np.sqrt(fan_in)
-        elif "int" in weight.dtype:
-            value = random.integers(1, 9, weight.shape)
         else:
             value = random.uniform(0.1, 1.0, weight.shape)
         weight.assign(value)

@@ -1,7 +1,9 @@
 """Blocks: shapes, shortcuts, strides and starting points."""
 
+import random
 import re
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -122,6 +124,16 @@ def test_zero_padding_shortcut_has_no_weights():
     # Zero last gamma: what comes out is the shortcut alone.
     np.testing.assert_array_equal(outputs[..., 1:4], inputs[:, ::2, ::2])
     assert not np.any(outputs[..., [0, 4, 5]])
+
+
+@pytest.mark.parametrize("block_class", BLOCKS)
+def test_zero_padding_takes_no_channels_away(block_class):
+    block = block_class(2, shortcut="zero_padding")
+    channels = block.out_channels + 1
+    with pytest.raises(ValueError, match="zero_padding.*at most") as error:
+        block.build((None, 8, 8, channels))
+    assert f"(None, 8, 8, {channels})" in str(error.value)
+    block.build((None, 8, 8, channels - 1))
 
 
 @pytest.mark.parametrize("side", [8, 7])
@@ -266,7 +278,48 @@ def test_frozen_stochastic_depth_neither_drops_nor_draws(
     assert not drop.trainable
     expected = layer(images, training=False)
     np.testing.assert_array_equal(layer(images, training=True), expected)
-    assert int(drop.draws.numpy()) == 0
+    assert drop.seed_generator.state.numpy()[1] == 0
+
+
+def test_stochastic_depth_is_no_weight():
+    layer = StochasticDepth(0.5, seed=3)
+    layer.build((None, 1))
+    assert not layer.weights
+    [state] = layer.variables
+    np.testing.assert_array_equal(state, [3, 0])
+
+
+def test_stochastic_depth_takes_files_with_a_counter(tmp_path):
+    """Those of version 0.1.0, where it was a weight."""
+    inputs = tf.keras.Input([1])
+    model = tf.keras.Model(inputs, StochasticDepth(0.5)(inputs))
+    model.save_weights(tmp_path / "model.weights.h5")
+    with h5py.File(tmp_path / "model.weights.h5", "a") as file:
+        file["layers/stochastic_depth/vars/0"] = np.int64(7)
+    model.load_weights(tmp_path / "model.weights.h5")
+
+
+def test_seed_of_stochastic_depth_is_drawn_as_keras_draws():
+    """From Python's generator, which programs seed."""
+    seeds = []
+    for start in (1, 1, 2):
+        random.seed(start)
+        layer = StochasticDepth(0.5)
+        layer.build((None, 1))
+        random.seed(start)
+        expected = tf.keras.random.SeedGenerator().state
+        np.testing.assert_array_equal(layer.variables[0], expected)
+        seeds.append(int(expected.numpy()[0]))
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+@pytest.mark.parametrize("block_class", BLOCKS)
+def test_seed_of_a_block_is_that_of_its_drop(block_class):
+    block = block_class(4, drop_rate=0.5, seed=3)
+    inputs = normal(64, 2, 2, block.out_channels)
+    expected = StochasticDepth(0.5, seed=3)(inputs, training=True)
+    block.build(inputs.shape)
+    np.testing.assert_array_equal(block.drop(inputs, training=True), expected)
 
 
 def test_stochastic_depth_differs_from_replica_to_replica(two_replicas):

@@ -124,6 +124,25 @@ def test_config_round_trip(make_layer, shared, images):
     np.testing.assert_array_equal(clone(images), shared.outputs)
 
 
+@pytest.mark.parametrize("built_by", ["build", "call", "symbolic call"])
+def test_a_second_build_does_nothing(make_layer, built_by, images):
+    layer = make_layer()
+    if isinstance(layer, tf.keras.layers.Conv2D | BatchNormalization):
+        pytest.skip("Keras's own build refuses it")
+    if built_by == "build":
+        layer.build(images.shape)
+    elif built_by == "call":
+        layer(images)
+    else:
+        layer(tf.keras.Input(images.shape[1:]))
+    before = layer.variables
+    values = [np.array(variable) for variable in before]
+    layer.build((None, *images.shape[1:]))
+    assert [id(v) for v in layer.variables] == [id(v) for v in before]
+    for variable, value in zip(before, values, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
 def test_keras_file_round_trip(shared, images, tmp_path):
     shared.model.save(tmp_path / "model.keras")
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
@@ -162,8 +181,11 @@ def test_checkpoint_round_trip_holds_every_variable(shared, twin, tmp_path):
         if key.startswith("layer/")
     ]
     assert len(keys) == len(layer.variables)
+    for variable in twin.layer.variables:
+        variable.assign(variable + 1)
     tf.train.Checkpoint(layer=twin.layer).restore(path).assert_consumed()
-    assert_same_weights(twin.layer, layer)
+    for mine, theirs in zip(layer.variables, twin.layer.variables, strict=True):
+        np.testing.assert_array_equal(mine, theirs, err_msg=mine.path)
 
 
 def test_own_dtype_policy_reaches_all_children(make_layer, images):

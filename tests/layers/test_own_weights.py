@@ -3,6 +3,7 @@
 import pathlib
 import zipfile
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,18 +13,24 @@ from weight_nets import (
     READ_APART,
     assert_refused,
     assert_same_weights,
+    assign_random,
     save_keras,
     save_run,
     save_weights_h5,
     small,
+    zero_kernels,
 )
 
 from resnet_layers import (
     Preprocessing,
+    ResNet,
     WeightsError,
     find_weights,
     load_weights,
+    save_safetensors,
 )
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -72,6 +79,60 @@ def test_own_weights_with_and_without_head_fit(num_classes, save, tmp_path):
     assert_same_weights(model, theirs)
 
 
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("save", READ_APART)
+def test_own_weights_go_into_a_net_inside_another_model(save, levels, tmp_path):
+    theirs, model = small(), small(seed=2)
+    outer = model
+    for _ in range(levels):
+        inputs = tf.keras.Input([16, 16, 3])
+        outer = tf.keras.Model(inputs, outer(inputs))
+    load_weights(outer, save(theirs, tmp_path))
+    assert_same_weights(model, theirs)
+    file = tmp_path / "model.safetensors"
+    save_safetensors(outer, file)
+    read = small(seed=3)
+    load_weights(read, file)
+    assert_same_weights(read, theirs)
+
+
+def test_models_without_one_net_say_what_to_give(tmp_path):
+    path = save_weights_h5(small(), tmp_path)
+    inputs = tf.keras.Input([16, 16, 3])
+    outputs = [small()(inputs), small(seed=2)(inputs)]
+    for name, other in (
+        ("none", tf.keras.Model(inputs, inputs, name="none")),
+        ("stages", tf.keras.Model(inputs, small().features(inputs))),
+        ("two", tf.keras.Model(inputs, outputs, name="two")),
+    ):
+        for use in (load_weights, save_safetensors):
+            with pytest.raises(WeightsError, match="give the ResNet") as error:
+                use(other, path)
+            [line] = str(error.value).splitlines()
+            assert other.name in line, name
+
+
+def test_a_file_with_more_than_the_net_is_refused(tmp_path):
+    inputs = tf.keras.Input([16, 16, 3])
+    logits = tf.keras.layers.Dense(2, name="more")(small()(inputs))
+    outer = tf.keras.Model(inputs, logits)
+    for save in (save_weights_h5, save_keras):
+        assert_refused(small(seed=2), save(outer, tmp_path), "has no more/")
+
+
+@pytest.mark.parametrize("save", READ_APART)
+def test_own_weights_of_a_net_that_was_a_backbone_come_back(save, tmp_path):
+    with zero_kernels():
+        theirs = ResNet(stage_sizes=(1, 1), width=8, num_classes=7)
+        theirs.features(tf.keras.Input([16, 16, 3]))
+        model = ResNet.from_config(theirs.get_config())
+        model.build((None, 16, 16, 3))
+        model.features(tf.keras.Input([16, 16, 3]))
+    assign_random(theirs)
+    load_weights(model, save(theirs, tmp_path))
+    assert_same_weights(model, theirs)
+
+
 @pytest.mark.parametrize("rates", [(0.2, 0.0), (0.0, 0.2)])
 @pytest.mark.parametrize("save", READ_APART)
 def test_a_counter_of_stochastic_depth_is_no_weight(rates, save, tmp_path):
@@ -79,6 +140,21 @@ def test_a_counter_of_stochastic_depth_is_no_weight(rates, save, tmp_path):
     model.stem.convs[0].kernel.assign(tf.ones([3, 3, 3, 8]))
     assert load_weights(model, save(theirs, tmp_path)).head_used
     assert_same_weights(model, theirs)
+
+
+def test_files_of_0_1_0_with_a_counter_of_draws_are_read(tmp_path):
+    theirs, model = (small(seed, stochastic_depth=0.2) for seed in (1, 2))
+    path = save_weights_h5(theirs, tmp_path)
+    with h5py.File(path, "a") as file:
+        drop = file["blocks/bottleneck_block_2/drop"]
+        group = drop.require_group("vars")
+        group.attrs["name"] = "drop"
+        group["0"] = np.int64(7)
+    load_weights(model, path)
+    assert_same_weights(model, theirs)
+    again = small(seed=3, stochastic_depth=0.2)
+    again.load_weights(path)
+    assert_same_weights(again, theirs)
 
 
 BIG = {"stage_sizes": (2, 2)}

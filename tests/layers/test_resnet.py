@@ -128,6 +128,7 @@ DILATED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DILATED)
 def test_output_stride_computes_the_same_numbers(name):
     options = {"stage_sizes": (1, 2, 2, 2), "zero_last_gamma": False}
@@ -186,6 +187,39 @@ def test_stochastic_depth_rises_to_the_last_block():
     np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.15, 0.2])
 
 
+@pytest.mark.slow
+def test_stochastic_depth_is_seeded(images):
+    def states(seed):
+        model = small_resnet(
+            stage_sizes=(1, 3), stochastic_depth=0.5, seed=seed
+        )
+        model.build(images.shape)
+        drops = [block.drop for block in model.blocks[1:]]
+        return [tuple(drop.seed_generator.state.numpy()) for drop in drops]
+
+    assert states(3) == states(3)
+    # No block does what another one does, nor with another seed.
+    assert len({*states(3), *states(4), *states(None), *states(None)}) == 12
+
+
+def test_nets_with_and_without_stochastic_depth_fit(images, tmp_path):
+    dropping, plain = (
+        small_resnet(stochastic_depth=rate) for rate in (0.2, 0.0)
+    )
+    for model in (dropping, plain):
+        model.build(images.shape)
+    assert dropping.count_params() == plain.count_params()
+    path = tmp_path / "model.weights.h5"
+    for theirs, ours in ((dropping, plain), (plain, dropping)):
+        scramble(theirs, 1)
+        ours.set_weights(theirs.get_weights())
+        assert_same_weights(ours, theirs)
+        scramble(theirs, 2)
+        theirs.save_weights(path)
+        ours.load_weights(path)
+        assert_same_weights(ours, theirs)
+
+
 def test_weights_start_as_he_et_al_say():
     model = ResNet(stage_sizes=(2,), width=128)
     model.build((None, 224, 224, 3))
@@ -220,3 +254,56 @@ def test_resnet_itself_round_trips_through_a_keras_file(images, tmp_path):
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is ResNet
     np.testing.assert_array_equal(loaded(images), model(images))
+
+
+PICTURES = "batch, height, width, channels"
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (
+            lambda model: model(tf.keras.Input([None, None, None])),
+            r"\(None, None, None, None\)",
+        ),
+        (
+            lambda model: model.features(tf.keras.Input([None, None, None])),
+            r"\(None, None, None, None\)",
+        ),
+        (lambda model: model.build((32, 32, 3)), r"\(32, 32, 3\)"),
+        (lambda model: model(normal(32, 32, 3)), r"\(32, 32, 3\)"),
+        (lambda model: model.embed(normal(32, 32, 3)), r"\(32, 32, 3\)"),
+        (
+            lambda model: model(normal(1, 3, 32, 32)),
+            r"channels last.*\(1, 3, 32, 32\)",
+        ),
+        (
+            lambda model: model(tf.keras.Input([3, 32, 48])),
+            r"channels last.*\(None, 3, 32, 48\)",
+        ),
+    ],
+)
+def test_what_is_no_picture_is_refused(use, message):
+    for make in (small_resnet, lambda: small_resnet(stem="deep")):
+        with pytest.raises(ValueError, match=f"{PICTURES}.*{message}") as error:
+            use(make())
+        assert str(error.value).splitlines()[0].endswith(")")
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (1, 3, 32, 32), (1, 8, 8, 4)])
+def test_built_net_refuses_other_pictures(shape, images):
+    model = small_resnet()
+    model.build(images.shape)
+    uses = {
+        "call": lambda: model(normal(*shape)),
+        "features": lambda: model.features(normal(*shape)),
+        "symbolic": lambda: model(tf.keras.Input(shape[1:])),
+        "build": lambda: model.build(shape),
+        "stem": lambda: model.stem(normal(*shape)),
+        "predict": lambda: model.predict(normal(*shape), verbose=0),
+    }
+    for use in uses.values():
+        with pytest.raises(
+            ValueError, match=f"{PICTURES}.* 3 channels.*Received"
+        ):
+            use()

@@ -29,6 +29,8 @@ from weight_nets import (
 from resnet_layers import WeightsError, load_weights, save_safetensors
 from resnet_layers.weights.names import keras_targets, torch_targets
 
+pytestmark = pytest.mark.slow
+
 
 def big_ones_slow(names):
     """Returns the names as parameters; of big nets the tests are slow."""

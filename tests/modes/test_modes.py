@@ -67,6 +67,7 @@ def test_train_says_what_it_does_and_where_things_are(folder, workdir, run):
     assert "Nothing was left to do: the run is at step 15 of 15." in out
 
 
+@pytest.mark.slow
 def test_hand_signs_are_trained_on(tmp_path, workdir, run):
     write_hand_signs(tmp_path)
     status, out, err = run(
@@ -118,6 +119,7 @@ def drawn(monkeypatch):
     return titles
 
 
+@pytest.mark.slow
 def test_data_counts_and_draws(folder, workdir, run):
     arguments = (
         "--mode=data",

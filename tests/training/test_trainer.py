@@ -178,6 +178,7 @@ def test_first_broken_step_is_named(traced, replicas):
     assert int(trainer.train(batches, tf.constant(3))[0]) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("place", [0, BATCH_SIZE - 1])
 def test_batch_that_cannot_be_read_takes_no_part_of_a_step(
