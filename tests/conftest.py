@@ -2,8 +2,12 @@
 
 import functools
 import gc
+import os
 import random
 from typing import NamedTuple
+
+# A core for each of two test processes: more threads get in each other's way.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 from train_loop import environment
 
@@ -21,6 +25,12 @@ from train_loop.training.strategies import mirrored, split_cpu
 
 split_cpu(2)
 tf.random.set_seed(7)
+
+
+def pytest_collection_modifyitems(items):
+    """Puts what takes longest first: at the end, one process would wait."""
+    longest = ("test_resume.py", "test_run.py")
+    items.sort(key=lambda item: item.path.name not in longest)
 
 
 def pytest_collection_finish():
