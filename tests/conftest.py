@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
 from keras.src.backend.common import global_state
+from samples import write_folder
 
 from resnet_layers import VARIANTS, ResNet
 from train_loop import main
@@ -49,6 +50,20 @@ def seed():
     """
     random.seed(7)
     np.random.seed(7)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Returns a folder of 24 images of two classes, in two splits."""
+    counts = {"train/cat": 9, "train/dog": 9, "test/cat": 3, "test/dog": 3}
+    write_folder(tmp_path / "images", counts)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """Returns where a run may write; there is nothing yet."""
+    return tmp_path / "run"
 
 
 @pytest.fixture

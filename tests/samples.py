@@ -11,6 +11,15 @@ import tensorflow as tf
 from train_loop.data.split import Split
 from train_loop.data.stores import MemoryStore, RecordStore
 
+# A run that takes seconds, on images of any kind.
+SMALL_FLAGS = (
+    "--model=resnet_tiny",
+    "--image_size=16",
+    "--batch_size=6",
+    "--strategy=one_device",
+    "--report_every=1",
+)
+
 
 def indexed(count, **options):
     """Returns examples whose image is their number as text."""

@@ -8,31 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from samples import broken_files, read_checkpoint, write_folder
+from samples import SMALL_FLAGS, broken_files, read_checkpoint, write_folder
 
 from train_loop.data import batches, sources
 
 pytestmark = pytest.mark.usefixtures("small_net")
-
-SMALL = (
-    "--model=resnet_tiny",
-    "--image_size=16",
-    "--batch_size=6",
-    "--strategy=one_device",
-    "--report_every=1",
-)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    counts = {"train/cat": 9, "train/dog": 9, "test/cat": 3, "test/dog": 3}
-    write_folder(tmp_path / "images", counts)
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def workdir(tmp_path):
-    return tmp_path / "run"
 
 
 @pytest.mark.parametrize(
@@ -55,7 +35,7 @@ def test_broken_image_ends_training_with_its_name(
         f"--workdir={workdir}",
         "--steps=20",
         f"--cache={cache}",
-        *SMALL,
+        *SMALL_FLAGS,
     )
     assert status == 1
     *_, line = errors.splitlines()
@@ -71,7 +51,7 @@ def test_broken_images_are_left_out_counted_and_named(folder, workdir, run):
         (folder / part / name).write_bytes(content)
     arguments = (f"--workdir={workdir}", "--epochs=2")
     status, output, errors = run(
-        f"--dataset={folder}", "--skip_bad_images", *arguments, *SMALL
+        f"--dataset={folder}", "--skip_bad_images", *arguments, *SMALL_FLAGS
     )
     assert status == 0, errors
     assert "18 images to train on, 6 to evaluate on" in output
@@ -102,7 +82,7 @@ def test_image_that_breaks_later_costs_no_work(
         "--checkpoint_every=1000",
         "--cache=none",
         "--steps=40",
-        *SMALL,
+        *SMALL_FLAGS,
     )
     broken, reads, real = folder / "train/dog/3.jpeg", [], tf.io.read_file
 
@@ -140,7 +120,7 @@ def test_what_is_saved_before_a_broken_image_is_what_was_learned(
         "--cache=none",
         "--augment=",
         "--steps=25",
-        *SMALL,
+        *SMALL_FLAGS,
         "--image_size=8",
         "--batch_size=2",
         # Several steps in one call, of which one has no batch.
@@ -176,7 +156,7 @@ def test_broken_evaluation_image_is_named(folder, workdir, run):
         f"--workdir={workdir}",
         "--steps=2",
         "--cache=none",
-        *SMALL,
+        *SMALL_FLAGS,
     )
     assert status == 1
     assert str(folder / "test/cat/9.jpg") in errors.splitlines()[-1]
@@ -226,7 +206,7 @@ def test_broken_record_file_is_named(tmp_path, workdir, cache, run):
         f"--workdir={workdir}",
         "--steps=4",
         f"--cache={cache}",
-        *SMALL,
+        *SMALL_FLAGS,
     )
     assert status == 1
     *_, line = errors.splitlines()

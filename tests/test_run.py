@@ -31,13 +31,6 @@ SMALL = Settings(
 )
 
 
-@pytest.fixture
-def folder(tmp_path):
-    counts = {"train/cat": 9, "train/dog": 9, "test/cat": 3, "test/dog": 3}
-    write_folder(tmp_path / "images", counts)
-    return tmp_path / "images"
-
-
 def settings(dataset, workdir, **others):
     return Settings(dataset=dataset, workdir=workdir, **others).over(SMALL)
 

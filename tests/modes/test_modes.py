@@ -5,37 +5,25 @@ import re
 
 import pytest
 import tensorflow as tf
-from samples import broken_files, read_metrics, write_folder, write_hand_signs
+from samples import (
+    SMALL_FLAGS,
+    broken_files,
+    read_metrics,
+    write_hand_signs,
+)
 
 from train_loop.evaluation import figures
 from train_loop.modes import data as data_mode
 
-SMALL = (
-    "--model=resnet_tiny",
-    "--image_size=16",
-    "--batch_size=6",
-    "--strategy=one_device",
-    "--report_every=1",
-)
-
 pytestmark = pytest.mark.usefixtures("small_net")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    counts = {"train/cat": 9, "train/dog": 9, "test/cat": 3, "test/dog": 3}
-    write_folder(tmp_path / "images", counts)
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def workdir(tmp_path):
-    return tmp_path / "run"
 
 
 def test_train_says_what_it_does_and_where_things_are(folder, workdir, run):
     status, out, err = run(
-        f"--dataset={folder}", f"--workdir={workdir}", "--epochs=4", *SMALL
+        f"--dataset={folder}",
+        f"--workdir={workdir}",
+        "--epochs=4",
+        *SMALL_FLAGS,
     )
     assert status == 0, err
     first, second, third, *_ = out.splitlines()
@@ -74,7 +62,7 @@ def test_hand_signs_are_trained_on(tmp_path, workdir, run):
         f"--dataset={tmp_path / 'train_signs.h5'}",
         f"--workdir={workdir}",
         "--steps=2",
-        *SMALL,
+        *SMALL_FLAGS,
     )
     assert status == 0, err
     assert "12 images to train on, 6 to evaluate on, 6 classes" in out
@@ -153,7 +141,7 @@ def test_data_names_broken_images_and_draws_the_others(
         f"--dataset={folder}",
         f"--workdir={workdir}",
         f"--skip_bad_images={skip}",
-        *SMALL,
+        *SMALL_FLAGS,
     )
     named = dict(re.findall(r"broken: .*/(.*?): (.*)\n", out))
     assert sorted(named) == sorted(broken_files())
@@ -179,7 +167,7 @@ def test_data_names_broken_images_and_draws_the_others(
 def test_data_draws_nothing_of_a_split_that_is_all_broken(
     folder, workdir, drawn, run
 ):
-    arguments = (f"--dataset={folder}", f"--workdir={workdir}", *SMALL)
+    arguments = (f"--dataset={folder}", f"--workdir={workdir}", *SMALL_FLAGS)
     for path in folder.glob("test/*/*"):
         path.write_bytes(b"not an image")
     status, _, err = run("--mode=data", *arguments)
