@@ -176,7 +176,7 @@ class Run:
     def training_batches(self):
         """Returns the distributed training batches of the steps to come."""
         batching, step = make_batching(self.settings), self.trainer.step
-        if self.settings.cached_embeddings:
+        if self._is_embedded:
             # They are read where they lie.
             batching = batching._replace(data_service=None)
         return self.trainer.strategy.distribute_datasets_from_function(
@@ -191,13 +191,18 @@ class Run:
 
     def explain(self, error):
         """Returns an error that names the image that ended training."""
-        if isinstance(self.transforms, Untransformed):
+        if self._is_embedded:
             return error
         settings, split = self.settings, self.data.train
         start = self.trainer.step * self.batch_size // settings.augment_repeats
         examples = batches.shuffled_examples(split, settings.seed, start)
         ahead = examples.take(BATCHES_AHEAD * self.batch_size)
         return check.explain(error, split, ahead)
+
+    @property
+    def _is_embedded(self):
+        """Whether embeddings stand in place of images."""
+        return isinstance(self.transforms, Untransformed)
 
     def _evaluation_batches(self, split):
         return self.trainer.strategy.distribute_datasets_from_function(

@@ -25,7 +25,14 @@ from train_loop.workdir import write_text
 PRECISIONS = ("float32", "mixed_bfloat16")
 
 
-def setting(help_text, default=None, *, at_least=None, at_most=None, **options):
+def setting(
+    help_text,
+    default=None,
+    *,
+    at_least=-math.inf,
+    at_most=math.inf,
+    **options,
+):
     """Returns a field of `Settings`.
 
     Args:
@@ -37,20 +44,12 @@ def setting(help_text, default=None, *, at_least=None, at_most=None, **options):
         existing run cannot change it; `of_run=False`, it is no part of what
         repeats a run.
     """
-    bounds = Bounds(
-        *(
-            nothing if bound is None else bound
-            for bound, nothing in zip(
-                (at_least, at_most), Bounds(), strict=True
-            )
-        )
-    )
     return dataclasses.field(
         default=None,
         metadata={
             "help": help_text,
             "default": default,
-            "bounds": bounds,
+            "bounds": Bounds(at_least, at_most),
             "choices": None,
             "fixed": False,
             "of_run": True,

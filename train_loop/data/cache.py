@@ -39,9 +39,9 @@ def on_disk(split, folder):
       split: a `Split`.
       folder: that the copy is in, or is to be.
     """
-    folder = pathlib.Path(folder)
-    if not is_made_from(folder, split.origin()):
-        with made_from(folder, split.origin()) as unfinished:
+    folder, origin = pathlib.Path(folder), split.origin()
+    if not is_made_from(folder, origin):
+        with made_from(folder, origin) as unfinished:
             _write(_loaded(split), unfinished)
     ends = np.load(folder / "ends.npy")
     content = np.memmap(folder / "images.bin", np.uint8, "r")

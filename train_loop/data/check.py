@@ -9,6 +9,7 @@ import os
 import tensorflow as tf
 
 from train_loop.data.decode import check_image
+from train_loop.data.stores import READ_BUFFER_BYTES
 from train_loop.errors import UserError
 from train_loop.progress import passing_bar
 from train_loop.workdir import read_json_lines, write_text
@@ -95,7 +96,9 @@ def _broken_record_file(split):
     """Returns the first TFRecord file that cannot be read to its end."""
     for path in split.store.files:
         try:
-            for _ in tf.data.TFRecordDataset(path, buffer_size=2**23):
+            for _ in tf.data.TFRecordDataset(
+                path, buffer_size=READ_BUFFER_BYTES
+            ):
                 pass
         except INPUT_ERRORS:
             return path
