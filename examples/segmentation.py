@@ -29,7 +29,7 @@ def unet(num_classes):
     """Returns a model: pictures to logits [batch, height, width, classes]."""
     inputs = tf.keras.Input([None, None, 3])
     encoder = VARIANTS["resnet18"](num_classes=None)
-    *skips, x = encoder.features(inputs)
+    *skips, x = encoder.features(inputs).values()
     for skip in reversed(skips):
         x = tf.keras.layers.UpSampling2D(interpolation="bilinear")(x)
         x = tf.keras.layers.Concatenate()([x, skip])

@@ -3,14 +3,19 @@
 from resnet_layers import VARIANTS, BasicBlock, BottleneckBlock, ResNet
 """
 
-from resnet_layers.blocks import BasicBlock, BottleneckBlock
-from resnet_layers.normalization import BatchNormalization
-from resnet_layers.parts import (
-    PaddedConv2D,
+from resnet_layers.attention import (
+    EfficientChannelAttention,
     SqueezeExcitation,
-    StochasticDepth,
 )
-from resnet_layers.resnet import VARIANTS, ResNet, Stem
+from resnet_layers.blocks import BasicBlock, BottleneckBlock, ResidualBlock
+from resnet_layers.convolutions import PaddedConv2D, StandardizedConv2D
+from resnet_layers.normalization import BatchNormalization
+from resnet_layers.phases import in_phase
+from resnet_layers.pooling import BlurPool2D, PaddedMaxPooling2D
+from resnet_layers.resnet import ResNet
+from resnet_layers.stem import Stem
+from resnet_layers.stochastic_depth import StochasticDepth
+from resnet_layers.variants import VARIANTS
 from resnet_layers.weights import (
     NORMALIZATIONS,
     Normalization,
@@ -29,16 +34,22 @@ __all__ = [
     "VARIANTS",
     "BasicBlock",
     "BatchNormalization",
+    "BlurPool2D",
     "BottleneckBlock",
+    "EfficientChannelAttention",
     "Normalization",
     "PaddedConv2D",
+    "PaddedMaxPooling2D",
     "Preprocessing",
     "ResNet",
+    "ResidualBlock",
     "SqueezeExcitation",
+    "StandardizedConv2D",
     "Stem",
     "StochasticDepth",
     "WeightsError",
     "find_weights",
+    "in_phase",
     "load_weights",
     "read_preprocessing",
     "save_safetensors",

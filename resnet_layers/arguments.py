@@ -1,5 +1,6 @@
 """The values that a constructor takes, and the refusal of all others."""
 
+import difflib
 import functools
 import inspect
 import math
@@ -37,7 +38,7 @@ def whole_number(name, value, optional=False, **bounds):
         accepted = f"a whole number {_in_words(bounds)}"
         if optional:
             accepted += ", or None"
-        raise _refusal(name, value, accepted)
+        raise refusal(name, value, accepted)
     return index
 
 
@@ -49,11 +50,11 @@ def whole_numbers(name, values):
     """
     accepted = "a list or tuple of whole numbers, all at least 1"
     if not isinstance(values, (list, tuple, np.ndarray)) or len(values) == 0:
-        raise _refusal(name, values, accepted)
+        raise refusal(name, values, accepted)
     try:
         return tuple(whole_number(name, value) for value in values)
     except ValueError:
-        raise _refusal(name, values, accepted) from None
+        raise refusal(name, values, accepted) from None
 
 
 def pair(name, value):
@@ -68,7 +69,7 @@ def pair(name, value):
         rows, columns = whole_numbers(name, value)
     except ValueError:
         accepted = "a whole number at least 1, or two of them"
-        raise _refusal(name, value, accepted) from None
+        raise refusal(name, value, accepted) from None
     return rows, columns
 
 
@@ -89,7 +90,7 @@ def number(name, value, **bounds):
         or not math.isfinite(value)
         or not _within(value, bounds)
     ):
-        raise _refusal(name, value, f"a finite number {_in_words(bounds)}")
+        raise refusal(name, value, f"a finite number {_in_words(bounds)}")
     return float(value)
 
 
@@ -100,7 +101,7 @@ def true_or_false(name, value):
       ValueError: `value` is something else, even if it has a truth value.
     """
     if not _is_bool(value):
-        raise _refusal(name, value, "True or False")
+        raise refusal(name, value, "True or False")
     return bool(value)
 
 
@@ -113,7 +114,7 @@ def one_of(name, value, accepted):
     named = value is None or isinstance(value, str)
     choice = value if named else _index(value)
     if choice not in accepted or (choice is None and not named):
-        raise _refusal(name, value, f"one of {tuple(accepted)}")
+        raise refusal(name, value, f"one of {tuple(accepted)}")
     return choice
 
 
@@ -143,23 +144,24 @@ def keywords(layer_class):
     return tuple(name for name in names if name != "rank")
 
 
-def known_keywords(layer_class, given, accepted=None):
+def check_keywords(layer_class, given, accepted):
     """Refuses keywords that a constructor does not have.
 
     Args:
       layer_class: whose constructor it is.
       given: {name: value} of what the caller gave.
-      accepted: names that it takes, if not `keywords(layer_class)`.
+      accepted: names that it takes.
 
     Raises:
       ValueError: a name in `given` is none of `accepted`.
     """
-    accepted = accepted or keywords(layer_class)
     for name, value in given.items():
         if name not in accepted:
+            nearest = difflib.get_close_matches(name, accepted) or ["none"]
             raise ValueError(
-                f"{layer_class.__name__} takes no `{name}`, "
-                f"only {', '.join(accepted)}. Received: {name}={value!r}"
+                f"`{name}` is not taken by {layer_class.__name__}; nearest: "
+                f"{', '.join(nearest)}. It takes {', '.join(accepted)}. "
+                f"Received: {name}={value!r}"
             )
 
 
@@ -185,7 +187,8 @@ def _in_words(bounds):
     )
 
 
-def _refusal(name, value, accepted):
+def refusal(name, value, accepted):
+    """Returns an error that says what was given, and what would be taken."""
     return ValueError(
         f"`{name}` must be {accepted}. Received: {name}={value!r}"
     )

@@ -1,40 +1,71 @@
-"""The two residual blocks, and what they are made of."""
+"""The residual blocks, and what one's own are made of."""
 
 import tensorflow as tf
 
-from resnet_layers.arguments import (
-    known_keywords,
-    number,
-    one_of,
-    true_or_false,
-    whole_number,
-)
-from resnet_layers.normalization import BatchNormalization, norm_arguments
-from resnet_layers.parts import (
-    PaddedConv2D,
-    SqueezeExcitation,
-    StochasticDepth,
-    stochastic_seed,
-)
+from resnet_layers.arguments import one_of, pair, true_or_false, whole_number
+from resnet_layers.attention import ATTENTIONS
+from resnet_layers.choices import make
 from resnet_layers.phases import in_phase
-from resnet_layers.pictures import TakesPictures
+from resnet_layers.pooling import strided_shape
+from resnet_layers.shortcuts import SHORTCUTS, new_shortcut
+from resnet_layers.stochastic_depth import (
+    StochasticDepth,
+    drop_rate,
+    seed_or_none,
+)
+from resnet_layers.style import Styled, unchanged
 
-# How the shortcut matches an output of another shape: by a convolution
-# (option B of He et al., 2015), by average pooling and a convolution (ResNet-D,
-# He et al., 2018), or by leaving out pixels and adding channels of zeros
-# (option A, the CIFAR nets).
-SHORTCUTS = ("projection", "pooled_projection", "zero_padding")
 
+class ResidualBlock(Styled):
+    """What all blocks share: the shortcut, the sum, and what stands between.
 
-class ResidualBlock(TakesPictures, tf.keras.Model):
-    """What both blocks share: the options, the shortcut and the sum.
+    A block of one's own creates the layers of its residual branch in
+    `__init__`, and applies them in `residual`; the last one returns
+    `out_channels`. Blocks and nets do the rest:
 
-    A subclass creates the layers of its residual branch in `__init__`, lists
-    them in `residual_layers` and applies them in `residual`.
+        class WideBlock(ResidualBlock):
+            def __init__(self, filters, strides=1, **kwargs):
+                super().__init__(filters, strides, **kwargs)
+                self.conv1 = self.new_conv(
+                    filters, 5, self.conv_strides, name="conv1"
+                )
+                self.bn1 = self.last_norm("bn1")
+
+            def residual(self, x, training=None):
+                return self.bn1(self.conv1(x), **in_phase(training))
+
+        model = ResNet(block=WideBlock, stage_sizes=(2, 2))
+
+    Args:
+      filters: channels of the block.
+      strides: 1, or 2 to halve height and width; or two numbers for them.
+      dilation: of the 3x3 convolutions.
+      first_dilation: of the convolution that takes the stride, or would take
+        it, if not `dilation`. With strides of 1, another one than `dilation`
+        says that dilation has taken the place of a stride: the shortcut is
+        then projected, and pooled, as if there were one.
+      shortcut: how the shortcut matches another shape: "projection" by a 1x1
+        convolution (option B of the paper), "projection_3x3" where there is a
+        stride (SENet-154), "pooled_projection" by average pooling and a 1x1
+        convolution (ResNet-D, He et al., 2018,
+        https://arxiv.org/abs/1812.01187), or "zero_padding" (option A).
+      attention: what scales the channels at the end of the residual branch:
+        "se" for `SqueezeExcitation`, "eca" for `EfficientChannelAttention`,
+        the class of another layer, a dict with one of these as "kind" and
+        arguments for it, such as `{"kind": "se", "ratio": 0.25}`, or None.
+      stochastic_depth: probability that the residual branch is left out for
+        an example in training, see `StochasticDepth`.
+      zero_last_gamma: start the last norm's gamma at zero, not one.
+      seed: of the examples that `stochastic_depth` is about.
+      **kwargs: the style, see `Styled`, and `name`, `dtype` and so on.
+
+    Raises:
+      ValueError: an argument has none of the values above.
+
+    Source: He et al., 2015, https://arxiv.org/abs/1512.03385, figure 2.
     """
 
     expansion = 1
-    stride_sites = ("3x3",)
 
     def __init__(
         self,
@@ -42,121 +73,99 @@ class ResidualBlock(TakesPictures, tf.keras.Model):
         strides=1,
         dilation=1,
         first_dilation=None,
-        stride_site="3x3",
         shortcut="projection",
-        squeeze_excitation=False,
-        preactivation=False,
-        drop_rate=0.0,
+        attention=None,
+        stochastic_depth=0.0,
         zero_last_gamma=True,
-        norm_momentum=0.9,
-        norm_epsilon=1e-5,
-        synchronized=False,
         seed=None,
         **kwargs,
     ):
-        known_keywords(type(self), kwargs)
         super().__init__(**kwargs)
         self.filters = whole_number("filters", filters)
-        self.strides = one_of("strides", strides, (1, 2))
+        self.strides = pair("strides", strides)
         self.dilation = whole_number("dilation", dilation)
-        self.first_dilation = whole_number(
-            "first_dilation", first_dilation, optional=True
-        )
-        if first_dilation is None:
-            self.first_dilation = self.dilation
-        self.stride_site = one_of("stride_site", stride_site, self.stride_sites)
+        self.first_dilation = self.dilation
+        if first_dilation is not None:
+            self.first_dilation = whole_number("first_dilation", first_dilation)
         self.shortcut = one_of("shortcut", shortcut, SHORTCUTS)
-        self.squeeze_excitation = true_or_false(
-            "squeeze_excitation", squeeze_excitation
-        )
-        self.preactivation = true_or_false("preactivation", preactivation)
-        self.drop_rate = number("drop_rate", drop_rate, at_least=0, below=1)
+        self.stochastic_depth = drop_rate(stochastic_depth)
         self.zero_last_gamma = true_or_false("zero_last_gamma", zero_last_gamma)
-        self.norm_momentum, self.norm_epsilon, self.synchronized = (
-            norm_arguments(norm_momentum, norm_epsilon, synchronized)
-        )
-        self.seed = stochastic_seed(seed)
-        if (
-            self.strides > 1
-            and self.first_dilation > 1
-            and stride_site == "3x3"
-        ):
-            raise ValueError(
-                "`first_dilation` (`dilation` where it is None) must be 1 for "
-                "a 3x3 convolution with strides. Received: "
-                f"strides={strides!r}, dilation={dilation!r}, "
-                f"first_dilation={first_dilation!r}"
-            )
+        self.seed = seed_or_none(seed)
 
-        self.pre_bn = self._bn(name="pre_bn") if self.preactivation else None
-        self.attention = None
-        if self.squeeze_excitation:
-            self.attention = SqueezeExcitation(
-                trainable=self.trainable,
-                dtype=self.dtype_policy,
+        self.pre_bn = self.attention = self.drop = unchanged
+        if self.preactivation:
+            self.pre_bn = self.new_norm("pre_bn")
+        self._chosen_attention = attention
+        if attention is not None:
+            self.attention = make(
+                "attention",
+                attention,
+                ATTENTIONS,
                 name="attention",
+                **self._inherited,
             )
-        self.drop = None
-        if self.drop_rate:
+        if self.stochastic_depth:
             self.drop = StochasticDepth(
-                self.drop_rate,
+                self.stochastic_depth,
                 self.seed,
-                trainable=self.trainable,
-                dtype=self.dtype_policy,
                 name="drop",
+                **self._inherited,
             )
-        self.projection_conv = None
-        self.projection_bn = None
+        # The stride stands in the convolution, or in what pools after it.
+        self.conv_strides, self.pool = self.strides, unchanged
+        if self.antialias and self.begins_resolution:
+            self.conv_strides = 1
+            self.pool = self.new_antialias(self.strides, "antialias")
 
     @property
     def out_channels(self):
         """Number of channels that the block returns."""
         return self.filters * self.expansion
 
-    def residual_layers(self):
-        """Returns the layers of the residual branch, in order."""
-        raise NotImplementedError
+    @property
+    def begins_resolution(self):
+        """Whether there is a stride, or dilation has taken its place."""
+        return set(self.strides) != {1} or self.dilation != self.first_dilation
 
-    def residual(self, inputs, training=None):
+    @property
+    def projects(self):
+        """Whether a built block has a convolution in its shortcut."""
+        return self.projection_conv is not unchanged
+
+    def arguments_kept_elsewhere(self):
+        kept = super().arguments_kept_elsewhere()
+        return {**kept, "attention": self._chosen_attention}
+
+    def residual(self, x, training=None):
         """Applies the residual branch."""
         raise NotImplementedError
 
+    def last_conv(self, kernel_size, **kwargs):
+        """Returns the convolution at the end of the residual branch."""
+        return self.new_conv(
+            self.out_channels,
+            kernel_size,
+            use_bias=self.use_bias and self.preactivation,
+            **kwargs,
+        )
+
+    def last_norm(self, name):
+        """Returns the norm behind that convolution."""
+        if self.preactivation:
+            return unchanged
+        # A zero gamma at the end of the residual branch makes the block begin
+        # as the identity: Goyal et al., 2017, https://arxiv.org/abs/1706.02677.
+        gamma = "zeros" if self.zero_last_gamma else "ones"
+        return self.new_norm(name, gamma_initializer=gamma)
+
     def build_layers(self, input_shape):
-        removes = input_shape[-1] > self.out_channels
-        if removes and self.shortcut == "zero_padding":
-            raise ValueError(
-                "With `shortcut` 'zero_padding', which adds channels, the "
-                f"input of {self.name} must have at most {self.out_channels}. "
-                f"Received: shape={tuple(input_shape)}"
-            )
-        if self.pre_bn is not None:
-            self.pre_bn.build(input_shape)
-        shape = input_shape
-        for layer in self.residual_layers():
-            layer.build(shape)
-            shape = layer.compute_output_shape(shape)
-        for layer in (self.attention, self.drop):
-            if layer is not None:
-                layer.build(shape)
-        if self._needs_projection(input_shape[-1]):
-            pooled = self.shortcut == "pooled_projection"
-            self.projection_conv = self._conv(
-                self.out_channels,
-                1,
-                1 if pooled else self.strides,
-                use_bias=self.preactivation,
-                name="projection_conv",
-            )
-            self.projection_conv.build(input_shape)
-            if not self.preactivation:
-                self.projection_bn = self._bn(name="projection_bn")
-                self.projection_bn.build(shape)
+        self.shortcut_pool, self.projection_conv, self.projection_bn = (
+            new_shortcut(self, input_shape)
+        )
+        super().build_layers(input_shape)
 
     def compute_output_shape(self, input_shape):
-        shape = input_shape
-        for layer in self.residual_layers():
-            shape = layer.compute_output_shape(shape)
-        return shape
+        return *strided_shape(input_shape, self.strides)[:3], self.out_channels
 
     def call(self, inputs, training=None):
         """Applies the block.
@@ -169,128 +178,16 @@ class ResidualBlock(TakesPictures, tf.keras.Model):
           [batch, ceil(height / strides), ceil(width / strides), out_channels]
           in the compute dtype of the block's policy.
         """
+        phase = in_phase(training)
         # Pictures of integers as well.
         x = inputs = tf.cast(inputs, self.compute_dtype)
         if self.preactivation:
-            x = tf.nn.relu(self.pre_bn(x, **in_phase(training)))
-        if self.projection_conv is not None:
-            shortcut = self._project(x, training)
-        else:
-            shortcut = self._match_shape(inputs)
-        x = self.residual(x, training=training)
-        if self.attention is not None:
-            x = self.attention(x)
-        if self.drop is not None:
-            x = self.drop(x, **in_phase(training))
-        x = shortcut + x
-        return x if self.preactivation else tf.nn.relu(x)
-
-    @property
-    def _begins_resolution(self):
-        # By a stride, or by the dilation that has taken its place.
-        return self.strides != 1 or self.dilation != self.first_dilation
-
-    def _needs_projection(self, in_channels):
-        if self.shortcut == "zero_padding":
-            return False
-        if in_channels != self.out_channels:
-            return True
-        # Pre-activation nets keep the shortcut free of weights where they can.
-        return self._begins_resolution and not self.preactivation
-
-    def _project(self, inputs, training):
-        x = inputs
-        if self.shortcut == "pooled_projection" and self._begins_resolution:
-            if self.strides == 1:
-                x = _average_ahead(x, self.first_dilation)
-            else:
-                x = tf.nn.avg_pool2d(x, self.strides, self.strides, "SAME")
-        x = self.projection_conv(x)
-        if self.projection_bn is not None:
-            x = self.projection_bn(x, **in_phase(training))
-        return x
-
-    def _match_shape(self, inputs):
-        x = inputs
-        if self.strides != 1:
-            x = x[:, :: self.strides, :: self.strides]
-        missing = self.out_channels - x.shape[-1]
-        if missing:
-            half = missing // 2
-            x = tf.pad(x, [[0, 0], [0, 0], [0, 0], [half, missing - half]])
-        return x
-
-    def _conv(self, filters, kernel_size, strides=1, **kwargs):
-        # A dtype policy reaches the children only when it is passed to them,
-        # and so does being frozen, where they are created later.
-        return PaddedConv2D(
-            filters,
-            kernel_size,
-            strides,
-            trainable=self.trainable,
-            dtype=self.dtype_policy,
-            **kwargs,
-        )
-
-    def _last_conv(self, kernel_size, **kwargs):
-        # It needs a bias where no batch norm follows.
-        return self._conv(
-            self.out_channels,
-            kernel_size,
-            use_bias=self.preactivation,
-            **kwargs,
-        )
-
-    def _bn(self, **kwargs):
-        return BatchNormalization(
-            momentum=self.norm_momentum,
-            epsilon=self.norm_epsilon,
-            synchronized=self.synchronized,
-            trainable=self.trainable,
-            dtype=self.dtype_policy,
-            **kwargs,
-        )
-
-    def _last_bn(self, **kwargs):
-        if self.preactivation:
-            return None
-        # A zero gamma at the end of the residual branch makes the block begin
-        # as the identity: Goyal et al., 2017, https://arxiv.org/abs/1706.02677.
-        gamma = "zeros" if self.zero_last_gamma else "ones"
-        return self._bn(gamma_initializer=gamma, **kwargs)
-
-
-def inner_filters(name, filters, base_width):
-    """Returns the channels of one group inside a bottleneck block.
-
-    Args:
-      name: what the caller calls its `filters`.
-      filters: whole number.
-      base_width: whole number, channels of a group for 64 filters.
-
-    Raises:
-      ValueError: there would be none.
-    """
-    inner = filters * base_width // 64
-    if inner < 1:
-        raise ValueError(
-            f"`{name}` * `base_width` must be at least 64. "
-            f"Received: {name}={filters!r}, base_width={base_width!r}"
-        )
-    return inner
-
-
-def _average_ahead(inputs, distance):
-    """Averages every pixel with those `distance` further down and right.
-
-    It is what 2x2 average pooling makes of the pixels that a stride keeps.
-    timm has the same but for the last pixels, which it averages with zeros.
-    """
-    x = inputs
-    # Pixels at the end have none ahead: they count twice, that is, alone.
-    x = (x + tf.concat([x[:, distance:], x[:, -distance:]], 1)) / 2
-    ahead = tf.concat([x[:, :, distance:], x[:, :, -distance:]], 2)
-    return (x + ahead) / 2
+            x = self.activation(self.pre_bn(inputs, **phase))
+        shortcut = self.shortcut_pool(x if self.projects else inputs)
+        shortcut = self.projection_bn(self.projection_conv(shortcut), **phase)
+        x = self.residual(x, **phase)
+        x = shortcut + self.drop(self.attention(x, **phase), **phase)
+        return x if self.preactivation else self.activation(x)
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
@@ -299,9 +196,8 @@ class BasicBlock(ResidualBlock):
 
     Args:
       filters: channels of both convolutions, and of the output.
-      strides: 1, or 2 to halve height and width, in the first convolution.
-      **kwargs: the options of `BottleneckBlock`, without `groups`,
-        `base_width` and `stride_site`.
+      strides: of the first convolution: 1, or 2 to halve height and width.
+      **kwargs: see `ResidualBlock`.
 
     Raises:
       ValueError: an argument has none of the values possible.
@@ -311,27 +207,23 @@ class BasicBlock(ResidualBlock):
 
     def __init__(self, filters, strides=1, **kwargs):
         super().__init__(filters, strides, **kwargs)
-        self.conv1 = self._conv(
+        self.conv1 = self.new_conv(
             self.filters,
             3,
-            self.strides,
+            self.conv_strides,
             dilation_rate=self.first_dilation,
             name="conv1",
         )
-        self.bn1 = self._bn(name="bn1")
-        self.conv2 = self._last_conv(
+        self.bn1 = self.new_norm("bn1")
+        self.conv2 = self.last_conv(
             3, dilation_rate=self.dilation, name="conv2"
         )
-        self.bn2 = self._last_bn(name="bn2")
+        self.bn2 = self.last_norm("bn2")
 
-    def residual_layers(self):
-        layers = (self.conv1, self.bn1, self.conv2)
-        return layers if self.bn2 is None else (*layers, self.bn2)
-
-    def residual(self, inputs, training=None):
-        x = tf.nn.relu(self.bn1(self.conv1(inputs), **in_phase(training)))
-        x = self.conv2(x)
-        return x if self.bn2 is None else self.bn2(x, **in_phase(training))
+    def residual(self, x, training=None):
+        phase = in_phase(training)
+        x = self.activation(self.bn1(self.conv1(x), **phase))
+        return self.bn2(self.conv2(self.pool(x)), **phase)
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
@@ -346,28 +238,11 @@ class BottleneckBlock(ResidualBlock):
       base_width: channels of a group inside the block, for 64 filters; more
         than 64 in one group is a Wide ResNet, Zagoruyko and Komodakis, 2016,
         https://arxiv.org/abs/1605.07146.
-      dilation: of the 3x3 convolution.
-      first_dilation: of the convolution that takes the stride, or would take
-        it, if not `dilation`. With strides of 1, another one than `dilation`
-        says that dilation has taken the place of a stride: the shortcut is
-        then projected, and pooled, as if there were one.
+      first_reduction: by what the channels of the first convolution are
+        divided: 2 in SENet-154.
       stride_site: which convolution takes the stride: "3x3" (known as v1.5,
         more accurate) or "1x1", the first one (v1, as in the paper).
-      shortcut: how the shortcut matches another shape: "projection",
-        "pooled_projection" (ResNet-D, He et al., 2018,
-        https://arxiv.org/abs/1812.01187) or "zero_padding".
-      squeeze_excitation: scale channels at the end of the residual branch,
-        see `SqueezeExcitation`.
-      preactivation: batch norm and ReLU in front of each convolution, none
-        after the sum: He et al., 2016, https://arxiv.org/abs/1603.05027.
-      drop_rate: probability that the residual branch is left out for an
-        example in training, see `StochasticDepth`.
-      zero_last_gamma: start the last batch norm's gamma at zero, not one.
-      norm_momentum: weight of the old value in batch norm's moving statistics.
-      norm_epsilon: added to the variance by batch norm.
-      synchronized: compute batch statistics over all replicas.
-      seed: of the examples that `drop_rate` is about, see `StochasticDepth`.
-      **kwargs: `name`, `dtype` and so on, for `keras.Model`.
+      **kwargs: see `ResidualBlock`.
 
     Raises:
       ValueError: an argument has none of the values above.
@@ -376,7 +251,6 @@ class BottleneckBlock(ResidualBlock):
     """
 
     expansion = 4
-    stride_sites = ("3x3", "1x1")
 
     def __init__(
         self,
@@ -384,37 +258,44 @@ class BottleneckBlock(ResidualBlock):
         strides=1,
         groups=1,
         base_width=64,
+        first_reduction=1,
         stride_site="3x3",
         **kwargs,
     ):
-        super().__init__(filters, strides, stride_site=stride_site, **kwargs)
+        super().__init__(filters, strides, **kwargs)
         self.groups = whole_number("groups", groups)
         self.base_width = whole_number("base_width", base_width)
-        inner = inner_filters("filters", self.filters, self.base_width)
-        inner *= self.groups
-        in_1x1 = self.stride_site == "1x1"
-        self.conv1 = self._conv(
-            inner, 1, self.strides if in_1x1 else 1, name="conv1"
-        )
-        self.bn1 = self._bn(name="bn1")
-        self.conv2 = self._conv(
+        self.first_reduction = whole_number("first_reduction", first_reduction)
+        self.stride_site = one_of("stride_site", stride_site, ("3x3", "1x1"))
+        inner = self.filters * self.base_width // 64 * self.groups
+        first = inner // self.first_reduction
+        if first < 1:
+            raise ValueError(
+                "`filters` * `base_width` must be at least 64 for each "
+                f"`first_reduction`. Received: filters={filters!r}, "
+                f"base_width={base_width!r}, "
+                f"first_reduction={first_reduction!r}"
+            )
+        spacings = [(1, 1), (self.conv_strides, self.first_dilation)]
+        if self.stride_site == "1x1":
+            spacings = [(self.conv_strides, 1), (1, self.dilation)]
+        (strides1, _), (strides2, dilation2) = spacings
+        self.conv1 = self.new_conv(first, 1, strides1, name="conv1")
+        self.bn1 = self.new_norm("bn1")
+        self.conv2 = self.new_conv(
             inner,
             3,
-            1 if in_1x1 else self.strides,
+            strides2,
             groups=self.groups,
-            dilation_rate=self.dilation if in_1x1 else self.first_dilation,
+            dilation_rate=dilation2,
             name="conv2",
         )
-        self.bn2 = self._bn(name="bn2")
-        self.conv3 = self._last_conv(1, name="conv3")
-        self.bn3 = self._last_bn(name="bn3")
+        self.bn2 = self.new_norm("bn2")
+        self.conv3 = self.last_conv(1, name="conv3")
+        self.bn3 = self.last_norm("bn3")
 
-    def residual_layers(self):
-        layers = (self.conv1, self.bn1, self.conv2, self.bn2, self.conv3)
-        return layers if self.bn3 is None else (*layers, self.bn3)
-
-    def residual(self, inputs, training=None):
-        x = tf.nn.relu(self.bn1(self.conv1(inputs), **in_phase(training)))
-        x = tf.nn.relu(self.bn2(self.conv2(x), **in_phase(training)))
-        x = self.conv3(x)
-        return x if self.bn3 is None else self.bn3(x, **in_phase(training))
+    def residual(self, x, training=None):
+        phase = in_phase(training)
+        x = self.activation(self.bn1(self.conv1(x), **phase))
+        x = self.activation(self.bn2(self.conv2(x), **phase))
+        return self.bn3(self.conv3(self.pool(x)), **phase)

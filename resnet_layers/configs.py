@@ -1,5 +1,7 @@
 """The part of a layer's config that holds its arguments."""
 
+import inspect
+
 import numpy as np
 import tensorflow as tf
 
@@ -24,7 +26,12 @@ class KeepsArguments:
         return {}
 
     def get_config(self):
-        config = {**super().get_config(), **self.arguments_kept_elsewhere()}
+        config = {
+            **super().get_config(),
+            **tf.nest.map_structure(
+                _name_of_class, self.arguments_kept_elsewhere()
+            ),
+        }
         parents = type(self).__mro__
         described = False
         for parent in parents[: parents.index(KeepsArguments)]:
@@ -33,7 +40,9 @@ class KeepsArguments:
                 if name in config:
                     continue
                 if _is_plain(self, name):
-                    config[name] = getattr(self, name)
+                    config[name] = tf.nest.map_structure(
+                        _name_of_class, getattr(self, name)
+                    )
                 elif not described:
                     raise ValueError(
                         f"`{name}` of {parent.__name__} cannot be saved: keep "
@@ -46,4 +55,11 @@ class KeepsArguments:
 def _is_plain(layer, name):
     # The layer itself, where it has no such attribute, is not.
     values = tf.nest.flatten(getattr(layer, name, layer))
-    return all(isinstance(value, PLAIN) for value in values)
+    return all(isinstance(_name_of_class(v), PLAIN) for v in values)
+
+
+def _name_of_class(value):
+    """Returns what Keras finds a class by; other values as they are."""
+    if inspect.isclass(value):
+        return tf.keras.utils.get_registered_name(value)
+    return value

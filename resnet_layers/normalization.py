@@ -1,30 +1,13 @@
 """Batch normalisation, on the fused kernel wherever that can take it."""
 
+from functools import partial
+
 import tensorflow as tf
 
-from resnet_layers.arguments import known_keywords, number, true_or_false
+from resnet_layers.arguments import number, true_or_false
 from resnet_layers.configs import KeepsArguments
 
 FUSED_DTYPES = ("float32", "bfloat16", "float16")
-
-
-def norm_arguments(momentum, epsilon, synchronized, prefix="norm_"):
-    """Returns a batch norm's arguments as Python's own numbers.
-
-    Args:
-      momentum: weight of the old value in the moving statistics.
-      epsilon: added to the variance.
-      synchronized: compute batch statistics over all replicas.
-      prefix: what the caller's names of the first two begin with.
-
-    Raises:
-      ValueError: one has none of the values possible.
-    """
-    return (
-        number(f"{prefix}momentum", momentum, at_least=0, at_most=1),
-        number(f"{prefix}epsilon", epsilon, at_least=0),
-        true_or_false("synchronized", synchronized),
-    )
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
@@ -57,14 +40,10 @@ class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
     def __init__(
         self, momentum=0.9, epsilon=1e-5, synchronized=False, **kwargs
     ):
-        known_keywords(type(self), kwargs)
-        momentum, epsilon, synchronized = norm_arguments(
-            momentum, epsilon, synchronized, prefix=""
-        )
         super().__init__(
-            momentum=momentum,
-            epsilon=epsilon,
-            synchronized=synchronized,
+            momentum=number("momentum", momentum, at_least=0, at_most=1),
+            epsilon=number("epsilon", epsilon, at_least=0),
+            synchronized=true_or_false("synchronized", synchronized),
             **kwargs,
         )
 
@@ -124,3 +103,12 @@ class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
             moving.assign(
                 moving * self.momentum + value * (1.0 - self.momentum)
             )
+
+
+NORMS = {
+    "batch": BatchNormalization,
+    # Of 32 groups, and with the epsilon of everybody but Keras.
+    "group": partial(
+        tf.keras.layers.GroupNormalization, groups=32, epsilon=1e-5
+    ),
+}

@@ -20,7 +20,7 @@ from absl.testing import flagsaver
 from keras.src.backend.common import global_state
 from samples import write_folder
 
-from resnet_layers import VARIANTS, ResNet
+from resnet_layers import VARIANTS
 from train_loop import main
 from train_loop.training.strategies import mirrored, split_cpu
 
@@ -69,10 +69,9 @@ def workdir(tmp_path):
 @pytest.fixture
 def small_net(monkeypatch):
     """Makes `resnet_tiny` tinier: to trace it is most of a short run."""
-    small = functools.partial(
-        ResNet, block="basic", stage_sizes=(1,), width=8, stem="small"
-    )
-    monkeypatch.setitem(VARIANTS, "resnet_tiny", small)
+    smaller = {"block": "basic", "stage_sizes": (1,), "width": 8}
+    for argument, value in smaller.items():
+        monkeypatch.setitem(VARIANTS["resnet_tiny"].arguments, argument, value)
 
 
 @pytest.fixture

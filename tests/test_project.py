@@ -166,10 +166,18 @@ def create_small(create):
     return create_run
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_readme_counts_parameters_right(name, count_parameters):
-    [count] = re.findall(rf"\| `{name}` \| \w+ \| ([\d,]+) \|", README)
+@pytest.mark.parametrize(
+    ("name", "count"),
+    re.findall(r"\| `(\w+)` \| \w+ \| ([\d,]+) \|", README),
+)
+def test_readme_counts_parameters_right(name, count, count_parameters):
     assert int(count.replace(",", "")) == count_parameters(name)
+
+
+def test_readme_lists_every_variant():
+    [table] = re.findall(r"\| family .*?\n\n", README, re.DOTALL)
+    listed = re.findall(r"`(\w*resne\w+|senet154)`", table)
+    assert sorted(listed) == sorted(VARIANTS)
 
 
 def test_readme_draws_the_layout_as_it_is():

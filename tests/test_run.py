@@ -52,7 +52,7 @@ def test_settings_reach_the_parts_they_speak_of(tmp_path):
     assert run.trainer.optimizer.l2 == 0.003
     assert run.trainer.label_smoothing == 0.2
     assert run.trainer.model.compute_dtype == "bfloat16"
-    assert run.trainer.model.synchronized
+    assert run.trainer.model.norm["synchronized"]
     assert run.trainer.model.stochastic_depth == 0.3
     assert run.trainer.strategy.num_replicas_in_sync == 2
     assert run.steps == round(10 * 1437 / 64)

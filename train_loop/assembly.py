@@ -149,7 +149,7 @@ def build_classifier(settings, class_names):
         model = VARIANTS[settings.model](
             num_classes=len(class_names),
             stochastic_depth=settings.stochastic_depth,
-            synchronized=settings.synchronized_batch_norm,
+            norm=_choose_norm(settings),
             dtype=settings.precision,
         )
         model.build((None, settings.image_size, settings.image_size, 3))
@@ -159,6 +159,20 @@ def build_classifier(settings, class_names):
         check_choice("--freeze", settings.freeze, ["none", *model.parts])
         model.freeze(settings.freeze)
     return Classifier(model, settings.preprocessing, class_names)
+
+
+def _choose_norm(settings):
+    """Returns the norm of the variant, synchronized if that is wanted."""
+    norm = VARIANTS[settings.model].arguments.get("norm", "batch")
+    if not settings.synchronized_batch_norm:
+        return norm
+    norm = norm if isinstance(norm, dict) else {"kind": norm}
+    if norm["kind"] != "batch":
+        raise UserError(
+            f"--synchronized_batch_norm is not for {settings.model}, which "
+            f"has {norm['kind']} norm; leave it out"
+        )
+    return {**norm, "synchronized": True}
 
 
 def build_trainer(settings, data, classifier, strategy):

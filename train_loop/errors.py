@@ -2,6 +2,9 @@
 
 import difflib
 
+# Of more choices than that, messages name the first few.
+MANY, FEW = 30, 12
+
 
 class UserError(Exception):
     """A mistake that whoever started the program can mend.
@@ -24,5 +27,13 @@ def check_choice(what, given, choices):
     near = difflib.get_close_matches(str(given), list(choices), n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(
-        f"{what}={given} is unknown; {hint}It takes: {', '.join(choices)}"
+        f"{what}={given} is unknown; {hint}It takes: {listed(choices)}"
     )
+
+
+def listed(choices):
+    """Returns the names of choices in a line; of many, the first few."""
+    names = list(choices)
+    if len(names) <= MANY:
+        return ", ".join(names)
+    return f"{', '.join(names[:FEW])} and {len(names) - FEW} others"

@@ -27,7 +27,7 @@ import sys
 import tensorflow as tf
 from absl import app, flags, logging
 
-from train_loop.errors import UserError, check_choice
+from train_loop.errors import UserError, check_choice, listed
 from train_loop.modes import MODES
 from train_loop.recipes import RECIPES
 from train_loop.settings import Settings, to_text
@@ -56,7 +56,7 @@ def help_of(field):
         choices = ("auto", *RECIPES)
     parts = [field.metadata["help"]]
     if choices is not None:
-        parts.append(f"One of: {', '.join(choices)}.")
+        parts.append(f"One of: {listed(choices)}.")
     if default is not None:
         parts.append(f"Default: {to_text(default)}")
         others = {

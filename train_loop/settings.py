@@ -139,7 +139,11 @@ class Settings:
     )
 
     model: str = setting(
-        "The network.", "resnet50", choices=VARIANTS, fixed=True
+        "The network, by timm's name: resnet18, resnet50d, resnext50_32x4d. "
+        "The README lists all.",
+        "resnet50",
+        choices=VARIANTS,
+        fixed=True,
     )
     weights: str = setting(
         "What to start from: a file (.safetensors of torchvision or timm, .h5 "

@@ -20,7 +20,7 @@ from resnet_layers.weights.names import (
 )
 
 # Between a model and its layers, groups of Keras 3's HDF5 files.
-KERAS_CONTAINERS = ("blocks", "layers", "convs", "bns")
+KERAS_CONTAINERS = ("blocks", "layers", "convs", "bns", "pools")
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".pickle", ".tar")
 
 

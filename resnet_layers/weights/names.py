@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from resnet_layers.normalization import BatchNormalization
-from resnet_layers.parts import PaddedConv2D
+from resnet_layers.style import unchanged
 
 # Names of the layers in each dialect. Stages, blocks and layers are counted
 # from 1 with capital letters, from 0 with small ones.
@@ -17,6 +16,8 @@ TORCH_NAMES = {
     # Three convolutions in a torch.nn.Sequential: conv, norm, ReLU, conv ...
     "deep_stem_conv": "conv1.{sequence}",
     "deep_stem_bn": "conv1.{after}",
+    "pool_conv": "maxpool.0",
+    "pool_bn": "maxpool.1",
     "conv": "layer{Stage}.{block}.conv{Layer}",
     "bn": "layer{Stage}.{block}.bn{Layer}",
     "projection_conv": "layer{Stage}.{block}.downsample.0",
@@ -25,7 +26,21 @@ TORCH_NAMES = {
     "pooled_projection_bn": "layer{Stage}.{block}.downsample.2",
     "squeeze": "layer{Stage}.{block}.se.fc1",
     "excite": "layer{Stage}.{block}.se.fc2",
+    "neighbours": "layer{Stage}.{block}.se.conv",
     "head": "fc",
+}
+# Of timm's resnetv2.py, the nets with pre-activation.
+TORCH_V2_NAMES = {
+    "stem_conv": "stem.conv",
+    "deep_stem_conv": "stem.conv{Layer}",
+    "deep_stem_bn": "stem.norm{Layer}",
+    "pre_bn": "stages.{stage}.blocks.{block}.norm1",
+    "conv": "stages.{stage}.blocks.{block}.conv{Layer}",
+    "bn": "stages.{stage}.blocks.{block}.norm{Layer_after_pre}",
+    "projection_conv": "stages.{stage}.blocks.{block}.downsample.conv",
+    "pooled_projection_conv": "stages.{stage}.blocks.{block}.downsample.conv",
+    "post_bn": "norm",
+    "convolutional_head": "head.fc",
 }
 KERAS_NAMES = {
     "stem_conv": "conv1_conv",
@@ -49,6 +64,13 @@ TORCH_NORM = {
 TORCH_OTHER = {"weight": "kernel", "bias": "bias"}
 
 
+ATTENTION_ROLES = {
+    "squeeze": "squeeze",
+    "excite": "excite",
+    "conv": "neighbours",
+}
+
+
 class WeightsError(ValueError):
     """A file of weights that cannot be used; its text is one line."""
 
@@ -61,29 +83,64 @@ class Target(NamedTuple):
     write: Callable = np.asarray
 
 
+def _to_hwio(kernel):
+    return kernel.transpose(2, 3, 1, 0)
+
+
+def _to_oihw(kernel):
+    return kernel.transpose(3, 2, 0, 1)
+
+
+def _from_1x1(kernel):
+    return kernel[:, :, 0, 0].T
+
+
+def _to_1x1(kernel):
+    return kernel.T[:, :, np.newaxis, np.newaxis]
+
+
+# Ways from torch's kernels, and back, by the role of their layer.
+KERNELS = {
+    "conv": (_to_hwio, _to_oihw),
+    "head": (np.transpose, np.transpose),
+    # What is a dense layer here is a 1x1 convolution there.
+    "convolutional_head": (_from_1x1, _to_1x1),
+    "squeeze": (_from_1x1, _to_1x1),
+    "excite": (_from_1x1, _to_1x1),
+    # A convolution in one dimension.
+    "neighbours": (np.transpose, np.transpose),
+}
+
+
 def torch_targets(model):
     """Returns {torch's name: `Target`} of all weights of a `ResNet`."""
+    names = TORCH_NAMES
     if model.preactivation:
-        raise WeightsError(
-            "torchvision and timm have no pre-activation net of this kind"
-        )
+        names = TORCH_V2_NAMES
+        if model.use_bias:
+            raise WeightsError(
+                "torchvision and timm have no pre-activation net with biases"
+            )
     targets = {}
     for layer, role, position in _layers(model):
-        prefix = TORCH_NAMES[role].format(**position)
-        norm = isinstance(layer, BatchNormalization)
+        if role == "head" and model.preactivation:
+            role = "convolutional_head"
+        if role not in names:
+            raise WeightsError(
+                f"torchvision and timm have no net like {model.name}: nothing "
+                f"there is like {layer.path}"
+            )
+        prefix = names[role].format(**position)
+        norm = role.endswith("bn")
         for theirs, ours in (TORCH_NORM if norm else TORCH_OTHER).items():
-            variable = getattr(layer, ours)
+            variable = getattr(layer, ours, None)
             if variable is None:
                 continue
-            options = {}
-            if ours == "kernel" and isinstance(layer, PaddedConv2D):
-                options = {"read": _to_hwio, "write": _to_oihw}
-            elif ours == "kernel" and role != "head":
-                # timm's squeeze and excitation are 1x1 convolutions.
-                options = {"read": _from_1x1, "write": _to_1x1}
-            elif ours == "kernel":
-                options = {"read": np.transpose, "write": np.transpose}
-            targets[f"{prefix}.{theirs}"] = Target(variable, **options)
+            ways = {}
+            if ours == "kernel":
+                read, write = KERNELS.get(role, KERNELS["conv"])
+                ways = {"read": read, "write": write}
+            targets[f"{prefix}.{theirs}"] = Target(variable, **ways)
     return targets
 
 
@@ -116,47 +173,66 @@ def path_below(model, variable):
 
 
 def _layers(model):
-    """Yields every layer with weights as (layer, role, position)."""
-    deep = len(model.stem.convs) > 1
-    for index, conv in enumerate(model.stem.convs):
-        position = {"sequence": 3 * index, "after": 3 * index + 1}
-        yield conv, "deep_stem_conv" if deep else "stem_conv", position
-    for index, bn in enumerate(model.stem.bns):
-        last = index == len(model.stem.convs) - 1
-        position = {"after": 3 * index + 1}
+    """Yields every layer with weights as (layer, role, position).
+
+    Raises:
+      WeightsError: a block has layers that no other library's have.
+    """
+    stem = model.stem
+    deep = "deep_" if len(stem.convs) > 1 else ""
+    for index, conv in enumerate(stem.convs):
+        position = {"sequence": 3 * index, "Layer": index + 1}
+        yield conv, f"{deep}stem_conv", position
+    for index, bn in enumerate(stem.bns):
+        last = index == len(stem.convs) - 1
+        position = {"after": 3 * index + 1, "Layer": index + 1}
         yield bn, "stem_bn" if last else "deep_stem_bn", position
+    for layer in stem.pools:
+        if layer.weights:
+            yield layer, layer.name, {}
     blocks = iter(model.blocks)
     for stage, size in enumerate(model.stage_sizes):
         for index in range(size):
             position = {
+                "stage": stage,
                 "Stage": stage + 1,
                 "Stage_after_stem": stage + 2,
                 "block": index,
                 "Block": index + 1,
             }
-            yield from _block_layers(next(blocks), position)
-    if model.post_bn is not None:
+            block = next(blocks)
+            found = list(_block_layers(block, position))
+            known = sum(len(layer.weights) for layer, *_ in found)
+            if known < len(block.weights):
+                raise WeightsError(
+                    f"{type(block).__name__} has layers of its own, which no "
+                    "other library has names for"
+                )
+            yield from found
+    if model.preactivation:
         yield model.post_bn, "post_bn", {}
     if model.head is not None:
         yield model.head, "head", {}
 
 
 def _block_layers(block, position):
-    if block.pre_bn is not None:
-        yield block.pre_bn, "pre_bn", position
-    numbers = {"conv": 0, "bn": 0}
-    for layer in block.residual_layers():
-        role = "conv" if isinstance(layer, PaddedConv2D) else "bn"
-        numbers[role] += 1
-        yield layer, role, {**position, "Layer": numbers[role]}
     pooled = "pooled_" if block.shortcut == "pooled_projection" else ""
-    if block.projection_conv is not None:
-        yield block.projection_conv, f"{pooled}projection_conv", position
-    if block.projection_bn is not None:
-        yield block.projection_bn, f"{pooled}projection_bn", position
-    if block.attention is not None:
-        yield block.attention.squeeze, "squeeze", position
-        yield block.attention.excite, "excite", position
+    layers = [
+        (block.pre_bn, "pre_bn", {}),
+        (block.projection_conv, f"{pooled}projection_conv", {}),
+        (block.projection_bn, f"{pooled}projection_bn", {}),
+    ]
+    for number in (1, 2, 3):
+        counts = {"Layer": number, "Layer_after_pre": number + 1}
+        layers += [
+            (getattr(block, f"conv{number}", unchanged), "conv", counts),
+            (getattr(block, f"bn{number}", unchanged), "bn", counts),
+        ]
+    for name, role in ATTENTION_ROLES.items():
+        layers.append((getattr(block.attention, name, unchanged), role, {}))
+    for layer, role, counts in layers:
+        if layer is not unchanged:
+            yield layer, role, {**position, **counts}
 
 
 class Dialect(NamedTuple):
@@ -167,23 +243,10 @@ class Dialect(NamedTuple):
 
 
 DIALECTS = {
-    "torch": Dialect(torch_targets, TORCH_NAMES["head"]),
+    "torch": Dialect(
+        torch_targets,
+        (TORCH_NAMES["head"], TORCH_V2_NAMES["convolutional_head"]),
+    ),
     "keras": Dialect(keras_targets, KERAS_NAMES["head"]),
     "own": Dialect(own_targets, "head"),
 }
-
-
-def _to_hwio(kernel):
-    return kernel.transpose(2, 3, 1, 0)
-
-
-def _to_oihw(kernel):
-    return kernel.transpose(3, 2, 0, 1)
-
-
-def _from_1x1(kernel):
-    return kernel[:, :, 0, 0].T
-
-
-def _to_1x1(kernel):
-    return kernel.T[:, :, np.newaxis, np.newaxis]

@@ -36,7 +36,7 @@ def test_multiply_adds_are_the_papers(name, multiply_adds, layers, zeros):
     total = costs(model, 224)["total"]
     assert total.multiply_adds == pytest.approx(multiply_adds, abs=0.07e9)
     # The paper does not count the projections.
-    projections = sum(b.projection_conv is not None for b in model.blocks)
+    projections = sum(b.projects for b in model.blocks)
     assert total.layers == layers + projections
     counted = sum(v.shape.num_elements() for v in model.trainable_variables)
     assert total.parameters == counted

@@ -9,8 +9,10 @@ import pytest
 from resnet_layers import (
     BasicBlock,
     BatchNormalization,
+    BlurPool2D,
     BottleneckBlock,
     PaddedConv2D,
+    PaddedMaxPooling2D,
     ResNet,
     SqueezeExcitation,
     Stem,
@@ -20,7 +22,7 @@ from resnet_layers import (
 NAN, INFINITY = float("nan"), float("inf")
 REQUIRED = {
     PaddedConv2D: {"filters": 4, "kernel_size": 3},
-    StochasticDepth: {"rate": 0.5},
+    StochasticDepth: {"stochastic_depth": 0.5},
     BasicBlock: {"filters": 4},
     BottleneckBlock: {"filters": 4},
 }
@@ -47,27 +49,31 @@ KINDS = [
     ),
     # The bounds that a number may not reach.
     (SqueezeExcitation, "ratio", (0,)),
-    (StochasticDepth, "rate", (-0.1, 1)),
+    (StochasticDepth, "stochastic_depth", (-0.1, 1)),
 ]
-NORM = {"norm_momentum": 2, "norm_epsilon": -1, "synchronized": 1}
-BLOCK_OPTIONS = {
-    "stride_site": "5x5",
-    "shortcut": "x",
-    "squeeze_excitation": 1,
+STYLE = {
+    "norm": "layer",
     "preactivation": 1,
+    "antialias": "max",
+    "weight_standardization": 1,
+    "use_bias": "no",
+}
+BLOCK_OPTIONS = {
+    "shortcut": "x",
+    "attention": 1,
     "zero_last_gamma": 1,
-    **NORM,
+    **STYLE,
 }
 BLOCK = {
     "filters": 0,
-    "strides": 3,
+    "strides": (1, 0),
     "dilation": 0,
     "first_dilation": 0,
-    "drop_rate": 1,
+    "stochastic_depth": 1,
     **BLOCK_OPTIONS,
-    "stages": 3,
 }
-# Every argument of every constructor, with one wrong value.
+# Every argument of every constructor that Keras would not refuse by itself,
+# with one wrong value.
 ARGUMENTS = {
     PaddedConv2D: {
         "filters": 0,
@@ -78,26 +84,21 @@ ARGUMENTS = {
         "padding": "valid",
         "data_format": "channels_first",
         "use_bias": 1,
-        "rank": 2,
-        "stages": 3,
     },
-    SqueezeExcitation: {"ratio": 1.5, "stages": 3},
-    StochasticDepth: {"rate": 1, "seed": "x", "stages": 3},
-    BatchNormalization: {
-        "momentum": 2,
-        "epsilon": -1,
-        "synchronized": 1,
-        "stages": 3,
+    SqueezeExcitation: {"ratio": 1.5},
+    StochasticDepth: {"stochastic_depth": 1, "seed": "x"},
+    BatchNormalization: {"momentum": 2, "epsilon": -1, "synchronized": 1},
+    BlurPool2D: {"strides": 0},
+    PaddedMaxPooling2D: {"strides": 0, "padding": "same"},
+    Stem: {"filters": 0, "kind": "x", "pool": "mean", **STYLE},
+    BasicBlock: BLOCK,
+    BottleneckBlock: {
+        **BLOCK,
+        "groups": 0,
+        "base_width": 0,
+        "first_reduction": 0,
+        "stride_site": "5x5",
     },
-    Stem: {
-        "filters": 0,
-        "kind": "x",
-        "preactivation": 1,
-        **NORM,
-        "stages": 3,
-    },
-    BasicBlock: {**BLOCK, "groups": 2},
-    BottleneckBlock: {**BLOCK, "groups": 0, "base_width": 0},
     ResNet: {
         "block": "wide",
         "stage_sizes": 3,
@@ -116,7 +117,6 @@ ARGUMENTS = {
         "strides": 2,
         "dilation": 2,
         "first_dilation": 2,
-        "drop_rate": 0.1,
         "stages": 3,
     },
 }
@@ -153,16 +153,18 @@ def test_refused_arguments_are_named_as_they_were_given(make, argument, value):
             {"width": 1, "stem": "deep"},
             "`width` must be .* at least 2.*width=1$",
         ),
-        (
-            {"width": 1, "base_width": 4},
-            "`width` .* 64.*width=1, base_width=4$",
-        ),
-        ({"stem": "x"}, "'imagenet', 'deep', 'small'"),
+        ({"width": 1, "base_width": 4}, "64.*filters=1, base_width=4"),
+        ({"width": (8, 16)}, "one for each of .*width=.8, 16.$"),
+        ({"block": ["basic"]}, "one for each of .*block=.'basic'.$"),
+        ({"stem": "x"}, "'imagenet', 'deep', 'tiered', 'small'"),
+        ({"norm": "layer"}, "'batch', 'group'.*, or the class of a layer"),
+        ({"attention": {"ratio": 1}}, "one of .'se', 'eca'"),
         ({"num_classes": 0}, "a whole number at least 1, or None"),
         ({"output_stride": 64}, r"\(None, 4, 8, 16, 32\)"),
         ({"output_stride": 16, "stem": "small"}, r"\(None, 1, 2, 4, 8\)"),
-        ({"block": "basic", "groups": 2}, "takes no `groups`, only .*shortcut"),
-        ({"filters": 2}, "takes no `filters`, only block, .*width.*groups"),
+        ({"block": "basic", "groups": 2}, "^`groups` .*nearest: .*shortcut"),
+        ({"filters": 2}, "^`filters` .*takes block, .*width.*groups"),
+        ({"grups": 2}, "^`grups` .* nearest: groups"),
         ({"stochastic_depth": 1}, "at least 0 and below 1"),
     ],
     ids=str,
@@ -177,10 +179,10 @@ def test_refusals_say_what_would_have_been_accepted(options, message):
     [
         (PaddedConv2D, {"filters": 4, "kernel_size": 3, "strides": 2}),
         (SqueezeExcitation, {"ratio": 0.5}),
-        (StochasticDepth, {"rate": 0.5, "seed": 3}),
+        (StochasticDepth, {"stochastic_depth": 0.5, "seed": 3}),
         (BatchNormalization, {"momentum": 0.5, "synchronized": True}),
-        (Stem, {"filters": 4, "norm_epsilon": 0.5, "preactivation": True}),
-        (BasicBlock, {"filters": 4, "strides": 2, "drop_rate": 0.5}),
+        (Stem, {"filters": 4, "preactivation": True}),
+        (BasicBlock, {"filters": 4, "strides": 2, "stochastic_depth": 0.5}),
         (
             BottleneckBlock,
             {
@@ -200,10 +202,10 @@ def test_refusals_say_what_would_have_been_accepted(options, message):
                 "num_classes": 5,
                 "output_stride": 4,
                 "stochastic_depth": 0.5,
-                "norm_momentum": 0.5,
+                "zero_last_gamma": False,
                 "groups": 2,
                 "base_width": 32,
-                "squeeze_excitation": True,
+                "attention": "se",
             },
         ),
     ],
@@ -216,5 +218,23 @@ def test_numbers_of_numpy_are_kept_as_those_of_python(make, arguments, images):
     assert layer(images).shape == expected(images).shape
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **kw: PaddedConv2D(4, 3, **kw),
+        SqueezeExcitation,
+        lambda **kw: StochasticDepth(0.5, **kw),
+        BatchNormalization,
+        lambda **kw: BasicBlock(4, **kw),
+        lambda **kw: ResNet(norm={"kind": "batch", **kw}),
+    ],
+)
+def test_unknown_keywords_are_refused_by_keras(make):
+    with pytest.raises(ValueError, match="Unrecognized keyword.*stages"):
+        make(stages=3)
+
+
 def numpy_value(value):
+    if isinstance(value, str):
+        return value
     return np.array(value) if isinstance(value, tuple) else np.array([value])[0]

@@ -25,7 +25,7 @@ def test_block_starts_as_identity(block_class, images):
     block = block_class(filters=8)
     inputs = tf.nn.relu(np.tile(images, 11)[..., : block.out_channels])
     np.testing.assert_array_equal(block(inputs, training=True), inputs)
-    assert block.projection_conv is None
+    assert not block.projects
 
 
 @pytest.mark.parametrize("block_class", BLOCKS)
@@ -50,7 +50,7 @@ def test_shortcut_is_projected_where_shapes_differ(block_class, strides, side):
         None,
         *expected[1:],
     )
-    assert block.projection_conv is not None
+    assert block.projects
 
 
 def test_stride_site_moves_the_stride():
@@ -92,12 +92,12 @@ def test_strided_convolution_pads_both_sides_alike(kernel_size, side):
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: BasicBlock(4, stride_site="1x1"), "stride_site='1x1'"),
-        (lambda: BottleneckBlock(4, base_width=8), "filters=4, base_width=8"),
+        (lambda: BasicBlock(4, stride_site="1x1"), "'stride_site': '1x1'"),
         (
-            lambda: BasicBlock(4, strides=2, dilation=3),
-            "strides=2, dilation=3, first_dilation=None",
+            lambda: BottleneckBlock(4, base_width=8),
+            "filters=4, base_width=8, first",
         ),
+        (lambda: BasicBlock(4, strides=2, dilation=3), "(2, 2) and dilation"),
     ],
 )
 def test_arguments_that_do_not_fit_each_other_are_named(make, named):
@@ -120,7 +120,7 @@ def test_zero_padding_shortcut_has_no_weights():
     block = BasicBlock(6, strides=2, shortcut="zero_padding")
     inputs = tf.nn.relu(normal(2, 8, 8, 3))
     outputs = block(inputs, training=True).numpy()
-    assert block.projection_conv is None
+    assert not block.projects
     # Zero last gamma: what comes out is the shortcut alone.
     np.testing.assert_array_equal(outputs[..., 1:4], inputs[:, ::2, ::2])
     assert not np.any(outputs[..., [0, 4, 5]])
@@ -232,8 +232,10 @@ def test_preactivation_keeps_the_shortcut_clean():
     block.build(inputs.shape)
     block.conv3.kernel.assign(tf.zeros_like(block.conv3.kernel))
     np.testing.assert_array_equal(block(inputs), inputs[:, ::2, ::2])
-    assert block.bn3 is None
     assert block.conv3.use_bias
+    assert not BottleneckBlock(
+        4, preactivation=True, use_bias=False
+    ).conv3.use_bias
 
 
 def test_squeeze_excitation_is_its_formula():
@@ -268,7 +270,9 @@ def test_frozen_stochastic_depth_neither_drops_nor_draws(
     def make(**kwargs):
         if block_class is None:
             return StochasticDepth(0.5, **kwargs)
-        return block_class(4, drop_rate=0.5, zero_last_gamma=False, **kwargs)
+        return block_class(
+            4, stochastic_depth=0.5, zero_last_gamma=False, **kwargs
+        )
 
     layer = make(trainable=when == "after")
     layer.build(images.shape)
@@ -315,7 +319,7 @@ def test_seed_of_stochastic_depth_is_drawn_as_keras_draws():
 
 @pytest.mark.parametrize("block_class", BLOCKS)
 def test_seed_of_a_block_is_that_of_its_drop(block_class):
-    block = block_class(4, drop_rate=0.5, seed=3)
+    block = block_class(4, stochastic_depth=0.5, seed=3)
     inputs = normal(64, 2, 2, block.out_channels)
     expected = StochasticDepth(0.5, seed=3)(inputs, training=True)
     block.build(inputs.shape)
@@ -335,3 +339,51 @@ def test_stochastic_depth_differs_from_replica_to_replica(two_replicas):
     assert np.any(first != second)
     again, _ = two_replicas.experimental_local_results(draw())
     assert np.any(first != again)
+
+
+@pytest.mark.parametrize("block_class", BLOCKS)
+@pytest.mark.parametrize("antialias", [None, "average", "blur"])
+@pytest.mark.parametrize("strides", [(2, 1), (1, 3)])
+def test_strides_may_differ_for_height_and_width(
+    block_class, antialias, strides
+):
+    block = block_class(
+        4, strides, antialias=antialias, shortcut="pooled_projection"
+    )
+    inputs = normal(2, 8, 9, 3)
+    outputs = block(inputs)
+    rows, columns = strides
+    expected = (2, 8 // rows, 9 // columns, block.out_channels)
+    assert outputs.shape == block.compute_output_shape(inputs.shape) == expected
+
+
+@pytest.mark.parametrize("block_class", BLOCKS)
+def test_style_reaches_every_layer(block_class, images):
+    block = block_class(
+        4,
+        strides=2,
+        norm={"kind": "group", "groups": 2},
+        activation="tanh",
+        kernel_initializer=tf.keras.initializers.Constant(0.5),
+        kernel_regularizer="l2",
+    )
+    block.build(images.shape)
+    layers = list(block._flatten_layers(recursive=False, include_self=False))
+    convs = [layer for layer in layers if isinstance(layer, PaddedConv2D)]
+    norms = [
+        layer
+        for layer in layers
+        if isinstance(layer, tf.keras.layers.GroupNormalization)
+    ]
+    assert len(convs) == len(norms) == (3 if block_class is BasicBlock else 4)
+    assert all(np.all(np.asarray(conv.kernel) == 0.5) for conv in convs)
+    assert all(norm.groups == 2 and norm.epsilon == 1e-5 for norm in norms)
+    assert len(block.losses) == len(convs)
+    assert np.min(block(images)) < 0
+
+
+def test_an_initializer_starts_no_two_layers_alike():
+    """One of Keras's would, where its seed is drawn once."""
+    block = BasicBlock(8, kernel_initializer="he_normal")
+    block.build((None, 8, 8, 8))
+    assert np.any(np.asarray(block.conv1.kernel) != block.conv2.kernel)

@@ -99,7 +99,7 @@ def built_net(preactivation, images):
     model = small_resnet(
         stage_sizes=(1, 1),
         preactivation=preactivation,
-        squeeze_excitation=True,
+        attention="se",
         name="net",
     )
     return share(model, images)
@@ -161,8 +161,8 @@ def freeze_all_but_the_last(layer):
     "make_layer",
     [
         lambda: Stem(8, kind="deep"),
-        lambda: BasicBlock(4, squeeze_excitation=True, drop_rate=0.1),
-        lambda: BottleneckBlock(4, strides=2, squeeze_excitation=True),
+        lambda: BasicBlock(4, attention="se", stochastic_depth=0.1),
+        lambda: BottleneckBlock(4, strides=2, attention="se"),
         lambda: SqueezeExcitation(),
     ],
     ids=["stem", "basic", "bottleneck", "attention"],

@@ -38,7 +38,7 @@ def embed(layer, inputs, **phase):
 
 
 def features(layer, inputs, **phase):
-    return layer.features(inputs, **phase)[-1]
+    return layer.features(inputs, **phase)["P3"]
 
 
 def residual(layer, inputs, **phase):
@@ -75,16 +75,16 @@ USES = {
     "residual of a bottleneck": (lambda: BottleneckBlock(4), residual),
     "a stem's subclass": (lambda: PhaselessStem(4, kind="deep"), call),
     "a block's subclass": (
-        lambda: PhaselessBlock(4, strides=2, drop_rate=0.5),
+        lambda: PhaselessBlock(4, strides=2, stochastic_depth=0.5),
         call,
     ),
     "a preactivation block's subclass": (
-        lambda: PhaselessBlock(4, preactivation=True, drop_rate=0.5),
+        lambda: PhaselessBlock(4, preactivation=True, stochastic_depth=0.5),
         call,
     ),
     "a net's subclass": (
         lambda: PhaselessNet(
-            stage_sizes=(1,), width=4, num_classes=3, squeeze_excitation=True
+            stage_sizes=(1,), width=4, num_classes=3, attention="se"
         ),
         call,
     ),
@@ -169,7 +169,7 @@ def test_functional_models_hand_on_their_phase(use, images):
 def test_two_backbones_fit_into_one_model(images, tmp_path):
     inputs = tf.keras.Input(images.shape[1:])
     nets = [small_resnet(name=name) for name in ("left", "right")]
-    model = tf.keras.Model(inputs, [net.features(inputs)[-1] for net in nets])
+    model = tf.keras.Model(inputs, [net.features(inputs)["P3"] for net in nets])
     for seed, net in enumerate(nets):
         scramble(net, seed)
     model.save(tmp_path / "model.keras")
@@ -177,7 +177,7 @@ def test_two_backbones_fit_into_one_model(images, tmp_path):
     for ours, theirs, net in zip(
         model(images), loaded(images), nets, strict=True
     ):
-        np.testing.assert_array_equal(ours, net.features(images)[-1])
+        np.testing.assert_array_equal(ours, net.features(images)["P3"])
         np.testing.assert_array_equal(theirs, ours)
 
 
@@ -219,4 +219,4 @@ def test_fit_takes_pictures_of_integers():
     model.compile("sgd", "mse")
     pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), "uint8")
     model.fit(pictures, np.zeros([2, 3]), verbose=0)
-    assert model.features(pictures)[0].dtype == tf.bfloat16
+    assert model.features(pictures)["P2"].dtype == tf.bfloat16

@@ -20,22 +20,35 @@ from layer_nets import (
 from resnet_layers import (
     BasicBlock,
     BatchNormalization,
+    BlurPool2D,
     BottleneckBlock,
+    EfficientChannelAttention,
     PaddedConv2D,
+    PaddedMaxPooling2D,
     ResNet,
     SqueezeExcitation,
+    StandardizedConv2D,
     Stem,
     StochasticDepth,
 )
+from resnet_layers.pictures import TakesPictures
 
 # Name -> constructor, with arguments other than the defaults.
 LAYERS = {
     "attention": lambda **kw: SqueezeExcitation(1 / 2, **kw),
+    "neighbours": EfficientChannelAttention,
     "drop": lambda **kw: StochasticDepth(0.3, **kw),
+    "blur": BlurPool2D,
+    "max": lambda **kw: PaddedMaxPooling2D(1, "zeros", **kw),
     "batch_norm": lambda **kw: BatchNormalization(momentum=0.8, **kw),
     "conv": lambda **kw: PaddedConv2D(6, 5, strides=2, **kw),
-    "stem": lambda **kw: Stem(8, kind="small", norm_epsilon=1e-3, **kw),
-    "basic": lambda **kw: BasicBlock(4, strides=2, norm_momentum=0.8, **kw),
+    "standardized": lambda **kw: StandardizedConv2D(6, 3, **kw),
+    "stem": lambda **kw: Stem(
+        8, kind="small", norm={"kind": "batch", "epsilon": 1e-3}, **kw
+    ),
+    "basic": lambda **kw: BasicBlock(
+        4, strides=2, norm={"kind": "batch", "momentum": 0.8}, **kw
+    ),
     "bottleneck": lambda **kw: BottleneckBlock(
         4, strides=2, stride_site="1x1", zero_last_gamma=False, **kw
     ),
@@ -46,13 +59,23 @@ LAYERS = {
         output_stride=4, num_classes=None, **kw
     ),
     "resnext_with_attention": lambda **kw: small_variant(
-        "resnext50_32x4d", squeeze_excitation=True, **kw
+        "resnext50_32x4d", attention="se", **kw
     ),
     # What the variants have beyond these.
     **{
         name: functools.partial(small_variant, name)
-        for name in ("resnet50_v2", "resnet50d", "resnet20")
+        for name in ("resnet50_v2", "resnet50d", "resnet20", "resnetrs50")
     },
+    "resnet_bit": functools.partial(
+        small_variant,
+        "resnetv2_50x1_bit",
+        norm={"kind": "group", "groups": 4},
+        activation="silu",
+    ),
+    "resnet_blur": functools.partial(
+        small_variant, "resnetblur50", attention="eca"
+    ),
+    "resnet_average": functools.partial(small_variant, "resnetaa50d"),
 }
 NETS = [name for name in LAYERS if name.startswith("res")]
 
@@ -90,15 +113,30 @@ def test_symbolic_and_eager_shapes_agree(shared, images):
 @pytest.mark.parametrize(
     ("layer", "arguments"),
     [
-        (BasicBlock, {"stride_site": "3x3"}),
+        (BasicBlock, {"strides": (2, 1), "attention": "eca"}),
         (BottleneckBlock, {"stride_site": "1x1", "groups": 4, "base_width": 8}),
-        (Stem, {"kind": "deep"}),
-        (ResNet, {"stage_sizes": (1, 2), "num_classes": 3, "width": 16}),
+        (Stem, {"kind": "deep", "pool": "convolution", "activation": "silu"}),
+        (
+            ResNet,
+            {
+                "stage_sizes": (1, 2),
+                "num_classes": 3,
+                "width": (16, 24),
+                "stem": {"kind": "tiered", "filters": 8},
+                "norm": {"kind": "batch", "momentum": 0.5},
+                "attention": {"kind": "se", "ratio": 0.5},
+                "antialias": "blur",
+            },
+        ),
     ],
 )
 def test_config_holds_every_argument(layer, arguments):
     """Each with a value that is not its default, where there is another."""
-    parameters = inspect.signature(layer.__init__).parameters.values()
+    parameters = [
+        parameter
+        for parent in layer.__mro__[: layer.__mro__.index(TakesPictures)]
+        for parameter in inspect.signature(parent.__init__).parameters.values()
+    ]
     given = {"filters": 24} if layer is not ResNet else {}
     for parameter in parameters:
         if (

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
     "options",
     [
         {},
-        {"block": "basic", "stem": "deep", "squeeze_excitation": True},
+        {"block": "basic", "stem": "deep", "attention": "se"},
         {"preactivation": True, "num_classes": None, "trainable": False},
     ],
     ids=["default", "basic", "headless"],
@@ -167,7 +167,7 @@ BIG = {"stage_sizes": (2, 2)}
         *((save, BIG, {}) for save in READ_APART),
         *((save, {}, BIG) for save in READ_APART),
         (save_weights_h5, {"width": 16}, {}),
-        (save_weights_h5, {"squeeze_excitation": True}, {}),
+        (save_weights_h5, {"attention": "se"}, {}),
         (save_weights_h5, {"block": "basic"}, {}),
     ],
 )

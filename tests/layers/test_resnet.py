@@ -52,7 +52,7 @@ def test_parameter_counts_are_the_published_ones(
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_reduction_is_what_the_stages_do(name):
-    stages = len(VARIANTS[name].keywords["stage_sizes"])
+    stages = len(VARIANTS[name].arguments["stage_sizes"])
     model = VARIANTS[name](num_classes=3, stage_sizes=(1,) * stages)
     shape = (1, 64, 64, 3)
     for layer in (model.stem, *model.blocks):
@@ -63,13 +63,13 @@ def test_reduction_is_what_the_stages_do(name):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_config_of_every_variant_makes_it_again(name):
-    stages = len(VARIANTS[name].keywords["stage_sizes"])
+    stages = len(VARIANTS[name].arguments["stage_sizes"])
     model = VARIANTS[name](stage_sizes=(1,) * stages)
     config = model.get_config()
     assert (
         config.items()
         >= {
-            **VARIANTS[name].keywords,
+            **VARIANTS[name].arguments,
             "stage_sizes": model.stage_sizes,
         }.items()
     )
@@ -79,7 +79,9 @@ def test_config_of_every_variant_makes_it_again(name):
 @pytest.mark.parametrize("name", ["resnet18", "resnet50_v2", "resnet50d"])
 def test_features_are_the_pyramid(name, images):
     model = small_variant(name, stage_sizes=(2, 2, 2, 2))
-    maps = model.features(images)
+    features = model.features(images)
+    assert list(features) == ["P2", "P3", "P4", "P5"]
+    maps = list(features.values())
     expansion = 1 if model.block == "basic" else 4
     assert [tuple(m.shape) for m in maps] == [
         (4, 32 // stride, 32 // stride, 16 * 2**stage * expansion)
@@ -95,10 +97,10 @@ def test_features_make_a_backbone_for_other_models(name, images):
     resnet = small_variant(name)
     backbone = tf.keras.Model(inputs, resnet.features(inputs))
     scramble(resnet)
-    for ours, expected in zip(
-        backbone(images), resnet.features(images), strict=True
-    ):
-        np.testing.assert_array_equal(ours, expected)
+    ours, expected = backbone(images), resnet.features(images)
+    assert list(ours) == list(expected)
+    for name in expected:
+        np.testing.assert_array_equal(ours[name], expected[name])
 
 
 # Every kind of block, stem, shortcut and stride. Not squeeze-and-excitation:
@@ -137,7 +139,7 @@ def test_output_stride_computes_the_same_numbers(name):
     scramble(strided)
     # Strides meet even heights all the way, and odd widths.
     images = normal(2, 64, 50, 3)
-    coarse = strided.features(images)[-1].numpy()
+    coarse = strided.features(images)["P5"].numpy()
     for factor in (2, 4):
         stride = strided.reduction // factor
         dilated = DILATED[name](**options, output_stride=stride)
@@ -145,14 +147,14 @@ def test_output_stride_computes_the_same_numbers(name):
         assert dilated.reduction == stride
         scramble(dilated)
         assert_same_weights(strided, dilated)
-        fine = dilated.features(images)[-1].numpy()
+        fine = dilated.features(images)["P5"].numpy()
         assert fine.shape[1] == 64 // stride
         assert_close(fine[:, ::factor, ::factor], coarse, 1e-4)
 
 
 def test_headless_model_returns_the_embedding(images):
     model = small_resnet(num_classes=None)
-    expected = tf.reduce_mean(model.features(images)[-1], [1, 2])
+    expected = tf.reduce_mean(model.features(images)["P3"], [1, 2])
     np.testing.assert_array_equal(model(images), expected)
 
 
@@ -183,7 +185,7 @@ def test_embedding_makes_a_model_of_its_own(images):
 
 def test_stochastic_depth_rises_to_the_last_block():
     model = ResNet(stage_sizes=(1, 2, 2), stochastic_depth=0.2)
-    rates = [block.drop_rate for block in model.blocks]
+    rates = [block.stochastic_depth for block in model.blocks]
     np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.15, 0.2])
 
 
@@ -253,6 +255,55 @@ def test_resnet_itself_round_trips_through_a_keras_file(images, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is ResNet
+    np.testing.assert_array_equal(loaded(images), model(images))
+
+
+@pytest.mark.parametrize("num_classes", [7, None])
+@pytest.mark.parametrize("options", [{}, {"preactivation": True}])
+def test_another_classifier_keeps_the_backbone(num_classes, options, images):
+    model = small_resnet(**options)
+    model.build(images.shape)
+    scramble(model)
+    model.freeze("stage1")
+    other = model.with_classes(num_classes, name="other")
+    np.testing.assert_array_equal(other.embed(images), model.embed(images))
+    assert other.name == "other"
+    assert other(images).shape[1] == (num_classes or 64)
+    assert not other.blocks[0].trainable
+    assert other.blocks[1].trainable
+    before = np.asarray(model.embed(images))
+    scramble(other, seed=7)
+    np.testing.assert_array_equal(model.embed(images), before)
+
+
+def test_another_classifier_may_come_before_the_weights():
+    model = small_resnet().with_classes(7)
+    assert model.num_classes == 7
+    assert not model.built
+
+
+def test_stages_may_have_blocks_and_widths_of_their_own(images):
+    model = ResNet(
+        block=("basic", "bottleneck"),
+        stage_sizes=(1, 2),
+        width=(8, 12),
+        stem={"kind": "small", "filters": 6},
+        num_classes=None,
+    )
+    maps = model.features(images)
+    assert [m.shape[1:] for m in maps.values()] == [(32, 32, 8), (16, 16, 48)]
+    assert model.stem.filters == 6
+
+
+def test_norms_of_any_class_are_taken(images, tmp_path):
+    model = small_resnet(
+        norm={"kind": tf.keras.layers.LayerNormalization, "epsilon": 0.1}
+    )
+    model(images)
+    scramble(model)
+    assert model.blocks[0].bn1.epsilon == 0.1
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(images), model(images))
 
 

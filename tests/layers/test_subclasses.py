@@ -9,10 +9,12 @@ from resnet_layers import (
     BasicBlock,
     BatchNormalization,
     PaddedConv2D,
+    ResidualBlock,
     ResNet,
     SqueezeExcitation,
     Stem,
     StochasticDepth,
+    in_phase,
 )
 
 register = tf.keras.utils.register_keras_serializable("tests")
@@ -159,10 +161,10 @@ SCALED = {
     parent.__name__: (scaled(parent, **arguments))
     for parent, arguments in (
         (ResNet, TINY),
-        (BasicBlock, {"filters": 4, "drop_rate": 0.5}),
+        (BasicBlock, {"filters": 4, "stochastic_depth": 0.5}),
         (Stem, {"filters": 4}),
         (SqueezeExcitation, {}),
-        (StochasticDepth, {"rate": 0.5}),
+        (StochasticDepth, {"stochastic_depth": 0.5}),
         (BatchNormalization, {}),
         (PaddedConv2D, {"filters": 2, "kernel_size": 3}),
     )
@@ -214,6 +216,49 @@ def test_arguments_that_are_passed_on_come_back():
     assert net.get_config() == config
     config = Described(scale=5.0, **TINY).get_config()
     assert Described.from_config(config).factor == 5.0
+
+
+@register
+class OneConvolution(ResidualBlock):
+    """As its documentation says how to write one; with TensorFlow's ops."""
+
+    expansion = 2
+
+    def __init__(self, filters, strides=1, scale=1.0, **kwargs):
+        super().__init__(filters, strides, **kwargs)
+        self.scale = scale
+        self.conv1 = self.last_conv(5, strides=self.conv_strides, name="conv1")
+        self.bn1 = self.last_norm("bn1")
+
+    def residual(self, x, training=None):
+        x = self.bn1(self.pool(self.conv1(x)), **in_phase(training))
+        return tf.math.tanh(x) * self.scale
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"preactivation": True}, {"antialias": "blur"}]
+)
+def test_nets_are_made_of_blocks_of_ones_own(options, images, tmp_path):
+    net = ResNet(
+        OneConvolution,
+        (1, 2),
+        num_classes=3,
+        width=8,
+        scale=2.0,
+        attention="eca",
+        **options,
+    )
+    assert net.blocks[0].scale == 2.0
+    assert net.features(images)["P3"].shape == (4, 4, 4, 32)
+    net(images, training=True)
+    if not options.get("preactivation"):
+        assert np.any(np.asarray(net.blocks[1].bn1.moving_mean))
+    scramble(net)
+    net.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(images), net(images))
+    with pytest.raises(ValueError, match="^`groups` is not taken by ResNet"):
+        ResNet(OneConvolution, groups=2)
 
 
 class Forgetful(BasicBlock):

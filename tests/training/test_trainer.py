@@ -57,7 +57,10 @@ def train(trainer, steps=6, **options):
     [
         (make_model_without_norm, MomentumSGD),
         (make_model_without_norm, tf.keras.optimizers.SGD),
-        (lambda: make_model(synchronized=True), MomentumSGD),
+        (
+            lambda: make_model(norm={"kind": "batch", "synchronized": True}),
+            MomentumSGD,
+        ),
     ],
     ids=["without_norm", "keras_optimizer", "synchronized_norm"],
 )

@@ -1,0 +1,81 @@
+"""Attention, pooling, kernels: the small parts, against their formulas."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from layer_nets import assert_close, normal, scramble
+
+from resnet_layers import (
+    BlurPool2D,
+    EfficientChannelAttention,
+    PaddedMaxPooling2D,
+    StandardizedConv2D,
+)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size"), [(8, 3), (64, 3), (256, 5), (512, 5), (2048, 7)]
+)
+def test_efficient_channel_attention_is_its_formula(channels, size):
+    layer = EfficientChannelAttention()
+    inputs = normal(2, 3, 4, channels)
+    layer.build(inputs.shape)
+    scramble(layer)
+    [kernel] = map(np.asarray, layer.weights)
+    assert kernel.shape == (size, 1, 1)
+    means = np.pad(inputs.mean((1, 2)), [(0, 0), (size // 2, size // 2)])
+    mixed = sum(
+        means[:, shift : shift + channels] * kernel[shift, 0, 0]
+        for shift in range(size)
+    )
+    scale = 1 / (1 + np.exp(-mixed))
+    assert_close(layer(inputs), inputs * scale[:, None, None])
+
+
+@pytest.mark.parametrize("strides", [1, 2, (2, 1)])
+@pytest.mark.parametrize("side", [7, 8])
+def test_blur_is_a_convolution_of_its_weights(side, strides):
+    layer = BlurPool2D(strides)
+    inputs = normal(2, side, side, 3)
+    kernel = np.outer([1, 2, 1], [1, 2, 1]).astype("f4") / 16
+    padded = np.pad(inputs, [(0, 0), (1, 1), (1, 1), (0, 0)], "reflect")
+    expected = sum(
+        kernel[row, col] * padded[:, row : row + side, col : col + side]
+        for row in range(3)
+        for col in range(3)
+    )
+    rows, columns = layer.strides
+    outputs = layer(inputs)
+    assert_close(outputs, expected[:, ::rows, ::columns])
+    assert layer.compute_output_shape(inputs.shape) == outputs.shape
+
+
+def test_blur_refuses_what_it_cannot_mirror():
+    with pytest.raises(ValueError, match=r"2 x 2.*\(None, 1, 4, 3\)"):
+        BlurPool2D().build((None, 1, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("padding", "corner"), [("infinity", -1), ("zeros", 0)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_padding_of_the_maximum_never_wins_or_is_zero(padding, corner, dtype):
+    layer = PaddedMaxPooling2D(padding=padding, dtype=dtype)
+    outputs = np.asarray(layer(-tf.ones([1, 6, 6, 1]))).astype("f4")
+    assert outputs.shape == (1, 3, 3, 1)
+    assert outputs[0, 0, 0, 0] == corner
+    assert outputs[0, 1, 1, 0] == -1
+
+
+def test_standardized_kernels_have_mean_0_and_variance_1():
+    layer = StandardizedConv2D(4, 3, groups=2)
+    inputs = normal(2, 6, 6, 8)
+    layer.build(inputs.shape)
+    kernel = np.asarray(layer.kernel)
+    axes = (0, 1, 2)
+    standard = (kernel - kernel.mean(axes)) / kernel.std(axes)
+    expected = tf.nn.conv2d(inputs, standard, 1, "SAME")
+    assert_close(layer(inputs), expected)
+    # It does not matter how large kernels are, or what is added to them.
+    layer.kernel.assign(3 * kernel + 5)
+    assert_close(layer(inputs), expected, 1e-4)

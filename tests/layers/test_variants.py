@@ -1,0 +1,93 @@
+"""The rows of VARIANTS: their names, texts, and numbers of other libraries."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from benchmarks.fixed_random import (
+    TOLERANCE,
+    difference,
+    digest,
+    images,
+    random_weights,
+)
+from resnet_layers import VARIANTS, ResNet, load_weights
+from resnet_layers.weights.names import torch_targets
+
+# What timm's nets say, written by
+#   python -m benchmarks.parity --names=... --record=tests/layers/parity.json
+RECORDED = json.loads(
+    pathlib.Path(__file__).with_name("parity.json").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECORDED)
+def test_nets_compute_what_timms_do(name, tmp_path):
+    expected = RECORDED[name]
+    ours = VARIANTS[name]()
+    ours.build((None, 64, 64, 3))
+    parameters = sum(v.shape.num_elements() for v in ours.trainable_variables)
+    assert parameters == expected["parameters"]
+    shapes = {
+        name: target.write(np.asarray(target.variable)).shape
+        for name, target in torch_targets(ours).items()
+    }
+    assert digest(shapes) == expected["tensors"]
+    path = tmp_path / "model.safetensors"
+    save_file(random_weights(shapes), path)
+    load_weights(ours, path)
+    path.unlink()
+    batch = images(64)
+    maps = ours.features(batch).values()
+    count = len(expected["logits"][0])
+    corners = [np.asarray(m)[:, 0, 0, :count] for m in maps]
+    for mine, theirs in zip(corners, expected["features"], strict=True):
+        # The spread of a few numbers is smaller than that of all.
+        assert difference(mine, theirs) <= TOLERANCE
+    logits = np.asarray(ours(batch))[:, :count]
+    assert difference(logits, expected["logits"]) <= TOLERANCE
+
+
+def test_every_net_says_what_it_is():
+    texts = [variant.__doc__ for variant in VARIANTS.values()]
+    assert len(set(texts)) == len(VARIANTS) > 100
+    assert VARIANTS["seresnext26t_32x4d"].__doc__ == (
+        "seresnext26t_32x4d: bottleneck blocks in stages of 2, 2, 2, 2, 32 "
+        "groups of 4 (ResNeXt), tiered stem and pooled shortcuts (T), "
+        "squeeze-and-excitation."
+    )
+    # Nothing but the text says it twice.
+    rows = [
+        json.dumps({**variant.arguments, "name": ""}, sort_keys=True)
+        for variant in VARIANTS.values()
+    ]
+    assert len(set(rows)) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("resnet500", "resnet50"),
+        ("ResNet50", "resnet50"),
+        ("resnet50.a1_in1k", "resnet50"),
+        ("resnext50", "resnext50_32x4d"),
+        ("vgg", "none"),
+    ],
+)
+def test_unknown_names_get_the_nearest(name, nearest):
+    with pytest.raises(
+        KeyError, match=f"{name}.*nearest: .*{nearest}"
+    ) as error:
+        VARIANTS[name]
+    assert "\n" not in str(error.value)
+    assert name not in VARIANTS
+
+
+def test_keywords_override_the_row():
+    net = VARIANTS["seresnet50"](attention=None, num_classes=7, name="mine")
+    config = ResNet(num_classes=7, name="mine").get_config()
+    assert net.get_config() == {**config, "attention": None}
