@@ -138,10 +138,8 @@ def keywords(layer_class):
         names += own_keywords(parent)
         if parent is tf.keras.layers.Layer:
             break
-    # The rank of a convolution is for Keras's own classes, and what a layer of
-    # a `Sequential` may say of its input is in no signature.
-    names = dict.fromkeys([*names, "input_shape"])
-    return tuple(name for name in names if name != "rank")
+    # What a layer of a `Sequential` may say of its input is in no signature.
+    return tuple(dict.fromkeys([*names, "input_shape"]))
 
 
 def check_keywords(layer_class, given, accepted):

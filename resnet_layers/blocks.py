@@ -19,22 +19,19 @@ from resnet_layers.style import Styled, unchanged
 class ResidualBlock(Styled):
     """What all blocks share: the shortcut, the sum, and what stands between.
 
-    A block of one's own creates the layers of its residual branch in
-    `__init__`, and applies them in `residual`; the last one returns
-    `out_channels`. Blocks and nets do the rest:
+    A block of one's own makes the layers of its residual branch in `__init__`
+    and applies them in `residual`; all else is done here:
 
-        class WideBlock(ResidualBlock):
+        class OneConvolution(ResidualBlock):
             def __init__(self, filters, strides=1, **kwargs):
                 super().__init__(filters, strides, **kwargs)
-                self.conv1 = self.new_conv(
-                    filters, 5, self.conv_strides, name="conv1"
-                )
+                self.conv1 = self.last_conv(5, strides=self.strides)
                 self.bn1 = self.last_norm("bn1")
 
             def residual(self, x, training=None):
                 return self.bn1(self.conv1(x), **in_phase(training))
 
-        model = ResNet(block=WideBlock, stage_sizes=(2, 2))
+        model = ResNet(block=OneConvolution, stage_sizes=(2, 2))
 
     Args:
       filters: channels of the block.
@@ -96,21 +93,12 @@ class ResidualBlock(Styled):
         if self.preactivation:
             self.pre_bn = self.new_norm("pre_bn")
         self._chosen_attention = attention
+        options = {"name": "attention", **self._inherited}
         if attention is not None:
-            self.attention = make(
-                "attention",
-                attention,
-                ATTENTIONS,
-                name="attention",
-                **self._inherited,
-            )
+            self.attention = make("attention", attention, ATTENTIONS, **options)
+        options["name"] = "drop"
         if self.stochastic_depth:
-            self.drop = StochasticDepth(
-                self.stochastic_depth,
-                self.seed,
-                name="drop",
-                **self._inherited,
-            )
+            self.drop = StochasticDepth(stochastic_depth, self.seed, **options)
         # The stride stands in the convolution, or in what pools after it.
         self.conv_strides, self.pool = self.strides, unchanged
         if self.antialias and self.begins_resolution:
@@ -142,12 +130,9 @@ class ResidualBlock(Styled):
 
     def last_conv(self, kernel_size, **kwargs):
         """Returns the convolution at the end of the residual branch."""
-        return self.new_conv(
-            self.out_channels,
-            kernel_size,
-            use_bias=self.use_bias and self.preactivation,
-            **kwargs,
-        )
+        # It needs a bias where no norm follows.
+        kwargs["use_bias"] = self.use_bias and self.preactivation
+        return self.new_conv(self.out_channels, kernel_size, **kwargs)
 
     def last_norm(self, name):
         """Returns the norm behind that convolution."""
@@ -276,10 +261,11 @@ class BottleneckBlock(ResidualBlock):
                 f"base_width={base_width!r}, "
                 f"first_reduction={first_reduction!r}"
             )
-        spacings = [(1, 1), (self.conv_strides, self.first_dilation)]
-        if self.stride_site == "1x1":
-            spacings = [(self.conv_strides, 1), (1, self.dilation)]
-        (strides1, _), (strides2, dilation2) = spacings
+        strides1, strides2, dilation2 = (
+            (self.conv_strides, 1, self.dilation)
+            if self.stride_site == "1x1"
+            else (1, self.conv_strides, self.first_dilation)
+        )
         self.conv1 = self.new_conv(first, 1, strides1, name="conv1")
         self.bn1 = self.new_norm("bn1")
         self.conv2 = self.new_conv(
