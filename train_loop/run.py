@@ -29,6 +29,8 @@ from train_loop.settings import Settings
 from train_loop.settling import find_weights_file, settle
 from train_loop.training import loop, probe, reports
 from train_loop.training.checkpoints import Checkpoints
+from train_loop.training.profiling import NO_PROFILE, Profile
+from train_loop.training.tensorboard import TensorBoardReport
 from train_loop.training.trainer import Trainer
 from train_loop.workdir import Workdir, read_json, write_text
 
@@ -173,6 +175,14 @@ class Run:
             self.settings.checkpoint_every or min(epoch, 500),
         )
 
+    @property
+    def profile(self):
+        """The steps that are recorded for TensorBoard's profile."""
+        steps = self.settings.profile_steps
+        if steps is None:
+            return NO_PROFILE
+        return Profile(steps[0], steps[-1], self.workdir.path / "train")
+
     def training_batches(self):
         """Returns the distributed training batches of the steps to come."""
         batching, step = make_batching(self.settings), self.trainer.step
@@ -215,7 +225,8 @@ class Run:
     def _reports(self):
         """Yields a function of (step, split, metrics) that reports them."""
         start = self.trainer.step
-        tensorboard = reports.TensorBoardReport(self.workdir.path, start)
+        model = self.classifier.model if self.settings.histograms else None
+        tensorboard = TensorBoardReport(self.workdir.path, start, model)
         every = (
             reports.JsonLinesReport(self.workdir.metrics, start),
             tensorboard,
@@ -234,10 +245,11 @@ class Run:
                     each(step, split, {**metrics, "epoch": epoch})
 
             yield report
+            tensorboard.write_end()
 
     def _show(self, tensorboard):
         """Shows what a run begins with."""
-        tensorboard.write_flags(self.settings.texts())
+        tensorboard.write_settings(self.settings.texts())
         images, _ = samples.training_sample(
             self.data,
             self.transforms,

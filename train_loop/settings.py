@@ -295,6 +295,15 @@ class Settings:
         "Steps between two checkpoints. Default: an epoch, at most 500.",
         at_least=1,
     )
+    histograms: bool = setting(
+        "Show the weights in TensorBoard, as histograms, at every evaluation.",
+        False,
+    )
+    profile_steps: range = setting(
+        "Record what the devices do from one step to another, such as 100:110, "
+        "for TensorBoard's profile (pip install tensorboard-plugin-profile).",
+        of_run=False,
+    )
 
     def __post_init__(self):
         for field in fields(self):
@@ -372,6 +381,8 @@ def to_text(value):
         return ":".join([*numbers, *order])
     if isinstance(value, tuple):
         return ",".join(map(str, value))
+    if isinstance(value, range):
+        return f"{value[0]}:{value[-1]}"
     return str(value)
 
 
@@ -440,6 +451,22 @@ def _to_normalization(flag, value):
     return Normalization(tuple(numbers[:3]), tuple(numbers[3:]), bgr)
 
 
+def _to_range(flag, value):
+    """Both ends are in it, as "100:110" says; in Python, a `range`."""
+    if isinstance(value, range):
+        return value
+    try:
+        first, last = map(int, value.split(":"))
+    except ValueError:
+        first, last = 0, 0
+    if not 1 <= first <= last:
+        raise UserError(
+            f"{flag}={value} is not possible; it takes the first and the last "
+            "step, such as 100:110"
+        )
+    return range(first, last + 1)
+
+
 # Type of a field -> (flag, value or text) -> value.
 CONVERTERS = {
     str: _to_str,
@@ -448,6 +475,7 @@ CONVERTERS = {
     bool: _to_bool,
     tuple: lambda flag, value: parse_operations(value),
     Normalization: _to_normalization,
+    range: _to_range,
 }
 
 # What every setting is where nobody gives it.

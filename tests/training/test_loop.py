@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from train_loop import UserError
 from train_loop.training import loop
+from train_loop.training.profiling import NO_PROFILE, Profile
 
 # Numbers of the devices' clocks, exact in binary.
 SECONDS_PER_STEP = 0.5
@@ -76,6 +77,7 @@ class FakeRun:
     steps: int = 10
     cadence: loop.Cadence = loop.Cadence(report=2, evaluate=4, save=5)
     batch_size: int = BATCH_SIZE
+    profile: Profile = NO_PROFILE
     eval_loss: float = 1.0
     eval_error: Exception | None = None
 

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from train_loop.training import reports
@@ -41,14 +40,6 @@ def test_console_shows_a_line_per_report(capsys):
     report(50, "eval", {"loss": 0.5, "accuracy": 0.25})
     line = "  50/1000  eval   loss 0.5000  accuracy 25.00%\n"
     assert capsys.readouterr().out == line
-
-
-def test_grid_puts_images_side_by_side():
-    images = np.arange(4.0).reshape(4, 1, 1, 1) * np.ones((4, 2, 3, 1))
-    grid = reports.grid(images)
-    assert grid.shape == (4, 6, 1)
-    expected = [[0] * 3 + [1] * 3] * 2 + [[2] * 3 + [3] * 3] * 2
-    np.testing.assert_array_equal(grid[..., 0], expected)
 
 
 @pytest.mark.parametrize(

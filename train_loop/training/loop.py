@@ -57,7 +57,8 @@ def train(run, report):
     Args:
       run: has `trainer`, a `Trainer` at the step to go on from; `steps`, the
         last one; `cadence`; `batch_size`; `training_batches()`, from the
-        trainer's step on; `evaluate()`, which returns {metric: number};
+        trainer's step on; `profile`, a `Profile`; `evaluate()`, which returns
+        {metric: number};
         `save()`; and `explain(error)`, which returns the error to raise where
         a batch could not be read.
       report: called with (step, split, metrics).
@@ -91,13 +92,15 @@ def _train_until(stop, run, batches, bar):
     """Trains up to a step; returns what was measured on the way."""
     trainer = run.trainer
     start, began, waited = trainer.step, time.perf_counter(), 0.0
-    for num_steps in _pieces(stop - start, bar):
-        broken_step, waiting = trainer.train(batches, num_steps)
-        waited += float(waiting)
-        if broken_step >= 0:
-            raise DivergedError(int(broken_step))
-        loss = float(trainer.loss.result())
-        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+    for section, recording in run.profile.sections(start, stop):
+        with recording:
+            for num_steps in _pieces(section, bar):
+                broken_step, waiting = trainer.train(batches, num_steps)
+                waited += float(waiting)
+                if broken_step >= 0:
+                    raise DivergedError(int(broken_step))
+                loss = float(trainer.loss.result())
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
     seconds = time.perf_counter() - began
     return {
         **trainer.results("train"),
