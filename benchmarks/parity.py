@@ -13,6 +13,9 @@ features        the same of the stage's map where it is largest
 back            whether what ours writes loads there with `strict=True`, and
                 is the same to the last bit
 
+Deep nets without batch norm, BiT's, make much of the last digits of float32;
+`--dtype=float64` shows that it is no more than these.
+
 Status 1 if any net differs, by more than 1e-4 or at all.
 """
 
@@ -40,6 +43,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("names", ["*"], "Variants, by name or pattern.")
 flags.DEFINE_enum("library", "timm", ["timm", "torchvision"], "Compared with.")
 flags.DEFINE_integer("image_size", 64, "Height and width.", lower_bound=32)
+flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "float64"], "What both compute in."
+)
 flags.DEFINE_string("record", None, "A file for what the other library says.")
 
 # Logits, and values of each map, that `--record` writes down.
@@ -92,9 +98,9 @@ def compare(name, theirs, folder):
     theirs.load_state_dict(
         {**state, **{k: torch.from_numpy(v) for k, v in weights.items()}}
     )
-    batch = images(FLAGS.image_size)
-    logits, maps = run_theirs(theirs, batch)
-    ours = VARIANTS[name]()
+    batch = images(FLAGS.image_size).astype(FLAGS.dtype)
+    logits, maps = run_theirs(theirs.to(getattr(torch, FLAGS.dtype)), batch)
+    ours = VARIANTS[name](dtype=FLAGS.dtype)
     ours.build((None, FLAGS.image_size, FLAGS.image_size, 3))
     load_weights(ours, path)
     features = list(ours.features(batch).values())

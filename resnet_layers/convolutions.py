@@ -103,6 +103,6 @@ class StandardizedConv2D(PaddedConv2D):
     def convolution_op(self, inputs, kernel):
         weights = tf.cast(kernel, self.variable_dtype)
         mean, variance = tf.nn.moments(weights, [0, 1, 2])
-        # As small as BiT's, and not 0, as a kernel of one number has none.
-        weights = (weights - mean) * tf.math.rsqrt(variance + 1e-8)
+        # BiT's epsilon. TensorFlow's `rsqrt` is not exact to the last digits.
+        weights = (weights - mean) / tf.sqrt(variance + 1e-8)
         return super().convolution_op(inputs, tf.cast(weights, inputs.dtype))
