@@ -18,6 +18,7 @@ from resnet_layers.stochastic_depth import StochasticDepth
 from resnet_layers.variants import VARIANTS
 from resnet_layers.weights import (
     NORMALIZATIONS,
+    Found,
     Normalization,
     Preprocessing,
     WeightsError,
@@ -37,6 +38,7 @@ __all__ = [
     "BlurPool2D",
     "BottleneckBlock",
     "EfficientChannelAttention",
+    "Found",
     "Normalization",
     "PaddedConv2D",
     "PaddedMaxPooling2D",

@@ -186,8 +186,8 @@ _TEST = Trait(
 _X32X4, _X32X8, _X64X4 = _groups(32, 4), _groups(32, 8), _groups(64, 4)
 
 # Names are timm's, and torchvision's, where these have the net. `*_v1` has the
-# paper's stride site, `*_keras` and `*_v2` are keras.applications' nets, and
-# resnet20 to resnet110 the paper's for CIFAR.
+# paper's stride site, `*_keras` and `*_v2` are keras.applications' nets,
+# resnet_vd_200 is Keras Hub's, and resnet20 to resnet110 the paper's for CIFAR.
 VARIANTS = Variants(
     (name, Variant(name, trait))
     for name, trait in {
@@ -291,6 +291,7 @@ VARIANTS = Variants(
         "resnetv2_101x3_bit": _R101 | _bit(3),
         "resnetv2_152x2_bit": _R152 | _bit(2),
         "resnetv2_152x4_bit": _R152 | _bit(4),
+        "resnet_vd_200": _bottleneck(3, 12, 48, 3) | _D,
         "resnet50_v1": _R50 | _V1,
         "resnet101_v1": _R101 | _V1,
         "resnet152_v1": _R152 | _V1,

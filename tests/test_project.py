@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import huggingface_hub
 import pytest
 import tensorflow_datasets as tfds
 from archives import expect_archives, write_pets
@@ -124,7 +125,9 @@ def readme_code():
 @pytest.mark.slow
 def test_readme_code_of_the_layers_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    own_model, weights = (c for c in readme_code() if "train_loop" not in c)
+    own_model, weights, downloaded = (
+        code for code in readme_code() if "train_loop" not in code
+    )
     namespace = {}
     exec(own_model, namespace)
     assert namespace["logits"].shape == (1, 37)
@@ -135,6 +138,16 @@ def test_readme_code_of_the_layers_runs(tmp_path, monkeypatch):
     save_safetensors(theirs, "resnet50.safetensors")
     exec(weights, namespace)
     assert (tmp_path / "pets.safetensors").exists()
+
+    theirs = VARIANTS["resnet50d"]()
+    theirs.build((None, 224, 224, 3))
+    save_safetensors(theirs, "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "resnet50d"}')
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, **__: tmp_path
+    )
+    exec(downloaded, namespace)
+    assert namespace["model"].name == "resnet50d"
 
 
 @pytest.mark.slow

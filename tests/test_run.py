@@ -303,8 +303,11 @@ def test_run_starts_from_weights_of_others(tmp_path, dialect, capsys):
     if dialect == "torch":
         theirs = VARIANTS["resnet_tiny"](num_classes=5)
         theirs.build((None, 32, 32, 3))
-        weights, model = tmp_path / "model.safetensors", "resnet_tiny"
-        save_safetensors(theirs, weights)
+        # The folder, as the hub has it; its config names the model.
+        weights, model = tmp_path, None
+        save_safetensors(theirs, tmp_path / "model.safetensors")
+        config = json.dumps({"architecture": "resnet_tiny"})
+        (tmp_path / "config.json").write_text(config)
         kernel = theirs.stem.convs[0].kernel
     else:
         theirs = tf.keras.applications.ResNet50(

@@ -47,6 +47,7 @@ def test_only_what_means_something_by_none_is_left_open():
         "weights",
         "steps",
         "virtual_devices",
+        "profile_steps",
     }
 
 
@@ -113,12 +114,12 @@ def test_whoever_goes_on_may_stand_in_another_folder(tmp_path, monkeypatch):
     assert settle(Settings()).dataset == "digits"
 
 
-def weights_of_timm(folder, **config):
+def weights_of_timm(folder, architecture="resnet50d", **config):
     """Writes weights with a config beside them; nobody reads the tensors."""
     path = folder / "model.safetensors"
     save_file({}, path)
-    text = json.dumps({"pretrained_cfg": config})
-    (folder / "config.json").write_text(text)
+    content = {"architecture": architecture, "pretrained_cfg": config}
+    (folder / "config.json").write_text(json.dumps(content))
     return path
 
 
@@ -141,6 +142,47 @@ def test_weights_bring_their_preprocessing(tmp_path):
     assert settled.preprocessing == (expected, 16, 0.95, "bicubic")
 
 
+def test_weights_bring_their_model(tmp_path):
+    """Between the recipe, which has one for the digits, and what is given."""
+    weights = weights_of_timm(tmp_path, **TIMM)
+    for path in (weights, tmp_path):
+        assert settle(Settings(weights=path)).model == "resnet50d"
+    given = Settings(weights=weights, model="resnet50d")
+    assert settle(given).model == "resnet50d"
+    with pytest.raises(UserError) as error:
+        settle(Settings(weights=weights, model="resnet50"))
+    [line] = str(error.value).splitlines()
+    assert f"--weights={weights}" in line
+    assert "resnet50d" in line
+    assert "--model=resnet50 " in line
+
+
+def test_weights_of_no_variant_are_refused_whatever_the_model(tmp_path):
+    weights = weights_of_timm(tmp_path, "ecaresnet50d_pruned", **TIMM)
+    for given in ({}, {"model": "resnet50"}):
+        with pytest.raises(UserError, match="architecture ecaresnet50d_pruned"):
+            settle(Settings(weights=weights, **given))
+
+
+def test_weights_of_no_known_variant_go_into_any_model(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    recipe = RECIPES["digits"].settings.model
+    assert settle(Settings(weights=tmp_path)).model == recipe
+    given = Settings(weights=tmp_path, model="resnet18")
+    assert settle(given).model == "resnet18"
+
+
+def test_a_run_keeps_its_model_whatever_its_weights_are_by_now(tmp_path):
+    weights = weights_of_timm(tmp_path, **TIMM)
+    run = tmp_path / "run"
+    run.mkdir()
+    settle(Settings(weights=weights)).write(run / "flags.txt")
+    weights_of_timm(tmp_path, "resnet18", **TIMM)
+    assert settle(Settings(workdir=run)).model == "resnet50d"
+    with pytest.raises(UserError, match="is a run with --model=resnet50d"):
+        settle(Settings(workdir=run, model="resnet18"))
+
+
 def test_preprocessing_stays_with_the_run_and_those_that_start_from_it(
     tmp_path,
 ):
@@ -157,6 +199,9 @@ def test_preprocessing_stays_with_the_run_and_those_that_start_from_it(
         Settings(weights=run / "checkpoints/ckpt-2"),
     ):
         assert settle(given).preprocessing == settled.preprocessing
+        assert settle(given).model == "resnet50d"
+    with pytest.raises(UserError, match="are of resnet50d, and --model=resn"):
+        settle(Settings(weights=run, model="resnet50"))
 
 
 def test_preprocessing_that_there_is_none_of_is_not_guessed(tmp_path):
@@ -171,7 +216,10 @@ def test_preprocessing_that_there_is_none_of_is_not_guessed(tmp_path):
     ("given", "message"),
     [
         ({"weights": "none.h5"}, "none.h5 is not a file"),
-        ({"weights": "imagenet"}, "has no weights for resnet_tiny"),
+        (
+            {"weights": "imagenet", "model": "resnet_tiny"},
+            "has no weights for resnet_tiny",
+        ),
         ({"weights": "README.md"}, "cannot be read as weights"),
         ({"cached_embeddings": True}, "needs --freeze=backbone"),
         (

@@ -26,7 +26,7 @@ from train_loop.data.transforms import Transforms, Untransformed
 from train_loop.errors import UserError
 from train_loop.progress import passing_bar
 from train_loop.settings import Settings
-from train_loop.settling import find_weights_file, settle
+from train_loop.settling import find_given_weights, settle
 from train_loop.training import loop, probe, reports
 from train_loop.training.checkpoints import Checkpoints
 from train_loop.training.profiling import NO_PROFILE, Profile
@@ -86,7 +86,7 @@ class Run:
         weights = None
         if settings.weights and not workdir.has_checkpoint:
             # Before the images are prepared, which may take hours.
-            weights = find_weights_file(settings)
+            weights = find_given_weights(settings).path
         strategy = build_strategy(settings)
         data = open_data(settings, workdir)
         with strategy.scope():

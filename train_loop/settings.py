@@ -140,17 +140,18 @@ class Settings:
 
     model: str = setting(
         "The network, by timm's name: resnet18, resnet50d, resnext50_32x4d. "
-        "The README lists all.",
+        "The README lists all. By default what --weights are of.",
         "resnet50",
         choices=VARIANTS,
         fixed=True,
     )
     weights: str = setting(
         "What to start from: a file (.safetensors of torchvision or timm, .h5 "
-        "of keras.applications, .keras or .weights.h5 of ours), the folder of "
-        "a run, imagenet (downloads keras.applications' file) or timm/NAME "
-        "(from the Hugging Face hub). A classifier for another number of "
-        "classes is replaced. Default: random weights.",
+        "of keras.applications, .keras or .weights.h5 of ours), a folder as "
+        "timm or Keras Hub keep it, the folder of a run, imagenet (downloads "
+        "keras.applications' file), or timm/NAME or keras/NAME (from the "
+        "Hugging Face hub). A classifier for another number of classes is "
+        "replaced. Default: random weights.",
         fixed=True,
     )
     freeze: str = setting(

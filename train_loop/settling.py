@@ -1,13 +1,13 @@
 """How settings are settled: which of several values wins.
 
-defaults <- recipe <- what the weights were trained with
+defaults <- recipe <- what the weights are of, and were trained with
          <- the run's own file <- what was given
 """
 
 import os
 from dataclasses import fields, replace
 
-from resnet_layers import WeightsError, find_weights, read_preprocessing
+from resnet_layers import WeightsError, find_weights
 from train_loop.data.decode import INTERPOLATIONS
 from train_loop.data.sources import DATASETS
 from train_loop.errors import UserError, check_choice
@@ -47,13 +47,13 @@ def settle(given):
         recipe = dataset if dataset in RECIPES else OTHERS
     base = RECIPES[recipe].settings.over(DEFAULTS)
     if known.weights and not earlier.given:
-        base = _of_weights(known, base).over(base)
+        base = _of_weights(known).over(base)
     settled = replace(known, recipe=recipe).over(base)
     return _settle_embeddings(settled, is_augmented=bool(given.augment))
 
 
-def find_weights_file(settings):
-    """Returns the path of the file that --weights names."""
+def find_given_weights(settings):
+    """Returns what --weights names, a `resnet_layers.Found`."""
     try:
         return find_weights(settings.weights, settings.model)
     except WeightsError as error:
@@ -94,20 +94,20 @@ def _check_unchanged(given, earlier):
             )
 
 
-def _of_weights(known, base):
+def _of_weights(known):
     """Returns the settings that weights bring along, so far as known."""
-    settings = known.over(base)
-    path = find_weights_file(settings)
+    path, model, found = find_given_weights(known)
     for folder in (path, path.parent, path.parent.parent):
         run = Settings.read(Workdir(folder).flags)
         if run.given:
-            found = run.preprocessing
+            model, found = run.model, run.preprocessing
             break
-    else:
-        try:
-            found = read_preprocessing(path)
-        except WeightsError as error:
-            raise UserError(f"--weights={known.weights}: {error}") from error
+    if known.model is not None and model not in (None, known.model):
+        raise UserError(
+            f"--weights={known.weights} are of {model}, and --model="
+            f"{known.model} was given; leave the flag out, or name other "
+            "weights"
+        )
     if found.interpolation not in (None, *INTERPOLATIONS):
         if known.interpolation is None:
             raise UserError(
@@ -117,7 +117,7 @@ def _of_weights(known, base):
                 "--interpolation"
             )
         found = found._replace(interpolation=None)
-    return Settings(**found._asdict())
+    return Settings(model=model, **found._asdict())
 
 
 def _settle_embeddings(settings, is_augmented):

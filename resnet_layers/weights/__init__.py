@@ -12,11 +12,16 @@ from resnet_layers.weights.preprocessing import (
     Preprocessing,
     read_preprocessing,
 )
-from resnet_layers.weights.sources import IMAGENET_FILES, find_weights
+from resnet_layers.weights.sources import (
+    IMAGENET_FILES,
+    Found,
+    find_weights,
+)
 
 __all__ = [
     "IMAGENET_FILES",
     "NORMALIZATIONS",
+    "Found",
     "Loaded",
     "Normalization",
     "Preprocessing",

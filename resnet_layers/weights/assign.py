@@ -1,10 +1,13 @@
 """The way of tensors into a model's variables, and out again.
 
 Both sides must come out even: a tensor that is missing or left over is an
-error, and the model is then as it was.
+error, and the model is then as it was. Tensors are read twice, first to be
+checked and then to be assigned, so that no more than one of them is in memory
+beside the model.
 """
 
-import os
+import contextlib
+import functools
 import pathlib
 from typing import NamedTuple
 
@@ -12,11 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_layers.resnet import ResNet
+from resnet_layers.weights.errors import errors_as_one_line
 from resnet_layers.weights.files import (
-    check_file,
-    errors_as_one_line,
-    import_safetensors,
-    read_tensors,
+    Stored,
+    find_file,
+    open_tensors,
+    write_safetensors,
 )
 from resnet_layers.weights.names import DIALECTS, WeightsError, torch_targets
 from resnet_layers.weights.preprocessing import (
@@ -24,11 +28,14 @@ from resnet_layers.weights.preprocessing import (
     read_preprocessing,
 )
 
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+CACHE_LINE_BYTES = 64
+
 
 class Loaded(NamedTuple):
     """What `load_weights` found.
 
-    `dialect` is "keras", "torch" or "own"; `head_used` tells whether the
+    `dialect` is "keras", "torch", "hub" or "own"; `head_used` tells whether the
     file's classifier was taken, or the model kept its own; `preprocessing` is
     a `Preprocessing`.
     """
@@ -46,9 +53,11 @@ def load_weights(model, path, replace_head=False):
         such net in it.
       path: a `.h5` or `.weights.h5` file of keras.applications, a
         `.safetensors` file with the names of torchvision or timm, a
-        `.weights.h5` or `.keras` file of ours, the folder of a run or of its
-        checkpoints, of which the newest that can be read is taken, or the
-        prefix of one checkpoint, such as `checkpoints/ckpt-30`.
+        `.weights.h5` or `.keras` file of ours, the `model.weights.h5` of a
+        preset of Keras Hub, a folder with such a file as the Hugging Face hub
+        has it, the folder of a run or of its checkpoints, of which the newest
+        that can be read is taken, or the prefix of one checkpoint, such as
+        `checkpoints/ckpt-30`.
       replace_head: keep the model's own classifier where the file has another
         number of classes.
 
@@ -61,12 +70,18 @@ def load_weights(model, path, replace_head=False):
         reads the file is not installed, or the model is not built.
     """
     model = _built_net(model)
-    path = pathlib.Path(path)
-    check_file(path)
-    with errors_as_one_line(path):
-        dialect, tensors = read_tensors(model, path)
+    path = find_file(pathlib.Path(path))
     preprocessing = read_preprocessing(path)
-    head_used = _assign(model, path, tensors, dialect, replace_head)
+    with errors_as_one_line(path), contextlib.ExitStack() as opened:
+        dialect, tensors = open_tensors(model, path, opened)
+        pairs, head_used = _pair(model, path, tensors, dialect, replace_head)
+        for name, (tensor, target) in pairs.items():
+            _check_values(_read(tensor, target), path, name, target)
+        for tensor, target in pairs.values():
+            # TensorFlow's own variable takes a tensor over as it is. Keras's
+            # way looks at shapes again, and copies arrays once more.
+            values = tf.constant(_packed(_read(tensor, target)))
+            target.variable.value.assign(values)
     return Loaded(dialect, head_used, preprocessing)
 
 
@@ -82,24 +97,19 @@ def save_safetensors(model, path):
         a file that was there stays as it was.
 
     Raises:
-      WeightsError: torch has no such net, the model is not built, or the
-        package that writes the file is not installed.
+      WeightsError: torch has no such net, or the model is not built.
       OSError: the file cannot be written.
     """
-    model = _built_net(model)
-    safetensors = import_safetensors()
-    tensors = {
-        name: np.ascontiguousarray(target.write(np.asarray(target.variable)))
-        for name, target in torch_targets(model).items()
-    }
-    content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
-    # Beside and then renamed, so that a failure never leaves half of it.
-    unfinished = pathlib.Path(f"{path}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    tensors = {}
+    for name, target in torch_targets(_built_net(model)).items():
+        outline = _outline(target)
+        tensors[name] = Stored(
+            outline.shape,
+            outline.dtype.name,
+            # Not the loop's own, which is another one by then.
+            lambda target=target: target.write(np.asarray(target.variable)),
+        )
+    write_safetensors(path, tensors)
 
 
 def _built_net(model):
@@ -118,23 +128,28 @@ def _built_net(model):
     return nets[0]
 
 
-def _assign(model, path, tensors, dialect, replace_head):
+def _pair(model, path, tensors, dialect, replace_head):
+    """Returns ({name: (`Stored`, `Target`)}, whether the head is among them).
+
+    Names, shapes and types are checked; numbers are not read.
+    """
+    dialect = DIALECTS[dialect]
     try:
-        targets = DIALECTS[dialect].find_targets(model)
+        targets = dialect.find_targets(model)
     except WeightsError as error:
         raise WeightsError(
             f"{path} does not fit {model.name}: {error}"
         ) from error
     for name, tensor in tensors.items():
-        if not _is_float(tensor.dtype):
+        if tensor.dtype not in FLOATS:
             raise WeightsError(
                 f"{path} cannot be used: {name}, of shape {tensor.shape}, has "
                 f"the type {tensor.dtype}; weights are real numbers"
             )
-    if dialect == "keras":
-        _fold_biases(tensors, targets)
+    if dialect is DIALECTS["keras"]:
+        tensors = _fold_biases(tensors, targets)
     tensors, targets, head_used = _settle_head(
-        model, tensors, targets, DIALECTS[dialect].head, replace_head
+        model, tensors, targets, dialect.head, replace_head
     )
     for name in [*targets, *tensors]:
         if name not in tensors:
@@ -148,40 +163,63 @@ def _assign(model, path, tensors, dialect, replace_head):
                 f"{path} does not fit {model.name}: the model has no {name}, "
                 f"which the file has with shape {tensors[name].shape}"
             )
-    values = {}
     for name, target in targets.items():
-        expected = target.write(np.asarray(target.variable)).shape
+        expected = _outline(target).shape
         if tensors[name].shape != expected:
             raise WeightsError(
                 f"{path} does not fit {model.name}: {name} has shape "
                 f"{tensors[name].shape} there, and {expected} in the model"
             )
-        dtype = tf.as_dtype(target.variable.dtype).as_numpy_dtype
-        # Some that are finite are not any more in the model's type.
-        with np.errstate(over="ignore"):
-            values[name] = target.read(tensors[name]).astype(dtype)
-        wrong = None
-        if not np.all(np.isfinite(values[name])):
-            wrong = "numbers that are not finite"
-        elif target.variable.name == "moving_variance" and (
-            np.any(values[name] < 0)
-        ):
-            wrong = "negative numbers, which no variance is"
-        if wrong:
-            raise WeightsError(
-                f"{path} cannot be used: {name}, of shape {expected}, has "
-                f"{wrong}"
-            )
-    for name, target in targets.items():
-        target.variable.assign(values[name])
-    return head_used
+    pairs = {name: (tensors[name], targets[name]) for name in targets}
+    return pairs, head_used
 
 
-def _is_float(dtype):
-    try:
-        return tf.as_dtype(dtype).is_floating
-    except TypeError:
-        return False
+def _outline(target):
+    """Returns what a file has of a variable, without numbers or memory."""
+    variable = target.variable
+    zero = np.zeros((), tf.as_dtype(variable.dtype).as_numpy_dtype)
+    return target.write(np.broadcast_to(zero, tuple(variable.shape)))
+
+
+def _read(tensor, target):
+    """Returns a file's tensor as the variable has it, in any memory order."""
+    values = target.read(tensor.read())
+    dtype = tf.as_dtype(target.variable.dtype).as_numpy_dtype
+    if values.dtype == dtype:
+        return values
+    # Some that are finite are not any more in the model's type.
+    with np.errstate(over="ignore"):
+        return values.astype(dtype)
+
+
+def _check_values(values, path, name, target):
+    wrong = None
+    if not np.all(np.isfinite(values)):
+        wrong = "numbers that are not finite"
+    elif target.variable.name == "moving_variance" and np.any(values < 0):
+        wrong = "negative numbers, which no variance is"
+    if wrong:
+        raise WeightsError(
+            f"{path} cannot be used: {name}, of shape "
+            f"{_outline(target).shape}, has {wrong}"
+        )
+
+
+def _packed(values):
+    """Returns an array in C order.
+
+    Kernels of torch are transposed: NumPy, left alone, reads a line of the
+    cache for every number of them. In slices as wide as such a line it reads
+    each line once.
+    """
+    if values.flags.c_contiguous:
+        return values
+    packed = np.empty(values.shape, values.dtype)
+    width = CACHE_LINE_BYTES // values.itemsize
+    for begin in range(0, values.shape[-1], width):
+        part = np.s_[..., begin : begin + width]
+        packed[part] = values[part]
+    return packed
 
 
 def _settle_head(model, tensors, targets, prefix, replace_head):
@@ -197,13 +235,23 @@ def _settle_head(model, tensors, targets, prefix, replace_head):
 
 
 def _fold_biases(tensors, targets):
-    """Moves biases in front of a batch norm into its moving mean.
+    """Returns the tensors, biases before a batch norm moved into its mean.
 
     The convolutions of keras.applications have biases that the norm behind
     them takes out again.
     """
-    for name in [n for n in tensors if n.endswith("_conv/bias")]:
-        if name not in targets:
-            mean = name.replace("_conv/bias", "_bn/moving_mean")
-            if mean in tensors and tensors[mean].shape == tensors[name].shape:
-                tensors[mean] = tensors[mean] - tensors.pop(name)
+    folded = dict(tensors)
+    for name, bias in tensors.items():
+        if name.endswith("_conv/bias") and name not in targets:
+            mean_name = name.replace("_conv/bias", "_bn/moving_mean")
+            mean = tensors.get(mean_name)
+            if mean is not None and mean.shape == bias.shape:
+                del folded[name]
+                folded[mean_name] = mean._replace(
+                    read=functools.partial(_difference, mean, bias)
+                )
+    return folded
+
+
+def _difference(mean, bias):
+    return mean.read() - bias.read()

@@ -54,6 +54,23 @@ KERAS_NAMES = {
     "head": "predictions",
 }
 
+# Of the presets of Keras Hub.
+HUB_NAMES = {
+    "stem_conv": "conv{Layer}_conv",
+    "stem_bn": "conv{Layer}_bn",
+    "deep_stem_conv": "conv{Layer}_conv",
+    "deep_stem_bn": "conv{Layer}_bn",
+    "conv": "stack{stage}_block{block}_{Layer}_conv",
+    "bn": "stack{stage}_block{block}_{Layer}_bn",
+    "pre_bn": "stack{stage}_block{block}_pre_activation_bn",
+    "projection_conv": "stack{stage}_block{block}_0_conv",
+    "projection_bn": "stack{stage}_block{block}_0_bn",
+    "pooled_projection_conv": "stack{stage}_block{block}_0_conv",
+    "pooled_projection_bn": "stack{stage}_block{block}_0_bn",
+    "post_bn": "post_bn",
+    "head": "predictions",
+}
+
 # Names of a layer's variables: theirs -> ours.
 TORCH_NORM = {
     "weight": "gamma",
@@ -146,14 +163,23 @@ def torch_targets(model):
 
 def keras_targets(model):
     """Returns {keras.applications' name: `Target`} of all weights."""
+    return _keras_targets(model, KERAS_NAMES, "keras.applications")
+
+
+def hub_targets(model):
+    """Returns {Keras Hub's name: `Target`} of all weights."""
+    return _keras_targets(model, HUB_NAMES, "Keras Hub")
+
+
+def _keras_targets(model, names, library):
     targets = {}
     for layer, role, position in _layers(model):
-        if role not in KERAS_NAMES:
+        if role not in names:
             raise WeightsError(
-                f"keras.applications has no net like {model.name}: nothing "
-                f"there is like {layer.path}"
+                f"{library} has no net like {model.name}: nothing there is "
+                f"like {layer.path}"
             )
-        prefix = KERAS_NAMES[role].format(**position)
+        prefix = names[role].format(**position)
         for variable in layer.weights:
             targets[f"{prefix}/{variable.name}"] = Target(variable)
     return targets
@@ -248,5 +274,6 @@ DIALECTS = {
         (TORCH_NAMES["head"], TORCH_V2_NAMES["convolutional_head"]),
     ),
     "keras": Dialect(keras_targets, KERAS_NAMES["head"]),
+    "hub": Dialect(hub_targets, HUB_NAMES["head"]),
     "own": Dialect(own_targets, "head"),
 }

@@ -1,18 +1,18 @@
 """The preprocessing that pictures went through when weights were trained."""
 
-import json
 import math
 import pathlib
 from typing import NamedTuple
 
+import numpy as np
+
+from resnet_layers.weights.configs import config_beside
+from resnet_layers.weights.errors import errors_as_one_line
 from resnet_layers.weights.files import (
-    check_file,
-    errors_as_one_line,
     find_dialect,
-    one_line,
+    find_file,
     read_layer_names,
 )
-from resnet_layers.weights.names import WeightsError
 
 
 class Normalization(NamedTuple):
@@ -69,36 +69,45 @@ def read_preprocessing(path):
     Returns:
       What keras.applications does for a file of one of its ResNets; what
       timm's `config.json` beside a `.safetensors` file says, over ImageNet's
-      mean and standard deviation; of any other file nothing is known.
+      mean and standard deviation; what the `preprocessor.json` of a preset of
+      Keras Hub says; of any other file nothing is known.
 
     Raises:
       WeightsError: there is no such file, it is not a file of weights, or the
-        `config.json` beside it is damaged.
+        config beside it is damaged.
     """
-    path = pathlib.Path(path)
-    check_file(path)
+    path = find_file(pathlib.Path(path))
     with errors_as_one_line(path):
         return PREPROCESSINGS[find_dialect(path)](path)
 
 
 def _of_torch(path):
     torch = NORMALIZATIONS["imagenet"]
-    config = path.with_name("config.json")
-    if not config.is_file():
-        return Preprocessing(torch)
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+    with config_beside(path, "config.json") as content:
         # Older files have at the top what newer ones have in there.
         content = content.get("pretrained_cfg", content)
         return Preprocessing(
             torch._replace(**_read_fields(content, NORMALIZATION_KEYS)),
             **_read_fields(content, EVALUATION_KEYS),
         )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(
-            f"{config} is damaged: {one_line(error)}; mend it, or move "
-            f"{path.name} to a folder without it"
-        ) from error
+
+
+def _of_hub(path):
+    with config_beside(path, "preprocessor.json") as content:
+        converter = content.get("config", {}).get("image_converter")
+        if not converter:
+            return Preprocessing()
+        config = converter["config"]
+        size = config.get("image_size")
+        if "height" in config:
+            size = config["height"], config["width"]
+        return Preprocessing(
+            _to_normalization(config),
+            _to_side((3, *size)) if size else None,
+            # The largest middle part, else all of the picture, out of shape.
+            1.0 if config.get("crop_to_aspect_ratio", True) else None,
+            _to_name(config["interpolation"]),
+        )
 
 
 def _of_keras(path):
@@ -115,6 +124,7 @@ def _of_keras(path):
 PREPROCESSINGS = {
     "torch": _of_torch,
     "keras": _of_keras,
+    "hub": _of_hub,
     "own": lambda path: Preprocessing(),
 }
 
@@ -127,9 +137,32 @@ def _read_fields(content, keys):
     }
 
 
+def _to_normalization(config):
+    """Returns what an image converter of Keras Hub does to pixels.
+
+    It multiplies by a scale and adds an offset, one or three numbers each; in
+    older configs it multiplies by the scale, subtracts the mean, and divides
+    by the root of the variance.
+    """
+    scale, offset, mean, variance = (
+        np.broadcast_to(default if config.get(key) is None else config[key], 3)
+        for key, default in (
+            ("scale", 1.0),
+            ("offset", 0.0),
+            ("mean", 0.0),
+            ("variance", 1.0),
+        )
+    )
+    # Numbers that are not possible are found below.
+    with np.errstate(all="ignore"):
+        mean = (mean - offset) / scale
+        stddev = np.sqrt(variance) / scale
+    return Normalization(_to_pixels(mean / 255), _to_stddev(stddev / 255))
+
+
 def _to_pixels(numbers):
     # Rounded, because 0.406 * 255 is not 103.53 to the last bit.
-    values = tuple(round(number * 255, 6) for number in numbers)
+    values = tuple(round(float(number) * 255, 6) for number in numbers)
     if len(values) != 3 or not all(map(math.isfinite, values)):
         raise ValueError(f"{numbers} are not the numbers of 3 channels")
     return values

@@ -1,11 +1,18 @@
 """The places where weights come from: servers, the hub, paths."""
 
 import pathlib
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from resnet_layers.weights.files import check_file, one_line
+from resnet_layers.weights.errors import one_line
+from resnet_layers.weights.files import find_file
 from resnet_layers.weights.names import WeightsError
+from resnet_layers.weights.preprocessing import (
+    Preprocessing,
+    read_preprocessing,
+)
+from resnet_layers.weights.variants import read_variant
 
 # Where keras.applications keeps its weights, and what they must hash to (MD5).
 IMAGENET_URL = (
@@ -22,25 +29,65 @@ IMAGENET_FILES = {
 }
 
 
-def find_weights(name, variant):
-    """Returns the path of a file of weights, downloaded where necessary.
+# What is taken from repositories of the Hugging Face hub, by their owner.
+HUB_FILES = {
+    "timm": ("config.json", "model.safetensors"),
+    "keras": (
+        "config.json",
+        "model.weights.h5",
+        "preprocessor.json",
+        "task.json",
+        "task.weights.h5",
+    ),
+}
+
+
+class Found(NamedTuple):
+    """Weights, and what is known of them before they are read.
+
+    `path` is for `load_weights`; `variant` the row of `VARIANTS` that they are
+    of, None if it is not known; `preprocessing` is a `Preprocessing`.
+
+        found = find_weights("timm/resnet50d.ra2_in1k")
+        model = VARIANTS[found.variant]()
+    """
+
+    path: pathlib.Path
+    variant: str | None
+    preprocessing: Preprocessing
+
+
+def find_weights(name, variant=None):
+    """Returns what a name of weights stands for, downloaded where necessary.
+
+    Tensors are not read. A variant is known from timm's `config.json` beside a
+    `.safetensors` file, from that of a preset of Keras Hub, and of "imagenet".
 
     Args:
       name: "imagenet" for the file of keras.applications, "timm/NAME" for
-        timm's on the Hugging Face hub, or a path that `load_weights` takes.
-      variant: row of `VARIANTS` that the weights are for.
+        timm's on the Hugging Face hub, "keras/NAME" for a preset of Keras Hub
+        there, or a path that `load_weights` takes.
+      variant: row of `VARIANTS` that "imagenet" is meant for; resnet50_keras
+        if None.
+
+    Returns:
+      A `Found`.
 
     Raises:
-      WeightsError: there is no such file, it cannot be had, or a folder holds
-        no checkpoints.
+      WeightsError: there is no such file, it cannot be had, it is not one of
+        weights, or of an architecture that has no row in `VARIANTS`.
     """
+    owner = name.partition("/")[0]
     if name == "imagenet":
-        return _download_imagenet(variant)
-    if name.startswith("timm/"):
-        return _download_timm(name)
-    path = pathlib.Path(name).expanduser()
-    check_file(path)
-    return path
+        variant = variant or "resnet50_keras"
+        path = _download_imagenet(variant)
+        return Found(path, variant, read_preprocessing(path))
+    if owner in HUB_FILES:
+        path = _download_from_hub(name, HUB_FILES[owner])
+    else:
+        path = pathlib.Path(name).expanduser()
+    path = find_file(path)
+    return Found(path, read_variant(path), read_preprocessing(path))
 
 
 def _download_imagenet(variant):
@@ -59,20 +106,17 @@ def _download_imagenet(variant):
     )
 
 
-def _download_timm(name):
+def _download_from_hub(name, files):
+    """Returns the folder with those of the files that there are."""
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import snapshot_download
     except ImportError as error:
         raise WeightsError(
             f"{name} needs the extra: pip install 'resnet-layers[weights]'"
         ) from error
     return _download(
         f"https://huggingface.co/{name}",
-        # Both land in the same folder.
-        lambda: [
-            hf_hub_download(name, file)
-            for file in ("config.json", "model.safetensors")
-        ][-1],
+        lambda: snapshot_download(name, allow_patterns=list(files)),
     )
 
 

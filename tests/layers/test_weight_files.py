@@ -1,13 +1,12 @@
 """Files that are damaged, foreign or dangerous, and how ours are written."""
 
 import os
-import pathlib
 import zipfile
 
 import numpy as np
 import pytest
 from applications import build_short, make_short_application, save_legacy
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 from weight_nets import assert_refused, build, save_keras, small
 
 from resnet_layers import (
@@ -17,6 +16,8 @@ from resnet_layers import (
     load_weights,
     save_safetensors,
 )
+from resnet_layers.weights import assign
+from resnet_layers.weights.names import Target, torch_targets
 
 
 def test_model_without_weights_says_how_to_get_them(tmp_path):
@@ -75,6 +76,7 @@ def replace_by_text(path):
         (add_a_tensor, "extra.weight"),
         (put_in_a_nan, "layer2.0.bn1.bias"),
         (change("conv1.weight", lambda x: x.astype("f8") * 1e300), "finite"),
+        (change("fc.bias", lambda x: x * np.inf), "fc.bias, of shape (7,)"),
         (change("bn1.running_var", lambda x: -abs(x)), "negative"),
         (change("conv1.weight", lambda x: x.astype("c8")), "complex64"),
         (change("conv1.weight", lambda x: x > 0), "bool"),
@@ -148,18 +150,41 @@ def test_pickles_are_refused_without_reading_them(write, name, tmp_path):
         find_weights(str(path), "resnet50")
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_safetensors_of_other_precision_are_cast(dtype, tmp_path):
+    theirs, model = small(dtype=dtype), small(seed=2)
+    save_safetensors(theirs, tmp_path / "model.safetensors")
+    load_weights(model, tmp_path / "model.safetensors")
+    for mine, read in zip(model.weights, theirs.weights, strict=True):
+        np.testing.assert_array_equal(mine, np.asarray(read).astype("f4"))
+
+
+def test_safetensors_are_written_as_the_package_writes_them(tmp_path):
+    path = tmp_path / "model.safetensors"
+    for dtype in ("float32", "bfloat16"):
+        model = small(dtype=dtype, stem="deep", attention="se")
+        save_safetensors(model, path)
+        content = path.read_bytes()
+        assert content == save(load_file(path), metadata={"format": "pt"})
+
+
 def test_safetensors_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     save_safetensors(small(), path)
     assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
     before = path.read_bytes()
+    model = small(seed=2)
+    targets = torch_targets(model)
 
-    def fail(self, content):
-        raise OSError("No space left on device")
+    def fail(value):
+        if value.strides[0]:
+            raise OSError("No space left on device")
+        return value
 
-    monkeypatch.setattr(pathlib.Path, "write_bytes", fail)
+    targets["stem"] = Target(model.stem.bns[0].gamma, write=fail)
+    monkeypatch.setattr(assign, "torch_targets", lambda model: targets)
     with pytest.raises(OSError, match="No space"):
-        save_safetensors(small(seed=2), path)
+        save_safetensors(model, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

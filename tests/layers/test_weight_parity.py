@@ -19,6 +19,7 @@ from applications import (
 from keras.src.backend.common import global_state
 from safetensors.numpy import load_file
 from weight_nets import (
+    assert_same_logits,
     assert_same_weights,
     assign_random,
     build,
@@ -54,15 +55,6 @@ TORCHVISION = (
     "wide_resnet101_2",
 )
 TIMM = ("resnet18d", "resnet34d", "resnet50d", "resnet101d", "seresnet50")
-
-
-def assert_same_logits(logits, expected):
-    """At most a ten-thousandth of the spread apart."""
-    logits, expected = np.asarray(logits), np.asarray(expected)
-    spread = expected.max() - expected.min()
-    assert spread > 0.01
-    assert np.all(np.isfinite(expected))
-    assert np.abs(logits - expected).max() <= 1e-4 * spread
 
 
 @pytest.mark.parametrize("name", ["resnet50_keras", "resnet50_v2"])

@@ -1,17 +1,24 @@
 """Where weights come from, with folders in place of the servers."""
 
 import hashlib
+import pathlib
 
 import pytest
+from applications import make_short_application, save_legacy
+from hub_presets import write_preset
 from weight_nets import small
 
 from resnet_layers import (
+    NORMALIZATIONS,
+    Preprocessing,
     WeightsError,
     find_weights,
     load_weights,
     save_safetensors,
 )
 from resnet_layers.weights import sources
+
+CAFFE = Preprocessing(NORMALIZATIONS["caffe"], 224)
 
 
 def test_imagenet_weights_are_downloaded_and_hashed(monkeypatch, tmp_path):
@@ -20,15 +27,18 @@ def test_imagenet_weights_are_downloaded_and_hashed(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "keras.src.backend.config.keras_home", lambda: str(cache)
     )
-    content = b"any weights"
-    (tmp_path / "resnet50.h5").write_bytes(content)
+    file = tmp_path / "resnet50.h5"
+    save_legacy(make_short_application("resnet50_keras"), file)
     monkeypatch.setattr(sources, "IMAGENET_URL", f"file://{tmp_path}/{{}}.h5")
-    md5 = hashlib.md5(content).hexdigest()
+    md5 = hashlib.md5(file.read_bytes()).hexdigest()
     files = {"resnet50_keras": ("resnet50", md5)}
     monkeypatch.setattr(sources, "IMAGENET_FILES", files)
-    path = find_weights("imagenet", "resnet50_keras")
-    assert path.read_bytes() == content
-    path.unlink()
+    found = find_weights("imagenet", "resnet50_keras")
+    assert found[1:] == ("resnet50_keras", CAFFE)
+    assert found.path.read_bytes() == file.read_bytes()
+    # Without a variant it is that one.
+    assert find_weights("imagenet") == found
+    found.path.unlink()
     files["resnet50_keras"] = ("resnet50", "0" * 32)
     with pytest.raises(WeightsError, match="could not be downloaded") as error:
         find_weights("imagenet", "resnet50_keras")
@@ -40,23 +50,64 @@ def test_imagenet_weights_exist_for_some_variants_only():
         find_weights("imagenet", "resnet18")
 
 
-def test_timm_weights_come_from_the_hub(monkeypatch, tmp_path):
-    hub = pytest.importorskip(
+@pytest.fixture
+def hub(monkeypatch):
+    """Returns what was asked of the hub, whose repositories are folders."""
+    package = pytest.importorskip(
         "huggingface_hub", reason="needs the extra: pip install '.[weights]'"
     )
     asked = []
 
-    def hf_hub_download(repo, filename):
-        asked.append((repo, filename))
-        if filename == "config.json":
-            (tmp_path / filename).write_text('{"input_size": [3, 160, 160]}')
-        else:
-            save_safetensors(small(), tmp_path / filename)
-        return str(tmp_path / filename)
+    def snapshot_download(repository, allow_patterns):
+        asked.append((repository, allow_patterns))
+        if not pathlib.Path(repository).is_dir():
+            raise OSError("404 Client Error:\nRepository Not Found")
+        return repository
 
-    monkeypatch.setattr(hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setattr(package, "snapshot_download", snapshot_download)
+    return asked
+
+
+def test_timm_weights_come_from_the_hub(hub, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     name = "timm/resnet50.a1_in1k"
-    path = find_weights(name, "resnet50")
-    assert path == tmp_path / "model.safetensors"
-    assert sorted(asked) == [(name, "config.json"), (name, "model.safetensors")]
-    assert load_weights(small(), path).preprocessing.image_size == 160
+    folder = pathlib.Path(name)
+    folder.mkdir(parents=True)
+    save_safetensors(small(), folder / "model.safetensors")
+    (folder / "config.json").write_text(
+        '{"architecture": "resnet50", "input_size": [3, 160, 160]}'
+    )
+    found = find_weights(name)
+    expected = Preprocessing(NORMALIZATIONS["imagenet"], 160)
+    assert found == (folder / "model.safetensors", "resnet50", expected)
+    assert hub == [(name, ["config.json", "model.safetensors"])]
+    assert load_weights(small(), found.path).preprocessing == expected
+
+
+def test_presets_come_from_the_hub(hub, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    name = "keras/resnet_50_imagenet"
+    folder = pathlib.Path(name)
+    folder.mkdir(parents=True)
+    write_preset(folder)
+    (folder / "config.json").unlink()
+    found = find_weights(name)
+    assert found[:2] == (folder / "model.weights.h5", None)
+    assert found.preprocessing.interpolation == "bicubic"
+    [(_, files)] = hub
+    assert {path.name for path in folder.iterdir()} < set(files)
+
+
+@pytest.mark.parametrize("name", ["timm/none", "keras/none"])
+def test_what_the_hub_does_not_have_is_one_line(name, hub):
+    with pytest.raises(WeightsError) as error:
+        find_weights(name)
+    [line] = str(error.value).splitlines()
+    assert f"https://huggingface.co/{name} could not be downloaded" in line
+
+
+def test_repositories_without_weights_are_one_line(hub, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("keras/empty").mkdir(parents=True)
+    with pytest.raises(WeightsError, match="keras/empty holds no weights"):
+        find_weights("keras/empty")

@@ -158,6 +158,15 @@ def assert_same_weights(model, other):
             np.testing.assert_array_equal(weight, values[name], err_msg=name)
 
 
+def assert_same_logits(logits, expected):
+    """At most a ten-thousandth of the spread apart."""
+    logits, expected = np.asarray(logits), np.asarray(expected)
+    spread = expected.max() - expected.min()
+    assert spread > 0.01
+    assert np.all(np.isfinite(expected))
+    assert np.abs(logits - expected).max() <= 1e-4 * spread
+
+
 def assert_refused(model, path, expected):
     """In one line, and the model stays as it was."""
     before = [np.array(weight) for weight in model.weights]

@@ -1,0 +1,90 @@
+"""The variants that files of weights are of."""
+
+from resnet_layers.variants import VARIANTS, nearest_names
+from resnet_layers.weights.configs import config_beside
+from resnet_layers.weights.errors import errors_as_one_line
+from resnet_layers.weights.files import find_dialect
+from resnet_layers.weights.names import WeightsError
+
+# What Keras Hub's configs say of a net: filters and sizes of the kernels of
+# its stem, filters and strides of its stages, kind of its blocks, how many of
+# them a stage has, and whether they are of the pre-activation kind. Its basic
+# blocks of kind "vd" are of no variant: the first one's shortcut goes through
+# a convolution although the shapes match.
+_PLAIN = ([64], [7], [64, 128, 256, 512], [1, 2, 2, 2])
+_DEEP = ([32, 32, 64], [3, 3, 3], *_PLAIN[2:])
+HUB_VARIANTS = {
+    "resnet18": (*_PLAIN, "basic_block", [2, 2, 2, 2], False),
+    "resnet34": (*_PLAIN, "basic_block", [3, 4, 6, 3], False),
+    "resnet26": (*_PLAIN, "bottleneck_block", [2, 2, 2, 2], False),
+    "resnet50": (*_PLAIN, "bottleneck_block", [3, 4, 6, 3], False),
+    "resnet101": (*_PLAIN, "bottleneck_block", [3, 4, 23, 3], False),
+    "resnet152": (*_PLAIN, "bottleneck_block", [3, 8, 36, 3], False),
+    "resnetv2_50": (*_PLAIN, "bottleneck_block", [3, 4, 6, 3], True),
+    "resnetv2_101": (*_PLAIN, "bottleneck_block", [3, 4, 23, 3], True),
+    "resnetv2_152": (*_PLAIN, "bottleneck_block", [3, 8, 36, 3], True),
+    "resnet50d": (*_DEEP, "bottleneck_block_vd", [3, 4, 6, 3], False),
+    "resnet101d": (*_DEEP, "bottleneck_block_vd", [3, 4, 23, 3], False),
+    "resnet_vd_200": (*_DEEP, "bottleneck_block_vd", [3, 12, 48, 3], False),
+    "resnet152d": (*_DEEP, "bottleneck_block_vd", [3, 8, 36, 3], False),
+}
+
+
+def read_variant(path):
+    """Returns the row of `VARIANTS` that weights are of, None if not known.
+
+    Tensors are not read.
+
+    Args:
+      path: a `pathlib.Path` that `find_file` has returned.
+
+    Raises:
+      WeightsError: they are of a net that has no row, they are not weights,
+        or the `config.json` beside them is damaged.
+    """
+    with errors_as_one_line(path):
+        dialect = find_dialect(path)
+    if dialect not in READERS:
+        return None
+    with config_beside(path, "config.json") as config:
+        name = READERS[dialect](config)
+        if not isinstance(name, str | None):
+            raise ValueError(f"{name} is not the name of an architecture")
+    if name is None or name in VARIANTS:
+        return name
+    near = nearest_names(name, VARIANTS)
+    nearest = f"; the nearest are {', '.join(near)}" if near else ""
+    raise WeightsError(
+        f"{path} is of the architecture {name}, which is no row of VARIANTS"
+        f"{nearest}"
+    )
+
+
+def _of_timm(config):
+    # Older files have at the top what newer ones have in there.
+    cfg = config.get("pretrained_cfg", {})
+    return config.get("architecture", cfg.get("architecture"))
+
+
+def _of_hub(config):
+    if not config:
+        return None
+    net = config["config"]
+    row = (
+        net["input_conv_filters"],
+        net["input_conv_kernel_sizes"],
+        net["stackwise_num_filters"],
+        net["stackwise_num_strides"],
+        net["block_type"],
+        net["stackwise_num_blocks"],
+        net.get("use_pre_activation", False),
+    )
+    for variant, known in HUB_VARIANTS.items():
+        if row == known:
+            return variant
+    return f"{config['class_name']} with {', '.join(map(str, row))}"
+
+
+# By dialect: from the `config.json` beside weights to a name. Other files have
+# none.
+READERS = {"torch": _of_timm, "hub": _of_hub}

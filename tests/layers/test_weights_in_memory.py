@@ -1,0 +1,145 @@
+"""Tensors are checked and read one at a time, whatever they are read from."""
+
+import tracemalloc
+
+import h5py
+import numpy as np
+import pytest
+from applications import build_short, make_short_application
+from weight_nets import (
+    OWN_WAYS,
+    READ_APART,
+    assert_refused,
+    assert_same_weights,
+    assign_random,
+    save_run,
+    save_weights_h5,
+    small,
+    zero_kernels,
+)
+
+from resnet_layers import ResNet, load_weights, save_safetensors
+from resnet_layers.weights import assign
+
+
+def save_torch(model, folder):
+    save_safetensors(model, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+FORMATS = (save_torch, *READ_APART)
+
+
+def many(seed):
+    """Returns a net of which one tensor is a small part, and the bytes."""
+    model = small(seed, block="basic", width=64, stage_sizes=(8,))
+    return model, sum(np.asarray(weight).nbytes for weight in model.weights)
+
+
+def peak_of(function, *arguments):
+    """Returns the bytes that a second call takes at most."""
+    function(*arguments)
+    tracemalloc.start()
+    try:
+        function(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("save", FORMATS)
+def test_not_all_tensors_are_in_memory_at_once(save, tmp_path):
+    (theirs, size), (model, _) = many(1), many(2)
+    path = save(theirs, tmp_path)
+    # The weights that the model has from now on are among them.
+    assert peak_of(load_weights, model, path) < 1.5 * size
+    assert_same_weights(model, theirs)
+
+
+def test_not_all_tensors_are_in_memory_when_they_are_written(tmp_path):
+    model, size = many(1)
+    assert peak_of(save_torch, model, tmp_path) < 0.5 * size
+
+
+@pytest.mark.parametrize("save", FORMATS)
+def test_numbers_are_not_read_before_all_names_and_shapes_fit(
+    save, tmp_path, monkeypatch
+):
+    path = save(small(num_classes=3), tmp_path)
+
+    def fail(*args):
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr(assign, "_read", fail)
+    assert_refused(small(seed=2), path, "there, and (")
+
+
+@pytest.mark.parametrize("save", FORMATS)
+def test_what_cannot_be_read_at_last_leaves_the_model_as_it_was(
+    save, tmp_path, monkeypatch
+):
+    path = save(small(), tmp_path)
+    open_tensors = assign.open_tensors
+
+    def fail():
+        raise OSError("Input/output error")
+
+    def open_damaged(*args):
+        dialect, tensors = open_tensors(*args)
+        last = [*tensors][-1]
+        tensors[last] = tensors[last]._replace(read=fail)
+        return dialect, tensors
+
+    monkeypatch.setattr(assign, "open_tensors", open_damaged)
+    assert_refused(small(seed=2), path, "as weights: Input/output error")
+
+
+def test_damage_that_hdf5_finds_in_the_numbers_is_one_line(tmp_path):
+    path = save_weights_h5(small(), tmp_path)
+    with h5py.File(path, "a") as file:
+        group = file["head/vars"]
+        values = group["0"][()]
+        del group["0"]
+        kernel = group.create_dataset(
+            "0", data=values, chunks=values.shape, fletcher32=True
+        )
+        begin = kernel.id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[begin] ^= 255
+    path.write_bytes(content)
+    assert_refused(small(seed=2), path, "cannot be read")
+
+
+def test_damage_that_tensorflow_finds_in_the_numbers_is_one_line(tmp_path):
+    path = save_run(small(), tmp_path)
+    data = path / "checkpoints/ckpt-9.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    content[::1000] = bytes(len(content[::1000]))
+    data.write_bytes(content)
+    assert_refused(small(seed=2), path, "cannot be read as weights: ckpt-9")
+
+
+def test_biases_of_keras_are_folded_when_their_turn_comes(tmp_path):
+    theirs, ours = make_short_application("resnet50_keras"), None
+    assign_random(theirs)
+    theirs.save_weights(tmp_path / "model.weights.h5")
+    ours = build_short("resnet50_keras")
+    load_weights(ours, tmp_path / "model.weights.h5")
+    mean = theirs.get_layer("conv3_block2_2_bn").moving_mean
+    bias = theirs.get_layer("conv3_block2_2_conv").bias
+    np.testing.assert_array_equal(
+        ours.blocks[3].bn2.moving_mean, np.asarray(mean) - np.asarray(bias)
+    )
+
+
+@pytest.mark.parametrize("save", [save_torch, *OWN_WAYS])
+def test_all_replicas_get_the_weights(save, tmp_path, two_replicas):
+    theirs = small()
+    path = save(theirs, tmp_path)
+    with two_replicas.scope(), zero_kernels():
+        model = ResNet.from_config(theirs.get_config())
+        model.build((None, 16, 16, 3))
+    load_weights(model, path)
+    for mine, read in zip(model.weights, theirs.weights, strict=True):
+        for value in two_replicas.experimental_local_results(mine.value):
+            np.testing.assert_array_equal(value, read, err_msg=mine.path)
