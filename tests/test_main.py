@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 from train_loop import Settings, main
 from train_loop.errors import FEW
 from train_loop.recipes import RECIPES
+from train_loop.settings import flag_name
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def test_help_is_no_failure():
 
 def test_every_setting_is_a_flag_that_says_what_it_may_be():
     for field in dataclasses.fields(Settings):
-        text = flags.FLAGS[field.name].help
+        text = flags.FLAGS[flag_name(field.name)].help
         assert text.startswith(field.metadata["help"])
         for choice in list(field.metadata["choices"] or ())[:FEW]:
             assert choice in text

@@ -212,6 +212,14 @@ def test_event_files_hold_what_people_look_at(finished):
     assert (int(width), int(height)) == (32, 32)
     assert tf.io.decode_png(png).numpy().std() > 10
     assert b"stage1_block1" in events["train"].Graph().SerializeToString()
+    for chart in ("confusion_matrix", "confident_mistakes"):
+        [picture] = events["eval"].Tensors(chart)
+        png = picture.tensor_proto.string_val[2]
+        assert picture.step == 35
+        assert tf.io.decode_png(png).numpy().std() > 10
+    # Thresholds, counts and what they come to, for each digit.
+    curves = [events["eval"].Tensors(f"{digit}/pr_curves") for digit in "0189"]
+    assert all(curve[0].step == 35 for curve in curves)
 
 
 def test_broken_checkpoint_costs_only_the_work_since_the_one_before(

@@ -8,7 +8,7 @@ from resnet_layers import NORMALIZATIONS, Normalization
 from train_loop import Settings, UserError
 from train_loop.data.transforms import Operation
 from train_loop.recipes import RECIPES
-from train_loop.settings import DEFAULTS, to_text
+from train_loop.settings import DEFAULTS, MODE_DEFAULTS, to_text
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
@@ -77,7 +77,8 @@ def test_what_is_not_possible_is_one_clear_line(values, message):
 def test_every_setting_has_help_and_bounds_that_hold_its_default():
     for name, field in FIELDS.items():
         assert field.metadata["help"].endswith("."), name
-    assert DEFAULTS.given.keys() == {
+    defaults = {**DEFAULTS.given, **MODE_DEFAULTS.given}
+    assert defaults.keys() == {
         name
         for name, field in FIELDS.items()
         if field.metadata["default"] is not None

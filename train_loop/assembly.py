@@ -58,7 +58,23 @@ def open_data(settings, workdir):
             f"{workdir.bad_images}."
         )
         check.check_not_empty(data)
-    elif refused:
+    else:
+        check_usable(refused)
+    for name, split in data.splits.items():
+        if split.labels is not None:
+            counts = check.count_labels(split, name)
+            lines = check.balance_warnings(counts, data.class_names)
+            _warn(f"{name}: {line}" for line in lines)
+    return _cached(settings, workdir, data)
+
+
+def check_usable(refused):
+    """Raises UserError where there are files that are of no use.
+
+    Args:
+      refused: {path: reason} of these.
+    """
+    if refused:
         name, reason = next(iter(refused.items()))
         others = (
             f" (and {len(refused) - 1} like it)" if len(refused) > 1 else ""
@@ -67,12 +83,6 @@ def open_data(settings, workdir):
             f"{name} {reason}{others}; mend it, or leave such images out with "
             "--skip_bad_images"
         )
-    for name, split in data.splits.items():
-        if split.labels is not None:
-            counts = check.count_labels(split, name)
-            lines = check.balance_warnings(counts, data.class_names)
-            _warn(f"{name}: {line}" for line in lines)
-    return _cached(settings, workdir, data)
 
 
 def open_whole_data(settings):

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_layers import Preprocessing
+from train_loop.data.check import reason_of
 from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError
 
@@ -38,11 +39,17 @@ class Classifier:
         self.model = model
         self.preprocessing = preprocessing
         self.class_names = tuple(class_names)
+        size = preprocessing.image_size
         # As a graph. Step by step, TensorFlow hands Pillow a tensor in place
         # of bytes, and lets through whatever Pillow raises.
-        self._evaluate = tf.function(
+        self._prepare = tf.function(
             Transforms(preprocessing).evaluate,
             input_signature=[tf.TensorSpec([], tf.string)],
+        )
+        # One for batches of all sizes.
+        self._probabilities = tf.function(
+            lambda images: tf.nn.softmax(self.logits(images)),
+            input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)],
         )
 
     def logits(self, images, training=False):
@@ -87,22 +94,33 @@ class Classifier:
         answers = []
         for begin in range(0, len(images), BATCH_SIZE):
             some = images[begin : begin + BATCH_SIZE]
-            batch = tf.stack([self._read(image) for image in some])
-            probabilities = tf.nn.softmax(self.logits(batch)).numpy()
-            answers += [self._rank(row)[:top_k] for row in probabilities]
+            batch = tf.stack([self.read(image) for image in some])
+            answers += self.rank(self.probabilities(batch), top_k)
         return answers
 
-    def _read(self, image):
-        """Returns the square uint8 image that evaluation would see."""
-        what = "the image"
+    def prepare(self, encoded):
+        """Maps the bytes of a file to the image that evaluation would see.
+
+        Args:
+          encoded: scalar string.
+
+        Returns:
+          uint8 [image_size, image_size, 3].
+        """
+        return self._prepare(encoded)
+
+    def read(self, image):
+        """Returns the same image of a path, of bytes, or of an array.
+
+        Raises:
+          UserError: it cannot be read.
+        """
         if isinstance(image, str | os.PathLike):
-            what = image
             try:
-                with open(image, "rb") as file:
-                    image = file.read()
-            except OSError as error:
+                return self.prepare(read_file(image))
+            except tf.errors.OpError as error:
                 raise UserError(
-                    f"{what} cannot be read ({error.strerror})"
+                    f"{os.fspath(image)} cannot be decoded ({reason_of(error)})"
                 ) from error
         try:
             if not isinstance(image, bytes):
@@ -110,19 +128,40 @@ class Classifier:
                 if pixels.dtype != np.uint8:
                     raise TypeError(f"{pixels.dtype} is not uint8")
                 image = tf.io.encode_png(pixels, compression=0)
-            return self._evaluate(image)
+            return self.prepare(image)
         except (tf.errors.OpError, TypeError) as error:
             raise UserError(
-                f"{what} cannot be decoded; it takes the file of an image, or "
-                "a uint8 array [height, width, 3]"
+                "the image cannot be decoded; it takes the file of an image, "
+                "or a uint8 array [height, width, 3]"
             ) from error
 
-    def _rank(self, probabilities):
-        order = np.argsort(-probabilities, kind="stable")
+    def probabilities(self, images):
+        """Maps uint8 [batch, image_size, image_size, 3] to probabilities.
+
+        Returns:
+          float32 [batch, num_classes].
+        """
+        return self._probabilities(images)
+
+    def rank(self, probabilities, top_k=None):
+        """Maps rows of probabilities to answers, see `__call__`."""
+        probabilities = np.asarray(probabilities)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
-            (self.class_names[label], float(probabilities[label]))
-            for label in order
+            [(self.class_names[label], float(row[label])) for label in labels]
+            for row, labels in zip(probabilities, order, strict=True)
         ]
+
+
+def read_file(path):
+    """Returns the bytes of a file, or raises UserError."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(
+            f"{os.fspath(path)} cannot be read ({error.strerror})"
+        ) from error
 
 
 def normalize(images, normalization):

@@ -4,6 +4,7 @@ TensorFlow's C++ code reads the environment once. The package therefore calls
 `prepare` before it imports anything else.
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -114,18 +115,27 @@ def read_cpuid(leaf, subleaf):
     return tuple(registers)
 
 
-def _import_tensorflow_quietly():
-    """Imports TensorFlow without the lines that its C++ code prints.
+@contextlib.contextmanager
+def silenced():
+    """Keeps what C++ code says from standard error, and Python's as well.
 
-    It prints them before it reads the level that is to hide them. What goes
-    wrong arrives as a Python exception all the same.
+    What goes wrong arrives as a Python exception all the same.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     standard_error = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
-        import tensorflow  # noqa: F401
+        yield
     finally:
         os.dup2(standard_error, 2)
         os.close(standard_error)
+
+
+def _import_tensorflow_quietly():
+    """Imports TensorFlow without the lines that its C++ code prints.
+
+    It prints them before it reads the level that is to hide them.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with silenced():
+        import tensorflow  # noqa: F401

@@ -12,7 +12,13 @@ Go on with a run that was stopped, measure it again, look at it:
 
   python -m train_loop.main --workdir=runs/NAME
   python -m train_loop.main --workdir=runs/NAME --mode=evaluate
+  python -m train_loop.main --workdir=runs/NAME --mode=compare --with=runs/OTHER
   tensorboard --logdir=runs
+
+Ask it about your own pictures, and ship it:
+
+  python -m train_loop.main --workdir=runs/NAME --mode=predict --images=photos
+  python -m train_loop.main --workdir=runs/NAME --mode=export --format=litert
 
 What a model costs in parameters, multiply-adds and memory:
 
@@ -30,7 +36,7 @@ from absl import app, flags, logging
 from train_loop.errors import UserError, check_choice, listed
 from train_loop.modes import MODES
 from train_loop.recipes import RECIPES
-from train_loop.settings import Settings, to_text
+from train_loop.settings import Settings, flag_name, to_text
 
 FLAGS = flags.FLAGS
 FIELDS = dataclasses.fields(Settings)
@@ -46,7 +52,7 @@ def define_flags():
     for field in FIELDS:
         is_bool = field.type is bool
         define = flags.DEFINE_bool if is_bool else flags.DEFINE_string
-        define(field.name, None, help_of(field))
+        define(flag_name(field.name), None, help_of(field))
 
 
 def help_of(field):
@@ -54,7 +60,10 @@ def help_of(field):
     choices, default = field.metadata["choices"], field.metadata["default"]
     if field.name == "recipe":
         choices = ("auto", *RECIPES)
+    modes = [f"--mode={name}" for name in field.metadata["modes"]]
     parts = [field.metadata["help"]]
+    if modes:
+        parts.append(f"For {' and '.join(modes)}.")
     if choices is not None:
         parts.append(f"One of: {listed(choices)}.")
     if default is not None:
@@ -68,6 +77,17 @@ def help_of(field):
         parts[-1] += "".join(f"; {n}: {text}" for n, text in others.items())
         parts[-1] += "."
     return " ".join(parts)
+
+
+def check_modes(given):
+    """Raises UserError for a setting that the mode has no use for."""
+    for field in FIELDS:
+        modes = field.metadata["modes"]
+        if field.name in given and modes and FLAGS.mode not in modes:
+            raise UserError(
+                f"--{flag_name(field.name)} is for --mode="
+                f"{' or '.join(modes)}, and this is --mode={FLAGS.mode}"
+            )
 
 
 def parse(argv):
@@ -95,10 +115,11 @@ def main(argv):
             tf.get_logger().setLevel("ERROR")
         check_choice("--mode", FLAGS.mode, MODES)
         given = {
-            field.name: FLAGS[field.name].value
+            field.name: FLAGS[flag_name(field.name)].value
             for field in FIELDS
-            if FLAGS[field.name].present
+            if FLAGS[flag_name(field.name)].present
         }
+        check_modes(given)
         MODES[FLAGS.mode](Settings(**given))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

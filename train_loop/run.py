@@ -6,6 +6,8 @@ import datetime
 import json
 import pathlib
 
+import numpy as np
+
 from resnet_layers import WeightsError, load_weights
 from train_loop.assembly import (
     build_classifier,
@@ -20,10 +22,14 @@ from train_loop.assembly import (
     steps_per_epoch,
 )
 from train_loop.classifier import Classifier
-from train_loop.data import batches, cache, check, samples
+from train_loop.data import batches, cache, check, imagenet, samples
 from train_loop.data.stored import Data
 from train_loop.data.transforms import Transforms, Untransformed
 from train_loop.errors import UserError
+from train_loop.evaluation import charts
+from train_loop.evaluation.findings import Findings
+from train_loop.prediction.splits import predict_split
+from train_loop.pretrained import is_weights, pretrained_classifier
 from train_loop.progress import passing_bar
 from train_loop.settings import Settings
 from train_loop.settling import find_given_weights, settle
@@ -33,6 +39,10 @@ from train_loop.training.profiling import NO_PROFILE, Profile
 from train_loop.training.tensorboard import TensorBoardReport
 from train_loop.training.trainer import Trainer
 from train_loop.workdir import Workdir, read_json, write_text
+
+# In TensorBoard: charts, and curves of the classes with the most examples.
+SHOWN_AT_THE_END = ("confusion_matrix", "confident_mistakes")
+MOST_PR_CURVES = 20
 
 # Among how many batches one that could not be prepared is looked for: a data
 # service prepares them ahead, in an order of its own.
@@ -245,6 +255,8 @@ class Run:
                     each(step, split, {**metrics, "epoch": epoch})
 
             yield report
+            if start < self.steps and self.settings.show_predictions:
+                self._show_predictions(tensorboard)
             tensorboard.write_end()
 
     def _show(self, tensorboard):
@@ -260,6 +272,30 @@ class Run:
         tensorboard.write_graph(
             self.classifier.model, (self.batch_size, size, size, 3)
         )
+
+    def _show_predictions(self, tensorboard):
+        """Shows what the trained model makes of the evaluation split."""
+        predictions = predict_split(
+            self.classifier,
+            self.data.evaluation,
+            self.trainer.strategy,
+            self.batch_size,
+        )
+        findings = Findings.of(predictions)
+        for name in SHOWN_AT_THE_END:
+            picture = charts.draw(name, findings)
+            if picture is not None:
+                tensorboard.write_picture(name, picture, self.steps, "eval")
+        for label in np.argsort(-findings.examples)[:MOST_PR_CURVES]:
+            [logarithms] = predictions.log_probabilities(
+                slice(label, label + 1)
+            )
+            tensorboard.write_pr_curve(
+                predictions.class_names[label],
+                predictions.labels == label,
+                np.exp(logarithms),
+                self.steps,
+            )
 
     def _with_embeddings(self):
         """Returns the run with embeddings in place of images.
@@ -310,23 +346,40 @@ class Run:
         )
 
 
-def load_classifier(folder):
-    """Returns the `Classifier` of a finished run, or of one that goes on.
+def load_classifier(source, model=None, class_names=None, step=None):
+    """Returns the `Classifier` of a run, or of weights.
 
-    It needs the run's folder only, not its data.
+    Of a run, finished or not, it needs the folder only, not its data.
+    ImageNet's classes are called by words, with the WordNet id behind.
 
     Args:
-      folder: of a run.
+      source: the folder of a run; or a file of weights, "imagenet" or
+        "timm/NAME", as `--weights` takes them.
+      model: row of `VARIANTS`, for weights that do not tell it themselves.
+      class_names: of weights that do not have them beside; by default
+        ImageNet's.
+      step: of a run, which checkpoint; None for the last that can be read.
 
     Raises:
-      UserError: it is no run, or has no checkpoint yet.
+      UserError: there is no such run, it has no checkpoint yet, or the weights
+        are of no use.
     """
-    workdir = _existing(folder)
+    if is_weights(source):
+        return pretrained_classifier(str(source), model, class_names)
+    workdir = _existing(source)
     settings = Settings.read(workdir.flags)
-    class_names = read_json(workdir.data)["class_names"]
-    classifier = build_classifier(settings, class_names)
+    names = read_json(workdir.data)["class_names"]
+    classifier = build_classifier(settings, imagenet.in_words(names))
+    path = workdir.path
+    if step is not None:
+        if step not in workdir.steps:
+            raise UserError(
+                f"{workdir} has no checkpoint of step {step}, but of "
+                f"{', '.join(map(str, workdir.steps))}"
+            )
+        path = workdir.checkpoints / f"ckpt-{step}"
     try:
-        load_weights(classifier.model, workdir.path)
+        load_weights(classifier.model, path)
     except WeightsError as error:
         raise UserError(str(error)) from error
     return classifier

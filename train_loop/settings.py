@@ -17,6 +17,9 @@ from train_loop.data.transforms import (
     usage,
 )
 from train_loop.errors import UserError, check_choice
+from train_loop.evaluation.views import VIEWS
+from train_loop.prediction.formats import ANSWER_FORMATS
+from train_loop.shipping.formats import FORMATS
 from train_loop.training.optimizers import OPTIMIZERS
 from train_loop.training.schedules import SCHEDULES
 from train_loop.training.strategies import STRATEGIES
@@ -42,7 +45,7 @@ def setting(
       at_most: the largest number that is possible.
       **options: `choices`, the names that are possible; `fixed=True`, an
         existing run cannot change it; `of_run=False`, it is no part of what
-        repeats a run.
+        repeats a run; `modes`, those that it is for, where it is not for all.
     """
     return dataclasses.field(
         default=None,
@@ -53,6 +56,7 @@ def setting(
             "choices": None,
             "fixed": False,
             "of_run": True,
+            "modes": (),
             **options,
         },
     )
@@ -300,10 +304,87 @@ class Settings:
         "Show the weights in TensorBoard, as histograms, at every evaluation.",
         False,
     )
+    show_predictions: bool = setting(
+        "Show confusion matrix, precision-recall curves and mistakes in "
+        "TensorBoard, once the run is at its end.",
+        True,
+    )
     profile_steps: range = setting(
         "Record what the devices do from one step to another, such as 100:110, "
         "for TensorBoard's profile (pip install tensorboard-plugin-profile).",
         of_run=False,
+    )
+
+    # What is asked of a run that is there.
+    checkpoint: int = setting(
+        "Step of the checkpoint to measure. Default: the last.",
+        at_least=1,
+        of_run=False,
+        modes=("evaluate", "compare"),
+    )
+    test_time_augmentation: str = setting(
+        "What a model sees of each image; its answers are averaged.",
+        "none",
+        choices=VIEWS,
+        of_run=False,
+        modes=("evaluate", "compare"),
+    )
+    calibration_split: str = setting(
+        "Split to fit a temperature on, which makes confidences honest; one "
+        "that was neither trained on nor is measured.",
+        of_run=False,
+        modes=("evaluate",),
+    )
+    report: str = setting(
+        "Name of the report's folder in the run's. Default: report, and what "
+        "differs from the run, such as report-image_size=288.",
+        of_run=False,
+        modes=("evaluate", "compare"),
+    )
+    with_: str = setting(
+        "What to compare with: another run, a file of weights, imagenet, or "
+        "timm/NAME.",
+        of_run=False,
+        modes=("compare",),
+    )
+    images: str = setting(
+        "Pictures to name, or to try what is exported on: files, folders and "
+        "globs such as 'photos/*.jpg', with commas between; or - for a list "
+        "on standard input, a name a line. Default of an export: some that "
+        "the run was evaluated on.",
+        of_run=False,
+        modes=("predict", "export"),
+    )
+    format: str = setting(
+        f"What --mode=predict prints, one of: {', '.join(ANSWER_FORMATS)} "
+        "(default: table). What --mode=export writes, with commas between: "
+        f"{', '.join(FORMATS)} (default: saved_model).",
+        of_run=False,
+        modes=("predict", "export"),
+    )
+    top_k: int = setting(
+        "How many classes an answer names, of predict and of an exported "
+        "saved_model.",
+        5,
+        at_least=1,
+        of_run=False,
+        modes=("predict", "export"),
+    )
+    explain: bool = setting(
+        "Draw where in each picture its first prediction was seen (Grad-CAM).",
+        False,
+        of_run=False,
+        modes=("predict",),
+    )
+    explain_dir: str = setting(
+        "Folder for what --explain draws. Default: explanations/ in the run's.",
+        of_run=False,
+        modes=("predict",),
+    )
+    export_dir: str = setting(
+        "Folder for what is exported. Default: export/ in the run's.",
+        of_run=False,
+        modes=("export",),
     )
 
     def __post_init__(self):
@@ -371,6 +452,11 @@ class Settings:
         return cls(**texts)
 
 
+def flag_name(name):
+    """Returns the flag of a setting: `with_` would be a word of Python's."""
+    return name.removesuffix("_")
+
+
 def to_text(value):
     """Returns a setting as a command line has it."""
     if isinstance(value, Normalization):
@@ -389,7 +475,7 @@ def to_text(value):
 
 def _convert(field, value):
     """Returns the value of a field in the field's type, if it is possible."""
-    flag = f"--{field.name}"
+    flag = f"--{flag_name(field.name)}"
     value = CONVERTERS[field.type](flag, value)
     if field.metadata["choices"] is not None:
         check_choice(flag, value, field.metadata["choices"])
@@ -479,7 +565,18 @@ CONVERTERS = {
     range: _to_range,
 }
 
-# What every setting is where nobody gives it.
-DEFAULTS = Settings(
-    **{field.name: field.metadata["default"] for field in fields(Settings)}
-)
+
+def _defaults(of_modes):
+    return Settings(
+        **{
+            field.name: field.metadata["default"]
+            for field in fields(Settings)
+            if bool(field.metadata["modes"]) == of_modes
+        }
+    )
+
+
+# What every setting of a run is where nobody gives it, and what is asked of
+# the modes that ask for more.
+DEFAULTS = _defaults(of_modes=False)
+MODE_DEFAULTS = _defaults(of_modes=True)

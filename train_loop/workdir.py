@@ -72,32 +72,30 @@ class Workdir:
         return self.path / "embeddings"
 
     @property
+    def explanations(self):
+        return self.path / "explanations"
+
+    @property
+    def export(self):
+        return self.path / "export"
+
+    @property
     def is_run(self):
         return self.flags.is_file()
+
+    @property
+    def steps(self):
+        """The steps that there are checkpoints of, in order."""
+        names = (path.stem for path in self.checkpoints.glob("ckpt-*.index"))
+        return sorted(int(name.removeprefix("ckpt-")) for name in names)
 
     @property
     def has_checkpoint(self):
         return any(self.checkpoints.glob("*.index"))
 
     def check_writable(self):
-        """Finds out before any long work, and without leaving a trace.
-
-        Raises:
-          UserError: no file can be written there.
-        """
-        existing = self.path
-        try:
-            existing = next(
-                path
-                for path in (self.path, *self.path.absolute().parents)
-                if path.exists()
-            )
-            tempfile.TemporaryDirectory(dir=existing).cleanup()
-        except OSError as error:
-            raise UserError(
-                f"--workdir={self} cannot be written ({error.strerror}: "
-                f"{existing}); name a folder that can be"
-            ) from error
+        """See the function of this name."""
+        check_writable("--workdir", self.path)
 
     def check_free(self):
         """Raises UserError where another process is training there."""
@@ -119,6 +117,31 @@ class Workdir:
                 f"another process is training in {self}; wait for it, stop "
                 "it, or give this one a --workdir of its own"
             ) from error
+
+
+def check_writable(flag, path):
+    """Finds out before any long work, and without leaving a trace.
+
+    Args:
+      flag: that names the folder.
+      path: of the folder, which may not exist yet.
+
+    Raises:
+      UserError: no file can be written there.
+    """
+    path = existing = pathlib.Path(path)
+    try:
+        existing = next(
+            parent
+            for parent in (path, *path.absolute().parents)
+            if parent.exists()
+        )
+        tempfile.TemporaryDirectory(dir=existing).cleanup()
+    except OSError as error:
+        raise UserError(
+            f"{flag}={path} cannot be written ({error.strerror}: {existing}); "
+            "name a folder that can be"
+        ) from error
 
 
 @contextlib.contextmanager

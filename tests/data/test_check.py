@@ -122,6 +122,21 @@ def test_each_broken_image_has_its_reason_in_one_line():
             assert foreign not in reason
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "{{function_node __wrapped__x}} it is\nbroken [Op:DecodePng]",
+        "Graph execution error:\n\nDetected at node x defined at (most recent "
+        'call last):\n  File "main.py", line 5\n\nit is\n\t [[{{node x}}]] '
+        "[Op:__inference_evaluate_818]",
+        "ValueError: it is\nTraceback (most recent call last):\n",
+    ],
+)
+def test_reasons_are_what_is_left_of_what_tensorflow_says(message):
+    error = tf.errors.InvalidArgumentError(None, None, message)
+    assert check.reason_of(error) == "it is"
+
+
 def test_parts_are_looked_through_on_their_own():
     files = [encoded(PIXELS, "png"), b"broken", encoded(PIXELS, "gif"), b""]
     split = in_memory(files).take([3, 1, 0])

@@ -16,6 +16,8 @@ from train_loop.workdir import read_json_lines, write_text
 
 # What an image or a file that cannot be read raises.
 INPUT_ERRORS = tf.errors.OpError
+# How lines begin that tell where in a graph it went wrong.
+PLACES = ("Graph execution error", "Detected at node", " ", "\t")
 # Fewer images than this part of the mean class make a class a rare one.
 RARE = 0.2
 
@@ -49,10 +51,15 @@ def broken_images(split, examples=None):
 
 
 def reason_of(error):
-    """Returns the first line of what TensorFlow says, without its own names."""
-    lines = [line for line in error.message.splitlines() if line.strip()]
+    """Returns what TensorFlow says in one line, without its own names."""
+    lines = [
+        line
+        for line in error.message.splitlines()
+        if line.strip() and not line.startswith(PLACES)
+    ]
     line = lines[0] if lines else type(error).__name__
-    return line.rpartition("}} ")[2].partition(" [Op:")[0].strip()
+    line = line.rpartition("}} ")[2].partition(" [Op:")[0].strip()
+    return line.removeprefix("ValueError: ")
 
 
 def explain(error, split, examples=None):

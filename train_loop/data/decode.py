@@ -16,13 +16,34 @@ from train_loop.bounds import Bounds
 INTERPOLATIONS = ("bilinear", "bicubic")
 
 
-def center_crop(encoded, preprocessing):
+def decode_png(encoded):
+    """Decodes a PNG file: uint8 [height, width, 3]."""
+    return tf.io.decode_png(encoded, channels=3)
+
+
+def decode_any(encoded):
+    """Decodes a PNG file, or any other that Pillow reads, in this process."""
+    return tf.cond(
+        tf.strings.substr(encoded, 0, 4) == b"\x89PNG",
+        lambda: decode_png(encoded),
+        # TensorFlow takes the palettes of BMP files for greys, and keeps the
+        # transparency of WebP.
+        lambda: tf.ensure_shape(
+            tf.numpy_function(_decode_by_pillow, [encoded], tf.uint8),
+            [None, None, 3],
+        ),
+    )
+
+
+def center_crop(encoded, preprocessing, decode_other=decode_any):
     """Decodes the middle of an image: the evaluation crop.
 
     Args:
       encoded: scalar string, a JPEG or PNG file, or any other that Pillow
         reads (of an animation, the first frame counts).
       preprocessing: a `resnet_layers.Preprocessing`.
+      decode_other: decodes all files but JPEG. A graph that shall leave this
+        process cannot take Pillow along: `decode_png`.
 
     Returns:
       float32 [image_size, image_size, 3] from 0 to 255.
@@ -34,7 +55,7 @@ def center_crop(encoded, preprocessing):
         side = tf.maximum(tf.cast(side, tf.int32), 1)
         return (shape[0] - side) // 2, (shape[1] - side) // 2, side, side
 
-    image = _decode_window(encoded, window)
+    image = _decode_window(encoded, window, decode_other)
     # Antialiased: evaluation is where a jagged image costs accuracy.
     return _resize(image, preprocessing, antialias=True)
 
@@ -108,7 +129,7 @@ def check_image(encoded):
     return tf.size(image) > 0
 
 
-def _decode_window(encoded, window):
+def _decode_window(encoded, window, decode_other=decode_any):
     """Decodes the (top, left, height, width) that `window(shape)` returns."""
 
     def decode_jpeg():
@@ -121,21 +142,12 @@ def _decode_window(encoded, window):
             dct_method="INTEGER_ACCURATE",
         )
 
-    def decode_other():
-        image = tf.cond(
-            tf.strings.substr(encoded, 0, 4) == b"\x89PNG",
-            lambda: tf.io.decode_png(encoded, channels=3),
-            # TensorFlow takes the palettes of BMP files for greys, and keeps
-            # the transparency of WebP.
-            lambda: tf.ensure_shape(
-                tf.numpy_function(_decode_by_pillow, [encoded], tf.uint8),
-                [None, None, 3],
-            ),
-        )
+    def decode_then_crop():
+        image = decode_other(encoded)
         top, left, height, width = window(tf.shape(image))
         return image[top : top + height, left : left + width]
 
-    image = tf.cond(tf.io.is_jpeg(encoded), decode_jpeg, decode_other)
+    image = tf.cond(tf.io.is_jpeg(encoded), decode_jpeg, decode_then_crop)
     return tf.ensure_shape(image, [None, None, 3])
 
 

@@ -5,6 +5,8 @@ import tensorflow as tf
 
 from train_loop.data.batches import evaluation_batches, training_batches
 from train_loop.data.check import explained
+from train_loop.data.decode import check_image
+from train_loop.errors import UserError
 
 NUM_IMAGES = 16
 
@@ -35,6 +37,32 @@ def evaluation_sample(data, transforms, count=NUM_IMAGES):
     with explained(data.evaluation):
         images, labels, weights = next(iter(batches))
     return _visible(data, images[weights > 0], labels[weights > 0])
+
+
+def stored_files(split, count):
+    """Returns the first files of a split that can be decoded.
+
+    Args:
+      split: a `Split`.
+      count: of how many examples, at most.
+
+    Returns:
+      (list of the bytes of files, int64 array of labels).
+
+    Raises:
+      UserError: none of them can be.
+    """
+
+    def load(example):
+        file = split.load(example["image"])
+        return file, example["label"], check_image(file)
+
+    examples = split.slice(0, count).stored().map(load).ignore_errors()
+    readable = list(examples.as_numpy_iterator())
+    if not readable:
+        raise UserError(f"none of the first {count} images can be decoded")
+    files, labels, _ = zip(*readable, strict=True)
+    return list(files), np.array(labels)
 
 
 def _visible(data, images, labels):

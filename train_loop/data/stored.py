@@ -86,6 +86,22 @@ def choose_splits(
     return _data(stored, train, evaluation)
 
 
+def choose_evaluation(stored, eval_split=None):
+    """Returns the `Split` of a data set to measure anything on.
+
+    Args:
+      stored: a `Stored`.
+      eval_split: which one; None for the split that exists for it, or else for
+        all of the first.
+
+    Raises:
+      UserError: there is no such split, or nothing in it.
+    """
+    names = [*EVALUATION_SPLITS, *stored.splits]
+    first = next(name for name in names if name in stored.splits)
+    return _select(stored, "eval_split", eval_split or first)
+
+
 def _data(stored, train, evaluation):
     contents = {
         "class_names": [*stored.class_names],

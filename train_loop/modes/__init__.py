@@ -1,7 +1,10 @@
 """What the program does for the one who starts it, a story each."""
 
+from train_loop.modes.compare import compare
 from train_loop.modes.data import look_at_data
 from train_loop.modes.evaluate import evaluate
+from train_loop.modes.export import export
+from train_loop.modes.predict import predict
 from train_loop.modes.summary import summarize
 from train_loop.modes.train import train
 
@@ -9,6 +12,9 @@ from train_loop.modes.train import train
 MODES = {
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
+    "predict": predict,
+    "export": export,
     "data": look_at_data,
     "summary": summarize,
 }

@@ -1,0 +1,200 @@
+"""Charts of few classes and many, whatever they are called."""
+
+import contextlib
+import re
+import warnings
+
+import matplotlib
+import numpy as np
+import PIL.Image
+import pytest
+from drawn_predictions import draw_predictions
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+
+from train_loop.evaluation.charts import CHARTS, write_charts
+from train_loop.evaluation.charts.look import STYLE, label
+from train_loop.evaluation.findings import Findings
+
+ODD_NAMES = (
+    "cat",
+    "<script>alert(1)</script>",
+    "$x^2$ & $\\frac$",
+    "Длинное название породы, которому нет конца, " * 3,
+    "قطة منزلية",
+    "\udcff\x00",
+)
+RECORDS = (
+    {"step": 50, "split": "train", "loss": 2.0, "accuracy": 0.2},
+    {"step": 100, "split": "train", "loss": 1.0, "accuracy": 0.6},
+    {"step": 100, "split": "eval", "loss": 1.2, "accuracy": 0.5},
+)
+
+
+@pytest.fixture
+def strictly():
+    """Turns warnings into errors: letters without a font, means of nothing."""
+    with warnings.catch_warnings():
+        for category in (UserWarning, RuntimeWarning):
+            warnings.simplefilter("error", category)
+        yield
+
+
+def draw_findings(images, classes, names=None, **fields):
+    names = names or [f"class number {number}" for number in range(classes)]
+    predictions = draw_predictions(images, classes, class_names=names, **fields)
+    return Findings.of(predictions, 1.5, RECORDS)
+
+
+@contextlib.contextmanager
+def drawn(name, findings):
+    """Yields a chart that is laid out, or None."""
+    with matplotlib.rc_context(STYLE):
+        figure = CHARTS[name].draw(findings)
+        if figure is not None:
+            FigureCanvasAgg(figure).draw()
+        yield figure
+
+
+def names_in(figure):
+    """Returns all texts but numbers, of which some are not drawn."""
+    texts = figure.findobj(Text)
+    return [text for text in texts if re.search(r"[^\d.]", text.get_text())]
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_odd_names_stay_on_the_paper(name, strictly):
+    findings = draw_findings(120, 6, ODD_NAMES)
+    with drawn(name, findings) as figure:
+        paper = figure.bbox
+        assert len(names_in(figure)) > 1
+        for text in names_in(figure):
+            box = text.get_window_extent()
+            assert box.x0 >= paper.x0 - 1, text
+            assert box.x1 <= paper.x1 + 1, text
+            assert box.y0 >= paper.y0 - 1, text
+            assert box.y1 <= paper.y1 + 1, text
+
+
+@pytest.mark.parametrize("classes", [2, 37, 300])
+def test_names_of_the_matrix_do_not_overlap(classes, strictly):
+    findings = draw_findings(3 * classes, classes)
+    with drawn("confusion_matrix", findings) as figure:
+        named = figure.axes[-1]
+        if classes == 300:
+            assert len(figure.axes) == 2
+            [overview] = figure.axes[0].images
+            # Coarser, or single classes could not be seen.
+            assert overview.get_array().shape == (150, 150)
+            assert len(named.get_yticklabels()) == 24
+        else:
+            assert len(named.get_yticklabels()) == classes
+        boxes = [t.get_window_extent() for t in named.get_yticklabels()]
+        for upper, lower in zip(boxes[:-1], boxes[1:], strict=True):
+            assert lower.y1 <= upper.y0 + 1
+
+
+def test_matrix_holds_all_counts():
+    findings = draw_findings(200, 3)
+    with drawn("confusion_matrix", findings) as figure:
+        [axis] = figure.axes
+        counts = [int(text.get_text()) for text in axis.texts]
+        assert sum(counts) == 200
+
+
+@pytest.mark.parametrize(
+    ("classes", "lines", "bands"), [(5, 6, 0), (20, 20 + 1 + 4 + 1, 0)]
+)
+def test_each_class_has_a_curve(classes, lines, bands):
+    findings = draw_findings(200, classes)
+    with drawn("precision_recall_curves", findings) as figure:
+        [axis] = figure.axes
+        assert len(axis.lines) == lines
+        assert len(axis.collections) == bands
+
+
+def test_many_classes_have_bands_and_the_worst_their_names():
+    findings = draw_findings(500, 80)
+    with drawn("precision_recall_curves", findings) as figure:
+        [axis] = figure.axes
+        assert len(axis.collections) == 2
+        *worst, mean = (line.get_label() for line in axis.lines)
+        areas = np.sort(findings.ranking.average_precisions[:, 0])
+        assert [float(text.split()[0]) for text in worst] == pytest.approx(
+            areas[:4], abs=5e-4
+        )
+        expected = findings.estimates["mean_average_precision"]
+        assert float(mean.split()[0]) == pytest.approx(expected, abs=5e-4)
+
+
+def test_learning_curves_are_the_reports():
+    with drawn("learning_curves", draw_findings(20, 3)) as figure:
+        loss, accuracy = figure.axes
+        np.testing.assert_array_equal(
+            loss.lines[0].get_xydata(), [[50, 2.0], [100, 1.0]]
+        )
+        np.testing.assert_array_equal(
+            accuracy.lines[1].get_xydata(), [[100, 0.5]]
+        )
+        ends = [
+            [text.get_text() for text in axis.texts] for axis in figure.axes
+        ]
+        assert ends == [["eval 1.2", "train 1"], ["train 0.6", "eval 0.5"]]
+
+
+def test_only_charts_with_something_in_them_are_written(tmp_path, strictly):
+    """A net without mistakes, images of one class, no run, no pictures."""
+    labels = np.zeros(9, int)
+    sure = draw_predictions(9, 4, skill=50, labels=labels)
+    names = write_charts(tmp_path, Findings.of(sure))
+    assert names == [
+        "confusion_matrix",
+        "precision_recall_curves",
+        "reliability_diagram",
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}.{kind}" for name in names for kind in ("png", "svg")
+    }
+    for name in names:
+        with PIL.Image.open(tmp_path / f"{name}.png") as image:
+            assert image.width >= 800
+
+
+def test_pictures_are_those_of_the_mistakes():
+    asked = []
+
+    def picture(index):
+        asked.append(int(index))
+        return np.full((8, 6, 3), 77, "uint8")
+
+    findings = draw_findings(60, 4, picture=picture)
+    with drawn("confident_mistakes", findings) as figure:
+        shown = [axis for axis in figure.axes if axis.images]
+        assert len(shown) == len(asked) == 12
+        assert (shown[0].images[0].get_array() == 77).all()
+    assert not findings.predictions.correct[asked].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("cat", "cat"),
+        ("a\n b", "a b"),
+        ("Cavalier King Charles", "Cavali…harles"),
+        ("\udcff", "#0"),
+        ("", "#0"),
+        # No font of the world has these.
+        ("\U0010fffd", "#0"),
+        ("قطة", "\u200eقطة\u200e"),
+    ],
+)
+def test_names_are_shown_as_fonts_can(name, shown):
+    assert label([name], 0, 13) == shown
+
+
+def test_wide_letters_count_double(monkeypatch):
+    letters = frozenset(map(ord, "猫の名前…"))
+    look = "train_loop.evaluation.charts.look._letters"
+    monkeypatch.setattr(look, lambda: letters)
+    assert label(["猫の名前"], 0, 8) == "猫の名前"
+    assert label(["猫の名前"], 0, 7) == "猫…前"

@@ -1,0 +1,174 @@
+"""Numbers against scikit-learn's, of the images and of every replicate."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+import scipy.special
+import sklearn.exceptions
+from drawn_predictions import draw_predictions
+from sklearn import metrics
+
+from train_loop.evaluation.bootstrap import resamples
+from train_loop.evaluation.measures import MEASURES, count_classes, measure
+from train_loop.evaluation.ranking import rank
+
+
+def measured(predictions, weights):
+    counts = count_classes(predictions, weights)
+    return measure(predictions, weights, counts, rank(predictions, weights))
+
+
+def sklearns(predictions, weights):
+    """Returns what scikit-learn measures; `weights` are [images]."""
+    labels, predicted = predictions.labels, predictions.predicted
+    scores = scipy.special.softmax(predictions.logits.astype(float), axis=1)
+    classes = np.arange(predictions.num_classes)
+    drawn = np.unique(labels[weights > 0])
+    known = {"sample_weight": weights}
+    areas = {
+        name: np.mean(
+            [
+                function(labels == number, scores[:, number], **known)
+                for number in drawn
+            ]
+        )
+        for name, function in (
+            ("mean_average_precision", metrics.average_precision_score),
+            ("mean_roc_auc", metrics.roc_auc_score),
+        )
+    }
+    occurring = np.union1d(drawn, predicted[weights > 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", sklearn.exceptions.UndefinedMetricWarning
+        )
+        # Balanced accuracy: of classes that are predicted and do not occur.
+        warnings.filterwarnings("ignore", "y_pred contains classes")
+        return areas | {
+            "accuracy": metrics.accuracy_score(labels, predicted, **known),
+            "top_5_accuracy": metrics.top_k_accuracy_score(
+                labels, scores, k=5, labels=classes, **known
+            ),
+            "loss": metrics.log_loss(labels, scores, labels=classes, **known),
+            "mean_class_accuracy": metrics.recall_score(
+                labels, predicted, labels=drawn, average="macro", **known
+            ),
+            "macro_f1": metrics.f1_score(
+                labels, predicted, labels=occurring, average="macro", **known
+            ),
+            "weighted_f1": metrics.f1_score(
+                labels, predicted, average="weighted", **known
+            ),
+        }
+
+
+@pytest.fixture(params=[(90, 6), (300, 12), (60, 40)])
+def predictions(request):
+    """Returns predictions; of 40 classes, some have no example."""
+    return draw_predictions(*request.param)
+
+
+def test_numbers_are_scikit_learns(predictions):
+    ones = np.ones(len(predictions))
+    expected = sklearns(predictions, ones)
+    found = measured(predictions, resamples(len(predictions), 1))
+    assert set(found) == set(MEASURES)
+    for name, value in expected.items():
+        assert found[name][0] == pytest.approx(value, abs=1e-12), name
+    defaults = predictions.labels, predictions.predicted
+    assert found["macro_f1"][0] == pytest.approx(
+        metrics.f1_score(*defaults, average="macro")
+    )
+
+
+def test_numbers_of_every_replicate_are_scikit_learns(predictions):
+    weights = resamples(len(predictions), 5)
+    found = measured(predictions, weights)
+    for column in range(weights.shape[1]):
+        expected = sklearns(predictions, weights[:, column])
+        for name, value in expected.items():
+            assert found[name][column] == pytest.approx(value, abs=1e-12), name
+
+
+def test_equal_scores_are_one_threshold():
+    few = draw_predictions(5, 4)
+    repeated = np.random.default_rng(1).integers(0, 5, 80)
+    predictions = draw_predictions(80, 4)
+    predictions.logits[:] = few.logits[repeated]
+    weights = resamples(80, 3)
+    ranking = rank(predictions, weights)
+    scores = scipy.special.softmax(predictions.logits.astype(float), axis=1)
+    for column in range(4):
+        for number in range(4):
+            truth = predictions.labels == number, scores[:, number]
+            known = {"sample_weight": weights[:, column]}
+            for areas, function in (
+                (ranking.average_precisions, metrics.average_precision_score),
+                (ranking.roc_aucs, metrics.roc_auc_score),
+            ):
+                expected = function(*truth, **known)
+                assert areas[number, column] == pytest.approx(expected)
+
+
+def test_curves_are_scikit_learns():
+    predictions = draw_predictions(500, 3)
+    ranking = rank(predictions, resamples(500, 1))
+    scores = predictions.log_probabilities(slice(0, 1))[0]
+    truth = predictions.labels == 0
+    precision, recall, _ = metrics.precision_recall_curve(truth, scores)
+    # With at least half of the images found.
+    assert ranking.precisions[0, 100] == precision[recall >= 0.5][-1]
+    false, true, _ = metrics.roc_curve(truth, scores, drop_intermediate=False)
+    # With at most a tenth of the others taken for them, and with half.
+    assert ranking.sensitivities[0, 100] == true[false <= 0.1][-1]
+    assert ranking.sensitivities[0, 260] == true[false <= 0.5][-1]
+    assert ranking.sensitivities[0, 0] == true[false == 0][-1] > 0
+    assert ranking.sensitivities[0, -1] == ranking.precisions[0, 0] == 1
+
+
+def test_classes_without_examples_are_left_out():
+    predictions = draw_predictions(100, 8, skill=4)
+    with_more = dataclasses.replace(
+        predictions,
+        logits=np.pad(predictions.logits, [(0, 0), (0, 2)], constant_values=-9),
+        class_names=[*predictions.class_names, "unseen", "unheard"],
+    )
+    weights = resamples(100, 20)
+    one, other = (measured(p, weights) for p in (predictions, with_more))
+    for name in set(MEASURES) - {"loss", "expected_calibration_error"}:
+        # The probabilities are others, by a ten-thousandth of themselves.
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-3)
+    assert np.isnan(rank(with_more, weights).average_precisions[8:]).all()
+
+
+def test_examples_of_one_class_have_no_roc_curve():
+    labels = np.zeros(30, int)
+    predictions = draw_predictions(30, 3, labels=labels)
+    weights = resamples(30, 4)
+    found = measured(predictions, weights)
+    assert np.isnan(rank(predictions, weights).sensitivities).all()
+    assert np.isnan(found["mean_roc_auc"]).all()
+    assert (found["mean_average_precision"] == 1).all()
+
+
+@pytest.mark.parametrize("count", [255, 256, 70_000])
+def test_sums_of_weights_do_not_overflow(count):
+    """The weights are of the smallest dtype that holds their sum."""
+    labels = np.zeros(count, int)
+    labels[:3] = 1
+    predictions = draw_predictions(count, 2, labels=labels)
+    # All others are in one group, above it.
+    predictions.logits[:3, 1] -= 99
+    found = rank(predictions, resamples(count, 1)).roc_aucs[1, 0]
+    scores = predictions.log_probabilities(slice(1, 2))[0]
+    assert found == pytest.approx(metrics.roc_auc_score(labels, scores))
+
+
+def test_numbers_are_written_for_people():
+    assert MEASURES["accuracy"].format(0.93456) == "93.46 %"
+    assert MEASURES["accuracy"].format(0.01, "+") == "+1.00 %"
+    assert MEASURES["loss"].format(0.93456) == "0.9346"
+    assert MEASURES["mean_roc_auc"].format(np.nan) == "–"
+    assert MEASURES["accuracy"].format_interval(0.5, 0.75) == "50.00 to 75.00 %"

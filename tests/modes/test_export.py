@@ -1,0 +1,124 @@
+"""Export, as a user starts it."""
+
+import json
+import re
+
+import numpy as np
+import onnxruntime
+import pytest
+from samples import SMALL_FLAGS, encoded, smooth_pixels
+
+from train_loop import load_classifier
+from train_loop.shipping.formats import FORMATS
+
+pytestmark = [pytest.mark.usefixtures("small_net"), pytest.mark.slow]
+
+
+@pytest.fixture
+def trained(folder, workdir, run):
+    """Returns the folder of a run of two steps."""
+    status, _, err = run(
+        f"--dataset={folder}",
+        f"--workdir={workdir}",
+        "--steps=2",
+        "--precision=mixed_bfloat16",
+        *SMALL_FLAGS,
+    )
+    assert status == 0, err
+    return workdir
+
+
+def test_export_is_proven_on_the_runs_own_pictures(trained, folder, run):
+    # Of so few, broken ones shall not matter.
+    (folder / "test/cat/0.jpeg").write_bytes(b"broken")
+    status, out, err = run(
+        "--mode=export",
+        f"--workdir={trained}",
+        "--format=onnx,safetensors,litert",
+    )
+    assert (status, err) == (0, "")
+    table = [line for line in out.splitlines() if "%" in line]
+    assert [line.split("  ")[0] for line in table] == [
+        "the model itself",
+        "onnx/model.onnx",
+        "safetensors/model.safetensors",
+        "litert/model.tflite",
+        "litert/model_float16.tflite",
+        "litert/model_int8.tflite",
+    ]
+    assert "Compared on 5 pictures" in out
+    # Accuracy, of the same pictures by the same answers.
+    assert len({re.findall(r"[\d.]+%", line)[1] for line in table[:4]}) == 1
+    made = trained / "export"
+    assert sorted(path.name for path in made.iterdir()) == [
+        *("litert", "model_card.md", "onnx", "safetensors"),
+    ]
+    card = (made / "model_card.md").read_text()
+    assert "--dataset=images" in card
+    assert str(folder.parent) not in card
+    assert "onnx/model.onnx" in card
+    # What the file says is what the run says.
+    content = encoded(smooth_pixels(16, 16), "png")
+    classifier = load_classifier(made / "safetensors/model.safetensors")
+    session = onnxruntime.InferenceSession(made / "onnx/model.onnx")
+    image = classifier.prepare(content).numpy()[np.newaxis]
+    [told] = session.run(None, {"images": image})[0]
+    names = json.loads((made / "onnx/classifier.json").read_text())
+    assert dict(zip(names["class_names"], told, strict=True)) == pytest.approx(
+        dict(classifier(content)[0]), abs=1e-5
+    )
+    assert dict(classifier(content)[0]) == pytest.approx(
+        dict(load_classifier(trained)(content)[0]), abs=0.05
+    )
+
+
+def test_other_pictures_will_do_where_the_data_are_gone(
+    trained, folder, run, tmp_path
+):
+    folder.rename(tmp_path / "moved")
+    arguments = (
+        "--mode=export",
+        f"--workdir={trained}",
+        "--format=safetensors",
+        f"--export_dir={tmp_path / 'there'}",
+    )
+    status, _, err = run(*arguments)
+    assert status == 1
+    [line] = err.splitlines()
+    assert line.endswith("or name pictures to try the files on: --images")
+    status, out, err = run(*arguments, f"--images={tmp_path / 'moved'}")
+    assert (status, err) == (0, "")
+    assert "Compared on 24 pictures" in out
+    assert (tmp_path / "there/safetensors/model.safetensors").is_file()
+    assert not (trained / "export").exists()
+    (tmp_path / "moved/broken.jpg").write_bytes(b"broken")
+    status, _, err = run(*arguments, f"--images={tmp_path / 'moved'}")
+    assert status == 1
+    assert err.startswith(f"error: {tmp_path}/moved/broken.jpg cannot be dec")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "needs the --workdir of a run"),
+        (["--workdir=tests"], "has no flags.txt"),
+        (["--format=tflite"], f"It takes: {', '.join(FORMATS)}"),
+        (["--format=json"], "--format=json is unknown"),
+        (
+            ["--workdir=x", "--export_dir=/proc"],
+            "--export_dir=/proc cannot be written",
+        ),
+        (["--explain"], "--explain is for --mode=predict, and this is"),
+    ],
+)
+def test_mistakes_are_one_clear_line(
+    arguments, expected, run, monkeypatch, pytestconfig
+):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    workdir = [] if not arguments or "workdir" in arguments[0] else ["x"]
+    status, _, err = run(
+        "--mode=export", *(f"--workdir={x}" for x in workdir), *arguments
+    )
+    assert status == 1
+    [line] = err.splitlines()
+    assert expected in line

@@ -1,0 +1,223 @@
+"""Evaluation and comparison of models, on any data with their classes."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from samples import SMALL_FLAGS, read_metrics, write_folder
+
+from resnet_layers import VARIANTS, Preprocessing
+from train_loop import Run, Settings, load_classifier
+from train_loop.evaluation.measures import MEASURES
+from train_loop.evaluation.views import VIEWS
+
+FLAGS = dict(flag[2:].split("=") for flag in SMALL_FLAGS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_nets():
+    with pytest.MonkeyPatch.context() as patch:
+        smaller = {"block": "basic", "stage_sizes": (1,), "width": 8}
+        for argument, value in smaller.items():
+            row = VARIANTS["resnet_tiny"].arguments
+            patch.setitem(row, argument, value)
+        patch.setattr(Run, "_show_predictions", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("measured") / "images"
+    counts = {"train/cat": 6, "train/dog": 6, "train/emu": 6}
+    write_folder(root, {**counts, "test/cat": 4, "test/dog": 3, "test/emu": 2})
+    return root
+
+
+def train(images, workdir, **options):
+    settings = {**FLAGS, "steps": 4, "checkpoint_every": 2, **options}
+    Run.create(Settings(dataset=images, workdir=workdir, **settings)).train()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def trained(images):
+    return train(images, images.parent / "trained")
+
+
+def report_of(workdir, name="report"):
+    return json.loads((workdir / name / "report.json").read_text())
+
+
+def states(folder):
+    return {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and "report" not in str(path.relative_to(folder))
+    }
+
+
+def test_report_is_what_the_run_measured_of_itself(trained, run):
+    before = states(trained)
+    status, out, err = run("--mode=evaluate", f"--workdir={trained}")
+    assert status == 0, err
+    report, last = report_of(trained), read_metrics(trained)[-1]
+    assert (report["step"], report["examples"]) == (4, 9)
+    for name in ("loss", "accuracy"):
+        assert report[name] == pytest.approx(last[name], rel=1e-5)
+    assert set(MEASURES) == set(report["intervals"])
+    assert "Mean ROC-AUC" in out
+    assert out.splitlines()[-1].endswith("report/report.html.")
+    assert states(trained) == before
+    with (trained / "report/predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows].count("cat") == 4
+    # And it is what the classifier says of each file.
+    [[(name, probability), *_]] = load_classifier(trained)(rows[0]["image"])
+    assert rows[0]["prediction"] == name
+    assert float(rows[0]["probability"]) == pytest.approx(probability, abs=1e-5)
+
+
+def test_report_depends_on_neither_batch_size_nor_replicas(trained, run):
+    run("--mode=evaluate", f"--workdir={trained}")
+    for flags in (["--batch_size=4"], ["--strategy=mirrored"]):
+        run(*flags, "--mode=evaluate", f"--workdir={trained}", "--report=other")
+        other, report = report_of(trained, "other"), report_of(trained)
+        assert other.keys() == report.keys()
+        for name in MEASURES:
+            assert other[name] == pytest.approx(report[name], rel=1e-5)
+
+
+def test_report_of_something_else_has_a_name_of_its_own(trained, run):
+    flags = ("--mode=evaluate", f"--workdir={trained}", "--checkpoint=2")
+    status, _, err = run(*flags, "--eval_split=train", "--image_size=20")
+    assert status == 0, err
+    name = "report-checkpoint=2-eval_split=train-image_size=20"
+    report = report_of(trained, name)
+    assert (report["step"], report["examples"]) == (2, 18)
+    assert (report["split"], report["image_size"]) == ("train", 20)
+
+
+def test_classes_are_matched_by_name(trained, tmp_path, run):
+    root = tmp_path / "some"
+    write_folder(root, {"test/dog": 5, "test/emu": 3, "train/dog": 1})
+    flags = ("--mode=evaluate", f"--workdir={trained}", "--report=some")
+    status, out, err = run(*flags, f"--dataset={root}")
+    assert status == 0, err
+    assert "2 of the model's 3, matched by name" in out
+    report = report_of(trained, "some")
+    assert (report["examples"], report["classes_without_examples"]) == (8, 1)
+    classifier = load_classifier(trained)
+    right = [
+        classifier(path, top_k=1)[0][0][0] == path.parent.name
+        for path in (root / "test").rglob("*.jpeg")
+    ]
+    assert report["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_temperature_is_fitted_on_other_images(trained, run):
+    flags = ("--mode=evaluate", f"--workdir={trained}", "--report=calibrated")
+    status, out, _ = run(*flags, "--calibration_split=train")
+    assert status == 0
+    assert "Temperature" in out
+    found = report_of(trained, "calibrated")["with_temperature"]
+    assert found["temperature"] > 0
+    status, _, err = run(*flags, "--calibration_split=test")
+    assert status == 1
+    assert "shares images with what is measured" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--checkpoint=3"], "no checkpoint of step 3, but of 2, 4"),
+        (["--dataset=digits"], "knows no class '0' (10 of 10"),
+        (["--image_size=0"], "at least"),
+        (["--report=checkpoints"], "holds something else"),
+        (["--eval_split=missing"], "--eval_split=missing cannot be read"),
+        (["--with=x"], "--with is for --mode=compare"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(flags, expected, trained, run):
+    before = states(trained)
+    status, _, err = run("--mode=evaluate", f"--workdir={trained}", *flags)
+    assert status == 1
+    [line] = err.splitlines()
+    assert expected in line
+    assert states(trained) == before
+
+
+def test_weights_are_measured_without_a_run(trained, images, run, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    status, _, err = run("--mode=evaluate", "--weights=x.h5")
+    assert status == 1
+    assert "Name the --workdir of a run, or --weights and a --dataset" in err
+
+
+def test_two_runs_are_compared(trained, images, run):
+    other = train(images, images.parent / "other", seed=3)
+    status, out, err = run(
+        "--mode=compare", f"--workdir={trained}", f"--with={other}"
+    )
+    assert status == 0, err
+    folder = trained / "comparison-other"
+    found = json.loads((folder / "comparison.json").read_text())
+    assert found["models"] == ["trained", "other"]
+    assert found["examples"] == 9
+    last = [read_metrics(workdir)[-1] for workdir in (trained, other)]
+    values = found["measures"]["accuracy"]["values"]
+    assert values == pytest.approx([numbers["accuracy"] for numbers in last])
+    assert found["facts"]["Parameters"][0] == found["facts"]["Parameters"][1]
+    assert min(found["facts"]["Images per second"]) > 0
+    assert "McNemar's exact test" in out
+    assert (folder / "comparison.html").is_file()
+
+
+def test_a_run_is_no_better_than_itself(trained, run):
+    status, _, err = run(
+        "--mode=compare", f"--workdir={trained}", f"--with={trained}"
+    )
+    assert status == 0, err
+    [path] = trained.glob("comparison-trained*/comparison.json")
+    found = json.loads(path.read_text())
+    assert found["mcnemar"]["p_value"] == 1
+    assert all(
+        measure["difference"] == 0 and measure["interval"] == [0, 0]
+        for measure in found["measures"].values()
+    )
+
+
+def test_comparison_needs_somebody(trained, run):
+    status, _, err = run("--mode=compare", f"--workdir={trained}")
+    assert status == 1
+    assert "--mode=compare needs --with" in err
+    status, _, err = run(
+        "--mode=compare", f"--workdir={trained}", "--with=nowhere"
+    )
+    assert status == 1
+    assert "nowhere is not the folder of a run" in err
+
+
+def test_views_are_averaged_by_probability():
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), "uint8")
+
+    def model(views):
+        # Two classes, by the brightness of the first pixel and of all.
+        views = tf.cast(views, tf.float32) / 64
+        return tf.stack(
+            [views[:, 0, 0, 0], tf.reduce_mean(views, [1, 2, 3])], axis=1
+        )
+
+    ten = VIEWS["ten_crops"]
+    assert ten.preprocessing(
+        Preprocessing(image_size=7, crop_fraction=0.875)
+    ) == Preprocessing(image_size=8, crop_fraction=1.0)
+    crops = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0)]
+    views = [images[:, t : t + 7, left : left + 7] for t, left in crops]
+    views += [view[:, :, ::-1] for view in views]
+    expected = np.mean([tf.nn.softmax(model(view)) for view in views], axis=0)
+    logits = ten.logits(model, tf.constant(images), 7)
+    np.testing.assert_allclose(np.exp(logits), expected, rtol=1e-5)
+    alone = VIEWS["none"].logits(model, tf.constant(images), 8)
+    np.testing.assert_array_equal(alone, model(images))

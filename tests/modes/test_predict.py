@@ -1,0 +1,190 @@
+"""Prediction, as a user and other programs start it."""
+
+import csv
+import io
+import json
+import re
+import sys
+
+import pytest
+from samples import SMALL_FLAGS, encoded, smooth_pixels, write_folder
+
+from train_loop import Run, Settings, load_classifier
+from train_loop.workdir import Workdir
+
+pytestmark = pytest.mark.usefixtures("small_net")
+
+
+@pytest.fixture
+def trained(tmp_path, small_net):
+    """Returns the folder of a run, whose data are gone."""
+    write_folder(tmp_path / "data", {"cat": 4, "dog": 4})
+    flags = dict(flag[2:].split("=") for flag in SMALL_FLAGS)
+    folder = tmp_path / "run"
+    run = Run.create(
+        Settings(
+            **{**flags, "batch_size": 2},
+            dataset=tmp_path / "data",
+            workdir=folder,
+            steps=1,
+        )
+    )
+    run.settings.write(run.workdir.flags)
+    run.workdir.data.write_text(json.dumps(run.data.contents))
+    run.save()
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        content = encoded(smooth_pixels(30 + number, 40), "jpeg")
+        (folder / f"{number}.jpg").write_bytes(content)
+    return folder
+
+
+def test_answers_are_the_classifiers_in_every_format(
+    trained, photos, run, monkeypatch
+):
+    arguments = ("--mode=predict", f"--workdir={trained}", "--top_k=1")
+    paths = sorted(map(str, photos.iterdir()))
+    expected = [answer for [answer] in load_classifier(trained)(paths, top_k=1)]
+    status, out, err = run(
+        *arguments, f"--images={photos}/*.jpg", "--format=json"
+    )
+    assert (status, err) == (0, "")
+    for record, path, (label, part) in zip(
+        json.loads(out), paths, expected, strict=True
+    ):
+        [prediction] = record.pop("predictions")
+        assert record == {"image": path}
+        assert prediction["label"] == label
+        assert prediction["probability"] == pytest.approx(part, abs=1e-6)
+    # A folder, and a list from another program.
+    status, out, _ = run(*arguments, f"--images={photos}", "--format=csv")
+    assert status == 0
+    assert [
+        (row["image"], row["label"]) for row in csv.DictReader(io.StringIO(out))
+    ] == list(zip(paths, [label for label, _ in expected], strict=True))
+    listed = io.BytesIO("\n".join(paths[::-1]).encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(listed))
+    status, out, _ = run(*arguments, "--images=-")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "image",
+        *paths[::-1],
+    ]
+
+
+def test_broken_pictures_are_named_and_the_others_done(trained, photos, run):
+    (photos / "1.jpg").write_bytes(b"not an image")
+    arguments = ("--mode=predict", f"--workdir={trained}")
+    images = f"--images={photos},{photos}/gone.jpg"
+    for output_format, count in (("json", 4), ("csv", 7), ("table", 3)):
+        status, out, err = run(
+            *arguments, images, f"--format={output_format}", "--top_k=2"
+        )
+        assert status == 1
+        broken, missing, last = err.splitlines()
+        assert broken == (
+            f"{photos}/1.jpg cannot be decoded (not the content of an image "
+            "file)"
+        )
+        assert missing == (
+            f"{photos}/gone.jpg cannot be read (No such file or directory)"
+        )
+        assert last == (
+            "error: 2 of 4 images cannot be read; the others are done"
+        )
+        if output_format == "json":
+            records = json.loads(out)
+            assert [*records[1]] == ["image", "error"]
+            assert records[1]["error"].startswith("cannot be decoded (")
+        else:
+            assert len(out.splitlines()) == count
+
+
+def test_standard_output_holds_nothing_but_answers(
+    trained, photos, run, monkeypatch
+):
+    def load_and_talk(*arguments):
+        print("Downloading ...")
+        return load_classifier(*arguments)
+
+    # The name in the package is that of the function.
+    module = sys.modules["train_loop.modes.predict"]
+    monkeypatch.setattr(module, "load_classifier", load_and_talk)
+    arguments = ("--mode=predict", f"--workdir={trained}", "--format=json")
+    status, out, err = run(*arguments, f"--images={photos}")
+    assert (status, err) == (0, "Downloading ...\n")
+    assert len(json.loads(out)) == 3
+
+
+@pytest.mark.parametrize("given", [None, "where"])
+def test_explanations_are_drawn(trained, photos, given, run, tmp_path):
+    folder = tmp_path / given if given else trained / "explanations"
+    where = [f"--explain_dir={folder}"] if given else []
+    status, out, err = run(
+        "--mode=predict",
+        f"--workdir={trained}",
+        f"--images={photos}",
+        "--explain",
+        *where,
+    )
+    assert status == 0
+    assert err == f"Explanations are drawn in {folder}.\n"
+    assert len(out.splitlines()) == 4
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "0.png",
+        "1.png",
+        "2.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--images=x.jpg"], "needs some --images, and the --workdir of a run"),
+        (["--workdir=RUN"], "needs some --images"),
+        (["--workdir=RUN", "--images=*.gif"], "--images=*.gif matches no file"),
+        (["--workdir=tests", "--images=README.md"], "has no flags.txt"),
+        (["--format=onnx", "--images=x"], "It takes: table, json, csv"),
+        (["--top_k=0"], "--top_k=0"),
+        (["--export_dir=x"], "--export_dir is for --mode=export, and this is"),
+        (
+            ["--workdir=RUN", "--images=x", "--explain", "--explain_dir=/proc"],
+            "--explain_dir=/proc cannot be written",
+        ),
+    ],
+)
+def test_mistakes_are_one_clear_line(
+    arguments, expected, trained, run, monkeypatch, pytestconfig
+):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    status, out, err = run(
+        "--mode=predict",
+        *(argument.replace("RUN", str(trained)) for argument in arguments),
+    )
+    assert (status, out) == (1, "")
+    [line] = err.splitlines()
+    assert expected in line
+
+
+def test_what_is_asked_is_no_part_of_the_run(trained, photos, run):
+    before = Workdir(trained).flags.read_text()
+    assert not re.search(r"--(images|format|top_k|explain|export)", before)
+    run("--mode=predict", f"--workdir={trained}", f"--images={photos}")
+    assert Workdir(trained).flags.read_text() == before
+
+
+@pytest.mark.parametrize("flag", ["images=x", "format=json", "explain"])
+def test_flags_of_another_mode_start_no_training(flag, run, tmp_path):
+    status, _, err = run(f"--workdir={tmp_path / 'new'}", f"--{flag}")
+    assert status == 1
+    assert err.startswith(
+        f"error: --{flag.split('=')[0]} is for --mode=predict"
+    )
+    assert not (tmp_path / "new").exists()

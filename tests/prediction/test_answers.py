@@ -1,0 +1,138 @@
+"""Answers about many files, and the formats they are printed in."""
+
+import csv
+import io
+import json
+
+import pytest
+from classifiers import random_pixels, small_classifier
+from samples import broken_files, encoded
+
+from train_loop.classifier import BATCH_SIZE
+from train_loop.prediction.answers import Answer, answers
+from train_loop.prediction.formats import ANSWER_FORMATS
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return small_classifier()
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """Returns paths of three batches and a bit, some broken or missing."""
+    folder = tmp_path_factory.mktemp("photos")
+    contents = [
+        encoded(image, ("png", "jpeg", "bmp", "gif", "webp")[number % 5])
+        for number, image in enumerate(random_pixels(3 * BATCH_SIZE + 5, 20))
+    ]
+    broken = broken_files()
+    contents[0], contents[5] = broken["truncated.jpg"], broken["text.gif"]
+    contents[-1] = broken["short.png"]
+    paths = []
+    for number, content in enumerate(contents):
+        # Whatever it is called.
+        path = folder / f"{number} \N{BEAR FACE}"
+        path.write_bytes(content)
+        paths.append(str(path))
+    paths.insert(BATCH_SIZE, str(folder / "missing"))
+    return paths
+
+
+def test_answers_are_the_classifiers_in_order(classifier, paths):
+    told = list(answers(classifier, paths))
+    assert [answer.image for answer in told] == paths
+    broken = [0, 5, BATCH_SIZE, len(paths) - 1]
+    for number, answer in enumerate(told):
+        if number in broken:
+            assert answer.error.startswith("cannot be ")
+            assert "\n" not in answer.error
+            assert answer.predictions == ()
+            continue
+        assert answer.error is None
+        [expected] = classifier(answer.image)
+        assert dict(answer.predictions) == pytest.approx(
+            dict(expected), abs=1e-6
+        )
+        probabilities = [part for _, part in answer.predictions]
+        assert probabilities == sorted(probabilities, reverse=True)
+    assert told[BATCH_SIZE].error == (
+        "cannot be read (No such file or directory)"
+    )
+    assert len({str(answer.predictions) for answer in told}) > BATCH_SIZE
+
+
+def test_batches_of_all_sizes_share_one_graph(classifier, paths):
+    list(answers(classifier, paths[1:3]))
+    before = classifier._probabilities.experimental_get_tracing_count()
+    for count in (1, 4, 2 * BATCH_SIZE):
+        told = list(answers(classifier, paths[1 : 1 + count], top_k=2))
+        assert len(told) == count
+        assert {len(answer.predictions) for answer in told} <= {0, 2}
+    after = classifier._probabilities.experimental_get_tracing_count()
+    assert before == after == 1
+
+
+def test_nothing_readable_at_all_is_named(classifier, paths):
+    told = list(answers(classifier, [paths[0], paths[0]]))
+    assert [bool(answer.error) for answer in told] == [True, True]
+
+
+TOLD = (
+    Answer("a, b.jpg", (("cat", 0.75), ("dog", 0.25))),
+    Answer("\udcff.jpg", error="cannot be decoded (text)"),
+    Answer("c.jpg", (("dog", 1.0), ("cat", 0.0))),
+)
+
+
+def lines(name, told=TOLD):
+    return list(ANSWER_FORMATS[name](iter(told)))
+
+
+def test_json_is_a_list_of_records():
+    assert json.loads("".join(lines("json"))) == [
+        {
+            "image": "a, b.jpg",
+            "predictions": [
+                {"label": "cat", "probability": 0.75},
+                {"label": "dog", "probability": 0.25},
+            ],
+        },
+        {"image": "\udcff.jpg", "error": "cannot be decoded (text)"},
+        {
+            "image": "c.jpg",
+            "predictions": [
+                {"label": "dog", "probability": 1.0},
+                {"label": "cat", "probability": 0.0},
+            ],
+        },
+    ]
+    assert json.loads("".join(lines("json", ()))) == []
+    assert (
+        json.loads("".join(lines("json", TOLD[:1])))[0]["image"] == "a, b.jpg"
+    )
+
+
+def test_csv_has_a_line_for_each_prediction():
+    records = list(csv.DictReader(io.StringIO("\n".join(lines("csv")))))
+    assert [record["image"] for record in records] == [
+        *["a, b.jpg"] * 2,
+        "\udcff.jpg",
+        *["c.jpg"] * 2,
+    ]
+    assert [record["rank"] for record in records] == ["1", "2", "", "1", "2"]
+    assert [record["label"] for record in records] == [
+        *("cat", "dog"),
+        "",
+        *("dog", "cat"),
+    ]
+    assert float(records[1]["probability"]) == 0.25
+    assert records[2]["error"] == "cannot be decoded (text)"
+
+
+def test_table_has_a_line_for_each_picture_that_can_be_read():
+    header, first, second = lines("table")
+    assert header.split() == ["image", "1", "2"]
+    assert first.split() == ["a,", "b.jpg", "cat", "75.0%", "dog", "25.0%"]
+    assert second.split()[1:3] == ["dog", "100.0%"]
+    assert lines("table", TOLD[1:2]) == []

@@ -1,0 +1,100 @@
+"""Which files a text names."""
+
+import os
+
+import pytest
+
+from train_loop.errors import UserError
+from train_loop.prediction.pictures import find_pictures, split_names
+
+
+@pytest.fixture(autouse=True)
+def photos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "photos/b.jpg",
+        "photos/a.PNG",
+        "photos/notes.txt",
+        "photos/._a.PNG",
+        "photos/sub/c.webp",
+        "other/x,y.jpg",
+        "other/[1].jpg",
+        "empty/notes.txt",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("photos/b.jpg", ["photos/b.jpg"]),
+        # In a folder, images; those of folders below it as well.
+        ("photos", ["photos/a.PNG", "photos/b.jpg", "photos/sub/c.webp"]),
+        # In a glob, whatever it matches.
+        ("photos/*", ["photos/a.PNG", "photos/b.jpg", "photos/notes.txt"]),
+        ("photos/**/*.webp", ["photos/sub/c.webp"]),
+        ("phot*", ["photos/a.PNG", "photos/b.jpg", "photos/sub/c.webp"]),
+        # In the order that they are named.
+        ("photos/sub,photos/b.jpg", ["photos/sub/c.webp", "photos/b.jpg"]),
+        # Commas and brackets may belong to a name.
+        ("other/x,y.jpg", ["other/x,y.jpg"]),
+        ("photos/b.jpg,other/x,y.jpg", ["photos/b.jpg", "other/x,y.jpg"]),
+        ("other/x,*,photos/sub", ["other/x,y.jpg", "photos/sub/c.webp"]),
+        ("other/[1].jpg", ["other/[1].jpg"]),
+        # A file that is named is named in the answers, there or not.
+        ("nowhere.jpg,photos/b.jpg", ["nowhere.jpg", "photos/b.jpg"]),
+    ],
+)
+def test_names_become_paths(text, expected):
+    assert find_pictures(text, ()) == expected
+
+
+def test_the_home_directory_may_be_a_wave(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_pictures("~/photos/b*", ()) == [str(tmp_path / "photos/b.jpg")]
+
+
+def test_a_list_names_files_and_folders_and_no_globs():
+    lines = [
+        b"photos/b.jpg\n",
+        b"\n",
+        b"other/x,y.jpg\r\n",
+        b"no[*].jpg\n",
+        b"photos/sub\n",
+        b"caf\xe9.jpg",
+    ]
+    assert find_pictures("-", lines) == [
+        "photos/b.jpg",
+        "other/x,y.jpg",
+        "no[*].jpg",
+        "photos/sub/c.webp",
+        os.fsdecode(b"caf\xe9.jpg"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("photos/*.gif", "--images=photos/*.gif matches no file"),
+        ("photos/b.jpg,*.gif", "--images=*.gif matches no file"),
+        ("empty", "--images=empty holds no images: no file in it ends in .jpg"),
+        ("", "--images= names nothing; it takes files, folders and globs"),
+        ("-", "--images=- names nothing"),
+    ],
+)
+def test_nothing_to_name_is_one_clear_line(text, expected):
+    with pytest.raises(UserError) as error:
+        find_pictures(text, ())
+    [line] = str(error.value).splitlines()
+    assert line.startswith(expected)
+
+
+def test_longest_names_that_exist_win(tmp_path):
+    for name in ("a", "a,b", "b,c"):
+        (tmp_path / name).touch()
+    assert split_names("a,b,c") == ["a,b", "c"]
+    assert split_names("a,c,b,c") == ["a", "c", "b,c"]
+    (tmp_path / "a,b,c").touch()
+    assert split_names("a,b,c,b,c") == ["a,b,c", "b,c"]

@@ -1,0 +1,260 @@
+"""Files of all formats, run by others, and what is kept where one fails."""
+
+import ast
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from classifiers import BGR, NAMES, random_pixels, small_classifier
+from samples import encoded
+
+from resnet_layers import PaddedConv2D, read_preprocessing
+from train_loop.errors import UserError
+from train_loop.shipping import comparison
+from train_loop.shipping.comparison import File
+from train_loop.shipping.formats import FORMATS, Format, parse_formats
+from train_loop.shipping.rewriting import in_float32, portable
+from train_loop.shipping.shipment import Shipment, check_replaceable
+
+
+def pictures_for(classifier, count=9):
+    """Returns `Pictures` that are not always of the same class."""
+    files = [encoded(image, "png") for image in random_pixels(count, 20)]
+    # TensorFlow itself would refuse it.
+    files[1] = encoded(random_pixels(1, 20)[0], "bmp")
+    pictures = comparison.Pictures.of(classifier, files)
+    assert np.max(pictures.probabilities) < 0.99
+    labels = np.argmax(pictures.probabilities, axis=1)
+    return pictures._replace(labels=labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_file_answers_as_the_model_does_where_others_run_it(
+    name, tmp_path
+):
+    # All that a file must take care of at once.
+    trained = small_classifier(BGR, dtype="mixed_bfloat16")
+    classifier = in_float32(trained)
+    pictures = pictures_for(classifier)
+    shipment = Shipment(portable(trained), pictures.images)
+    measured = shipment.write(name, tmp_path, pictures)
+    assert [each.name for each in measured] == [
+        f"{name}/{file}" for file in FORMATS[name].files
+    ]
+    for each, file in zip(measured, FORMATS[name].files, strict=True):
+        assert each.megabytes > 0
+        assert each.difference < (1e-5 if file.is_exact else 0.1)
+        assert each.agreement == each.accuracy
+        assert each.agreement > 0.5
+        assert len(each.milliseconds) == (2 if file.runtime else 0)
+        if not file.is_exact:
+            # It is another file, not the same one again.
+            assert each.difference > 1e-5
+    contents = json.loads((tmp_path / name / "classifier.json").read_text())
+    assert contents["class_names"] == list(NAMES)
+    assert contents["preprocessing"]["normalization"]["bgr"] is False
+    assert not [*tmp_path.glob("*.tmp")]
+
+
+@pytest.mark.slow
+def test_onnx_and_litert_have_no_norm_of_their_own(tmp_path):
+    import onnx
+    from ai_edge_litert.interpreter import Interpreter
+
+    classifier = small_classifier(shortcut="pooled_projection")
+    shipment = Shipment(classifier, random_pixels(2))
+    for name in ("onnx", "litert"):
+        (tmp_path / name).mkdir()
+        FORMATS[name].write(shipment, tmp_path / name)
+    graph = onnx.load(tmp_path / "onnx/model.onnx")
+    nodes = [node.op_type for node in graph.graph.node]
+    convolutions = sum(
+        isinstance(layer, PaddedConv2D)
+        for layer in classifier.model._flatten_layers()
+    )
+    assert nodes.count("Conv") == convolutions
+    assert "BatchNormalization" not in nodes
+    # That of the pixels.
+    assert nodes.count("Mul") == 1
+    [properties] = graph.metadata_props
+    assert json.loads(properties.value) == list(NAMES)
+    for file in (tmp_path / "litert").iterdir():
+        interpreter = Interpreter(str(file))
+        [given], [told] = (
+            interpreter.get_input_details(),
+            interpreter.get_output_details(),
+        )
+        assert given["dtype"] == np.uint8
+        assert list(given["shape_signature"]) == [-1, 16, 16, 3]
+        assert told["dtype"] == np.float32
+        names = [op["op_name"] for op in interpreter._get_ops_details()]
+        assert names.count("CONV_2D") == convolutions
+        assert names.count("MUL") <= 1
+
+
+def test_safetensors_have_what_timm_wants_beside_them(tmp_path):
+    classifier = small_classifier(BGR)
+    FORMATS["safetensors"].write(Shipment(portable(classifier)), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_classes"] == len(NAMES)
+    assert config["label_names"] == list(NAMES)
+    found = read_preprocessing(tmp_path / "model.safetensors")
+    normalization = portable(classifier).preprocessing.normalization
+    assert found.normalization.mean == pytest.approx(normalization.mean)
+    assert found.normalization.stddev == pytest.approx(normalization.stddev)
+    assert found.image_size == 16
+    assert found.crop_fraction == 0.8
+
+
+def test_nets_that_torch_has_not_are_one_clear_line(tmp_path):
+    classifier = small_classifier(preactivation=True)
+    with pytest.raises(UserError, match="no pre-activation net"):
+        FORMATS["safetensors"].write(Shipment(classifier), tmp_path)
+
+
+@pytest.fixture
+def classifier():
+    return small_classifier()
+
+
+def write_format(monkeypatch, write, read, is_exact=True):
+    """Puts a format of one file among the others."""
+    files = (File("file", is_exact=is_exact),)
+    row = Format(write, files, read=read)
+    monkeypatch.setitem(FORMATS, "own", row)
+
+
+def other_head(classifier):
+    """Returns the classifier with a slightly different answer."""
+    other = small_classifier()
+    bias = other.model.head.bias
+    bias.assign(bias + tf.one_hot(0, len(NAMES)) * 1e-2)
+    return other
+
+
+def nans(classifier):
+    other = small_classifier()
+    other.model.head.bias.assign([np.nan] * len(NAMES))
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "is_exact", "expected"),
+    [
+        (other_head, True, "answers otherwise than the model"),
+        (other_head, False, None),
+        (nans, False, "what is no number"),
+    ],
+)
+def test_files_that_answer_otherwise_replace_nothing(
+    classifier, change, is_exact, expected, tmp_path, monkeypatch
+):
+    pictures = pictures_for(classifier)
+
+    def write(content):
+        def write_file(shipment, folder):
+            (folder / "file").write_text(content)
+
+        return write_file
+
+    def read(classifier, path):
+        earlier = path.read_text() == "earlier"
+        return classifier if earlier else change(classifier)
+
+    write_format(monkeypatch, write("earlier"), read, is_exact)
+    shipment = Shipment(classifier)
+    shipment.write("own", tmp_path, pictures)
+    write_format(monkeypatch, write("later"), read, is_exact)
+    if expected:
+        with pytest.raises(UserError, match=expected) as error:
+            shipment.write("own", tmp_path, pictures)
+        assert "\n" not in str(error.value)
+    else:
+        [measured] = shipment.write("own", tmp_path, pictures)
+        assert measured.drift > comparison.TOLERANCE
+    left = "earlier" if expected else "later"
+    assert (tmp_path / "own/file").read_text() == left
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+def test_what_is_no_export_is_not_replaced(tmp_path, classifier):
+    (tmp_path / "keras").mkdir()
+    (tmp_path / "keras/mine.py").write_text("work of years")
+    with pytest.raises(UserError, match="is no earlier export"):
+        check_replaceable(["saved_model", "keras"], tmp_path)
+    check_replaceable(["saved_model"], tmp_path)
+    (tmp_path / "keras/classifier.json").write_text("{}")
+    check_replaceable(["keras"], tmp_path)
+
+
+def test_a_file_that_cannot_be_run_is_one_clear_line(classifier, tmp_path):
+    (tmp_path / "model.onnx").write_text("no model")
+    pictures = pictures_for(classifier, 2)
+    files = [File("model.onnx", "onnx")]
+    with pytest.raises(UserError) as error:
+        comparison.measure(tmp_path, files, pictures)
+    [line] = str(error.value).splitlines()
+    assert line.startswith("model.onnx cannot be run by onnx: ")
+
+
+def test_runtimes_know_nothing_of_this_project():
+    source = pathlib.Path(comparison.runtimes.__file__).read_text()
+    nodes = ast.walk(ast.parse(source))
+    named = [
+        getattr(node, "module", None) or node.names[0].name
+        for node in nodes
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert "numpy" in named
+    assert not [name for name in named if name.startswith("train_loop")]
+
+
+def test_drift_is_a_part_of_the_logits_spread():
+    logits = np.array([[0.0, 2.0, 5.0], [1.0, 0.0, 0.5]])
+    other = logits + [[0.0, 0.01, 0.0], [0.0, 0.0, 0.0]]
+
+    def softmax(values):
+        return np.exp(values) / np.exp(values).sum(axis=1, keepdims=True)
+
+    pictures = comparison.Pictures([], [], None, softmax(logits))
+    measured = comparison.compare("x", 10**6, softmax(other), pictures)
+    assert measured.megabytes == 1
+    assert measured.drift == pytest.approx(0.01 / 5, rel=0.1)
+    assert measured.agreement == 1.0
+    assert measured.accuracy is None
+    # A class that is not named is no difference.
+    answers = softmax(logits)
+    answers[0, 0] = comparison.runtimes.UNSAID
+    measured = comparison.compare("x", 0, answers, pictures)
+    assert measured.difference == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tflite", "did you mean|It takes: saved_model, keras, litert"),
+        ("onnx,torch", "--format=torch is unknown"),
+        ("", "It takes: saved_model"),
+    ],
+)
+def test_unknown_formats_are_one_clear_line(text, expected):
+    with pytest.raises(UserError, match=expected):
+        parse_formats(text)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    row = FORMATS["onnx"]._replace(packages=("not_installed",))
+    monkeypatch.setitem(FORMATS, "onnx", row)
+    with pytest.raises(UserError) as error:
+        parse_formats("keras,onnx")
+    assert str(error.value) == (
+        "--format=onnx needs not_installed, of the extra export: "
+        "pip install 'resnet-layers[export]'"
+    )
+
+
+def test_formats_are_written_once_each():
+    assert parse_formats("keras, saved_model,keras") == ["keras", "saved_model"]

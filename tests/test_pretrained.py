@@ -1,0 +1,137 @@
+"""Classifiers made of weights alone."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+from classifiers import BGR, random_pixels, small_classifier
+
+from resnet_layers import (
+    NORMALIZATIONS,
+    VARIANTS,
+    ResNet,
+    save_safetensors,
+)
+from train_loop import UserError, load_classifier, settling
+from train_loop.classifier import Classifier
+from train_loop.shipping.formats import FORMATS
+from train_loop.shipping.rewriting import portable
+from train_loop.shipping.shipment import CONTENTS, Shipment
+
+CONFIG = {
+    "architecture": "resnet18",
+    "num_classes": 1000,
+    "label_names": ["n01443537", *(f"n{n:08}" for n in range(1, 1000))],
+    "pretrained_cfg": {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "input_size": [3, 32, 32],
+        "crop_pct": 0.95,
+        "interpolation": "bicubic",
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def small_variants(monkeypatch):
+    """Makes two variants small: to draw their weights takes long."""
+    small = functools.partial(
+        ResNet, block="basic", stage_sizes=(1,), width=8, stem="small"
+    )
+    for name in ("resnet18", "resnet50_keras"):
+        row = functools.partial(small, name=name)
+        monkeypatch.setitem(VARIANTS, name, row)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Returns a file of torch's kind, and the model it is of."""
+    model = VARIANTS["resnet18"]()
+    model.build((None, 32, 32, 3))
+    path = tmp_path / "model.safetensors"
+    save_safetensors(model, path)
+    return path, model
+
+
+def test_weights_of_the_hub_bring_all_along(weights, monkeypatch):
+    path, model = weights
+    path.with_name("config.json").write_text(json.dumps(CONFIG))
+    monkeypatch.setattr(settling, "find_weights", lambda *names: path)
+    classifier = load_classifier("timm/resnet18.a1_in1k")
+    assert classifier.model.name == "resnet18"
+    assert classifier.preprocessing == (
+        NORMALIZATIONS["symmetric"],
+        *(32, 0.95, "bicubic"),
+    )
+    # Made up, but for one.
+    assert classifier.class_names[:2] == ("goldfish (n01443537)", "n00000001")
+    images = random_pixels(2, 32)
+    expected = model(classifier.normalize(images), training=False)
+    np.testing.assert_allclose(classifier.logits(images), expected, atol=1e-5)
+
+
+def test_names_of_the_hub_begin_with_the_model(weights, monkeypatch):
+    path, _ = weights
+    monkeypatch.setattr(settling, "find_weights", lambda *names: path)
+    for name in ("timm/resnet18.a1_in1k", "timm/resnet18"):
+        classifier = load_classifier(name)
+        assert classifier.model.name == "resnet18"
+        assert classifier.preprocessing.image_size == 224
+
+
+def test_imagenet_means_a_model_of_keras_unless_another_is_named(
+    weights, monkeypatch
+):
+    path, model = weights
+    asked = []
+
+    def find(name, variant):
+        asked.append((name, variant))
+        return path
+
+    monkeypatch.setattr(settling, "find_weights", find)
+    classifier = load_classifier("imagenet")
+    assert {*asked} == {("imagenet", "resnet50_keras")}
+    assert classifier.model.name == "resnet50_keras"
+    assert len(classifier.class_names) == 1000
+    asked.clear()
+    load_classifier("imagenet", "resnet18")
+    assert {*asked} == {("imagenet", "resnet18")}
+
+
+@pytest.mark.parametrize("name", ["keras", "safetensors"])
+def test_what_was_exported_comes_back_whole(name, tmp_path):
+    trained = small_classifier(
+        BGR, stage_sizes=(1,), name="resnet18", image_size=24
+    )
+    classifier = portable(trained)
+    shipment = Shipment(classifier)
+    FORMATS[name].write(shipment, tmp_path)
+    (tmp_path / CONTENTS).write_text(json.dumps(shipment.contents))
+    found = load_classifier(tmp_path / FORMATS[name].files[0].path)
+    assert found.class_names == trained.class_names
+    assert found.preprocessing == classifier.preprocessing
+    images = random_pixels(3, 24)
+    np.testing.assert_allclose(
+        found.probabilities(images), trained.probabilities(images), atol=1e-5
+    )
+
+
+def test_weights_that_tell_nothing_take_names_and_model(weights):
+    path, model = weights
+    classifier = load_classifier(path, model="resnet18")
+    assert isinstance(classifier, Classifier)
+    assert classifier.class_names[999].startswith("toilet tissue")
+    for arguments, expected in (
+        ((path,), "does not tell which model it is for; add --model"),
+        ((path, "resnet19"), "did you mean resnet"),
+        (
+            (path, "resnet18", ["cat", "dog"]),
+            "does not fit resnet18: fc.weight",
+        ),
+        ((path.with_name("none.h5"),), "is not the folder of a run"),
+    ):
+        with pytest.raises(UserError, match=expected) as error:
+            load_classifier(*arguments)
+        assert "\n" not in str(error.value)

@@ -1,0 +1,251 @@
+"""Two models on the same images: which one is better, and where."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from train_loop.errors import UserError
+from train_loop.evaluation import page
+from train_loop.evaluation.bootstrap import interval
+from train_loop.evaluation.findings import Findings
+from train_loop.evaluation.folders import number, replacing, write_json
+from train_loop.evaluation.measures import MEASURES
+
+# How many disagreements of a kind the page shows.
+SHOWN = 24
+
+INTERVALS = (
+    "The difference is the first model less the second. Beside it: between "
+    "which two it would lie for 95 % of other sets of as many images, by "
+    "bootstrap; printed bold where that is on one side of 0."
+)
+
+
+class McNemar(NamedTuple):
+    """How many images each model is right on, and McNemar's exact test.
+
+    `p_value` is the probability of a difference as large between
+    `only_first` and `only_second`, if both models were right equally often.
+    """
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    p_value: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """What two models make of the same images.
+
+        comparison = Comparison.of({"run": findings, "imagenet": others})
+
+    Args:
+      names: of the two.
+      findings: the `Findings` of each.
+      facts: {what: (number, number)}, such as "parameters"; None where one is
+        not known.
+    """
+
+    names: tuple[str, str]
+    findings: tuple[Findings, Findings]
+    facts: Mapping[str, tuple]
+
+    @classmethod
+    def of(cls, findings, facts=None):
+        """Compares two models.
+
+        Args:
+          findings: {name: `Findings`} of the two.
+          facts: see the class.
+
+        Raises:
+          UserError: they are of other images, labels or classes.
+        """
+        comparison = cls(tuple(findings), tuple(findings.values()), facts or {})
+        first, second = (each.predictions for each in comparison.findings)
+        for what, same in (
+            ("images", list(first.images) == list(second.images)),
+            ("labels", np.array_equal(first.labels, second.labels)),
+            ("classes", list(first.class_names) == list(second.class_names)),
+        ):
+            if not same:
+                raise UserError(
+                    f"{' and '.join(comparison.names)} were measured on "
+                    f"different {what}; measure both on the same split"
+                )
+        return comparison
+
+    @functools.cached_property
+    def differences(self):
+        """{name of a measure: (difference, low, high)}, first less second."""
+        first, second = (each.values for each in self.findings)
+        found = {}
+        for name in MEASURES:
+            # Both were measured on the same resamples.
+            drawn = first[name] - second[name]
+            found[name] = float(drawn[0]), *interval(drawn)
+        return found
+
+    @functools.cached_property
+    def mcnemar(self):
+        """The `McNemar` test of the two."""
+        first, second = (each.predictions.correct for each in self.findings)
+        alone = int((first & ~second).sum()), int((second & ~first).sum())
+        p_value = 1.0
+        if sum(alone):
+            p_value = scipy.stats.binomtest(alone[0], sum(alone)).pvalue
+        return McNemar(
+            int((first & second).sum()),
+            *alone,
+            int((~first & ~second).sum()),
+            float(p_value),
+        )
+
+    def only_right(self, which):
+        """Returns the images that only one model gets right.
+
+        Args:
+          which: 0 or 1.
+
+        Returns:
+          Their numbers; first those whose labels it finds so much more
+          probable than the other model does.
+        """
+        right, wrong = (
+            self.findings[i].predictions for i in (which, 1 - which)
+        )
+        images = np.flatnonzero(right.correct & ~wrong.correct)
+        gaps = np.exp(-right.losses[images]) - np.exp(-wrong.losses[images])
+        return images[np.argsort(-gaps, kind="stable")]
+
+
+def table(comparison):
+    """Returns the rows of a table, as strings; the header first."""
+    rows = [["", *comparison.names, "difference", "95 % interval"]]
+    for name, measure in MEASURES.items():
+        values = [each.estimates[name] for each in comparison.findings]
+        difference, *ends = comparison.differences[name]
+        rows.append(
+            [
+                measure.title,
+                *map(measure.format, values),
+                measure.format(difference, "+"),
+                measure.format_interval(*ends, "+"),
+            ]
+        )
+    for what, values in comparison.facts.items():
+        ratio = ""
+        if None not in values and values[1]:
+            ratio = f"x {values[0] / values[1]:.2f}"
+        known = ["–" if n is None else f"{n:,.10g}" for n in values]
+        rows.append([what, *known, ratio, ""])
+    return rows
+
+
+def verdict(comparison):
+    """Tells in a sentence whether the two are right equally often."""
+    test, names = comparison.mcnemar, comparison.names
+    return (
+        f"Only {names[0]} is right on {test.only_first:,} images, only "
+        f"{names[1]} on {test.only_second:,}, both on {test.both:,}, neither "
+        f"on {test.neither:,}; McNemar's exact test: p = {test.p_value:.3g}."
+    )
+
+
+def write_comparison(folder, comparison):
+    """Writes a comparison as JSON and as a page, in place of an earlier one.
+
+    Args:
+      folder: to write `comparison.json` and `comparison.html` to; it may not
+        exist yet.
+      comparison: a `Comparison`.
+
+    Returns:
+      What `comparison.json` holds.
+
+    Raises:
+      UserError: the folder cannot be written, or holds no comparison.
+    """
+    summary = summarize(comparison)
+    with replacing(folder, "comparison.json") as unfinished:
+        write_json(unfinished / "comparison.json", summary)
+        text = _page(comparison)
+        (unfinished / "comparison.html").write_text(text, encoding="utf-8")
+    return summary
+
+
+def summarize(comparison):
+    """Returns a comparison as values for JSON; None is not defined."""
+    measures = {}
+    for name, found in comparison.differences.items():
+        difference, low, high = map(number, found)
+        measures[name] = {
+            "values": [
+                number(each.estimates[name]) for each in comparison.findings
+            ],
+            "difference": difference,
+            "interval": [low, high],
+        }
+    return {
+        "models": list(comparison.names),
+        "examples": len(comparison.findings[0].predictions),
+        "measures": measures,
+        "mcnemar": comparison.mcnemar._asdict(),
+        "facts": {name: list(two) for name, two in comparison.facts.items()},
+    }
+
+
+def _page(comparison):
+    rows = [[page.text(cell) for cell in row] for row in table(comparison)]
+    for row, (_, low, high) in zip(
+        rows[1:], comparison.differences.values(), strict=False
+    ):
+        if low > 0 or high < 0:
+            row[3] = f"<b>{row[3]}</b>"
+    sections = [
+        page.section(
+            "Numbers",
+            verdict(comparison),
+            page.plain_table(rows) + f"<p>{INTERVALS}</p>",
+            "wide",
+        )
+    ]
+    for which, name in enumerate(comparison.names):
+        images = comparison.only_right(which)
+        sections.append(
+            page.section(
+                f"Only {name} is right",
+                f"{len(images):,} images; first those that it is so much surer "
+                "of. Below the true class: what the other takes it for.",
+                _disagreements(comparison, which, images[:SHOWN]),
+                "wide",
+            )
+        )
+    counts = {"images": f"{len(comparison.findings[0].predictions):,}"}
+    return page.render(" against ".join(comparison.names), counts, sections)
+
+
+def _disagreements(comparison, which, images):
+    right, wrong = (
+        comparison.findings[i].predictions for i in (which, 1 - which)
+    )
+    names = right.class_names
+    return page.gallery(
+        [
+            (
+                right.picture(index),
+                f"{right.confidences[index]:.0%} "
+                f"{page.name(names[right.labels[index]])}"
+                f'<div class="wrong">{wrong.confidences[index]:.0%} '
+                f"{page.name(names[wrong.predicted[index]])}</div>",
+                right.images[index],
+            )
+            for index in images
+        ]
+    )

@@ -1,0 +1,181 @@
+"""A classifier and a data set with its classes, made into predictions."""
+
+import statistics
+import time
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from train_loop.assembly import build_strategy, check_usable
+from train_loop.classifier import Classifier
+from train_loop.data import check, imagenet, sources
+from train_loop.data.split import Split
+from train_loop.data.stored import choose_evaluation, choose_splits
+from train_loop.errors import UserError
+from train_loop.evaluation.views import VIEWS
+from train_loop.prediction.splits import predict_split
+from train_loop.run import load_classifier
+from train_loop.settings import DEFAULTS, MODE_DEFAULTS, Settings
+from train_loop.workdir import Workdir
+
+
+class Examples(NamedTuple):
+    """What a classifier is measured on.
+
+    `labels` are the numbers of the data set's classes among the classifier's;
+    `note` says in words how they were matched, or is empty.
+    """
+
+    split: Split
+    labels: np.ndarray
+    note: str
+
+
+class Measurement:
+    """How models are measured: the devices, and what on.
+
+    Args:
+      given: `Settings`, those that were given; with the `workdir` of a run, or
+        with `weights` and a `dataset`.
+
+    Raises:
+      UserError: it has neither, or there are no such devices.
+    """
+
+    def __init__(self, given: Settings):
+        made_with = Settings()
+        if given.workdir is not None:
+            made_with = Settings.read(Workdir.of(given.workdir).flags)
+        elif given.weights is None or given.dataset is None:
+            raise UserError(
+                "what is to be measured? Name the --workdir of a run, or "
+                "--weights and a --dataset to measure them on"
+            )
+        self.given = given
+        # Nothing of a run is changed by measuring it in another way.
+        self.settings = given.over(made_with).over(MODE_DEFAULTS).over(DEFAULTS)
+        self.strategy = build_strategy(self.settings)
+        self.views = VIEWS[self.settings.test_time_augmentation]
+
+    @property
+    def source(self):
+        """The run or the weights that are measured."""
+        return self.given.workdir or self.given.weights
+
+    def open_classifier(self, source, **options):
+        """Returns the `Classifier` of a run or of weights, on the devices.
+
+        Its preprocessing is its own, but for what was given.
+
+        Args:
+          source: see `load_classifier`.
+          **options: see `load_classifier`.
+        """
+        with self.strategy.scope():
+            classifier = load_classifier(source, **options)
+        given = self.given.preprocessing._asdict()
+        changed = {name: v for name, v in given.items() if v is not None}
+        preprocessing = classifier.preprocessing._replace(**changed)
+        reduction = classifier.model.reduction
+        if preprocessing.image_size < reduction:
+            raise UserError(
+                f"--image_size={preprocessing.image_size} is too small; this "
+                f"model makes one pixel of {reduction}"
+            )
+        return Classifier(
+            classifier.model, preprocessing, classifier.class_names
+        )
+
+    def open_examples(self, class_names, eval_split=None):
+        """Returns the `Examples` to measure a classifier with classes on.
+
+        Args:
+          class_names: of the classifier.
+          eval_split: of the data set, if not what was given or else what a
+            run evaluates on.
+
+        Raises:
+          UserError: the data set is not there, or has classes that the
+            classifier does not know.
+        """
+        settings = self.settings
+        stored = sources.open_stored(
+            settings.dataset, settings.data_dir, settings.manual_dir
+        )
+        eval_split = eval_split or self.given.eval_split
+        if eval_split or self.given.dataset:
+            split = choose_evaluation(stored, eval_split)
+        else:
+            # As the run has it.
+            split = choose_splits(
+                stored,
+                settings.train_split,
+                settings.eval_split,
+                settings.validation_fraction,
+            ).evaluation
+        if settings.skip_bad_images:
+            broken = [n for n, why in check.broken_images(split) if why]
+            split = split.without(broken)
+        else:
+            check_usable(stored.refused)
+        return Examples(split, *_match(stored.class_names, class_names))
+
+    def predict(self, classifier, examples):
+        """Returns the `Predictions` of a classifier for examples."""
+        return predict_split(
+            classifier,
+            examples.split,
+            self.strategy,
+            self.settings.batch_size,
+            self.views,
+            examples.labels,
+        )
+
+
+def _match(theirs, ours):
+    """Returns the numbers of their classes among ours, and a note on it."""
+    theirs, ours = imagenet.in_words(theirs), list(ours)
+    unknown = [name for name in theirs if name not in ours]
+    if unknown:
+        few = ", ".join(ours[:5]) + (", ..." if len(ours) > 5 else "")
+        raise UserError(
+            f"the model knows no class {unknown[0]!r} ({len(unknown)} of "
+            f"{len(theirs)} classes of the data set are unknown); it knows "
+            f"{few}. Classes are matched by name"
+        )
+    note = ""
+    if theirs != ours:
+        which = "in another order"
+        if len(theirs) < len(ours):
+            which = f"{len(theirs)} of the model's {len(ours)}"
+        note = f"The classes of the data set are {which}, matched by name."
+    return np.array([ours.index(name) for name in theirs]), note
+
+
+def images_per_second(classifier, strategy, batch_size, rounds=5):
+    """Returns how many images a classifier takes in a second, as a median.
+
+    Without reading any.
+
+    Args:
+      classifier: a `Classifier`.
+      strategy: that it was made in the scope of.
+      batch_size: images at once, over all replicas.
+      rounds: how often it is measured, after once to warm up.
+    """
+    size = classifier.preprocessing.image_size
+    share = batch_size // strategy.num_replicas_in_sync
+    images = tf.zeros([share, size, size, 3], tf.uint8)
+
+    @tf.function
+    def step():
+        return strategy.run(classifier.logits, args=(images,))
+
+    seconds = []
+    for _ in range(1 + rounds):
+        began = time.perf_counter()
+        for part in strategy.experimental_local_results(step()):
+            part.numpy()
+        seconds.append(time.perf_counter() - began)
+    return batch_size / statistics.median(seconds[1:])

@@ -1,0 +1,74 @@
+"""Comparison: two models on the same images."""
+
+import pathlib
+
+from train_loop.errors import UserError
+from train_loop.evaluation.comparison import (
+    Comparison,
+    table,
+    verdict,
+    write_comparison,
+)
+from train_loop.evaluation.costs import costs
+from train_loop.evaluation.findings import Findings
+from train_loop.evaluation.folders import check_folder
+from train_loop.measuring import Measurement, images_per_second
+from train_loop.modes.evaluate import report_folder
+from train_loop.prediction.splits import only_classes
+from train_loop.training import reports
+
+
+def compare(settings):
+    """Compares a run with another one, or with weights (--with).
+
+    Both see the same images, each as it was trained to see them.
+    """
+    if settings.with_ is None:
+        raise UserError(
+            "--mode=compare needs --with: another run, a file of weights, "
+            "imagenet or timm/NAME"
+        )
+    measurement = Measurement(settings)
+    names = [pathlib.Path(s).name for s in (measurement.source, settings.with_)]
+    if names[0] == names[1]:
+        names = [f"{name} ({i})" for i, name in enumerate(names, start=1)]
+    folder = report_folder(settings, f"comparison-{names[1]}")
+    check_folder(folder, "comparison.json")
+    classifiers = [
+        measurement.open_classifier(
+            measurement.source, model=settings.model, step=settings.checkpoint
+        ),
+        measurement.open_classifier(settings.with_),
+    ]
+    # Those that both know.
+    shared = [
+        name
+        for name in classifiers[0].class_names
+        if name in classifiers[1].class_names
+    ]
+    findings, facts = {}, {}
+    for name, classifier in zip(names, classifiers, strict=True):
+        print(f"Measuring {name}.")
+        examples = measurement.open_examples(classifier.class_names)
+        predictions = measurement.predict(classifier, examples)
+        findings[name] = Findings.of(only_classes(predictions, shared))
+        for what, number in _costs(classifier, measurement).items():
+            facts.setdefault(what, []).append(number)
+    comparison = Comparison.of(findings, facts)
+    write_comparison(folder, comparison)
+    print(reports.table(table(comparison)))
+    print(verdict(comparison))
+    print(f"Look at {folder / 'comparison.html'}.")
+
+
+def _costs(classifier, measurement):
+    """Returns {what: number} of what a classifier costs."""
+    size = classifier.preprocessing.image_size
+    total = costs(classifier.model, size)["total"]
+    batch_size = measurement.settings.batch_size
+    speed = images_per_second(classifier, measurement.strategy, batch_size)
+    return {
+        "Parameters": total.parameters,
+        "Multiply-adds": total.multiply_adds,
+        "Images per second": float(f"{speed:.3g}"),
+    }

@@ -1,0 +1,103 @@
+"""Export: a trained model in the files that other programs run."""
+
+import os
+
+from train_loop.assembly import open_whole_data
+from train_loop.classifier import read_file
+from train_loop.data.samples import stored_files
+from train_loop.errors import UserError
+from train_loop.prediction.pictures import find_pictures
+from train_loop.run import load_classifier
+from train_loop.settings import MODE_DEFAULTS, Settings
+from train_loop.settling import settle
+from train_loop.shipping import comparison
+from train_loop.shipping.formats import parse_formats
+from train_loop.shipping.model_card import Card, model_card
+from train_loop.shipping.rewriting import in_float32, portable
+from train_loop.shipping.shipment import Shipment, check_replaceable
+from train_loop.training.reports import table
+from train_loop.workdir import (
+    Workdir,
+    check_writable,
+    read_json,
+    write_text,
+)
+
+# How many pictures int8 is calibrated on, and files are compared on.
+NUM_PICTURES = 128
+
+
+def export(settings):
+    """Writes a run's model for other programs, and has these prove it.
+
+    Each format gets a folder of its own, with the names of the classes and
+    what pictures must go through; model_card.md describes all.
+    """
+    settings = settings.over(MODE_DEFAULTS)
+    if settings.workdir is None:
+        raise UserError("--mode=export needs the --workdir of a run")
+    names = parse_formats(settings.format or "saved_model")
+    workdir = Workdir.of(settings.workdir)
+    folder = Workdir.of(settings.export_dir or workdir.export).path
+    check_writable("--export_dir", folder)
+    check_replaceable(names, folder)
+    classifier = in_float32(load_classifier(settings.workdir))
+    made_with = settle(Settings(workdir=settings.workdir))
+    calibration, compared = pictures(settings.images, made_with, classifier)
+    shipment = Shipment(portable(classifier), calibration, settings.top_k)
+    measured = [comparison.measure_model(classifier, compared)]
+    for name in names:
+        print(f"Writing {folder / name}.")
+        measured += shipment.write(name, folder, compared)
+    rows = comparison.table_rows(measured)
+    report = workdir.report / "report.json"
+    recipe = {
+        # Where things lay on this machine is nobody's business.
+        name: os.path.basename(text) if os.path.isabs(text) else text
+        for name, text in made_with.texts().items()
+    }
+    card = Card(
+        recipe["dataset"],
+        recipe,
+        read_json(report) if report.is_file() else {},
+        rows,
+    )
+    path = folder / "model_card.md"
+    write_text(path, model_card(shipment.classifier, card))
+    print(table(rows))
+    print(
+        f"Compared on {len(compared.images)} pictures, each file run without "
+        f"this program. Described in {path}; its licence is to be filled in."
+    )
+
+
+def pictures(images, made_with, classifier):
+    """Returns the pictures to calibrate with, and those to compare on.
+
+    Args:
+      images: what --images names; None for the run's own.
+      made_with: settled `Settings` of the run.
+      classifier: a `Classifier` in float32.
+
+    Returns:
+      A list of uint8 [image_size, image_size, 3], and
+      `comparison.Pictures`.
+    """
+    if images is not None:
+        paths = find_pictures(images, ())[:NUM_PICTURES]
+        for path in paths:
+            # Else nobody would know which one cannot be decoded.
+            classifier.read(path)
+        files = [read_file(path) for path in paths]
+        compared = comparison.Pictures.of(classifier, files)
+        return list(compared.images), compared
+    try:
+        data, _ = open_whole_data(made_with)
+        seen, _ = stored_files(data.train, NUM_PICTURES)
+        files, labels = stored_files(data.evaluation, NUM_PICTURES)
+    except UserError as error:
+        raise UserError(
+            f"{error}; or name pictures to try the files on: --images"
+        ) from error
+    compared = comparison.Pictures.of(classifier, files, labels)
+    return [classifier.prepare(file) for file in seen], compared

@@ -1,0 +1,96 @@
+"""The pictures that somebody names: files, folders, globs, or a list."""
+
+import glob
+import os
+
+from train_loop.data.folder import IMAGE_SUFFIXES
+from train_loop.errors import UserError
+
+# In place of a name: the list comes from another program.
+LIST = "-"
+
+
+def find_pictures(text, lines):
+    """Returns the paths of the pictures that a text names, in its order.
+
+    Args:
+      text: names of files, folders and globs with commas between them, or `-`
+        for a list. A name that exists may have a comma in it.
+      lines: of the list, as bytes, a name of a file or a folder each.
+
+    Returns:
+      A list of paths. A file that is named may be missing.
+
+    Raises:
+      UserError: a folder holds no images, a glob matches nothing, or nothing
+        is named at all.
+    """
+    if text == LIST:
+        names = [os.fsdecode(line.rstrip(b"\r\n")) for line in lines]
+        found = [_of_path(name) for name in names if name]
+    else:
+        found = [_of_name(name) for name in split_names(text)]
+    paths = [path for some in found for path in some]
+    if not paths:
+        raise UserError(
+            f"--images={text} names nothing; it takes files, folders and globs "
+            "with commas between them, or - for a list on standard input"
+        )
+    return paths
+
+
+def split_names(text):
+    """Returns the names between the commas of a text.
+
+    As many parts as make the name of something that is there stay together.
+    """
+    parts, names = text.split(","), []
+    while parts:
+        count = next(
+            (
+                count
+                for count in range(len(parts), 1, -1)
+                if _matches(",".join(parts[:count]))
+            ),
+            1,
+        )
+        names.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return [name for name in names if name]
+
+
+def _matches(name):
+    path = os.path.expanduser(name)
+    return os.path.exists(path) or any(glob.iglob(path, recursive=True))
+
+
+def _of_name(name):
+    path = os.path.expanduser(name)
+    if os.path.exists(path) or not glob.has_magic(path):
+        return _of_path(path)
+    matches = sorted(glob.glob(path, recursive=True))
+    # A folder's own files match `**` as well.
+    files = [match for match in matches if os.path.isfile(match)]
+    if files:
+        return files
+    if matches:
+        return [path for match in matches for path in _of_path(match)]
+    raise UserError(f"--images={name} matches no file")
+
+
+def _of_path(path):
+    """Returns the file, or the images in a folder and those below it."""
+    if not os.path.isdir(path):
+        return [path]
+    found = [
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(path)
+        for name in names
+        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    ]
+    if not found:
+        raise UserError(
+            f"--images={path} holds no images: no file in it ends in "
+            f"{', '.join(IMAGE_SUFFIXES)}"
+        )
+    return sorted(found)

@@ -1,0 +1,102 @@
+"""Predictions for a whole split."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from train_loop.data import batches, check
+from train_loop.data.transforms import Transforms
+from train_loop.evaluation.predictions import Predictions
+from train_loop.evaluation.views import VIEWS
+from train_loop.progress import passing_bar
+
+# The side of the pictures that pages show.
+PICTURE_SIDE = 144
+
+
+def predict_split(
+    classifier, split, strategy, batch_size, views=VIEWS["none"], labels=None
+):
+    """Returns the `Predictions` of a classifier for all examples of a split.
+
+    Args:
+      classifier: a `Classifier`, made in the strategy's scope.
+      split: a `Split` with at least one example.
+      strategy: a `tf.distribute.Strategy`.
+      batch_size: examples at once, over all replicas.
+      views: a row of `VIEWS`.
+      labels: int [classes of the split], their numbers among the classifier's
+        classes; None where they are the same.
+
+    Raises:
+      UserError: an image cannot be read.
+    """
+    size = classifier.preprocessing.image_size
+    transforms = Transforms(views.preprocessing(classifier.preprocessing))
+    dataset = strategy.distribute_datasets_from_function(
+        lambda context: batches.evaluation_batches(
+            split, transforms, batch_size, context
+        )
+    )
+
+    @tf.function
+    def step(batch):
+        images, truth, weights = batch
+        logits = views.logits(classifier.logits, images, size)
+        return logits, truth, weights
+
+    found = []
+    steps = batches.num_evaluation_steps(split, batch_size)
+    with check.explained(split), passing_bar(steps, "batch") as bar:
+        for batch in dataset:
+            results = strategy.run(step, args=(batch,))
+            parts = map(strategy.experimental_local_results, results)
+            for logits, truth, weights in zip(*parts, strict=True):
+                real = weights.numpy() > 0
+                found.append((logits.numpy()[real], truth.numpy()[real]))
+            bar.update(1)
+    logits, truth = map(np.concatenate, zip(*found, strict=True))
+    return Predictions(
+        logits,
+        truth if labels is None else labels[truth],
+        classifier.class_names,
+        [split.store.name(number) for number in split.indices],
+        pictures_of(split, classifier.preprocessing),
+    )
+
+
+def pictures_of(split, preprocessing):
+    """Returns a function: position in a split -> a small picture of it."""
+    small = preprocessing._replace(image_size=PICTURE_SIDE)
+    # As a graph, as `Classifier` does.
+    prepare = tf.function(
+        Transforms(small).evaluate,
+        input_signature=[tf.TensorSpec([], tf.string)],
+    )
+
+    def picture(position):
+        start = tf.constant(int(position), tf.int64)
+        example = split.read(None, start, tf.constant(1, tf.int64))
+        return prepare(split.load(example["image"][0])).numpy()
+
+    return picture
+
+
+def only_classes(predictions, class_names):
+    """Returns the same predictions with the logits of some classes alone.
+
+    Args:
+      predictions: `Predictions` whose labels are all among those classes.
+      class_names: in the order that is wanted.
+    """
+    places = {name: i for i, name in enumerate(predictions.class_names)}
+    order = np.array([places[name] for name in class_names])
+    numbers = np.full(len(places), -1)
+    numbers[order] = np.arange(len(order))
+    return dataclasses.replace(
+        predictions,
+        logits=predictions.logits[:, order],
+        labels=numbers[predictions.labels],
+        class_names=tuple(class_names),
+    )

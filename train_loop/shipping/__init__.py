@@ -1,0 +1,1 @@
+"""Classifiers made into files that other programs run."""

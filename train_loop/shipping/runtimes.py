@@ -1,0 +1,154 @@
+"""The runtimes of others: a process that runs files without this project.
+
+    python -P runtimes.py FOLDER RUNTIME=PATH ...
+
+reads `images.npy` and `files.json` in the folder, and writes there what each
+file answers.
+"""
+
+import base64
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+import numpy as np
+
+# How many pictures at once are timed.
+BATCH_SIZES = (1, 32)
+# In place of a probability: the class is not among the best.
+UNSAID = -1.0
+# Each is timed for so many seconds, or calls.
+SECONDS, CALLS = 1.0, 20
+
+
+def of_saved_model(path):
+    """Calls the signature of pixels."""
+    answer = _signature(path, "pixels", "images")
+    return lambda images: answer(images)["probabilities"]
+
+
+def of_serving(path):
+    """Calls the default signature, as TensorFlow Serving's REST server does.
+
+    It takes the "instances" of a request, {"image_bytes": {"b64": ...}} each.
+    """
+    answer = _signature(path, "serving_default", "image_bytes")
+    contents = pathlib.Path(path).with_name("classifier.json")
+    names = json.loads(contents.read_text())["class_names"]
+    numbers = {name.encode(): number for number, name in enumerate(names)}
+
+    def call(instances):
+        outputs = answer(
+            [base64.b64decode(each["image_bytes"]["b64"]) for each in instances]
+        )
+        labels = np.vectorize(numbers.get)(outputs["classes"])
+        probabilities = np.full((len(instances), len(names)), UNSAID)
+        np.put_along_axis(probabilities, labels, outputs["probabilities"], 1)
+        return probabilities
+
+    return call
+
+
+def of_keras(path):
+    """Calls the model that Keras opens; its layers are `resnet_layers`'."""
+    import tensorflow as tf
+
+    import resnet_layers  # noqa: F401
+
+    model = tf.keras.models.load_model(path)
+    call = tf.function(lambda images: model(images, training=False))
+    return lambda images: call(tf.constant(images)).numpy()
+
+
+def of_litert(path):
+    """Calls the only signature of the file."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(path, num_threads=os.cpu_count())
+    call = interpreter.get_signature_runner()
+    return lambda images: call(images=images)["probabilities"]
+
+
+def of_onnx(path):
+    """Calls the model of the file."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        path, providers=["CPUExecutionProvider"]
+    )
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+# Name -> function: path -> function of images, or of the instances of a
+# request, that returns probabilities [batch, num_classes].
+RUNTIMES = {
+    "saved_model": of_saved_model,
+    "serving": of_serving,
+    "keras": of_keras,
+    "litert": of_litert,
+    "onnx": of_onnx,
+}
+
+
+def milliseconds(call, pictures):
+    """Returns what a picture takes, in batches of each size."""
+    taken = []
+    for size in BATCH_SIZES:
+        numbers = [number % len(pictures) for number in range(size)]
+        batch = np.asarray(pictures)[numbers]
+        # Whatever is prepared once, for this size.
+        call(batch)
+        calls, begin = [], time.perf_counter()
+        while len(calls) < CALLS and time.perf_counter() - begin < SECONDS:
+            start = time.perf_counter()
+            call(batch)
+            calls.append(time.perf_counter() - start)
+        taken.append(statistics.median(calls) * 1000 / size)
+    return taken
+
+
+def _signature(path, name, argument):
+    """Returns a function: array or list -> {name: array}."""
+    import tensorflow as tf
+
+    # It goes when nobody holds it, and its variables with it.
+    loaded = tf.saved_model.load(path)
+
+    def call(values):
+        signature = loaded.signatures[name]
+        outputs = signature(**{argument: tf.constant(values)})
+        return {key: value.numpy() for key, value in outputs.items()}
+
+    return call
+
+
+def main(folder, *files):
+    """Answers about the pictures in a folder, in batches, and times it.
+
+    Args:
+      folder: with `images.npy` and `files.json`.
+      *files: RUNTIME=PATH. What the first one answers is `0.npz`.
+    """
+    folder = pathlib.Path(folder)
+    images = np.load(folder / "images.npy")
+    instances = json.loads((folder / "files.json").read_text())["instances"]
+    size = max(BATCH_SIZES)
+    for number, file in enumerate(files):
+        runtime, _, path = file.partition("=")
+        pictures = instances if runtime == "serving" else images
+        call = RUNTIMES[runtime](path)
+        batches = range(0, len(pictures), size)
+        np.savez(
+            folder / f"{number}.npz",
+            probabilities=np.concatenate(
+                [call(pictures[begin : begin + size]) for begin in batches]
+            ),
+            milliseconds=milliseconds(call, pictures),
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
