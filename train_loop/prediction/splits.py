@@ -68,19 +68,16 @@ def predict_split(
 
 def pictures_of(split, preprocessing):
     """Returns a function: position in a split -> a small picture of it."""
-    small = preprocessing._replace(image_size=PICTURE_SIDE)
-    # As a graph, as `Classifier` does.
-    prepare = tf.function(
-        Transforms(small).evaluate,
-        input_signature=[tf.TensorSpec([], tf.string)],
-    )
+    transforms = Transforms(preprocessing._replace(image_size=PICTURE_SIDE))
 
-    def picture(position):
-        start = tf.constant(int(position), tf.int64)
-        example = split.read(None, start, tf.constant(1, tf.int64))
-        return prepare(split.load(example["image"][0])).numpy()
+    # As a graph: step by step, the pipeline of a read would be built anew for
+    # every picture. See also `Classifier`.
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int64)])
+    def read(position):
+        example = split.read(None, position, tf.constant(1, tf.int64))
+        return transforms.evaluate(split.load(example["image"][0]))
 
-    return picture
+    return lambda position: read(tf.constant(int(position), tf.int64)).numpy()
 
 
 def only_classes(predictions, class_names):
