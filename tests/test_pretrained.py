@@ -1,6 +1,5 @@
 """Classifiers made of weights alone."""
 
-import functools
 import json
 
 import numpy as np
@@ -10,7 +9,7 @@ from classifiers import BGR, random_pixels, small_classifier
 from resnet_layers import (
     NORMALIZATIONS,
     VARIANTS,
-    ResNet,
+    find_weights,
     save_safetensors,
 )
 from train_loop import UserError, load_classifier, settling
@@ -36,12 +35,12 @@ CONFIG = {
 @pytest.fixture(autouse=True)
 def small_variants(monkeypatch):
     """Makes two variants small: to draw their weights takes long."""
-    small = functools.partial(
-        ResNet, block="basic", stage_sizes=(1,), width=8, stem="small"
-    )
+    small = {"block": "basic", "stage_sizes": (1,), "width": 8, "stem": "small"}
     for name in ("resnet18", "resnet50_keras"):
-        row = functools.partial(small, name=name)
-        monkeypatch.setitem(VARIANTS, name, row)
+        row = {**VARIANTS[name].arguments, **small}
+        for argument in ("norm", "stride_site"):
+            row.pop(argument, None)
+        monkeypatch.setattr(VARIANTS[name], "arguments", row)
 
 
 @pytest.fixture
@@ -57,7 +56,8 @@ def weights(tmp_path):
 def test_weights_of_the_hub_bring_all_along(weights, monkeypatch):
     path, model = weights
     path.with_name("config.json").write_text(json.dumps(CONFIG))
-    monkeypatch.setattr(settling, "find_weights", lambda *names: path)
+    found = find_weights(str(path))
+    monkeypatch.setattr(settling, "find_weights", lambda *names: found)
     classifier = load_classifier("timm/resnet18.a1_in1k")
     assert classifier.model.name == "resnet18"
     assert classifier.preprocessing == (
@@ -71,28 +71,21 @@ def test_weights_of_the_hub_bring_all_along(weights, monkeypatch):
     np.testing.assert_allclose(classifier.logits(images), expected, atol=1e-5)
 
 
-def test_names_of_the_hub_begin_with_the_model(weights, monkeypatch):
-    path, _ = weights
-    monkeypatch.setattr(settling, "find_weights", lambda *names: path)
-    for name in ("timm/resnet18.a1_in1k", "timm/resnet18"):
-        classifier = load_classifier(name)
-        assert classifier.model.name == "resnet18"
-        assert classifier.preprocessing.image_size == 224
-
-
 def test_imagenet_means_a_model_of_keras_unless_another_is_named(
     weights, monkeypatch
 ):
-    path, model = weights
+    path, _ = weights
     asked = []
 
     def find(name, variant):
         asked.append((name, variant))
-        return path
+        return find_weights(str(path))._replace(
+            variant=variant or "resnet50_keras"
+        )
 
     monkeypatch.setattr(settling, "find_weights", find)
     classifier = load_classifier("imagenet")
-    assert {*asked} == {("imagenet", "resnet50_keras")}
+    assert {*asked} == {("imagenet", None), ("imagenet", "resnet50_keras")}
     assert classifier.model.name == "resnet50_keras"
     assert len(classifier.class_names) == 1000
     asked.clear()
@@ -124,7 +117,7 @@ def test_weights_that_tell_nothing_take_names_and_model(weights):
     assert isinstance(classifier, Classifier)
     assert classifier.class_names[999].startswith("toilet tissue")
     for arguments, expected in (
-        ((path,), "does not tell which model it is for; add --model"),
+        ((path,), "does not tell which model it is for; name the --model"),
         ((path, "resnet19"), "did you mean resnet"),
         (
             (path, "resnet18", ["cat", "dog"]),
