@@ -133,7 +133,8 @@ def test_three_windows_at_most_are_in_memory(tmp_path, order):
         examples = shuffled_examples(split, seed=0, start=0)
     for used, _ in enumerate(examples.take(16)):
         if used % 7 == 1:
-            assert 7 <= settled(parsed, used + 7) - used <= 3 * 7
+            # One is read ahead, or begun to be.
+            assert 0 < settled(parsed, used + 1) - used <= 3 * 7
 
 
 def test_windows_are_as_large_as_memory_allows():

@@ -64,7 +64,7 @@ LAYERS = {
     # What the variants have beyond these.
     **{
         name: functools.partial(small_variant, name)
-        for name in ("resnet50_v2", "resnet50d", "resnet20", "resnetrs50")
+        for name in ("resnet50_v2", "resnet50d", "resnet20")
     },
     "resnet_bit": functools.partial(
         small_variant,
@@ -73,9 +73,12 @@ LAYERS = {
         activation="silu",
     ),
     "resnet_blur": functools.partial(
-        small_variant, "resnetblur50", attention="eca"
+        small_variant,
+        "resnetrs50",
+        block="basic",
+        antialias="blur",
+        attention="eca",
     ),
-    "resnet_average": functools.partial(small_variant, "resnetaa50d"),
 }
 NETS = [name for name in LAYERS if name.startswith("res")]
 
