@@ -92,7 +92,7 @@ def run(capsys):
         capsys.readouterr()
         with flagsaver.flagsaver():
             main.FLAGS.unparse_flags()
-            status = main.main(main.parse(["main", *map(str, arguments)]))
+            status = main.main(["main", *map(str, arguments)])
         return Ended(status, *capsys.readouterr())
 
     return run_here

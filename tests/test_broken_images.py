@@ -95,7 +95,9 @@ def test_image_that_breaks_later_costs_no_work(
         tf.py_function(fail_late, [], [])
         return real(path)
 
-    monkeypatch.setattr("train_loop.data.folder.tf.io.read_file", read_file)
+    monkeypatch.setattr(
+        "train_loop.data.image_files.tf.io.read_file", read_file
+    )
     status, _, errors = run(*arguments)
     monkeypatch.undo()
     assert status == 1

@@ -1,11 +1,13 @@
 """AMX without tiles, and TensorFlow without its chatter."""
 
+import os
 import platform
 import re
 import struct
 import subprocess
 import sys
 
+import PIL.Image
 import pytest
 
 from train_loop import environment
@@ -116,6 +118,8 @@ def hides_tiles(*_):
 
 module["prepare"].__globals__["hides_tiles"] = hides_tiles
 module["prepare"]()
+assert "tensorflow" not in sys.modules
+module["import_tensorflow"]()
 assert "tensorflow" in sys.modules
 print(os.environ[{INSTRUCTIONS!r}])
 print("Errors are seen again.", file=sys.stderr)
@@ -124,4 +128,29 @@ print("Errors are seen again.", file=sys.stderr)
         [sys.executable, "-c", script], capture_output=True, text=True
     )
     assert result.stdout.strip() == ALL_BUT_AMX
+    assert result.stderr.strip() == "Errors are seen again."
+
+
+@pytest.mark.slow
+def test_other_libraries_say_nothing_on_the_screen(tmp_path):
+    """Pillow of a damaged file, matplotlib of a folder that it cannot use."""
+    file = tmp_path / "cat.tiff"
+    PIL.Image.new("RGB", (40, 40)).save(file)
+    file.write_bytes(file.read_bytes()[:-300])
+    (tmp_path / "no folder").touch()
+    script = f"""
+import sys
+from train_loop.data import decode
+from train_loop.evaluation import figures
+try:
+    decode._decode_by_pillow(open({str(file)!r}, "rb").read())
+except OSError:
+    print("Errors are seen again.", file=sys.stderr)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "MPLCONFIGDIR": str(tmp_path / "no folder")},
+        capture_output=True,
+        text=True,
+    )
     assert result.stderr.strip() == "Errors are seen again."

@@ -1,16 +1,18 @@
 """The command line, as a user starts it."""
 
 import dataclasses
+import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from absl import app, flags
-from absl.testing import flagsaver
 
-from train_loop import Settings, main
+from train_loop import Settings, manual
 from train_loop.errors import FEW
+from train_loop.modes import MODES, train
 from train_loop.recipes import RECIPES
 from train_loop.settings import flag_name
 
@@ -42,6 +44,10 @@ def at_the_top(monkeypatch, pytestconfig):
         ("--workdir=README.md", "--workdir=README.md cannot be written"),
         (f"--workdir={'x' * 300}", "cannot be written"),
         ("digits", "'digits' is not a flag"),
+        ("--bach_size=3", "--bach_size is no flag; did you mean batch_size"),
+        ("--seed", "--help explains all flags"),
+        ("--help=trainin", "did you mean training"),
+        ("--top_k=3", "is for --mode=predict or export"),
     ],
 )
 def test_mistakes_are_one_clear_line(argument, expected, run, pytestconfig):
@@ -54,13 +60,6 @@ def test_mistakes_are_one_clear_line(argument, expected, run, pytestconfig):
     assert set(pytestconfig.rootpath.glob("runs/*")) == runs
 
 
-def test_flag_that_does_not_exist_is_one_clear_line():
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-        main.parse(["main", "--bach_size=3"])
-    assert "Did you mean: batch_size" in ended.value.code
-    assert "\n" not in ended.value.code
-
-
 def test_imagenet_without_its_files_is_one_clear_line(run):
     status, _, errors = run("--dataset=imagenet2012", "--data_dir=/nowhere")
     assert status == 1
@@ -68,43 +67,108 @@ def test_imagenet_without_its_files_is_one_clear_line(run):
     assert "/nowhere/downloads/manual/ILSVRC2012_img_val.tar" in line
 
 
-def test_help_is_no_failure():
-    app.define_help_flags()
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-        main.parse(["main", "--help"])
-    assert ended.value.code == 0
-
-
-def test_every_setting_is_a_flag_that_says_what_it_may_be():
+def test_help_begins_with_examples_and_fits_on_a_screen(run):
+    status, output, errors = run("--help")
+    assert (status, errors) == (0, "")
+    lines = output.splitlines()
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 80
+    first = output.index("python -m train_loop.main --dataset=photos")
+    assert first < output.index("--mode=train ")
+    words = output.split()
+    for name in MODES:
+        assert words.count(f"--mode={name}") >= 1
     for field in dataclasses.fields(Settings):
-        text = flags.FLAGS[flag_name(field.name)].help
-        assert text.startswith(field.metadata["help"])
+        assert f"--{flag_name(field.name)}" in words
+
+
+def test_help_of_a_group_explains_its_flags_and_no_others(run):
+    explained = {}
+    for group in manual.grouped():
+        status, output, _ = run(f"--help={group}")
+        assert status == 0
+        explained[group] = re.findall(r"^--\S+", output, re.MULTILINE)
+        assert max(map(len, output.splitlines())) <= 80
+    assert "--learning_rate" in explained["training"]
+    assert "--[no]deterministic" in explained["devices"]
+    assert "--with" in explained["modes"]
+    everything = [flag for group in explained.values() for flag in group]
+    assert len(everything) == len(dataclasses.fields(Settings))
+    for argument in ("--help=all", "--helpfull"):
+        _, output, _ = run(argument)
+        assert re.findall(r"^--\S+", output, re.MULTILINE) == everything
+
+
+def test_every_setting_says_what_it_may_be(run):
+    for field in dataclasses.fields(Settings):
+        text = manual.meaning(field)
+        assert text.startswith(field.metadata["help"].partition("{")[0])
         for choice in list(field.metadata["choices"] or ())[:FEW]:
             assert choice in text
-    assert "Default: 224; digits: 8." in flags.FLAGS["image_size"].help
+    _, output, _ = run("--help=image_size")
+    assert "Default: 224; digits: 8." in output
+    _, output, _ = run("--help=dataset")
+    assert "oxford_iiit_pet" in output
+    _, output, _ = run("--help=augment")
+    assert "rand_augment:NUM_LAYERS:MAGNITUDE" in output
+    _, output, _ = run("--help=recipe")
     for name in RECIPES:
-        assert name in flags.FLAGS["recipe"].help
-    for name in main.MODES:
-        assert f"{name}: " in flags.FLAGS["mode"].help
+        assert name in output
+
+
+def test_modes_are_where_their_table_says():
+    for mode in MODES.values():
+        assert mode.function.__doc__
 
 
 def test_flags_that_are_given_become_settings(run, monkeypatch):
     seen = []
-    monkeypatch.setitem(main.MODES, "train", seen.append)
+    monkeypatch.setattr(train, "train", seen.append)
     run("--steps=3", "--nodeterministic", "--augment=flip,mixup:0.4")
     assert seen == [
         Settings(steps=3, deterministic=False, augment="flip,mixup:0.4")
     ]
 
 
-@pytest.mark.slow
-def test_program_starts_from_its_module_and_says_its_flags():
+HEAVY = ("tensorflow", "keras", "numpy", "sklearn", "matplotlib", "PIL")
+
+
+def test_nothing_heavy_is_imported_for_help_or_a_mistake():
+    script = f"""
+import sys
+from train_loop import main
+statuses = [main.main(["main", argument]) for argument in sys.argv[1:]]
+assert not {{*{HEAVY}}} & {{*sys.modules}}
+sys.exit(statuses != [0, 1, 1, 1, 1])
+"""
+    arguments = ("--help", "--bach_size=3", "--mode=evalate", "--seed=x", "x")
     ended = subprocess.run(
-        [sys.executable, "-m", "train_loop.main", "--help"],
+        [sys.executable, "-c", script, *arguments],
         capture_output=True,
         text=True,
-        check=True,
     )
-    assert re.search(r"--batch_size: Images per step", ended.stdout)
-    assert "python -m train_loop.main --dataset=oxford_iiit_pet" in ended.stdout
-    assert ended.stderr == ""
+    assert ended.returncode == 0, ended.stderr
+    assert len(ended.stderr.splitlines()) == 4
+
+
+def start(*arguments, **options):
+    """Starts the program in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "train_loop.main", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.slow
+def test_keyboard_ends_imports_in_a_line():
+    process = start("--steps=1")
+    libraries = pathlib.Path(f"/proc/{process.pid}/maps")
+    while "libtensorflow" not in libraries.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", "error: stopped by the keyboard\n")
+    assert process.returncode == 130

@@ -26,6 +26,7 @@ FILES = sorted(
 # wings of the same line do not know of each other.
 LAYERS = (
     ("main",),
+    ("manual",),
     ("modes",),
     ("measuring",),
     ("run",),
@@ -33,11 +34,13 @@ LAYERS = (
     ("assembly",),
     ("settling",),
     ("recipes",),
+    ("defaults",),
     ("settings",),
     ("prediction", "shipping"),
     ("classifier",),
     ("data", "training", "evaluation"),
-    ("workdir", "bounds", "progress", "environment"),
+    ("choices",),
+    ("workdir", "bounds", "progress", "environment", "console"),
     ("errors",),
 )
 LAYER_OF = {

@@ -14,13 +14,17 @@ import tensorflow as tf
 from samples import read_checkpoint, read_metrics
 from tensorboard.backend.event_processing import plugin_event_accumulator
 
+from train_loop import Run
 from train_loop.training.checkpoints import Checkpoints
+from train_loop.training.reports import JsonLinesReport
 from train_loop.training.tensorboard import TAGS
+from train_loop.workdir import Workdir
 
 pytestmark = pytest.mark.slow
 
 # A run of an epoch and a half of the digits, with saves in mid-epoch.
 SHORT = (
+    "--dataset=digits",
     "--steps=35",
     "--report_every=5",
     "--evaluate_every=20",
@@ -30,7 +34,7 @@ SHORT = (
 SMALLER = (
     "--steps=12",
     "--report_every=2",
-    "--evaluate_every=5",
+    "--evaluate_every=6",
     "--checkpoint_every=3",
     "--augment=shift,color_jitter,mixup",
     "--stochastic_depth=0.2",
@@ -61,9 +65,9 @@ def finished(tmp_path_factory):
     process = start(*SHORT, f"--workdir={workdir}")
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    # TensorFlow's own lines do not get to the screen.
-    assert "I0000" not in errors
-    assert "Traceback" not in errors
+    # Neither TensorFlow's own lines nor bars: it is no terminal.
+    assert errors == ""
+    assert "\r" not in output
     assert "Trained for" in output
     return workdir
 
@@ -157,26 +161,64 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "is_written"), [("one_device", True), ("mirrored", False)]
+    ("strategy", "place", "step"),
+    [
+        ("one_device", "before saving", 6),
+        ("mirrored", "after saving", 6),
+        ("one_device", "in an evaluation", 6),
+        ("mirrored", "in an evaluation", 12),
+        ("one_device", "in the report of an evaluation", 12),
+    ],
 )
 def test_run_goes_on_from_wherever_it_stopped(
-    alone, tmp_path, strategy, is_written, run, monkeypatch, small_net
+    alone, tmp_path, strategy, place, step, run, monkeypatch, small_net
 ):
-    """Just before, and just after, a checkpoint is written."""
-    save = Checkpoints.save
+    save, evaluate = Checkpoints.save, Run.evaluate
+    write_down = JsonLinesReport.__call__
 
-    def stop(self, step):
-        if step != 6 or is_written:
-            save(self, step)
-        if step == 6:
+    def stop_at(here, now):
+        if (here, now) == (place, step):
             raise StopError
 
+    def save_or_stop(self, now):
+        stop_at("before saving", now)
+        save(self, now)
+        stop_at("after saving", now)
+
+    def evaluate_or_stop(self):
+        stop_at("in an evaluation", self.trainer.step)
+        return evaluate(self)
+
+    def write_down_or_stop(self, now, split, metrics):
+        stop_at(f"in the report of an {split}uation", now)
+        write_down(self, now, split, metrics)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", stop)
+        patch.setattr(Checkpoints, "save", save_or_stop)
+        patch.setattr(Run, "evaluate", evaluate_or_stop)
+        patch.setattr(JsonLinesReport, "__call__", write_down_or_stop)
         with pytest.raises(StopError):
             run(*SMALLER, f"--strategy={strategy}", f"--workdir={tmp_path}")
-    assert run(f"--workdir={tmp_path}").status == 0
+    if "evaluation" in place:
+        # Nothing is lost by a stop in a long one.
+        assert Workdir(tmp_path).steps[-1] == step
+    status, output, _ = run(f"--workdir={tmp_path}")
+    assert status == 0
+    assert "Nothing was left to do" not in output
     assert_same_run(tmp_path, alone(strategy, run), 12)
+    points = read_events(tmp_path, "eval").Tensors(TAGS["loss"])
+    assert [point.step for point in points] == [6, 12]
+
+
+def test_run_goes_on_where_nobody_watches_it(finished, tmp_path):
+    """Behind `| head -1`, and in a terminal that is closed."""
+    process = start(*SHORT, f"--workdir={tmp_path}")
+    assert process.stdout.readline().startswith("resnet_tiny")
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=300) == 0
+    assert_same_run(tmp_path, finished, 35)
 
 
 def test_flags_file_repeats_the_run(alone, tmp_path, run, small_net):
@@ -240,7 +282,10 @@ def test_broken_checkpoint_costs_only_the_work_since_the_one_before(
 def test_digits_are_learned(tmp_path, run):
     """In a fifth of the recipe's epochs; 95.3 to 97.5 % in eight tries."""
     status, _, errors = run(
-        f"--workdir={tmp_path}", "--epochs=12", "--warmup_epochs=1"
+        "--dataset=digits",
+        f"--workdir={tmp_path}",
+        "--epochs=12",
+        "--warmup_epochs=1",
     )
     assert status == 0, errors
     last = read_metrics(tmp_path)[-1]

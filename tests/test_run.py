@@ -15,7 +15,7 @@ from samples import (
     write_folder,
 )
 
-from resnet_layers import VARIANTS, ResNet, save_safetensors
+from resnet_layers import VARIANTS, ResNet, load_weights, save_safetensors
 from train_loop import Run, Settings, UserError, load_classifier
 from train_loop.training import probe
 
@@ -155,10 +155,34 @@ def test_run_refuses_images_that_it_did_not_begin_with(tmp_path):
     Run.create(settings(folder, workdir, steps=1)).train()
     path = folder / "cat/new.png"
     path.write_bytes(encoded(np.zeros((9, 9, 3), "uint8"), "png"))
-    with pytest.raises(UserError, match="are not those that"):
+    with pytest.raises(UserError, match="are not those that") as error:
         Run.open(workdir)
+    # Of the second, a fifth more is held out.
+    assert "16 for train and 4 for eval, and are 16 for train and 5" in str(
+        error.value
+    )
     path.unlink()
     assert Run.open(workdir).trainer.step == 1
+
+
+def test_run_goes_on_where_its_images_were_moved(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "elsewhere/new"
+    write_folder(old, {"cat/2021": 10, "dog": 10})
+    Run.create(settings(old, tmp_path / "run", steps=1)).train()
+    alone = Run.create(settings(old, tmp_path / "alone", steps=2))
+    alone.train()
+    new.parent.mkdir()
+    old.rename(new)
+    with pytest.raises(UserError, match="name its new place with --dataset"):
+        Run.open(tmp_path / "run", steps=2)
+    Run.open(tmp_path / "run", dataset=new, steps=2).train()
+    # And does not have to be told again.
+    assert Run.open(tmp_path / "run").settings.dataset == str(new)
+    write_folder(tmp_path / "others", {"cat": 10, "dog": 10})
+    with pytest.raises(UserError, match="names or labels are others"):
+        Run.open(tmp_path / "run", dataset=tmp_path / "others")
+    for record in (tmp_path / "run/data.json", tmp_path / "alone/data.json"):
+        assert json.loads(record.read_text()) == alone.data.contents
 
 
 @pytest.mark.slow
@@ -333,6 +357,82 @@ def test_run_starts_from_weights_of_others(tmp_path, dialect, capsys):
     out = capsys.readouterr().out
     assert "with a new classifier" in out
     assert f"normalised as {normalization}" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ours", "is_taken", "told"),
+    [
+        (("cat", "dog"), True, "with its classifier, of the same classes"),
+        (("cat", "emu"), False, "with a new classifier: that of the weights"),
+        (("a", "b", "c"), False, "with a new classifier;"),
+    ],
+)
+def test_classifier_comes_along_where_its_classes_are_the_same(
+    folder, tmp_path, capsys, ours, is_taken, told
+):
+    first = Run.create(settings(folder, tmp_path / "first", steps=2))
+    first.train()
+    loaded = load_weights(first.classifier.model, tmp_path / "first")
+    assert loaded.preprocessing == first.settings.preprocessing
+    write_folder(tmp_path / "ours", dict.fromkeys(ours, 8))
+    given = settings(tmp_path / "ours", tmp_path / "second")
+    drawn = Run.create(given).classifier.model.head.kernel.numpy()
+    capsys.readouterr()
+    # Over two replicas.
+    second = Run.create(
+        Settings(weights=tmp_path / "first", strategy="mirrored").over(given)
+    )
+    assert told in capsys.readouterr().out
+    head = second.classifier.model.head.kernel
+    learned = first.classifier.model.head.kernel
+    np.testing.assert_array_equal(head, learned if is_taken else drawn)
+    backbones = (run.classifier.model.weights[0] for run in (first, second))
+    np.testing.assert_array_equal(*backbones)
+
+
+@pytest.mark.slow
+def test_classifier_of_unknown_classes_is_taken_with_a_word(
+    folder, tmp_path, capsys
+):
+    theirs = VARIANTS["resnet_tiny"](num_classes=2)
+    theirs.build((None, 16, 16, 3))
+    path = tmp_path / "model.safetensors"
+    save_safetensors(theirs, path)
+    for names, is_taken, told in (
+        (None, True, "of as many classes (2); which ones they are it does not"),
+        (["cat", "dog"], True, "with its classifier, of the same classes"),
+        (["dog", "cat"], False, "with a new classifier: that of the weights"),
+    ):
+        config = json.dumps({"label_names": names} if names else {})
+        (tmp_path / "config.json").write_text(config)
+        given = settings(folder, tmp_path / "run", weights=path)
+        run = Run.create(given)
+        head = run.classifier.model.head.kernel
+        assert np.array_equal(head, theirs.head.kernel) == is_taken
+        assert told in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "frozen", [{"freeze": "stem"}, {"frozen_batch_norm": True}], ids=str
+)
+def test_what_is_frozen_and_random_is_warned_of(tmp_path, frozen, capsys):
+    Run.create(Settings(workdir=tmp_path / "plain"))
+    assert "random" not in capsys.readouterr().out
+    given = Settings(workdir=tmp_path / "run", steps=1, **frozen)
+    run = Run.create(given)
+    [line] = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if "what is frozen is random" in line
+    ]
+    assert line.startswith(f"warning: --{[*frozen][0]}")
+    run.train()
+    capsys.readouterr()
+    # What a run goes on with was said when it began.
+    Run.create(given)
+    assert "random" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

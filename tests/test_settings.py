@@ -7,8 +7,9 @@ import pytest
 from resnet_layers import NORMALIZATIONS, Normalization
 from train_loop import Settings, UserError
 from train_loop.data.transforms import Operation
+from train_loop.defaults import DEFAULTS, MODE_DEFAULTS
 from train_loop.recipes import RECIPES
-from train_loop.settings import DEFAULTS, MODE_DEFAULTS, to_text
+from train_loop.settings import to_text
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 

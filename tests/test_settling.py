@@ -7,9 +7,9 @@ from safetensors.numpy import save_file
 
 from resnet_layers import Normalization
 from train_loop import Settings, UserError
+from train_loop.defaults import DEFAULTS
 from train_loop.recipes import IMAGENET, OTHERS, RECIPES
-from train_loop.settings import DEFAULTS
-from train_loop.settling import settle
+from train_loop.settling import check_run_or_new, settle
 
 
 def test_recipe_wins_over_defaults_and_what_is_given_over_both():
@@ -71,6 +71,29 @@ def test_epochs_win_over_the_steps_that_a_run_was_planned_for(earlier):
     assert (settled.steps, settled.epochs) == (None, 2.0)
 
 
+@pytest.mark.parametrize("others", [{}, {"steps": 9}, {"learning_rate": 1}])
+def test_mistyped_workdir_does_not_become_a_run_of_digits(tmp_path, others):
+    settle(Settings()).write(tmp_path / "S/flags.txt")
+    settle(Settings()).write(tmp_path / "pets-2/flags.txt")
+    for name, expected in {
+        "S1": f"There is {tmp_path}/S. To",
+        "pets2": f"There is {tmp_path}/pets-2. To",
+        "digits": f"There are {tmp_path}/S, {tmp_path}/pets-2. To",
+        "new/digits": "is no run that could go on. To start one there",
+    }.items():
+        given = Settings(workdir=tmp_path / name, **others)
+        with pytest.raises(UserError) as error:
+            check_run_or_new(given)
+        assert expected in str(error.value)
+        assert str(error.value).startswith(str(tmp_path / name))
+        assert "\n" not in str(error.value)
+    # What says what a new run is to be, or that there is one, is no mistake.
+    for given in ({"dataset": "digits"}, {"model": "resnet18"}):
+        check_run_or_new(Settings(workdir=tmp_path / "S1", **given))
+    check_run_or_new(Settings(workdir=tmp_path / "S", **others))
+    check_run_or_new(Settings(**others))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -95,6 +118,18 @@ def test_run_is_not_mixed_with_another(earlier, change):
     assert f"--{name}=" in str(error.value)
     assert f"{value}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_places_of_a_run_may_change_but_not_its_data_set(tmp_path):
+    """Whether it is the same one there, its contents tell later."""
+    (tmp_path / "new").mkdir()
+    run = tmp_path / "run"
+    settle(Settings(dataset=tmp_path / "old")).write(run / "flags.txt")
+    moved = dict.fromkeys(("dataset", "data_dir"), tmp_path / "new")
+    settled = settle(Settings(workdir=run, **moved))
+    assert {settled.dataset, settled.data_dir} == {str(tmp_path / "new")}
+    with pytest.raises(UserError, match="is a run with --dataset="):
+        settle(Settings(workdir=run, dataset="cifar10"))
 
 
 def test_run_may_be_named_again_as_it_is(earlier):

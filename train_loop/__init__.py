@@ -16,7 +16,19 @@ from train_loop import environment
 environment.prepare()
 
 from train_loop.errors import UserError
-from train_loop.run import Run, load_classifier
 from train_loop.settings import Settings
 
 __all__ = ["Run", "Settings", "UserError", "load_classifier"]
+
+
+def __getattr__(name):
+    """Imports what needs TensorFlow when it is asked for.
+
+    That takes seconds, which whoever mistypes a flag shall not wait for.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    environment.import_tensorflow()
+    from train_loop import run
+
+    return getattr(run, name)

@@ -5,19 +5,21 @@ values.
 """
 
 import contextlib
+import pathlib
 import random
 
+import numpy as np
 import tensorflow as tf
 
 from resnet_layers import VARIANTS, WeightsError, load_weights
 from train_loop import environment
 from train_loop.classifier import Classifier
-from train_loop.data import batches, cache, check, sources
+from train_loop.data import batches, cache, check, imagenet, sources
 from train_loop.data.hdf5 import SUFFIXES as HDF5_SUFFIXES
 from train_loop.data.service import check_service
 from train_loop.data.stored import choose_splits
 from train_loop.data.transforms import Transforms
-from train_loop.errors import UserError, check_choice
+from train_loop.errors import UserError, check_choice, first_few
 from train_loop.training.optimizers import OPTIMIZERS
 from train_loop.training.schedules import SCHEDULES
 from train_loop.training.strategies import STRATEGIES, split_cpu
@@ -47,8 +49,9 @@ def open_data(settings, workdir):
         # It would evaluate on some that it was trained on.
         raise UserError(
             f"the images of {settings.dataset} are not those that {workdir} "
-            "began with; start a new run, from the weights of this one if you "
-            f"like: --weights={workdir}"
+            f"began with: {data.difference(read_json(workdir.data))}; start a "
+            "new run, from the weights of this one if you like: "
+            f"--weights={workdir}"
         )
     if settings.skip_bad_images:
         records = check.find_broken_once(data, refused, workdir.bad_images)
@@ -66,6 +69,29 @@ def open_data(settings, workdir):
             lines = check.balance_warnings(counts, data.class_names)
             _warn(f"{name}: {line}" for line in lines)
     return _cached(settings, workdir, data)
+
+
+def check_apart(workdir, dataset):
+    """Raises UserError where a run would write among the images.
+
+    From then on, its own folders would count as classes.
+
+    Args:
+      workdir: a `Workdir`.
+      dataset: the name of a data set, of a folder perhaps; None for the run's
+        own, or the default one.
+    """
+    if dataset in (None, *sources.DATASETS) or workdir.is_run:
+        return
+    images = pathlib.Path(dataset).expanduser()
+    if not images.is_dir():
+        return
+    path, images = workdir.path.resolve(), images.resolve()
+    if path == images or images in path.parents:
+        raise UserError(
+            f"--workdir={workdir} is in the folder of the images, {dataset}, "
+            "where each folder is a class; name a --workdir outside of it"
+        )
 
 
 def check_usable(refused):
@@ -97,6 +123,8 @@ def open_whole_data(settings):
         settings.eval_split,
         settings.validation_fraction,
     )
+    if data.note:
+        print(f"{data.note}.")
     return data, stored.refused
 
 
@@ -214,10 +242,22 @@ def build_trainer(settings, data, classifier, strategy):
 
 
 def num_steps(settings, data):
-    """Returns how many steps the run takes altogether."""
+    """Returns how many steps the run takes altogether.
+
+    Raises:
+      UserError: the epochs come to none.
+    """
     if settings.steps is not None:
         return settings.steps
-    return round(settings.epochs * steps_per_epoch(settings, data))
+    steps = settings.epochs * steps_per_epoch(settings, data)
+    if not round(steps):
+        raise UserError(
+            f"--epochs={settings.epochs:g} of {data.train.num_examples:,} "
+            f"images come to {steps:.2g} steps of --batch_size="
+            f"{settings.batch_size}, which is none; take more epochs, a "
+            "smaller batch size, or --steps=1"
+        )
+    return round(steps)
 
 
 def steps_per_epoch(settings, data):
@@ -225,19 +265,62 @@ def steps_per_epoch(settings, data):
     return data.train.num_examples / settings.batch_size
 
 
-def start_from(path, settings, model):
-    """Reads weights into the model, and says what comes with them."""
+def start_from(path, settings, classifier, class_names):
+    """Reads weights into a model, and says what comes with them.
+
+    The classifier comes along where its classes are the same, as far as
+    anybody knows.
+
+    Args:
+      path: of the weights.
+      settings: settled `Settings`.
+      classifier: the `Classifier` of the model.
+      class_names: of the weights' classes, None if they are not known.
+    """
+    model = classifier.model
+    new = [np.asarray(variable) for variable in model.head.variables]
     try:
         loaded = load_weights(model, path, replace_head=True)
     except WeightsError as error:
         raise UserError(f"--weights={settings.weights}: {error}") from error
-    head = "" if loaded.head_used else ", with a new classifier"
+    head = "with a new classifier"
+    if loaded.head_used and class_names is None:
+        head = (
+            f"with its classifier, of as many classes ({model.num_classes}); "
+            "which ones they are it does not say"
+        )
+    elif loaded.head_used:
+        theirs, ours = map(
+            imagenet.in_words, (class_names, classifier.class_names)
+        )
+        head = "with its classifier, of the same classes"
+        if [*theirs] != [*ours]:
+            for variable, values in zip(model.head.variables, new, strict=True):
+                variable.assign(values)
+            head = (
+                "with a new classifier: that of the weights is for "
+                f"{first_few(theirs)}"
+            )
     texts = settings.texts()
     print(
-        f"Starting from {path}{head}; images are brought to "
+        f"Starting from {path}, {head}; images are brought to "
         f"{settings.image_size} x {settings.image_size} "
         f"({settings.interpolation}, the middle {settings.crop_fraction:.3g} "
         f"in evaluation) and normalised as {texts['normalization']}"
+    )
+
+
+def warn_of_random_parts(settings):
+    """Warns of parts that would stay as they were drawn."""
+    frozen = {
+        f"--freeze={settings.freeze}": settings.freeze != "none",
+        "--frozen_batch_norm": settings.frozen_batch_norm,
+    }
+    _warn(
+        f"{flag} without --weights: what is frozen is random; name weights to "
+        "start from, such as --weights=imagenet"
+        for flag, is_on in frozen.items()
+        if is_on
     )
 
 
@@ -253,7 +336,7 @@ def _cached(settings, workdir, data):
         choice = cache.choose(data.splits.values())
         if settings.data_service:
             # Its workers read files, but not through functions of Python.
-            is_hdf5 = settings.dataset.endswith(HDF5_SUFFIXES)
+            is_hdf5 = settings.dataset.lower().endswith(HDF5_SUFFIXES)
             choice = "memory" if is_hdf5 else "none"
 
     def keep(name, split):

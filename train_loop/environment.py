@@ -1,14 +1,17 @@
 """What a process needs before TensorFlow is imported.
 
 TensorFlow's C++ code reads the environment once. The package therefore calls
-`prepare` before it imports anything else.
+`prepare` before it imports anything else. TensorFlow itself takes seconds to
+import; what only reads flags does without it.
 """
 
 import contextlib
 import ctypes
+import logging
 import mmap
 import os
 import pathlib
+import sys
 
 INSTRUCTIONS = "ONEDNN_MAX_CPU_ISA"
 ALL_BUT_AMX = "AVX512_CORE_FP16"
@@ -38,9 +41,11 @@ _TILES = 0x1D
 
 
 def prepare():
-    """Makes oneDNN avoid AMX where it would fail, and imports TensorFlow."""
+    """Makes oneDNN avoid AMX where it would fail, and TensorFlow say less."""
+    # It tells of its caches of fonts.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     avoid_broken_amx(os.environ, read_cpuinfo(), read_cpuid)
-    _import_tensorflow_quietly()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def amx_was_masked():
@@ -131,11 +136,11 @@ def silenced():
         os.close(standard_error)
 
 
-def _import_tensorflow_quietly():
+def import_tensorflow():
     """Imports TensorFlow without the lines that its C++ code prints.
 
     It prints them before it reads the level that is to hide them.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with silenced():
-        import tensorflow  # noqa: F401
+    if "tensorflow" not in sys.modules:
+        with silenced():
+            import tensorflow  # noqa: F401

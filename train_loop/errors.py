@@ -24,11 +24,16 @@ def check_choice(what, given, choices):
     """
     if given in choices:
         return
-    near = difflib.get_close_matches(str(given), list(choices), n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(
-        f"{what}={given} is unknown; {hint}It takes: {listed(choices)}"
+        f"{what}={given} is unknown; {nearest(given, choices)}It takes: "
+        f"{listed(choices)}"
     )
+
+
+def nearest(given, choices):
+    """Returns the question whether others were meant; empty without any."""
+    near = difflib.get_close_matches(str(given), [*dict.fromkeys(choices)])
+    return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 def listed(choices):
@@ -37,3 +42,10 @@ def listed(choices):
     if len(names) <= MANY:
         return ", ".join(names)
     return f"{', '.join(names[:FEW])} and {len(names) - FEW} others"
+
+
+def first_few(names, count=5):
+    """Returns the first names in a line, and how many others there are."""
+    names = list(map(str, names))
+    line, others = ", ".join(names[:count]), len(names) - count
+    return f"{line} and {others:,} others" if others > 0 else line

@@ -1,86 +1,75 @@
-"""Trains a ResNet on images and measures it.
+"""The command line: flags -> settings -> a mode.
 
-Handwritten digits, bundled, about a minute on a laptop:
-
-  python -m train_loop.main
-
-The 37 breeds of Oxford-IIIT Pet (TFDS downloads them at the first start):
-
-  python -m train_loop.main --dataset=oxford_iiit_pet
-
-Go on with a run that was stopped, measure it again, look at it:
-
-  python -m train_loop.main --workdir=runs/NAME
-  python -m train_loop.main --workdir=runs/NAME --mode=evaluate
-  python -m train_loop.main --workdir=runs/NAME --mode=compare --with=runs/OTHER
-  tensorboard --logdir=runs
-
-Ask it about your own pictures, and ship it:
-
-  python -m train_loop.main --workdir=runs/NAME --mode=predict --images=photos
-  python -m train_loop.main --workdir=runs/NAME --mode=export --format=litert
-
-What a model costs in parameters, multiply-adds and memory:
-
-  python -m train_loop.main --mode=summary --model=resnet50 --image_size=224
-
-A recipe sets everything about training that is not given as a flag.
+Nothing here needs TensorFlow, which takes seconds to import: help, and what is
+wrong with a flag, are there at once.
 """
 
 import dataclasses
+import signal
 import sys
 
-import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags, logging
 
-from train_loop.errors import UserError, check_choice, listed
+from train_loop import console, environment
+from train_loop.errors import UserError, check_choice, nearest
+from train_loop.manual import help_text
 from train_loop.modes import MODES
-from train_loop.recipes import RECIPES
-from train_loop.settings import Settings, flag_name, to_text
+from train_loop.settings import Settings, flag_name
 
 FLAGS = flags.FLAGS
 FIELDS = dataclasses.fields(Settings)
 
+# Ways to ask for help -> what about, if nothing is said.
+HELP = {"--help": "", "-help": "", "-h": "", "--helpfull": "all"}
+
 
 def define_flags():
     """Makes a flag of every setting, and one of the mode."""
-    modes = [
-        f"{name}: {function.__doc__.splitlines()[0]}"
-        for name, function in MODES.items()
-    ]
-    flags.DEFINE_string("mode", "train", " ".join(modes))
+    flags.DEFINE_string("mode", "train", "What to do.")
     for field in FIELDS:
         is_bool = field.type is bool
         define = flags.DEFINE_bool if is_bool else flags.DEFINE_string
-        define(flag_name(field.name), None, help_of(field))
+        define(flag_name(field.name), None, "See --help.")
 
 
-def help_of(field):
-    """Returns what a setting is, what it may be and what it is by default."""
-    choices, default = field.metadata["choices"], field.metadata["default"]
-    if field.name == "recipe":
-        choices = ("auto", *RECIPES)
-    modes = [f"--mode={name}" for name in field.metadata["modes"]]
-    parts = [field.metadata["help"]]
-    if modes:
-        parts.append(f"For {' and '.join(modes)}.")
-    if choices is not None:
-        parts.append(f"One of: {listed(choices)}.")
-    if default is not None:
-        parts.append(f"Default: {to_text(default)}")
-        others = {
-            name: to_text(recipe.settings.given[field.name])
-            for name, recipe in RECIPES.items()
-            if field.name in recipe.settings.given
-            and recipe.settings.given[field.name] != default
-        }
-        parts[-1] += "".join(f"; {n}: {text}" for n, text in others.items())
-        parts[-1] += "."
-    return " ".join(parts)
+def help_topic(arguments):
+    """Returns what --help is asked about; None where it is not asked for."""
+    for argument in arguments:
+        name, _, topic = argument.partition("=")
+        if name in HELP:
+            return topic or HELP[name]
+    return None
 
 
-def check_modes(given):
-    """Raises UserError for a setting that the mode has no use for."""
+def parse(argv):
+    """Parses the command line.
+
+    Raises:
+      UserError: it has a flag that there is none of, or something else.
+    """
+    try:
+        rest = FLAGS(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        hint = nearest(error.flagname, FLAGS)
+        raise UserError(
+            f"--{error.flagname} is no flag; {hint}--help lists all"
+        ) from error
+    except flags.Error as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{reason}; --help explains all flags") from error
+    if rest:
+        raise UserError(
+            f"{rest[0]!r} is not a flag; flags look like --dataset=digits"
+        )
+
+
+def read_settings():
+    """Returns the `Settings` that the flags give."""
+    given = {
+        field.name: FLAGS[flag_name(field.name)].value
+        for field in FIELDS
+        if FLAGS[flag_name(field.name)].present
+    }
     for field in FIELDS:
         modes = field.metadata["modes"]
         if field.name in given and modes and FLAGS.mode not in modes:
@@ -88,39 +77,37 @@ def check_modes(given):
                 f"--{flag_name(field.name)} is for --mode="
                 f"{' or '.join(modes)}, and this is --mode={FLAGS.mode}"
             )
+    return Settings(**given)
 
 
-def parse(argv):
-    """Parses the command line; a flag that is wrong ends the program."""
-    try:
-        return FLAGS(argv)
-    except flags.Error as error:
-        reason = " ".join(str(error).split())
-        sys.exit(f"error: {reason}; --help lists all flags")
-    except SystemExit:
-        # The help was asked for and shown, which absl takes for a failure.
-        sys.exit(0)
+def import_mode(name):
+    """Returns the function of a mode, with all that it needs."""
+    environment.import_tensorflow()
+    import tensorflow as tf
+
+    # TFDS and TensorFlow say much that is of no use here.
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)
+        tf.get_logger().setLevel("ERROR")
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        # Nor are the bars that Keras draws of downloads, into files.
+        tf.keras.utils.disable_interactive_logging()
+    return MODES[name].function
 
 
 def main(argv):
     """Runs the mode that the flags ask for; returns the exit status."""
     try:
-        if argv[1:]:
-            raise UserError(
-                f"{argv[1]!r} is not a flag; flags look like --dataset=digits"
-            )
-        # TFDS and TensorFlow say much that is of no use here.
-        if not FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)
-            tf.get_logger().setLevel("ERROR")
-        check_choice("--mode", FLAGS.mode, MODES)
-        given = {
-            field.name: FLAGS[flag_name(field.name)].value
-            for field in FIELDS
-            if FLAGS[flag_name(field.name)].present
-        }
-        check_modes(given)
-        MODES[FLAGS.mode](Settings(**given))
+        with console.ended_by_keyboard():
+            topic = help_topic(argv[1:])
+            if topic is not None:
+                print(help_text(topic), end="")
+                return 0
+            parse(argv)
+            check_choice("--mode", FLAGS.mode, MODES)
+            settings = read_settings()
+            run_mode = import_mode(FLAGS.mode)
+        run_mode(settings)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -128,10 +115,15 @@ def main(argv):
         hint = "; ".join(["stopped by the keyboard", *error.args])
         print(f"error: {hint}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Who read it has seen enough, as `| head` has.
+        console.to_nowhere(sys.stdout)
+        return 128 + signal.SIGPIPE
     return 0
 
 
 define_flags()
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    console.prepare()
+    sys.exit(main(sys.argv))

@@ -12,12 +12,13 @@ from train_loop.classifier import Classifier
 from train_loop.data import check, imagenet, sources
 from train_loop.data.split import Split
 from train_loop.data.stored import choose_evaluation, choose_splits
+from train_loop.defaults import DEFAULTS, MODE_DEFAULTS
 from train_loop.errors import UserError
 from train_loop.evaluation.views import VIEWS
 from train_loop.prediction.splits import predict_split
 from train_loop.run import load_classifier
-from train_loop.settings import DEFAULTS, MODE_DEFAULTS, Settings
-from train_loop.workdir import Workdir
+from train_loop.settings import Settings
+from train_loop.workdir import Workdir, read_json
 
 
 class Examples(NamedTuple):
@@ -104,22 +105,43 @@ class Measurement:
             settings.dataset, settings.data_dir, settings.manual_dir
         )
         eval_split = eval_split or self.given.eval_split
-        if eval_split or self.given.dataset:
+        data = None if eval_split else self._data_of_run(stored)
+        if data is None:
             split = choose_evaluation(stored, eval_split)
+        elif data.evaluation is None:
+            raise UserError(
+                f"{self.given.workdir} was trained on everything and evaluates "
+                "on nothing; name other images with --dataset, or a split with "
+                "--eval_split"
+            )
         else:
-            # As the run has it.
-            split = choose_splits(
-                stored,
-                settings.train_split,
-                settings.eval_split,
-                settings.validation_fraction,
-            ).evaluation
+            split = data.evaluation
         if settings.skip_bad_images:
             broken = [n for n, why in check.broken_images(split) if why]
             split = split.without(broken)
         else:
             check_usable(stored.refused)
         return Examples(split, *_match(stored.class_names, class_names))
+
+    def _data_of_run(self, stored):
+        """Returns the `Data` of the run, None where they are others."""
+        settings, given = self.settings, self.given
+        options = (
+            settings.train_split,
+            settings.eval_split,
+            settings.validation_fraction,
+        )
+        if given.dataset is None:
+            return choose_splits(stored, *options)
+        if given.workdir is None:
+            return None
+        # It may be the run's own, moved: most of it was trained on.
+        try:
+            data = choose_splits(stored, *options)
+        except UserError:
+            return None
+        began = read_json(Workdir.of(given.workdir).data)
+        return None if data.difference(began) else data
 
     def predict(self, classifier, examples):
         """Returns the `Predictions` of a classifier for examples."""

@@ -15,7 +15,7 @@ from train_loop.recipes import OTHERS
 from train_loop.settings import Settings
 from train_loop.settling import find_given_weights, settle
 from train_loop.shipping.shipment import CONTENTS
-from train_loop.workdir import read_json
+from train_loop.workdir import Workdir, read_json
 
 # Owners on the Hugging Face hub.
 HUBS = ("timm/", "keras/")
@@ -58,6 +58,22 @@ def pretrained_classifier(weights, model=None, class_names=None):
     except WeightsError as error:
         raise UserError(f"--weights={weights}: {error}") from error
     return classifier
+
+
+def class_names_of(weights, path):
+    """Returns the names of the classes of weights, None where nobody knows.
+
+    Args:
+      weights: what `--weights` takes.
+      path: where they were found.
+    """
+    if weights == "imagenet":
+        return imagenet.class_names()
+    for folder in (path, *path.parents[:2]):
+        workdir = Workdir(folder)
+        if workdir.is_run and workdir.data.is_file():
+            return read_json(workdir.data)["class_names"]
+    return _read_beside(path).get("class_names")
 
 
 def is_weights(source):

@@ -1,6 +1,4 @@
-"""Progress bars for long work, on standard error."""
-
-import sys
+"""Progress bars for long work, on standard error, where it is a terminal."""
 
 import tqdm
 
@@ -29,8 +27,8 @@ def progress_bar(
         leave=leave,
         delay=delay,
         dynamic_ncols=True,
-        # A log file wants fewer lines than a terminal.
-        mininterval=0.1 if sys.stderr.isatty() else 10.0,
+        # None: on a terminal only. A log has the reports.
+        disable=None,
     )
 
 

@@ -13,6 +13,7 @@ from train_loop.assembly import (
     build_classifier,
     build_strategy,
     build_trainer,
+    check_apart,
     check_image_size,
     make_batching,
     make_transforms,
@@ -20,6 +21,7 @@ from train_loop.assembly import (
     open_data,
     start_from,
     steps_per_epoch,
+    warn_of_random_parts,
 )
 from train_loop.classifier import Classifier
 from train_loop.data import batches, cache, check, imagenet, samples
@@ -29,7 +31,11 @@ from train_loop.errors import UserError
 from train_loop.evaluation import charts
 from train_loop.evaluation.findings import Findings
 from train_loop.prediction.splits import predict_split
-from train_loop.pretrained import is_weights, pretrained_classifier
+from train_loop.pretrained import (
+    class_names_of,
+    is_weights,
+    pretrained_classifier,
+)
 from train_loop.progress import passing_bar
 from train_loop.settings import Settings
 from train_loop.settling import find_given_weights, settle
@@ -38,7 +44,12 @@ from train_loop.training.checkpoints import Checkpoints
 from train_loop.training.profiling import NO_PROFILE, Profile
 from train_loop.training.tensorboard import TensorBoardReport
 from train_loop.training.trainer import Trainer
-from train_loop.workdir import Workdir, read_json, write_text
+from train_loop.workdir import (
+    Workdir,
+    read_json,
+    read_json_lines,
+    write_text,
+)
 
 # In TensorBoard: charts, and curves of the classes with the most examples.
 SHOWN_AT_THE_END = ("confusion_matrix", "confident_mistakes")
@@ -93,6 +104,7 @@ class Run:
         check_image_size(settings)
         workdir = Workdir.of(settings.workdir or new_workdir(settings.dataset))
         workdir.check_writable()
+        check_apart(workdir, settings.dataset)
         weights = None
         if settings.weights and not workdir.has_checkpoint:
             # Before the images are prepared, which may take hours.
@@ -105,8 +117,12 @@ class Run:
         checkpoints = Checkpoints(
             workdir.checkpoints, trainer.model, trainer.optimizer
         )
-        if checkpoints.restore() == 0 and weights is not None:
-            start_from(weights, settings, trainer.model)
+        if checkpoints.restore() == 0:
+            if weights is None:
+                warn_of_random_parts(settings)
+            else:
+                names = class_names_of(settings.weights, weights)
+                start_from(weights, settings, classifier, names)
         transforms = make_transforms(settings, data)
         return cls(
             settings,
@@ -156,8 +172,17 @@ class Run:
                 loop.train(run, report)
 
     def evaluate(self):
-        """Returns {metric: number} for the whole evaluation split."""
+        """Returns {metric: number} for the whole evaluation split.
+
+        Raises:
+          UserError: there is none, or an image of it cannot be read.
+        """
         split = self.data.evaluation
+        if split is None:
+            raise UserError(
+                f"{self.workdir} trains on everything and evaluates on "
+                "nothing (--validation_fraction=0)"
+            )
         with check.explained(split):
             return loop.evaluate(
                 self.trainer,
@@ -179,9 +204,10 @@ class Run:
     def cadence(self):
         """After how many steps things happen."""
         epoch = max(round(steps_per_epoch(self.settings, self.data)), 1)
+        evaluate_every = self.settings.evaluate_every or epoch
         return loop.Cadence(
             self.settings.report_every,
-            self.settings.evaluate_every or epoch,
+            evaluate_every if "eval" in self.data.splits else 0,
             self.settings.checkpoint_every or min(epoch, 500),
         )
 
@@ -205,9 +231,33 @@ class Run:
             )
         )
 
+    @property
+    def owes_evaluation(self):
+        """Whether it was stopped between a save and the evaluation there."""
+        step = self.trainer.step
+        evaluated = [
+            record["step"]
+            for record in read_json_lines(self.workdir.metrics)
+            if record["split"] == "eval"
+        ]
+        evaluates = self.cadence.stop(step, self.steps).evaluates
+        return step > 0 and evaluates and step not in evaluated
+
+    @property
+    def is_finished(self):
+        """Whether nothing is left to do."""
+        return self.trainer.step >= self.steps and not self.owes_evaluation
+
     def save(self):
         """Writes a checkpoint."""
         self.checkpoints.save(self.trainer.step)
+
+    def discard(self):
+        """Takes the last checkpoint back; returns the step of the one before.
+
+        0 where there was none.
+        """
+        return self.checkpoints.discard()
 
     def explain(self, error):
         """Returns an error that names the image that ended training."""
@@ -234,13 +284,18 @@ class Run:
     @contextlib.contextmanager
     def _reports(self):
         """Yields a function of (step, split, metrics) that reports them."""
-        start = self.trainer.step
+        start, was_finished = self.trainer.step, self.is_finished
         model = self.classifier.model if self.settings.histograms else None
-        tensorboard = TensorBoardReport(self.workdir.path, start, model)
+        tensorboard = TensorBoardReport(
+            self.workdir.path,
+            {"train": start, "eval": start - self.owes_evaluation},
+            model,
+        )
         every = (
-            reports.JsonLinesReport(self.workdir.metrics, start),
             tensorboard,
             reports.ConsoleReport(self.steps),
+            # Last: what stands there has been reported everywhere.
+            reports.JsonLinesReport(self.workdir.metrics, start),
         )
         with contextlib.ExitStack() as stack:
             for each in every:
@@ -255,7 +310,11 @@ class Run:
                     each(step, split, {**metrics, "epoch": epoch})
 
             yield report
-            if start < self.steps and self.settings.show_predictions:
+            if (
+                not was_finished
+                and self.settings.show_predictions
+                and self.data.evaluation is not None
+            ):
                 self._show_predictions(tensorboard)
             tensorboard.write_end()
 

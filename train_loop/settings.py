@@ -4,28 +4,20 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-from resnet_layers import NORMALIZATIONS, VARIANTS, Normalization, Preprocessing
 from train_loop.bounds import Bounds
-from train_loop.data.cache import CACHES
-from train_loop.data.decode import CROPS, INTERPOLATIONS
-from train_loop.data.sources import DATASETS
-from train_loop.data.transforms import (
-    AUGMENTATIONS,
-    MIXES,
-    parse_operations,
-    usage,
-)
+from train_loop.choices import Names
 from train_loop.errors import UserError, check_choice
-from train_loop.evaluation.views import VIEWS
 from train_loop.prediction.formats import ANSWER_FORMATS
-from train_loop.shipping.formats import FORMATS
-from train_loop.training.optimizers import OPTIMIZERS
-from train_loop.training.schedules import SCHEDULES
-from train_loop.training.strategies import STRATEGIES
 from train_loop.workdir import write_text
 
+if TYPE_CHECKING:
+    from resnet_layers import Normalization
+
 PRECISIONS = ("float32", "mixed_bfloat16")
+# Types of settings that have a smallest and a largest value.
+NUMBERS = (int, float)
 
 
 def setting(
@@ -39,13 +31,16 @@ def setting(
     """Returns a field of `Settings`.
 
     Args:
-      help_text: what it is, for `--help`.
+      help_text: what it is, for `--help`; with the names of a table in it
+        where it has {TABLE}, as `tables` says.
       default: what it is where nobody gives it; recipes may differ.
       at_least: the smallest number that is possible.
       at_most: the largest number that is possible.
       **options: `choices`, the names that are possible; `fixed=True`, an
         existing run cannot change it; `of_run=False`, it is no part of what
-        repeats a run; `modes`, those that it is for, where it is not for all.
+        repeats a run; `modes`, those that it is for, where it is not for all;
+        `group`, of those in `--help` that begins with it; `tables`, {TABLE:
+        names} in the help text.
     """
     return dataclasses.field(
         default=None,
@@ -57,13 +52,11 @@ def setting(
             "fixed": False,
             "of_run": True,
             "modes": (),
+            "group": None,
+            "tables": {},
             **options,
         },
     )
-
-
-def _usages(operations):
-    return ", ".join(map(usage, operations))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +72,15 @@ class Settings:
     """
 
     dataset: str = setting(
-        f"One of: {', '.join(DATASETS)}. Or any image-classification set of "
+        "One of: {DATASETS}. Or any image-classification set of "
         "TFDS; or a folder with train/CLASS/IMAGE and test/CLASS/IMAGE, in any "
         "capitals, or CLASS/IMAGE; or an .h5 file with train_set_x, "
-        "train_set_y and list_classes.",
+        "train_set_y and list_classes; or a .csv file with the columns image "
+        "(paths relative to it) and label.",
         "digits",
         fixed=True,
+        group="data",
+        tables={"DATASETS": Names("train_loop.data.sources:DATASETS")},
     )
     train_split: str = setting(
         "What to train on, in the split language of TFDS, such as train[:90%].",
@@ -98,7 +94,8 @@ class Settings:
     )
     validation_fraction: float = setting(
         "How much of the training images is kept for evaluation where there is "
-        "no split for it; of each class the same part.",
+        "no split for it; of each class the same part. 0: train on everything, "
+        "evaluate on nothing.",
         0.2,
         at_least=0,
         at_most=1,
@@ -114,7 +111,7 @@ class Settings:
         "Keeps the files of images in memory, or in the run's folder. auto: in "
         "memory, if they fit into 256 MiB.",
         "auto",
-        choices=("auto", *CACHES),
+        choices=Names("train_loop.data.cache:CACHES", "auto"),
         fixed=True,
     )
     data_service: str = setting(
@@ -137,17 +134,20 @@ class Settings:
         of_run=False,
     )
     recipe: str = setting(
-        "Named settings, for all that is not given; auto: the dataset's own.",
+        "Named settings, for all that is not given: {RECIPES}; auto: the "
+        "dataset's own.",
         "auto",
         fixed=True,
+        tables={"RECIPES": Names("train_loop.recipes:RECIPES")},
     )
 
     model: str = setting(
         "The network, by timm's name: resnet18, resnet50d, resnext50_32x4d. "
         "The README lists all. By default what --weights are of.",
         "resnet50",
-        choices=VARIANTS,
+        choices=Names("resnet_layers:VARIANTS"),
         fixed=True,
+        group="model",
     )
     weights: str = setting(
         "What to start from: a file (.safetensors of torchvision or timm, .h5 "
@@ -190,6 +190,7 @@ class Settings:
         224,
         at_least=1,
         fixed=True,
+        group="preprocessing",
     )
     crop_fraction: float = setting(
         "Evaluation takes the middle of an image: this part of its shorter "
@@ -201,23 +202,32 @@ class Settings:
     interpolation: str = setting(
         "How images are resized; by default as --weights were trained.",
         "bilinear",
-        choices=INTERPOLATIONS,
+        choices=Names("train_loop.data.decode:INTERPOLATIONS"),
     )
-    normalization: Normalization = setting(
-        f"What the model gets: {', '.join(NORMALIZATIONS)} (RGB of zero mean "
-        "and unit variance, BGR of zero mean, or RGB from -1 to 1), or three "
-        "means and three standard deviations on the scale from 0 to 255, "
-        "M:M:M:S:S:S, with :bgr behind them for that order; by default what "
+    # Its name, for the type takes TensorFlow.
+    normalization: "Normalization" = setting(
+        "What the model gets: {NORMALIZATIONS} (RGB of zero mean and unit "
+        "variance, BGR of zero mean, or RGB from -1 to 1), or three means and "
+        "three standard deviations on the scale from 0 to 255, M:M:M:S:S:S, "
+        "with :bgr behind them for that order; by default what "
         "--weights were trained with.",
         "imagenet",
+        tables={"NORMALIZATIONS": Names("resnet_layers:NORMALIZATIONS")},
     )
     augment: tuple = setting(
         "What varies the training images, in this order, with commas between; "
-        f"empty for nothing. First a crop: {_usages(CROPS)}. Then any of: "
-        f"{_usages(AUGMENTATIONS)}. Last what blends whole batches, one of "
-        f"them drawn for each: {_usages(MIXES)}. The numbers may be left out; "
-        "in brackets, what they are then.",
+        "empty for nothing. First a crop: {CROPS}. Then any of: "
+        "{AUGMENTATIONS}. Last what blends whole batches, one of them drawn "
+        "for each: {MIXES}. The numbers may be left out; in brackets, what "
+        "they are then.",
         ("random_resized_crop", "flip"),
+        tables={
+            name: Names(
+                f"train_loop.data.transforms:{name}",
+                spelled="train_loop.data.transforms:usage",
+            )
+            for name in ("CROPS", "AUGMENTATIONS", "MIXES")
+        },
     )
     augment_repeats: int = setting(
         "How often an image stands in a batch, augmented in another way each "
@@ -227,13 +237,17 @@ class Settings:
     )
 
     batch_size: int = setting(
-        "Images per step, over all replicas.", 32, at_least=1, fixed=True
+        "Images per step, over all replicas.",
+        32,
+        at_least=1,
+        fixed=True,
+        group="training",
     )
     epochs: float = setting(
         "How often to go through the training images.", 100.0, at_least=0
     )
     steps: int = setting(
-        "How many optimizer updates to do; wins over --epochs.", at_least=0
+        "How many optimizer updates to do; wins over --epochs.", at_least=1
     )
     learning_rate: float = setting(
         "Highest learning rate, for this batch size.", 0.05, at_least=0
@@ -244,12 +258,15 @@ class Settings:
         at_least=0,
     )
     optimizer: str = setting(
-        "What updates the weights.", "sgd", choices=OPTIMIZERS, fixed=True
+        "What updates the weights.",
+        "sgd",
+        choices=Names("train_loop.training.optimizers:OPTIMIZERS"),
+        fixed=True,
     )
     schedule: str = setting(
         "How the learning rate goes on after the warm-up.",
         "cosine",
-        choices=SCHEDULES,
+        choices=Names("train_loop.training.schedules:SCHEDULES"),
     )
     warmup_epochs: float = setting(
         "Epochs in which the learning rate rises from 0; at most half of the "
@@ -282,7 +299,12 @@ class Settings:
         fixed=True,
     )
 
-    strategy: str = setting("Where to compute.", "mirrored", choices=STRATEGIES)
+    strategy: str = setting(
+        "Where to compute.",
+        "mirrored",
+        choices=Names("train_loop.training.strategies:STRATEGIES"),
+        group="devices",
+    )
     virtual_devices: int = setting(
         "Split the CPU into this many devices, to try replicas without GPUs.",
         at_least=1,
@@ -292,7 +314,9 @@ class Settings:
         False,
     )
 
-    report_every: int = setting("Steps between two reports.", 100, at_least=1)
+    report_every: int = setting(
+        "Steps between two reports.", 100, at_least=1, group="reports"
+    )
     evaluate_every: int = setting(
         "Steps between two evaluations. Default: an epoch.", at_least=1
     )
@@ -321,11 +345,12 @@ class Settings:
         at_least=1,
         of_run=False,
         modes=("evaluate", "compare"),
+        group="modes",
     )
     test_time_augmentation: str = setting(
         "What a model sees of each image; its answers are averaged.",
         "none",
-        choices=VIEWS,
+        choices=Names("train_loop.evaluation.views:VIEWS"),
         of_run=False,
         modes=("evaluate", "compare"),
     )
@@ -356,11 +381,15 @@ class Settings:
         modes=("predict", "export"),
     )
     format: str = setting(
-        f"What --mode=predict prints, one of: {', '.join(ANSWER_FORMATS)} "
-        "(default: table). What --mode=export writes, with commas between: "
-        f"{', '.join(FORMATS)} (default: saved_model).",
+        "What --mode=predict prints, one of: {ANSWER_FORMATS} (default: "
+        "table). What --mode=export writes, with commas between: {FORMATS} "
+        "(default: saved_model).",
         of_run=False,
         modes=("predict", "export"),
+        tables={
+            "ANSWER_FORMATS": ANSWER_FORMATS,
+            "FORMATS": Names("train_loop.shipping.formats:FORMATS"),
+        },
     )
     top_k: int = setting(
         "How many classes an answer names, of predict and of an exported "
@@ -388,7 +417,8 @@ class Settings:
     )
 
     def __post_init__(self):
-        for field in fields(self):
+        # Names last, for some of them take TensorFlow.
+        for field in sorted(fields(self), key=lambda f: f.type not in NUMBERS):
             value = getattr(self, field.name)
             if value is not None:
                 object.__setattr__(self, field.name, _convert(field, value))
@@ -405,6 +435,8 @@ class Settings:
     @property
     def preprocessing(self):
         """What images go through, a `resnet_layers.Preprocessing`."""
+        from resnet_layers import Preprocessing
+
         return Preprocessing(
             normalization=self.normalization,
             image_size=self.image_size,
@@ -459,18 +491,24 @@ def flag_name(name):
 
 def to_text(value):
     """Returns a setting as a command line has it."""
-    if isinstance(value, Normalization):
-        for name, row in NORMALIZATIONS.items():
-            if value == row:
-                return name
-        order = ["bgr"] if value.bgr else []
-        numbers = [repr(number) for number in (*value.mean, *value.stddev)]
-        return ":".join([*numbers, *order])
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return ",".join(map(str, value))
     if isinstance(value, range):
         return f"{value[0]}:{value[-1]}"
+    if isinstance(value, tuple):
+        return _normalization_text(value)
     return str(value)
+
+
+def _normalization_text(value):
+    from resnet_layers import NORMALIZATIONS
+
+    for name, row in NORMALIZATIONS.items():
+        if value == row:
+            return name
+    order = ["bgr"] if value.bgr else []
+    numbers = [repr(number) for number in (*value.mean, *value.stddev)]
+    return ":".join([*numbers, *order])
 
 
 def _convert(field, value):
@@ -479,7 +517,7 @@ def _convert(field, value):
     value = CONVERTERS[field.type](flag, value)
     if field.metadata["choices"] is not None:
         check_choice(flag, value, field.metadata["choices"])
-    if field.type in (int, float):
+    if field.type in NUMBERS:
         field.metadata["bounds"].check(flag, value)
     return value
 
@@ -518,24 +556,21 @@ def _to_bool(flag, value):
     return values[text]
 
 
+def _to_operations(flag, value):
+    from train_loop.data.transforms import parse_operations
+
+    return parse_operations(value)
+
+
 def _to_normalization(flag, value):
+    from resnet_layers import NORMALIZATIONS, Normalization
+
     if isinstance(value, Normalization):
         return value
-    if value in NORMALIZATIONS:
-        return NORMALIZATIONS[value]
-    parts = value.split(":")
-    bgr = parts[-1] == "bgr"
     try:
-        numbers = [float(number) for number in parts[: -1 if bgr else None]]
+        return Normalization.of_text(value)
     except ValueError:
-        numbers = []
-    if (
-        len(numbers) != 6
-        or not all(map(math.isfinite, numbers))
-        or min(numbers[3:]) <= 0
-    ):
-        check_choice(flag, value, [*NORMALIZATIONS, "M:M:M:S:S:S"])
-    return Normalization(tuple(numbers[:3]), tuple(numbers[3:]), bgr)
+        return check_choice(flag, value, [*NORMALIZATIONS, "M:M:M:S:S:S"])
 
 
 def _to_range(flag, value):
@@ -560,23 +595,7 @@ CONVERTERS = {
     int: _to_int,
     float: _to_float,
     bool: _to_bool,
-    tuple: lambda flag, value: parse_operations(value),
-    Normalization: _to_normalization,
+    tuple: _to_operations,
+    "Normalization": _to_normalization,
     range: _to_range,
 }
-
-
-def _defaults(of_modes):
-    return Settings(
-        **{
-            field.name: field.metadata["default"]
-            for field in fields(Settings)
-            if bool(field.metadata["modes"]) == of_modes
-        }
-    )
-
-
-# What every setting of a run is where nobody gives it, and what is asked of
-# the modes that ask for more.
-DEFAULTS = _defaults(of_modes=False)
-MODE_DEFAULTS = _defaults(of_modes=True)

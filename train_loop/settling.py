@@ -4,15 +4,17 @@ defaults <- recipe <- what the weights are of, and were trained with
          <- the run's own file <- what was given
 """
 
+import difflib
 import os
 from dataclasses import fields, replace
 
 from resnet_layers import WeightsError, find_weights
 from train_loop.data.decode import INTERPOLATIONS
 from train_loop.data.sources import DATASETS
-from train_loop.errors import UserError, check_choice
+from train_loop.defaults import DEFAULTS
+from train_loop.errors import UserError, check_choice, first_few
 from train_loop.recipes import OTHERS, RECIPES
-from train_loop.settings import DEFAULTS, Settings, to_text
+from train_loop.settings import Settings, to_text
 from train_loop.workdir import Workdir
 
 
@@ -52,6 +54,35 @@ def settle(given):
     return _settle_embeddings(settled, is_augmented=bool(given.augment))
 
 
+def check_run_or_new(given):
+    """Finds a mistyped --workdir out before it becomes a run of the default.
+
+    Args:
+      given: `Settings`, some of them.
+
+    Raises:
+      UserError: the workdir that is given is no run, and nothing that is
+        given says what a new one would be of.
+    """
+    if given.workdir is None or Workdir.of(given.workdir).is_run:
+        return
+    says_something = (
+        field.metadata["fixed"] and field.name in given.given
+        for field in fields(Settings)
+    )
+    if any(says_something):
+        return
+    workdir = Workdir.of(given.workdir)
+    runs = {path.name: str(path) for path in workdir.runs_beside()}
+    near = difflib.get_close_matches(workdir.path.name, runs, n=3)
+    names = [runs[name] for name in near or runs]
+    hint = f"There {'is' if len(names) == 1 else 'are'} {first_few(names)}. "
+    raise UserError(
+        f"{workdir} is no run that could go on. {hint if names else ''}To "
+        "start one there, say on which images: --dataset=digits, for example"
+    )
+
+
 def find_given_weights(settings):
     """Returns what --weights names, a `resnet_layers.Found`."""
     try:
@@ -85,6 +116,10 @@ def _check_unchanged(given, earlier):
     for field in fields(Settings):
         value = getattr(given, field.name)
         made_with = getattr(earlier, field.name)
+        if field.name == "dataset" and _are_places(value, made_with):
+            # It may have been moved. Whether it is the same one, its contents
+            # will tell.
+            continue
         if field.metadata["fixed"] and value not in (None, "auto", made_with):
             raise UserError(
                 f"{given.workdir} is a run with --{field.name}="
@@ -94,14 +129,14 @@ def _check_unchanged(given, earlier):
             )
 
 
+def _are_places(*datasets):
+    """Whether data sets are files and folders, not names from a table."""
+    return all(name is not None and os.path.isabs(name) for name in datasets)
+
+
 def _of_weights(known):
     """Returns the settings that weights bring along, so far as known."""
-    path, model, found = find_given_weights(known)
-    for folder in (path, path.parent, path.parent.parent):
-        run = Settings.read(Workdir(folder).flags)
-        if run.given:
-            model, found = run.model, run.preprocessing
-            break
+    _, model, found = find_given_weights(known)
     if known.model is not None and model not in (None, known.model):
         raise UserError(
             f"--weights={known.weights} are of {model}, and --model="

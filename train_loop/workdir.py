@@ -64,6 +64,11 @@ class Workdir:
         return self.path / "pictures.png"
 
     @property
+    def counts(self):
+        """How many images there are of each class, as CSV."""
+        return self.path / "class_counts.csv"
+
+    @property
     def cache(self):
         return self.path / "cache"
 
@@ -92,6 +97,11 @@ class Workdir:
     @property
     def has_checkpoint(self):
         return any(self.checkpoints.glob("*.index"))
+
+    def runs_beside(self):
+        """Returns the folders of runs that lie beside this one."""
+        flags = self.path.absolute().parent.glob("*/flags.txt")
+        return [self.path.with_name(path.parent.name) for path in sorted(flags)]
 
     def check_writable(self):
         """See the function of this name."""

@@ -13,6 +13,7 @@ from resnet_layers.weights.files import (
     find_file,
     read_layer_names,
 )
+from resnet_layers.weights.runs import settings_beside
 
 
 class Normalization(NamedTuple):
@@ -26,6 +27,30 @@ class Normalization(NamedTuple):
     mean: tuple
     stddev: tuple
     bgr: bool = False
+
+    @classmethod
+    def of_text(cls, text):
+        """Returns what a row of `NORMALIZATIONS` or M:M:M:S:S:S stands for.
+
+        Args:
+          text: a name, or three means and three standard deviations, with
+            `:bgr` behind them for that order.
+
+        Raises:
+          ValueError: it is neither.
+        """
+        if text in NORMALIZATIONS:
+            return NORMALIZATIONS[text]
+        parts = text.split(":")
+        bgr = parts[-1] == "bgr"
+        numbers = [float(number) for number in parts[: -1 if bgr else None]]
+        if (
+            len(numbers) != 6
+            or not all(map(math.isfinite, numbers))
+            or min(numbers[3:]) <= 0
+        ):
+            raise ValueError(f"{text} is no normalization")
+        return cls(tuple(numbers[:3]), tuple(numbers[3:]), bgr)
 
 
 # "caffe" and "symmetric" are what keras.applications does to its ResNets of
@@ -70,7 +95,8 @@ def read_preprocessing(path):
       What keras.applications does for a file of one of its ResNets; what
       timm's `config.json` beside a `.safetensors` file says, over ImageNet's
       mean and standard deviation; what the `preprocessor.json` of a preset of
-      Keras Hub says; of any other file nothing is known.
+      Keras Hub says; what a run of `train_loop` did; of any other file nothing
+      is known.
 
     Raises:
       WeightsError: there is no such file, it is not a file of weights, or the
@@ -120,12 +146,23 @@ def _of_keras(path):
     return Preprocessing()
 
 
-# By dialect. What our own runs did, their files do not say.
+def _of_run(path):
+    settings = settings_beside(path)
+    return Preprocessing(
+        **{
+            field: read(settings[field])
+            for field, read in RUN_FIELDS.items()
+            if field in settings
+        }
+    )
+
+
+# By dialect.
 PREPROCESSINGS = {
     "torch": _of_torch,
     "keras": _of_keras,
     "hub": _of_hub,
-    "own": lambda path: Preprocessing(),
+    "own": _of_run,
 }
 
 
@@ -205,4 +242,11 @@ EVALUATION_KEYS = {
     "image_size": ("input_size", _to_side),
     "crop_fraction": ("crop_pct", _to_fraction),
     "interpolation": ("interpolation", _to_name),
+}
+# Our fields, from the texts in a run's `flags.txt`.
+RUN_FIELDS = {
+    "normalization": Normalization.of_text,
+    "image_size": int,
+    "crop_fraction": float,
+    "interpolation": str,
 }

@@ -61,7 +61,8 @@ def find_weights(name, variant=None):
     """Returns what a name of weights stands for, downloaded where necessary.
 
     Tensors are not read. A variant is known from timm's `config.json` beside a
-    `.safetensors` file, from that of a preset of Keras Hub, and of "imagenet".
+    `.safetensors` file, from that of a preset of Keras Hub, of a run of
+    `train_loop`, and of "imagenet".
 
     Args:
       name: "imagenet" for the file of keras.applications, "timm/NAME" for

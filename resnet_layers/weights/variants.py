@@ -5,6 +5,7 @@ from resnet_layers.weights.configs import config_beside
 from resnet_layers.weights.errors import errors_as_one_line
 from resnet_layers.weights.files import find_dialect
 from resnet_layers.weights.names import WeightsError
+from resnet_layers.weights.runs import settings_beside
 
 # What Keras Hub's configs say of a net: filters and sizes of the kernels of
 # its stem, filters and strides of its stages, kind of its blocks, how many of
@@ -42,14 +43,16 @@ def read_variant(path):
       WeightsError: they are of a net that has no row, they are not weights,
         or the `config.json` beside them is damaged.
     """
+    name = None
     with errors_as_one_line(path):
         dialect = find_dialect(path)
-    if dialect not in READERS:
-        return None
-    with config_beside(path, "config.json") as config:
-        name = READERS[dialect](config)
-        if not isinstance(name, str | None):
-            raise ValueError(f"{name} is not the name of an architecture")
+        if dialect == "own":
+            name = settings_beside(path).get("model")
+    if dialect in READERS:
+        with config_beside(path, "config.json") as config:
+            name = READERS[dialect](config)
+            if not isinstance(name, str | None):
+                raise ValueError(f"{name} is not the name of an architecture")
     if name is None or name in VARIANTS:
         return name
     near = nearest_names(name, VARIANTS)
@@ -85,6 +88,5 @@ def _of_hub(config):
     return f"{config['class_name']} with {', '.join(map(str, row))}"
 
 
-# By dialect: from the `config.json` beside weights to a name. Other files have
-# none.
+# By dialect: from the `config.json` beside weights to a name.
 READERS = {"torch": _of_timm, "hub": _of_hub}

@@ -74,6 +74,14 @@ def huge_webp():
     return changed(content, offset, 16_383, 16_383, kind="<HH")
 
 
+def huge_tiff():
+    content = encoded(PIXELS, "tiff")
+    for tag in (b"\0\1", b"\1\1"):
+        offset = content.index(tag + struct.pack("<HI", 4, 1)) + 8
+        content = changed(content, offset, SIDE, kind="<I")
+    return content
+
+
 HUGE = {
     "png": huge_png,
     "jpeg": lambda: huge_jpeg(b"\xff\xc0"),
@@ -81,6 +89,7 @@ HUGE = {
     "bmp": huge_bmp,
     "gif": huge_gif,
     "webp": huge_webp,
+    "tiff": huge_tiff,
 }
 
 
@@ -97,7 +106,7 @@ def test_images_that_say_they_are_huge_are_broken_at_once(name):
         assert (peak - before) * 1024 < 1e9
 
 
-KINDS = ("jpeg", "png", "bmp", "gif", "webp")
+KINDS = ("jpeg", "png", "bmp", "gif", "webp", "tiff")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -268,6 +277,20 @@ def test_rare_classes_are_warned_of():
         "ape has 1 images; the mean is 25",
     ]
     assert check.balance_warnings({0: 5, 1: 25}, names[:2]) == []
+
+
+def test_many_classes_are_summed_up():
+    names = [f"c{number}" for number in range(1000)]
+    counts = {number: 100 + number for number in range(900)} | {7: 3}
+    *first, last = check.balance_warnings(counts, names)
+    assert first[0] == "c900 has 0 images; the mean is 494"
+    assert len(first) == check.FEW
+    assert last == "96 other classes have less than 20% of the mean"
+    assert check.describe_counts(counts, names) == (
+        "smallest c7 (3), c0 (100), c1 (101), c2 (102), c3 (103); "
+        "largest c899 (999), c898 (998), c897 (997), c896 (996), c895 (995); "
+        "100 empty: c900, c901, c902, c903, c904 and 95 others"
+    )
 
 
 def test_pillow_and_check_agree_on_what_is_an_image():

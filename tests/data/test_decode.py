@@ -53,6 +53,11 @@ KINDS = {
     "palette.gif": ("P", "gif"),
     "RGB.webp": ("RGB", "webp"),
     "RGBA.webp": ("RGBA", "webp"),
+    "RGB.tiff": ("RGB", "tiff"),
+    "palette.tiff": ("P", "tiff"),
+    "CMYK.tiff": ("CMYK", "tiff"),
+    "black and white.tiff": ("1", "tiff"),
+    "16 bits.tiff": ("I;16", "tiff"),
 }
 
 
@@ -89,7 +94,15 @@ def test_images_of_all_kinds_come_out_as_pillows_rgb(name, crop_to_50):
     np.testing.assert_allclose(decoded, np.asarray(expected), atol=1.51)
 
 
-@pytest.mark.parametrize("file_format", ["gif", "webp", "png"])
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_pixels_of_no_known_range_are_refused(dtype, crop_to_50):
+    """Pillow would make them black and white."""
+    file = encoded(np.full((60, 60), 3000, dtype), "tiff")
+    with pytest.raises(tf.errors.OpError, match="numbers of 32 bits"):
+        crop_to_50(tf.constant(file))
+
+
+@pytest.mark.parametrize("file_format", ["gif", "webp", "png", "tiff"])
 def test_first_frame_of_an_animation_counts(file_format):
     frames = [
         PIL.Image.fromarray(np.full((20, 20, 3), shade, "uint8"))

@@ -4,12 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from samples import encoded, read_all, write_folder
 
-from train_loop.data.folder import IMAGE_SUFFIXES
+from train_loop.data.image_files import IMAGE_SUFFIXES
 from train_loop.data.sources import open_stored
-from train_loop.data.stored import choose_splits
+from train_loop.data.stored import choose_evaluation, choose_splits
 from train_loop.errors import UserError
 
 
@@ -39,9 +40,13 @@ def test_folders_are_read_as_tfds_reads_them(tmp_path):
         ("Train", "Test", "test"),
         ("TRAIN", "Validation", "validation"),
         ("train", "VAL", "val"),
+        ("training", "testing", "test"),
+        ("Train", "valid", "validation"),
+        ("train", "Eval", "validation"),
+        ("train", "evaluation", "validation"),
     ],
 )
-def test_folders_of_splits_may_have_capitals(
+def test_folders_of_splits_have_their_usual_names_in_any_capitals(
     tmp_path, train, evaluation, split
 ):
     counts = {f"{train}/Cat": 3, f"{train}/dog": 3, f"{evaluation}/dog": 2}
@@ -52,6 +57,63 @@ def test_folders_of_splits_may_have_capitals(
     data = choose_splits(stored)
     assert data.train.num_examples == 6
     assert [label for _, label in read_all(data.evaluation)] == [1, 1]
+
+
+def test_what_is_evaluated_on_is_said_where_there_is_a_choice(tmp_path):
+    write_folder(
+        tmp_path, {f"{s}/{c}": 3 for s in ("train", "test") for c in "ab"}
+    )
+    assert choose_splits(open_stored(str(tmp_path))).note == ""
+    write_folder(tmp_path, {"valid/a": 2, "valid/b": 2})
+    stored = open_stored(str(tmp_path))
+    data = choose_splits(stored)
+    assert data.evaluation.num_examples == 4
+    assert data.note == (
+        "Evaluating on validation; test is left for the end: "
+        "--mode=evaluate --eval_split=test"
+    )
+    chosen = choose_splits(stored, eval_split="test")
+    assert (chosen.evaluation.num_examples, chosen.note) == (6, "")
+
+
+def test_folders_that_are_used_for_nothing_are_named(tmp_path):
+    counts = {f"{s}/{c}": 3 for s in ("train", "extra", "Val 2") for c in "ab"}
+    write_folder(tmp_path, counts)
+    (tmp_path / "test").mkdir()
+    (tmp_path / ".git").mkdir()
+    [warning] = open_stored(str(tmp_path)).warnings
+    assert warning.startswith(f"Val 2, extra, test in {tmp_path} are used for")
+
+
+def test_splits_without_one_to_train_on_can_be_evaluated_on(tmp_path):
+    """And are no classes of their own."""
+    write_folder(
+        tmp_path, {f"{s}/{c}": 3 for s in ("val", "test") for c in "ab"}
+    )
+    stored = open_stored(str(tmp_path))
+    assert stored.class_names == ("a", "b")
+    assert choose_evaluation(stored).num_examples == 6
+    with pytest.raises(UserError, match="there is val, test"):
+        choose_splits(stored)
+
+
+def test_images_in_folders_below_a_class_are_read(tmp_path):
+    """As Keras and timm do; and not what hidden folders and runs hold."""
+    write_folder(tmp_path, {"cat/2021": 3, "cat/2022/may": 2, "dog": 4})
+    write_folder(tmp_path, {"dog/.thumbnails": 4, "dog/run": 4})
+    (tmp_path / "dog/run/flags.txt").touch()
+    (tmp_path / "dog/round").symlink_to(tmp_path / "dog")
+    (tmp_path / "cat/2021/notes.txt").touch()
+    stored = open_stored(str(tmp_path))
+    labels = [label for _, label in read_all(stored.splits["train"])]
+    assert sorted(labels) == [0] * 5 + [1] * 4
+    theirs = tf.keras.utils.image_dataset_from_directory(
+        tmp_path / "cat", labels=None, verbose=False
+    )
+    assert len(theirs.file_paths) == 5
+    [warning] = stored.warnings
+    assert warning.startswith("1 files")
+    assert warning.endswith("cat/2021/notes.txt")
 
 
 def test_two_folders_for_one_split_are_one_clear_line(tmp_path):
@@ -148,11 +210,12 @@ def test_images_of_all_kinds_can_be_in_a_folder(tmp_path):
         (tmp_path / kind).mkdir()
         for suffix in IMAGE_SUFFIXES:
             file_format = suffix[1:].replace("jpg", "jpeg")
+            file_format = {"tif": "tiff"}.get(file_format, file_format)
             (tmp_path / kind / f"x{suffix.upper()}").write_bytes(
                 encoded(pixels, file_format)
             )
     stored = open_stored(str(tmp_path))
-    assert stored.splits["train"].num_examples == 12
+    assert stored.splits["train"].num_examples == 2 * len(IMAGE_SUFFIXES)
     assert not stored.warnings
 
 
@@ -160,7 +223,9 @@ def test_folder_without_any_image_of_use_is_one_clear_line(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
     for reason in ("", f"; {tmp_path / 'cat/a.jpg'} is empty"):
-        expected = f"{tmp_path} holds no image that can be read{reason}"
+        expected = (
+            f"{tmp_path} holds no image to train on that can be read{reason}"
+        )
         with pytest.raises(UserError) as error:
             open_stored(str(tmp_path))
         assert str(error.value) == expected

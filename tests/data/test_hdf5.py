@@ -73,6 +73,14 @@ def test_hdf5_files_of_another_layout_are_one_clear_line(
     assert str(path) in str(error.value)
 
 
+def test_hdf5_files_are_known_by_their_contents_whatever_their_names(tmp_path):
+    write_hand_signs(tmp_path)
+    expected = choose_splits(open_stored(f"{tmp_path}/train_signs.h5")).contents
+    assert choose_splits(open_stored(str(tmp_path))).contents == expected
+    (tmp_path / "train_signs.h5").rename(tmp_path / "a.H5")
+    assert choose_splits(open_stored(str(tmp_path))).contents == expected
+
+
 def test_identity_of_hdf5_files_tells_their_labels(tmp_path):
     identities = set()
     for folder in (tmp_path / "here", tmp_path / "there"):

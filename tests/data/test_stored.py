@@ -73,6 +73,37 @@ def test_what_is_held_out_does_not_need_labels(tmp_path):
         assert data.evaluation.num_examples == 23 - kept
 
 
+def test_nothing_is_held_out_where_that_is_wanted(tmp_path):
+    data = choose_splits(in_memory(train=(0, 10)), validation_fraction=0)
+    assert data.train.num_examples == 10
+    assert data.evaluation is None
+    assert [*data.splits] == [*data.contents["splits"]] == ["train"]
+    assert "nothing is evaluated on" in data.note
+    mapped = data.map(lambda name, split: split.slice(0, 3))
+    assert (mapped.train.num_examples, mapped.evaluation) == (3, None)
+    # A split that is there for it is evaluated on all the same.
+    stored = in_memory(train=(0, 10), test=(10, 12))
+    data = choose_splits(stored, validation_fraction=0)
+    assert data.evaluation.num_examples == 2
+
+
+def test_class_that_cannot_be_on_both_sides_is_named(tmp_path):
+    write_folder(tmp_path, {"cat": 9, "dog": 1, "emu": 1})
+    with pytest.raises(UserError) as error:
+        choose_splits(open_stored(str(tmp_path)))
+    [line] = str(error.value).splitlines()
+    for name in ("dog", "emu"):
+        assert str(tmp_path / name / "0.jpeg") in line
+    assert "cat" not in line
+    write_folder(tmp_path, {"dog/more": 1, "emu/more": 1})
+    with pytest.raises(UserError) as error:
+        choose_splits(open_stored(str(tmp_path)), validation_fraction=0.1)
+    [line] = str(error.value).splitlines()
+    assert "leaves 11 to train on and 2 to evaluate on, and there are 3" in line
+    for text in ("member", "y has", "test_size"):
+        assert text not in line
+
+
 def test_contents_tell_other_examples_in_json():
     stored = in_memory(train=(0, 10), test=(10, 20), more=(20, 23))
     contents = [

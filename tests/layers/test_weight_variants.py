@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import tensorflow as tf
 from weight_nets import OWN_WAYS, assert_same_weights, small
 
 from resnet_layers import (
+    NORMALIZATIONS,
     VARIANTS,
+    Normalization,
     Preprocessing,
     WeightsError,
     find_weights,
@@ -60,6 +63,37 @@ def test_without_a_name_no_variant_is_known(config, folder):
 def test_of_our_own_files_no_variant_is_known(save, tmp_path):
     path = save(small(), tmp_path)
     assert find_weights(str(path)) == (path, None, Preprocessing())
+
+
+FLAGS = """--model=resnet50d
+--normalization=1.0:2.0:3.0:4.0:5.0:6.0:bgr
+--image_size=40
+--crop_fraction=0.95
+--interpolation=bicubic
+"""
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/ckpt-3"])
+def test_a_run_tells_its_variant_and_what_its_images_went_through(
+    place, tmp_path
+):
+    model = small()
+    checkpoint = tf.train.Checkpoint(model=model)
+    checkpoint.write(str(tmp_path / "checkpoints/ckpt-3"))
+    (tmp_path / "flags.txt").write_text(FLAGS)
+    found = find_weights(str(tmp_path / place))
+    assert found.variant == "resnet50d"
+    normalization = Normalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), bgr=True)
+    assert found.preprocessing == (normalization, 40, 0.95, "bicubic")
+    (tmp_path / "flags.txt").write_text("--normalization=caffe\n")
+    found = find_weights(str(tmp_path / place))
+    assert found.variant is None
+    caffe = Preprocessing(NORMALIZATIONS["caffe"])
+    assert found.preprocessing == caffe
+    (tmp_path / "flags.txt").write_text("--image_size=many\n")
+    with pytest.raises(WeightsError) as error:
+        read_preprocessing(tmp_path / place)
+    assert "\n" not in str(error.value)
 
 
 def test_architectures_of_no_variant_are_one_line(folder):

@@ -116,6 +116,20 @@ def test_classes_are_matched_by_name(trained, tmp_path, run):
     assert report["accuracy"] == pytest.approx(np.mean(right))
 
 
+def test_images_that_were_moved_are_measured_as_the_run_has_them(tmp_path, run):
+    """Not all of them, most of which it was trained on."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    write_folder(old, {"cat": 10, "dog": 10})
+    workdir = train(old, tmp_path / "run")
+    old.rename(new)
+    flags = ("--mode=evaluate", f"--workdir={workdir}", "--report=moved")
+    status, _, err = run(*flags, f"--dataset={new}")
+    assert status == 0, err
+    report, last = report_of(workdir, "moved"), read_metrics(workdir)[-1]
+    assert report["examples"] == 4
+    assert report["loss"] == pytest.approx(last["loss"], rel=1e-5)
+
+
 def test_temperature_is_fitted_on_other_images(trained, run):
     flags = ("--mode=evaluate", f"--workdir={trained}", "--report=calibrated")
     status, out, _ = run(*flags, "--calibration_split=train")

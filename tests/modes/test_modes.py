@@ -9,9 +9,11 @@ from samples import (
     SMALL_FLAGS,
     broken_files,
     read_metrics,
+    write_folder,
     write_hand_signs,
 )
 
+from train_loop import Run, UserError
 from train_loop.evaluation import figures
 from train_loop.modes import data as data_mode
 
@@ -33,7 +35,8 @@ def test_train_says_what_it_does_and_where_things_are(folder, workdir, run):
     table, *_, last = out.splitlines()[-5:]
     assert table.split() == ["split", "step", "loss", "accuracy", "images"]
     assert f"tensorboard --logdir={workdir}" in last
-    assert re.search(r"\d+/12 \[\d+:\d+<.*step/s", err)
+    # Bars are for terminals.
+    assert "step/s" not in err
     records = read_metrics(workdir)
     assert records[-1]["step"] == 12
     # The run's own flags make it longer.
@@ -53,6 +56,92 @@ def test_train_says_what_it_does_and_where_things_are(folder, workdir, run):
     status, out, _ = run(f"--workdir={workdir}")
     assert status == 0
     assert "Nothing was left to do: the run is at step 15 of 15." in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "others", [[], ["--freeze=backbone", "--cache=disk", "--skip_bad_images"]]
+)
+def test_everything_is_trained_on_and_nothing_evaluated(
+    tmp_path, workdir, others, run
+):
+    write_folder(tmp_path / "images", {"cat": 5, "dog": 5})
+    arguments = (f"--dataset={tmp_path / 'images'}", f"--workdir={workdir}")
+    everything = "--validation_fraction=0"
+    status, out, err = run(
+        *arguments, everything, "--steps=2", *SMALL_FLAGS, *others
+    )
+    assert status == 0, err
+    assert "nothing is evaluated on.\n" in out
+    assert "10 images to train on, none to evaluate on" in out
+    splits = [record["split"] for record in read_metrics(workdir)]
+    assert splits == ["train", "train"]
+    # It goes on as it began.
+    assert run(f"--workdir={workdir}", "--steps=3").status == 0
+    status, _, err = run("--mode=evaluate", f"--workdir={workdir}")
+    assert status == 1
+    [line] = err.splitlines()
+    assert "was trained on everything and evaluates on nothing" in line
+    evaluate = ("--mode=evaluate", "--eval_split=train")
+    assert run(*evaluate, f"--workdir={workdir}").status == 0
+    with pytest.raises(UserError, match="evaluates on nothing"):
+        Run.open(workdir).evaluate()
+
+
+@pytest.mark.parametrize("place", ["images", "images/new", "link/train/run"])
+@pytest.mark.parametrize("mode", ["train", "data"])
+def test_run_among_its_images_is_refused_without_a_trace(
+    folder, place, mode, run
+):
+    """Its checkpoints and event files would count as classes."""
+    (folder.parent / "link").symlink_to(folder)
+    before = sorted(folder.rglob("*"))
+    status, _, err = run(
+        f"--mode={mode}",
+        f"--dataset={folder}",
+        f"--workdir={folder.parent / place}",
+        *SMALL_FLAGS,
+    )
+    assert status == 1
+    [line] = err.splitlines()
+    assert "is in the folder of the images" in line
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_default_place_among_the_images_is_refused(folder, run, monkeypatch):
+    monkeypatch.chdir(folder)
+    status, _, err = run("--dataset=.", *SMALL_FLAGS)
+    assert status == 1
+    assert "name a --workdir outside of it" in err
+    assert not (folder / "runs").exists()
+
+
+def test_mistyped_workdir_is_one_clear_line(workdir, run):
+    for mode in ("train", "data"):
+        status, _, err = run(f"--mode={mode}", f"--workdir={workdir}")
+        assert status == 1
+        [line] = err.splitlines()
+        assert "is no run that could go on" in line
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--batch_size=200", "--epochs=2"], "come to 0.18 steps"),
+        (["--epochs=0"], "come to 0 steps"),
+        (["--steps=0"], "--steps=0"),
+    ],
+)
+def test_run_without_a_step_is_an_error(folder, workdir, given, expected, run):
+    status, out, err = run(
+        f"--dataset={folder}", f"--workdir={workdir}", *SMALL_FLAGS, *given
+    )
+    assert status == 1
+    [line] = err.splitlines()
+    assert expected in line
+    assert "Nothing was left to do" not in out
+    assert not workdir.exists()
 
 
 @pytest.mark.slow
@@ -124,11 +213,54 @@ def test_data_counts_and_draws(folder, workdir, run):
     (folder / "train/owl").mkdir()
     status, out, err = run(*arguments)
     assert status == 0
-    assert "owl holds no images" in out
+    assert re.search(r"train/owl, .*test/owl hold no images\n", out)
     assert "warning: train: owl has 0 images" in out
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_many_classes_are_counted_in_a_file(tmp_path, workdir, run):
+    for number in range(40):
+        for split in ("train", "test"):
+            write_folder(tmp_path / "images", {f"{split}/c{number:03}": 1})
+    for number in range(12):
+        (tmp_path / f"images/train/empty{number}").mkdir()
+    status, out, err = run(
+        "--mode=data",
+        f"--dataset={tmp_path / 'images'}",
+        f"--workdir={workdir}",
+        *SMALL_FLAGS,
+    )
+    assert status == 0, err
+    assert len(out.splitlines()) < 24
+    assert "train: smallest c000 (1), c001 (1)" in out
+    assert "; 12 empty: empty0, empty1" in out
+    assert f"All classes are counted in {workdir / 'class_counts.csv'}." in out
+    rows = (workdir / "class_counts.csv").read_text().splitlines()
+    assert rows[:2] == ["class,train,eval", "c000,1,1"]
+    assert len(rows) == 53
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error:Glyph")
+def test_names_that_no_font_has_are_drawn_by_their_numbers(
+    tmp_path, workdir, drawn, run, monkeypatch
+):
+    ascii_only = frozenset(range(128))
+    look = "train_loop.evaluation.charts.look._letters"
+    monkeypatch.setattr(look, lambda: ascii_only)
+    write_folder(tmp_path / "images", {"cat": 5, "猫": 5})
+    status, out, err = run(
+        "--mode=data",
+        f"--dataset={tmp_path / 'images'}",
+        f"--workdir={workdir}",
+        *SMALL_FLAGS,
+    )
+    assert (status, err) == (0, "")
+    assert "No font here has the letters of some: #1 for 猫." in out
+    assert {*drawn["Training"]} == {"cat", "#1"}
+
+
 @pytest.mark.parametrize("skip", [False, True])
 def test_data_names_broken_images_and_draws_the_others(
     folder, workdir, drawn, skip, run

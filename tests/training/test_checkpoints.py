@@ -147,6 +147,19 @@ def test_old_checkpoints_are_removed(tmp_path):
     assert [step for step, _ in checkpoints.list()] == [4, 3]
 
 
+def test_last_checkpoint_can_be_taken_back(tmp_path):
+    parts = make_parts()
+    checkpoints = Checkpoints(tmp_path, *parts)
+    checkpoints.save(10)
+    checkpoints.save(20)
+    assert checkpoints.discard() == 10
+    assert not checkpoints.changed_by_others()
+    assert [step for step, _ in checkpoints.list()] == [10]
+    checkpoints.save(20)
+    assert Checkpoints(tmp_path, *parts).restore() == 20
+    assert [checkpoints.discard(), checkpoints.discard()] == [10, 0]
+
+
 def test_rests_of_killed_writes_are_removed(tmp_path):
     save_three(tmp_path)
     (tmp_path / "checkpoint").unlink()

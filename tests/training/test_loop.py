@@ -80,6 +80,7 @@ class FakeRun:
     profile: Profile = NO_PROFILE
     eval_loss: float = 1.0
     eval_error: Exception | None = None
+    owes_evaluation: bool = False
 
     def training_batches(self):
         return iter(lambda: "batch", None)
@@ -92,6 +93,10 @@ class FakeRun:
 
     def save(self):
         self.trainer.log.append(("save", self.trainer.step))
+
+    def discard(self):
+        self.trainer.log.append(("discard", self.trainer.step))
+        return self.trainer.step - 5
 
     def explain(self, error):
         return UserError(f"explained: {error.message}")
@@ -140,6 +145,8 @@ def train(clock):
             ["2 evaluate", "3 save", "4 evaluate"] + ["5 evaluate save"],
         ),
         (0, 3, (1, 100, 100), ["1", "2", "3 evaluate save"]),
+        # What has nothing to be evaluated on.
+        (0, 5, (100, 0, 3), ["3 save", "5 save"]),
         # Done.
         (10, 10, (2, 4, 5), []),
         (12, 10, (2, 4, 5), []),
@@ -155,7 +162,7 @@ def test_run_stops_where_something_happens(step, last, cadence, stops):
     assert texts == stops
 
 
-def test_train_report_evaluate_report_save(train):
+def test_train_report_save_evaluate_report(train):
     log, _ = train()
     assert log == [
         ("report train", 2),
@@ -175,10 +182,19 @@ def test_train_report_evaluate_report_save(train):
         ("report eval", 8),
         ("report train", 10),
         ("average", 10),
+        # A stop in a long evaluation loses nothing.
+        ("save", 10),
         ("evaluate", 10),
         ("report eval", 10),
-        ("save", 10),
     ]
+
+
+@pytest.mark.parametrize("step", [8, 10])
+def test_evaluation_that_a_stop_cut_off_is_made_first(train, step):
+    log, metrics = train({"owes_evaluation": True}, step=step)
+    assert log[:2] == [("evaluate", step), ("report eval", step)]
+    assert log.count(("evaluate", step)) == 1
+    assert metrics[0] == {"loss": 1.0}
 
 
 def test_run_goes_on_at_the_trainers_step(train):
@@ -242,6 +258,23 @@ def test_what_is_not_finite_is_never_saved(
     with pytest.raises(UserError, match=f"at step {step} of 10; {kept}"):
         train(run_options, **options)
     assert all(saved < step for name, saved in train.log if name == "save")
+
+
+@pytest.mark.parametrize(
+    ("start", "owes", "step", "kept"),
+    [
+        (9, False, 10, "the checkpoint of step 5 is kept"),
+        (10, True, 10, "the checkpoint of step 5 is kept"),
+        (5, True, 5, "there is no checkpoint yet"),
+    ],
+)
+def test_checkpoint_whose_evaluation_is_not_finite_is_taken_back(
+    train, start, owes, step, kept
+):
+    options = {"eval_loss": float("nan"), "owes_evaluation": owes}
+    with pytest.raises(UserError, match=f"at step {step} of 10; {kept}"):
+        train(options, step=start)
+    assert train.log[-1] == ("discard", step)
 
 
 def test_steps_before_a_broken_picture_are_saved(train):

@@ -48,6 +48,11 @@ def test_console_shows_a_line_per_report(capsys):
         ("accuracy", 0.98765, "98.77%"),
         ("loss", 0.123456, "0.1235"),
         ("images_per_second", 1234.5, "1,234"),
+        ("images_per_second", 918.4, "918"),
+        # ResNet-50 on a CPU, and the first report on ImageNet.
+        ("images_per_second", 7.351, "7.35"),
+        ("epoch", 0.01998, "0.0200"),
+        ("epoch", 0.0, "0.00"),
         ("learning_rate", 0.00123456, "0.00123"),
     ],
 )

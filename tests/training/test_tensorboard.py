@@ -23,7 +23,9 @@ def ask(tmp_path_factory):
     folder = tmp_path_factory.mktemp("logs")
     model = make_model(name="resnet_tiny")
     model.build((None, 8, 8, 3))
-    report = tensorboard.TensorBoardReport(folder / "run", 0, model)
+    report = tensorboard.TensorBoardReport(
+        folder / "run", {"train": 0, "eval": 0}, model
+    )
     report.write_settings({"model": "resnet_tiny", "learning_rate": "0.1"})
     report.write_graph(model, (2, 8, 8, 3))
     report.write_images("training_images", tf.zeros([4, 8, 8, 3]))

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from train_loop.data.decode import check_image
 from train_loop.data.stores import READ_BUFFER_BYTES
-from train_loop.errors import UserError
+from train_loop.errors import UserError, first_few
 from train_loop.progress import passing_bar
 from train_loop.workdir import read_json_lines, write_text
 
@@ -20,6 +20,8 @@ INPUT_ERRORS = tf.errors.OpError
 PLACES = ("Graph execution error", "Detected at node", " ", "\t")
 # Fewer images than this part of the mean class make a class a rare one.
 RARE = 0.2
+# How many classes are named in a warning or a summary.
+FEW = 5
 
 
 def broken_images(split, examples=None):
@@ -185,13 +187,44 @@ def count_labels(split, name):
 def balance_warnings(counts, class_names):
     """Returns a line of text about each class with few images or none.
 
+    Of many such classes, about the smallest; and how many others there are.
+
     Args:
       counts: {label: how many}.
       class_names: of all classes.
     """
     mean = sum(counts.values()) / len(class_names)
-    return [
-        f"{name} has {counts.get(label, 0)} images; the mean is {mean:.0f}"
-        for label, name in enumerate(class_names)
-        if counts.get(label, 0) < RARE * mean
+    labels = range(len(class_names))
+    rare = [label for label in labels if counts.get(label, 0) < RARE * mean]
+    rare.sort(key=lambda label: counts.get(label, 0))
+    lines = [
+        f"{class_names[label]} has {counts.get(label, 0)} images; the mean is "
+        f"{mean:.0f}"
+        for label in rare[:FEW]
     ]
+    if rare[FEW:]:
+        lines.append(
+            f"{len(rare[FEW:]):,} other classes have less than {RARE:.0%} of "
+            "the mean"
+        )
+    return lines
+
+
+def describe_counts(counts, class_names):
+    """Tells in a line what the smallest and the largest classes are.
+
+    Args:
+      counts: {label: how many}.
+      class_names: of all classes.
+    """
+    labels = sorted(counts, key=lambda label: (counts[label], label))
+
+    def told(labels):
+        texts = [f"{class_names[n]} ({counts[n]:,})" for n in labels[:FEW]]
+        return ", ".join(texts)
+
+    empty = [name for n, name in enumerate(class_names) if not counts.get(n, 0)]
+    line = f"smallest {told(labels)}; largest {told(labels[::-1])}"
+    if empty:
+        line += f"; {len(empty):,} empty: {first_few(empty)}"
+    return line

@@ -4,6 +4,7 @@ Images are float32 [size, size, 3], RGB, from 0 to 255.
 """
 
 import io
+import warnings
 from typing import Annotated
 
 import numpy as np
@@ -11,6 +12,9 @@ import PIL.Image
 import tensorflow as tf
 
 from train_loop.bounds import Bounds
+
+# It warns of what it then cannot decode, and of what it decodes all the same.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # How a pixel is computed from those around it.
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -154,6 +158,15 @@ def _decode_window(encoded, window, decode_other=decode_any):
 def _decode_by_pillow(encoded):
     try:
         with PIL.Image.open(io.BytesIO(encoded)) as image:
+            if image.mode.startswith("I;16"):
+                # Of TIFF. Pillow would cut off what is above 255.
+                grey = np.asarray(image) >> 8
+                return np.repeat(grey.astype("uint8")[..., None], 3, axis=2)
+            if image.mode in ("I", "F"):
+                raise ValueError(
+                    "its pixels are numbers of 32 bits, of which nobody knows "
+                    "what is black and what is white"
+                )
             return np.asarray(image.convert("RGB"))
     except PIL.UnidentifiedImageError as error:
         # Pillow's own words name an object in memory.

@@ -2,18 +2,21 @@
 
 import pathlib
 
-import numpy as np
-import tensorflow as tf
+from train_loop.data.image_files import IMAGE_SUFFIXES, store_files
+from train_loop.errors import UserError, first_few
 
-from train_loop.data.split import Split, content_hash
-from train_loop.data.stored import EVALUATION_SPLITS, Stored
-from train_loop.data.stores import MemoryStore
-from train_loop.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
-# The folders of these names, whatever their capitals, are splits, if they hold
-# folders of classes.
-SPLITS = ("train", *EVALUATION_SPLITS)
+# What folders of splits are called, whatever their capitals -> the split.
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
+    "val": "val",
+    "test": "test",
+    "testing": "test",
+}
 
 
 def open_folder(root):
@@ -21,12 +24,13 @@ def open_folder(root):
 
     Args:
       root: folder in the layout of `tfds.ImageFolder`, SPLIT/CLASS/IMAGE,
-        where one of the splits is called train, or Train; or just
-        CLASS/IMAGE. Any of these may be links.
+        with splits by the names in `SPLITS`; or just CLASS/IMAGE. Images may
+        lie in folders below that of their class, and any of these may be
+        links.
 
     Returns:
-      A `Stored`. Files of other kinds are left out, with a warning; empty
-      files, and links that lead nowhere, are refused.
+      A `Stored`. What is left out, files of other kinds and folders that are
+      no splits, is named in its warnings.
 
     Raises:
       UserError: there are no folders of classes, two for one split, or no
@@ -34,11 +38,11 @@ def open_folder(root):
     """
     root = pathlib.Path(root)
     folders = _split_folders(root)
-    if "train" not in folders:
-        folders = {"train": root}
+    warnings = _left_out(root, folders.values()) if folders else []
+    folders = folders or {"train": root}
     classes = {
-        name: {folder.name: _files(folder) for folder in subfolders(path)}
-        for name, path in folders.items()
+        split: {folder.name: _files(folder) for folder in subfolders(path)}
+        for split, path in folders.items()
     }
     class_names = sorted(set().union(*classes.values()))
     if len(class_names) < 2:
@@ -47,51 +51,25 @@ def open_folder(root):
             "test/CLASS/IMAGE, or CLASS/IMAGE, with at least two classes; "
             f"found {', '.join(class_names) or 'no folder'}"
         )
-    paths, labels, sizes, indices = [], [], [], {}
-    refused, warnings = {}, []
-    for name, files_of in classes.items():
-        begin, num_others = len(paths), 0
+    files, empty, others = {}, [], []
+    for split, files_of in classes.items():
+        files[split] = []
         for label, class_name in enumerate(class_names):
-            images, others = files_of.get(class_name, ([], 0))
-            num_others += others
-            for path in images:
-                size, reason = _examine(path)
-                if reason:
-                    refused[str(path)] = reason
-                    continue
-                paths.append(str(path))
-                labels.append(label)
-                sizes.append(size)
+            images, of_other_kinds = files_of.get(class_name, ([], []))
+            files[split] += [(path, label) for path in images]
+            others += of_other_kinds
             if not images:
-                warnings.append(f"{folders[name] / class_name} holds no images")
-        if num_others:
-            warnings.append(
-                f"{num_others} files in {folders[name]} are left out: they are "
-                f"none of {', '.join(IMAGE_SUFFIXES)}"
-            )
-        if len(paths) > begin:
-            # Any slice of a split shall hold all classes.
-            order = np.random.default_rng(0).permutation(len(paths) - begin)
-            indices[name] = begin + order
-    if "train" not in indices:
-        reasons = [f"; {path} {reason}" for path, reason in refused.items()]
-        raise UserError(
-            f"{folders['train']} holds no image that can be read"
-            f"{''.join(reasons[:1])}"
+                empty.append(folders[split] / class_name)
+    if empty:
+        verb = "holds" if len(empty) == 1 else "hold"
+        warnings.append(f"{first_few(empty)} {verb} no images")
+    if others:
+        names = [path.relative_to(root) for path in others]
+        warnings.append(
+            f"{len(others)} files in {root} are left out: they are none of "
+            f"{', '.join(IMAGE_SUFFIXES)}: {first_few(names)}"
         )
-    labels = np.array(labels)
-    relative = [str(pathlib.Path(path).relative_to(root)) for path in paths]
-    store = MemoryStore(
-        tf.constant(paths, tf.string),
-        labels,
-        identity=content_hash(relative, labels.tobytes()),
-        namer=paths.__getitem__,
-        sizes=np.array(sizes),
-        loader=tf.io.read_file,
-        files=paths,
-    )
-    splits = {name: Split(store, order) for name, order in indices.items()}
-    return Stored(tuple(class_names), splits, refused, tuple(warnings))
+    return store_files(root, class_names, files, warnings)
 
 
 def subfolders(path):
@@ -101,46 +79,62 @@ def subfolders(path):
     return sorted(
         folder
         for folder in path.iterdir()
-        if folder.is_dir()
-        and not folder.name.startswith(".")
-        and not (folder / "flags.txt").is_file()
+        if folder.is_dir() and not _is_ignored(folder)
     )
 
 
+def _is_ignored(folder):
+    """Whether a folder is hidden, or that of a run."""
+    return folder.name.startswith(".") or (folder / "flags.txt").is_file()
+
+
 def _split_folders(root):
-    """Returns {split: folder of its classes}, whatever the capitals."""
+    """Returns {split: folder of its classes}, in the order of `SPLITS`."""
     found = {}
     for folder in subfolders(root):
-        name = folder.name.lower()
-        if name not in SPLITS or not subfolders(folder):
+        split = SPLITS.get(folder.name.lower())
+        if split is None or not subfolders(folder):
             continue
         # A link from one to the other is no second folder; small letters
         # sort last, and stay.
-        if name in found and not folder.samefile(found[name]):
+        if split in found and not folder.samefile(found[split]):
             raise UserError(
-                f"{found[name]} and {folder} are both the split {name}; put "
+                f"{found[split]} and {folder} are both the split {split}; put "
                 "their images into one folder, or rename one of them"
             )
-        found[name] = folder
-    return {name: found[name] for name in SPLITS if name in found}
+        found[split] = folder
+    return {split: found[split] for split in SPLITS.values() if split in found}
 
 
-def _files(folder):
-    """Returns (paths of images, number of other files) in a folder."""
-    files = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(images), len(files) - len(images)
+def _left_out(root, used):
+    """Returns a warning of what lies beside the folders of splits."""
+    names = [
+        folder.name
+        for folder in subfolders(root)
+        if not any(folder.samefile(other) for other in used)
+    ]
+    if not names:
+        return []
+    verb = "is" if len(names) == 1 else "are"
+    return [
+        f"{first_few(names)} in {root} {verb} used for nothing: what "
+        f"holds folders of classes, and is called {', '.join(SPLITS)}, is read"
+    ]
 
 
-def _examine(path):
-    """Returns (bytes, reason to refuse it or None) of an image's file."""
-    try:
-        str(path).encode()
-        if not path.resolve(strict=True).is_file():
-            return 0, "is not a file"
-        size = path.stat().st_size
-    except UnicodeEncodeError:
-        return 0, "has a name that is not UTF-8"
-    except (OSError, RuntimeError) as error:
-        return 0, f"cannot be read ({getattr(error, 'strerror', error)})"
-    return (size, None) if size else (0, "is empty")
+def _files(folder, above=()):
+    """Returns (images, other files) in a folder and in those below it."""
+    images, others, above = [], [], (*above, folder.resolve())
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            images.append(path)
+        elif not path.is_dir():
+            others.append(path)
+        # A link to where it lies would lead round and round.
+        elif not _is_ignored(path) and path.resolve() not in above:
+            more_images, more_others = _files(path, above)
+            images += more_images
+            others += more_others
+    return images, others

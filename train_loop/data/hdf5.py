@@ -58,6 +58,8 @@ def open_hdf5(*paths):
     if class_names is None:
         count = max(int(labels.max()) for _, labels, _ in parts.values()) + 1
         class_names = range(count)
+    # Whichever file was named first.
+    parts = {name: parts[name] for name in ("train", "test") if name in parts}
     rows, labels, sizes, names, splits = [], [], [], [], {}
     for number, (name, (path, part_labels, size)) in enumerate(parts.items()):
         _check_labels(path, name, part_labels, len(class_names))

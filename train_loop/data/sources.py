@@ -7,6 +7,8 @@ from functools import partial
 
 import tensorflow_datasets as tfds
 
+from train_loop.data.csv_table import SUFFIXES as CSV_SUFFIXES
+from train_loop.data.csv_table import open_csv
 from train_loop.data.digits import open_digits
 from train_loop.data.folder import open_folder, subfolders
 from train_loop.data.hdf5 import SUFFIXES as HDF5_SUFFIXES
@@ -24,14 +26,19 @@ DATASETS = {
         manual_files=("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
     ),
 }
+# What a file's name ends in -> path -> Stored.
+FILES = {
+    **dict.fromkeys(HDF5_SUFFIXES, open_hdf5),
+    **dict.fromkeys(CSV_SUFFIXES, open_csv),
+}
 
 
 def open_stored(name, data_dir=None, manual_dir=None):
     """Returns the `Stored` data set that a name stands for.
 
     Args:
-      name: a row of `DATASETS`, a folder, an HDF5 file, or any image
-        classification set of TFDS.
+      name: a row of `DATASETS`, a folder, a file of those in `FILES`, or any
+        image classification set of TFDS.
       data_dir: where TFDS keeps prepared data; None for TFDS's own default.
       manual_dir: where files downloaded by hand are; None for TFDS's own
         default, `downloads/manual` below `data_dir`.
@@ -45,7 +52,7 @@ def open_stored(name, data_dir=None, manual_dir=None):
     try:
         if path.is_dir():
             files = sorted(path.iterdir())
-            pair = [file for file in files if file.suffix in HDF5_SUFFIXES]
+            pair = [f for f in files if f.suffix.lower() in HDF5_SUFFIXES]
             if pair and not subfolders(path):
                 return open_hdf5(*pair)
             return open_folder(path)
@@ -53,10 +60,15 @@ def open_stored(name, data_dir=None, manual_dir=None):
         raise UserError(
             f"{error.filename} cannot be read ({error.strerror})"
         ) from error
-    if path.suffix in HDF5_SUFFIXES:
-        return open_hdf5(path)
-    if name.startswith((".", "~", os.sep)):
-        raise _unknown(name)
+    suffix = path.suffix.lower()
+    if suffix in FILES and path.is_file():
+        return FILES[suffix](path)
+    if suffix in FILES or name.startswith((".", "~", os.sep)):
+        raise UserError(
+            f"--dataset={name} is not there, neither a folder of images nor a "
+            f"file ({', '.join(FILES)}); if it was moved, name its new place "
+            "with --dataset"
+        )
     try:
         return open_tfds(name, data_dir=data_dir, manual_dir=manual_dir)
     except tfds.core.DatasetNotFoundError as error:
@@ -70,5 +82,6 @@ def _unknown(name):
     return UserError(
         f"--dataset={name} is neither a folder nor known to TFDS; {hint}It "
         f"takes: {', '.join(DATASETS)}, an image-classification set of TFDS, a "
-        "folder with a folder of images per class, or an .h5 file"
+        "folder with a folder of images per class, an .h5 file, or a .csv file "
+        "with the columns image and label"
     )

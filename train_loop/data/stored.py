@@ -1,6 +1,7 @@
 """A data set as it is stored, and what a run takes of it."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import tensorflow_datasets as tfds
 from sklearn.model_selection import train_test_split
 
 from train_loop.data.split import Split
-from train_loop.errors import UserError
+from train_loop.errors import UserError, first_few
 
 # What is evaluated on where --eval_split is not given: the first that exists.
 EVALUATION_SPLITS = ("validation", "val", "test")
@@ -30,26 +31,50 @@ class Stored(NamedTuple):
 class Data(NamedTuple):
     """What a run trains and evaluates on: two `Split`s.
 
-    `contents` is a value for JSON that tells these examples from others, even
-    where some are left out later because they are broken.
+    `evaluation` is None where nothing is evaluated on. `contents` is a value
+    for JSON that tells these examples from others, even where some are left
+    out later because they are broken; `note` says in words what was chosen
+    where nobody did, or is empty.
     """
 
     class_names: tuple
     train: Split
-    evaluation: Split
+    evaluation: Split | None
     contents: dict
+    note: str = ""
 
     @property
     def splits(self):
         """{name: `Split`}, by the names that reports give them."""
-        return {"train": self.train, "eval": self.evaluation}
+        both = {"train": self.train, "eval": self.evaluation}
+        return {
+            name: split for name, split in both.items() if split is not None
+        }
 
     def map(self, function):
         """Returns the data with `function(name, split)` of each split."""
-        train, evaluation = (
-            function(name, split) for name, split in self.splits.items()
+        mapped = {n: function(n, split) for n, split in self.splits.items()}
+        return self._replace(
+            train=mapped["train"], evaluation=mapped.get("eval")
         )
-        return self._replace(train=train, evaluation=evaluation)
+
+    def difference(self, contents):
+        """Returns in words what differs from earlier contents, or ""."""
+        if self.contents == contents:
+            return ""
+        if self.contents["class_names"] != contents["class_names"]:
+            return "the classes are others"
+        counts = [
+            {name: part["images"] for name, part in each["splits"].items()}
+            for each in (contents, self.contents)
+        ]
+        if counts[0] != counts[1]:
+            before, now = (
+                " and ".join(f"{n:,} for {name}" for name, n in each.items())
+                for each in counts
+            )
+            return f"there were {before}, and are {now}"
+        return "names or labels are others"
 
 
 def choose_splits(
@@ -64,8 +89,9 @@ def choose_splits(
         "train[:90%]"; None for "train".
       eval_split: what to evaluate on; None for the split that exists for it,
         or else for a part of the training examples.
-      validation_fraction: how large that part is. Where labels are known
-        without reading every image, it has this part of each class.
+      validation_fraction: how large that part is; 0 for nothing to evaluate
+        on. Where labels are known without reading every image, it has this
+        part of each class.
 
     Raises:
       UserError: there is no such split, nothing in it, or something twice.
@@ -83,7 +109,14 @@ def choose_splits(
             f"share {shared:,} images: what was trained on measures nothing; "
             "take parts that share none, such as train[:90%] and train[90%:]"
         )
-    return _data(stored, train, evaluation)
+    note = ""
+    if not eval_split and held_out[1:]:
+        rest = " and ".join(held_out[1:])
+        note = (
+            f"Evaluating on {spec}; {rest} is left for the end: "
+            f"--mode=evaluate --eval_split={held_out[-1]}"
+        )
+    return _data(stored, train, evaluation, note)
 
 
 def choose_evaluation(stored, eval_split=None):
@@ -102,15 +135,16 @@ def choose_evaluation(stored, eval_split=None):
     return _select(stored, "eval_split", eval_split or first)
 
 
-def _data(stored, train, evaluation):
+def _data(stored, train, evaluation, note=""):
+    data = Data(stored.class_names, train, evaluation, {}, note)
     contents = {
         "class_names": [*stored.class_names],
         "splits": {
             name: {"images": split.num_examples, "identity": split.identity}
-            for name, split in (("train", train), ("eval", evaluation))
+            for name, split in data.splits.items()
         },
     }
-    return Data(stored.class_names, train, evaluation, contents)
+    return data._replace(contents=contents)
 
 
 def _select(stored, flag, spec):
@@ -149,27 +183,50 @@ def _select(stored, flag, spec):
 
 
 def _hold_out(split, fraction):
-    """Returns what is left of a split, and the part that was held out."""
+    """Returns what is left of a split, the part held out, and a note."""
     count = split.num_examples
+    if fraction == 0:
+        note = "Training on everything (--validation_fraction=0): "
+        return split, None, f"{note}nothing is evaluated on"
     if not 0 < fraction < 1 or count < 2:
         raise UserError(
             f"--validation_fraction={fraction} of {count} images cannot be "
-            "held out; take a part between 0 and 1 of at least two"
+            "held out; take a part between 0 and 1 of at least two, or 0 to "
+            "train on everything and to evaluate on nothing"
         )
     if split.labels is None:
         kept = min(max(round(count * (1 - fraction)), 1), count - 1)
-        return split.slice(0, kept), split.slice(kept, count)
-    try:
-        train, evaluation = train_test_split(
-            np.arange(count),
-            test_size=fraction,
-            stratify=split.labels,
-            random_state=0,
-        )
-    except ValueError as error:
+        return split.slice(0, kept), split.slice(kept, count), ""
+    _check_even(split, fraction)
+    train, evaluation = train_test_split(
+        np.arange(count),
+        test_size=fraction,
+        stratify=split.labels,
+        random_state=0,
+    )
+    return split.take(np.sort(train)), split.take(np.sort(evaluation)), ""
+
+
+def _check_even(split, fraction):
+    """Raises UserError where not every class could be on both sides."""
+    count = split.num_examples
+    present, first, counts = np.unique(
+        split.labels, return_index=True, return_counts=True
+    )
+    alone = first[counts == 1]
+    if len(alone):
+        names = [split.store.name(split.indices[i]) for i in alone]
         raise UserError(
-            f"--validation_fraction={fraction} of {count} images cannot be "
-            f"held out evenly ({error}); add images, or a folder test/ with "
-            "those to evaluate on"
-        ) from error
-    return split.take(np.sort(train)), split.take(np.sort(evaluation))
+            "the only image of its class can be trained on or evaluated on, "
+            f"not both: {first_few(names)}; add images of the class, put those "
+            "to evaluate on into a folder test/, or take "
+            "--validation_fraction=0"
+        )
+    held_out = math.ceil(fraction * count)
+    if min(held_out, count - held_out) < len(present):
+        raise UserError(
+            f"--validation_fraction={fraction} of {count:,} images leaves "
+            f"{count - held_out:,} to train on and {held_out:,} to evaluate "
+            f"on, and there are {len(present):,} classes; take a part that has "
+            "an image of each on both sides, or --validation_fraction=0"
+        )

@@ -2,18 +2,27 @@
 
 import math
 
+import matplotlib
 from matplotlib.figure import Figure
+
+from train_loop.evaluation.charts.look import STYLE
 
 COLUMNS = 8
 INCHES = 1.5
 
 
+# Fonts with letters of many kinds, as charts have them.
+FONTS = {"font.family": STYLE["font.family"]}
+
+
+@matplotlib.rc_context(FONTS)
 def write_images(path, groups):
     """Draws images with their labels, and writes a PNG file.
 
     Args:
       path: of the file.
-      groups: {title: (float [n, height, width, 3] in 0..1, n labels)}.
+      groups: {title: (float [n, height, width, 3] in 0..1, n labels)}. See
+        `charts.look.label` for names of any kind.
     """
     rows = [math.ceil(len(labels) / COLUMNS) for _, labels in groups.values()]
     figure = Figure(

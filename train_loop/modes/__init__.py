@@ -1,20 +1,52 @@
 """What the program does for the one who starts it, a story each."""
 
-from train_loop.modes.compare import compare
-from train_loop.modes.data import look_at_data
-from train_loop.modes.evaluate import evaluate
-from train_loop.modes.export import export
-from train_loop.modes.predict import predict
-from train_loop.modes.summary import summarize
-from train_loop.modes.train import train
+import pkgutil
+from typing import NamedTuple
 
-# Name -> function of the `Settings` that were given.
+
+class Mode(NamedTuple):
+    """What a mode does, in words, and where its function is.
+
+    `place` is "module:function". What a mode needs takes seconds to import,
+    so that it is imported when it is run, and not when flags are read.
+    """
+
+    summary: str
+    place: str
+
+    @property
+    def function(self):
+        """A function of the `Settings` that were given."""
+        return pkgutil.resolve_name(self.place)
+
+
 MODES = {
-    "train": train,
-    "evaluate": evaluate,
-    "compare": compare,
-    "predict": predict,
-    "export": export,
-    "data": look_at_data,
-    "summary": summarize,
+    "train": Mode(
+        "trains to the last step, from the last checkpoint",
+        "train_loop.modes.train:train",
+    ),
+    "evaluate": Mode(
+        "writes a report on a run, or on weights",
+        "train_loop.modes.evaluate:evaluate",
+    ),
+    "compare": Mode(
+        "compares a run with another, or weights (--with)",
+        "train_loop.modes.compare:compare",
+    ),
+    "predict": Mode(
+        "names what is on the pictures that --images lists",
+        "train_loop.modes.predict:predict",
+    ),
+    "export": Mode(
+        "writes a run's model for other programs",
+        "train_loop.modes.export:export",
+    ),
+    "data": Mode(
+        "looks through all images, counts them and draws some",
+        "train_loop.modes.data:look_at_data",
+    ),
+    "summary": Mode(
+        "prints what a model costs",
+        "train_loop.modes.summary:summarize",
+    ),
 }

@@ -1,17 +1,22 @@
 """A look at the data before any long work: counts, broken images, a grid."""
 
+import csv
+import io
+
 from train_loop.assembly import (
+    check_apart,
     make_batching,
     make_transforms,
     open_whole_data,
 )
 from train_loop.data import check, samples
-from train_loop.errors import UserError
+from train_loop.errors import MANY, UserError, first_few
+from train_loop.evaluation.charts.look import label
 from train_loop.evaluation.figures import write_images
 from train_loop.run import new_workdir
-from train_loop.settling import settle
+from train_loop.settling import check_run_or_new, settle
 from train_loop.training.reports import table
-from train_loop.workdir import Workdir
+from train_loop.workdir import Workdir, write_text
 
 
 def look_at_data(settings):
@@ -19,14 +24,18 @@ def look_at_data(settings):
 
     With --skip_bad_images, those that a run would train and evaluate on.
     """
+    check_run_or_new(settings)
     settings = settle(settings)
     workdir = Workdir.of(settings.workdir or new_workdir(settings.dataset))
     workdir.check_writable()
+    check_apart(workdir, settings.dataset)
     data, refused = open_whole_data(settings)
     broken = check.find_broken(data, refused)
     readable = check.without_broken(data, broken)
     print_counts(
-        readable if settings.skip_bad_images else data, settings.dataset
+        readable if settings.skip_bad_images else data,
+        settings.dataset,
+        workdir.counts,
     )
     for record in broken:
         # A file's name may hold bytes that cannot be printed.
@@ -45,14 +54,17 @@ def look_at_data(settings):
         )
 
 
-def print_counts(data, dataset):
-    """Prints how many images there are of each class."""
+def print_counts(data, dataset, path):
+    """Prints how many images there are of each class.
+
+    Of many classes, it prints a summary, and writes the rest to a CSV file.
+    """
     counts = {n: check.count_labels(s, n) for n, s in data.splits.items()}
     for name, of_split in counts.items():
         for warning in check.balance_warnings(of_split, data.class_names):
             print(f"warning: {name}: {warning}")
     print(
-        f"{dataset}: {len(data.class_names)} classes; "
+        f"{dataset}: {len(data.class_names):,} classes; "
         + "; ".join(
             f"{split.num_examples:,} images for {name}, "
             f"{split.num_bytes / 1e6:,.1f} MB"
@@ -60,20 +72,37 @@ def print_counts(data, dataset):
         )
     )
     rows = [
-        [name, *(f"{counts[split].get(label, 0):,}" for split in counts)]
-        for label, name in enumerate(data.class_names)
+        [name, *(of_split.get(number, 0) for of_split in counts.values())]
+        for number, name in enumerate(data.class_names)
     ]
-    print(table([["class", *counts], *rows]))
+    head = ["class", *counts]
+    if len(rows) <= MANY:
+        texts = [[name, *map("{:,}".format, row)] for name, *row in rows]
+        print(table([head, *texts]))
+        return
+    for name, of_split in counts.items():
+        print(f"{name}: {check.describe_counts(of_split, data.class_names)}")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    write_text(path, text.getvalue())
+    print(f"All classes are counted in {path}.")
 
 
 def draw(path, data, settings):
     """Draws some images of each split, as a model gets them."""
+    names = data.class_names
+    labels = [label(names, number) for number in range(len(names))]
+    strange = [n for n, text in enumerate(labels) if text == f"#{n}"]
+    if strange:
+        told = [f"{labels[n]} for {names[n]}" for n in strange]
+        print(f"No font here has the letters of some: {first_few(told)}.")
+    data = data._replace(class_names=tuple(labels))
     transforms, shown = make_transforms(settings, data), {}
     if data.train.num_examples:
         shown["Training"] = samples.training_sample(
             data, transforms, make_batching(settings)
         )
-    if data.evaluation.num_examples:
+    if data.evaluation is not None and data.evaluation.num_examples:
         shown["Evaluation"] = samples.evaluation_sample(data, transforms)
     if shown:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,10 +5,11 @@ import os
 from train_loop.assembly import open_whole_data
 from train_loop.classifier import read_file
 from train_loop.data.samples import stored_files
+from train_loop.defaults import MODE_DEFAULTS
 from train_loop.errors import UserError
 from train_loop.prediction.pictures import find_pictures
 from train_loop.run import load_classifier
-from train_loop.settings import MODE_DEFAULTS, Settings
+from train_loop.settings import Settings
 from train_loop.settling import settle
 from train_loop.shipping import comparison
 from train_loop.shipping.formats import parse_formats
@@ -42,7 +43,10 @@ def export(settings):
     check_writable("--export_dir", folder)
     check_replaceable(names, folder)
     classifier = in_float32(load_classifier(settings.workdir))
-    made_with = settle(Settings(workdir=settings.workdir))
+    # The images may have been moved.
+    places = ("dataset", "data_dir", "manual_dir")
+    moved = {name: getattr(settings, name) for name in places}
+    made_with = settle(Settings(workdir=settings.workdir, **moved))
     calibration, compared = pictures(settings.images, made_with, classifier)
     shipment = Shipment(portable(classifier), calibration, settings.top_k)
     measured = [comparison.measure_model(classifier, compared)]
@@ -94,7 +98,10 @@ def pictures(images, made_with, classifier):
     try:
         data, _ = open_whole_data(made_with)
         seen, _ = stored_files(data.train, NUM_PICTURES)
-        files, labels = stored_files(data.evaluation, NUM_PICTURES)
+        # How often the model is right on what it was trained on says nothing.
+        files, labels = seen, None
+        if data.evaluation is not None:
+            files, labels = stored_files(data.evaluation, NUM_PICTURES)
     except UserError as error:
         raise UserError(
             f"{error}; or name pictures to try the files on: --images"

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 
+from train_loop.defaults import MODE_DEFAULTS
 from train_loop.errors import UserError, check_choice
 from train_loop.prediction.answers import answers
 from train_loop.prediction.explanations import write_explanations
@@ -10,7 +11,6 @@ from train_loop.prediction.formats import ANSWER_FORMATS
 from train_loop.prediction.pictures import LIST, find_pictures
 from train_loop.progress import passing_bar
 from train_loop.run import load_classifier
-from train_loop.settings import MODE_DEFAULTS
 from train_loop.workdir import Workdir, check_writable
 
 

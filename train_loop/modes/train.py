@@ -3,30 +3,43 @@
 import shlex
 import time
 
+from train_loop import console
+from train_loop.assembly import check_apart
 from train_loop.recipes import RECIPES
 from train_loop.run import Run
+from train_loop.settling import check_run_or_new
 from train_loop.training.reports import format_metric, table
 from train_loop.workdir import Workdir, read_json_lines
 
 
 def train(settings):
-    """Trains until the last step, from the last checkpoint where one is."""
+    """Trains until the last step, from the last checkpoint where one is.
+
+    Also where nobody sees what it prints any more: its files are what counts.
+    """
+    with console.lasting():
+        _train(settings)
+
+
+def _train(settings):
     if settings.workdir is not None:
         # Before the images are prepared, which may take hours.
         workdir = Workdir.of(settings.workdir)
         workdir.check_writable()
+        check_run_or_new(settings)
+        check_apart(workdir, settings.dataset)
         workdir.check_free()
     run = Run.create(settings)
-    start, began = run.trainer.step, time.perf_counter()
+    was_finished, began = run.is_finished, time.perf_counter()
     describe(run)
     try:
         run.train()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(resume_hint(run.workdir)) from None
     print(final_table(run))
-    if start >= run.steps:
+    if was_finished:
         print(
-            f"Nothing was left to do: the run is at step {start} of "
+            f"Nothing was left to do: the run is at step {run.trainer.step} of "
             f"{run.steps}."
         )
     else:
@@ -48,6 +61,9 @@ def resume_hint(workdir):
 def describe(run):
     """Prints what is about to happen."""
     settings, data = run.settings, run.data
+    held_out = "none"
+    if data.evaluation is not None:
+        held_out = f"{data.evaluation.num_examples:,}"
     parameters = sum(
         variable.shape.num_elements()
         for variable in run.classifier.model.trainable_variables
@@ -55,7 +71,7 @@ def describe(run):
     print(
         f"{settings.model}, {parameters:,} parameters, on {settings.dataset}: "
         f"{data.train.num_examples:,} images to train on, "
-        f"{data.evaluation.num_examples:,} to evaluate on, "
+        f"{held_out} to evaluate on, "
         f"{len(data.class_names)} classes"
     )
     print(

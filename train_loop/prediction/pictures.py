@@ -3,7 +3,7 @@
 import glob
 import os
 
-from train_loop.data.folder import IMAGE_SUFFIXES
+from train_loop.data.image_files import IMAGE_SUFFIXES
 from train_loop.errors import UserError
 
 # In place of a name: the list comes from another program.

@@ -50,8 +50,17 @@ class Checkpoints:
         # The manager forgets what an earlier process wrote, once its own file
         # is lost.
         for _, prefix in self.list()[self.keep :]:
-            for path in self.directory.glob(f"{pathlib.Path(prefix).name}.*"):
-                path.unlink()
+            self._remove(prefix)
+
+    def discard(self):
+        """Removes the newest checkpoint; returns the step of the one before.
+
+        0 where there was none.
+        """
+        [(_, newest), *earlier] = self.list()
+        self._remove(newest)
+        self._seen = earlier[:1]
+        return earlier[0][0] if earlier else 0
 
     def restore(self):
         """Reads the newest checkpoint that can be read.
@@ -102,6 +111,10 @@ class Checkpoints:
             if (match := re.fullmatch(r"ckpt-(\d+)\.index", path.name))
         ]
         return sorted(found, reverse=True)
+
+    def _remove(self, prefix):
+        for path in self.directory.glob(f"{pathlib.Path(prefix).name}.*"):
+            path.unlink()
 
 
 def _by_path(model):

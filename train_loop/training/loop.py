@@ -14,7 +14,7 @@ SECONDS_PER_CALL = 1.0
 
 
 class Cadence(NamedTuple):
-    """After how many steps things happen."""
+    """After how many steps things happen; 0 for never."""
 
     report: int
     evaluate: int
@@ -25,20 +25,25 @@ class Cadence(NamedTuple):
         while step < last:
             # Numbers are always reported before a save, so that no
             # half-counted average has to survive a restart.
-            step = min(last, *((step // each + 1) * each for each in self))
-            yield Stop(
-                step,
-                evaluates=step % self.evaluate == 0 or step == last,
-                saves=step % self.save == 0 or step == last,
-            )
+            nexts = ((step // each + 1) * each for each in self if each)
+            step = min(last, *nexts)
+            yield self.stop(step, last)
+
+    def stop(self, step, last):
+        """Returns the `Stop` at a step of a run that ends at `last`."""
+        return Stop(
+            step,
+            saves=_is_due(step, self.save, last),
+            evaluates=_is_due(step, self.evaluate, last),
+        )
 
 
 class Stop(NamedTuple):
     """A step at which training is reported, and what else happens there."""
 
     step: int
-    evaluates: bool
     saves: bool
+    evaluates: bool
 
 
 class DivergedError(Exception):
@@ -52,15 +57,16 @@ class DivergedError(Exception):
 def train(run, report):
     """Trains a run to its last step.
 
-    At every stop: train, report; evaluate, report; save.
+    At every stop: train, report; save; evaluate, report.
 
     Args:
       run: has `trainer`, a `Trainer` at the step to go on from; `steps`, the
         last one; `cadence`; `batch_size`; `training_batches()`, from the
         trainer's step on; `profile`, a `Profile`; `evaluate()`, which returns
-        {metric: number};
-        `save()`; and `explain(error)`, which returns the error to raise where
-        a batch could not be read.
+        {metric: number}; `owes_evaluation`, whether that of its step is to be
+        made yet; `save()`; `discard()`, which takes the last save back and
+        returns the step of the one before; and `explain(error)`, which returns
+        the error to raise where a batch could not be read.
       report: called with (step, split, metrics).
 
     Raises:
@@ -70,15 +76,20 @@ def train(run, report):
     batches = iter(run.training_batches())
     with progress_bar(run.steps, initial=saved) as bar:
         try:
+            if run.owes_evaluation:
+                report(saved, "eval", _evaluate(run))
             for stop in run.cadence.stops(saved, run.steps):
                 metrics = _train_until(stop.step, run, batches, bar)
                 report(stop.step, "train", metrics)
                 trainer.average_statistics()
-                if stop.evaluates:
-                    report(stop.step, "eval", _evaluate(run))
+                # First: an evaluation may take long, and be stopped.
                 if stop.saves:
                     saved = _save(run)
+                if stop.evaluates:
+                    report(stop.step, "eval", _evaluate(run))
         except DivergedError as error:
+            if saved == error.step:
+                saved = run.discard()
             raise UserError(_diverged(error.step, run.steps, saved)) from None
         except UserError:
             _keep(run, saved)
@@ -86,6 +97,10 @@ def train(run, report):
         except tf.errors.OpError as error:
             _keep(run, saved)
             raise run.explain(error) from error
+
+
+def _is_due(step, every, last):
+    return every > 0 and (step % every == 0 or step == last)
 
 
 def _train_until(stop, run, batches, bar):

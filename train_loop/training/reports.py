@@ -5,6 +5,7 @@ A report is called with (step, split, metrics): the step they were measured at,
 """
 
 import json
+import math
 
 import tqdm
 
@@ -62,13 +63,19 @@ class JsonLinesReport:
 def format_metric(name, value):
     """Returns a number as people like to read it."""
     formats = {
-        "accuracy": "{:.2%}",
-        "learning_rate": "{:.3g}",
-        "images_per_second": "{:,.0f}",
-        "input_wait": "{:.1%}",
-        "epoch": "{:.1f}",
+        "accuracy": "{:.2%}".format,
+        "learning_rate": "{:.3g}".format,
+        "images_per_second": _with_three_digits,
+        "input_wait": "{:.1%}".format,
+        "epoch": _with_three_digits,
     }
-    return formats.get(name, "{:.4f}").format(value)
+    return formats.get(name, "{:.4f}".format)(value)
+
+
+def _with_three_digits(value):
+    """Returns a number with three digits that count, and all whole ones."""
+    magnitude = math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:,.{max(2 - magnitude, 0)}f}"
 
 
 def table(rows):

@@ -31,18 +31,18 @@ class TensorBoardReport:
 
     Args:
       directory: the run's folder.
-      start: the step that this process starts from. TensorBoard is told to
-        forget what an earlier process wrote after it.
+      kept: {split: the last step at which this process keeps what an earlier
+        one wrote}. TensorBoard is told to forget what stands after it.
       model: whose weights are shown as histograms with every evaluation, or
         None.
     """
 
-    def __init__(self, directory, start, model=None):
+    def __init__(self, directory, kept, model=None):
         self.model = model
         self._writers = {}
-        for split in ("train", "eval"):
+        for split, step in kept.items():
             folder = os.path.join(directory, split)
-            _write_session_start(folder, start)
+            _write_session_start(folder, step)
             self._writers[split] = tf.summary.create_file_writer(folder)
 
     def __call__(self, step, split, metrics):
@@ -112,11 +112,11 @@ class TensorBoardReport:
             writer.close()
 
 
-def _write_session_start(folder, start):
+def _write_session_start(folder, kept):
     # The file's name sorts before that of the writer opened next.
     writer = EventFileWriter(folder, filename_suffix=".start")
     session_log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    writer.add_event(event_pb2.Event(step=start + 1, session_log=session_log))
+    writer.add_event(event_pb2.Event(step=kept + 1, session_log=session_log))
     writer.close()
 
 

@@ -1,0 +1,88 @@
+"""Streams that nobody reads any more, and terminals that are none."""
+
+import contextlib
+import io
+import os
+import pty
+import signal
+import sys
+import termios
+
+import pytest
+
+from train_loop import console
+from train_loop.progress import progress_bar
+
+
+def unread():
+    """Returns a text stream whose reader has gone, as `| head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return open(writer, "w", buffering=1)
+
+
+def full():
+    """Returns a text stream onto a disk that is full."""
+    return open("/dev/full", "w", buffering=1)
+
+
+@pytest.mark.parametrize("make", [unread, full])
+def test_work_goes_on_where_nobody_takes_what_it_says(make, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, make())
+    with pytest.raises(OSError, match="Broken pipe|No space left"):
+        print("a line")
+    done = []
+    with console.lasting():
+        for number in range(3):
+            print("a line")
+            print("an error", file=sys.stderr)
+            sys.stdout.flush()
+            done.append(number)
+    assert done == [0, 1, 2]
+    # Nothing is left that would fail at the end of the process.
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def test_lasting_streams_say_what_they_are_told(capsys):
+    with console.lasting():
+        print("a line")
+        assert sys.stdout.encoding
+    assert capsys.readouterr().out == "a line\n"
+
+
+def test_work_goes_on_where_the_terminal_is_closed():
+    before = signal.getsignal(signal.SIGHUP)
+    with console.lasting():
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def bar_on(stream):
+    with contextlib.redirect_stderr(stream), progress_bar(2) as bar:
+        bar.set_postfix(loss="1.5", refresh=False)
+        bar.update(2)
+
+
+def test_bars_are_drawn_on_terminals_only():
+    file = io.StringIO()
+    bar_on(file)
+    assert file.getvalue() == ""
+    screen, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    with open(terminal, "w") as stream:
+        bar_on(stream)
+        assert b"2/2" in os.read(screen, 1000)
+    os.close(screen)
+
+
+def test_others_draw_no_bars_into_files(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(os, "environ", {})
+    console.prepare()
+    assert os.environ == {"TQDM_DISABLE": "1"}
+    # Whoever follows the file sees lines as they come.
+    print("a line")
+    assert sys.stdout.buffer.getvalue() == b"a line\n"

@@ -1,0 +1,92 @@
+"""Standard output and standard error, and what becomes of them."""
+
+import contextlib
+import os
+import signal
+import sys
+
+
+class Lasting:
+    """A stream that goes on where nobody takes what is written to it.
+
+    As behind `| head`, in a terminal that was closed and on a full disk: what
+    is written from then on goes nowhere.
+
+    Args:
+      stream: a text stream, such as `sys.stdout`.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        with self._lasting():
+            self.stream.write(text)
+
+    def flush(self):
+        with self._lasting():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _lasting(self):
+        try:
+            yield
+        except OSError:
+            to_nowhere(self.stream)
+
+
+@contextlib.contextmanager
+def lasting():
+    """Lets work go on that is of use to those who stopped watching it."""
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with (
+            contextlib.redirect_stdout(Lasting(sys.stdout)),
+            contextlib.redirect_stderr(Lasting(sys.stderr)),
+        ):
+            yield
+    finally:
+        signal.signal(signal.SIGHUP, hang_up)
+
+
+@contextlib.contextmanager
+def ended_by_keyboard():
+    """Has Ctrl-C end the process at once, in a line.
+
+    For work that leaves nothing behind, such as imports: an exception would
+    come up in the middle of others' code, which makes others of it.
+    """
+    screen = os.dup(sys.__stderr__.fileno())
+
+    def end(*_):
+        os.write(screen, b"error: stopped by the keyboard\n")
+        os._exit(128 + signal.SIGINT)
+
+    interrupt = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+        os.close(screen)
+
+
+def prepare():
+    """Makes both streams fit for files and pipes, where they are no terminal.
+
+    Before anything imports tqdm: others' libraries draw bars with it, which
+    belong on a terminal and nowhere else.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    # Whoever reads the file in the meantime sees every line that is complete.
+    sys.stdout.reconfigure(line_buffering=True)
+
+
+def to_nowhere(stream):
+    """Writes what a stream still holds, and all to come, to nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

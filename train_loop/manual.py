@@ -1,0 +1,110 @@
+"""What `--help` says: examples first, then the flags, in groups."""
+
+import dataclasses
+import textwrap
+
+from train_loop.errors import check_choice, listed
+from train_loop.modes import MODES
+from train_loop.settings import Settings, flag_name, to_text
+
+WIDTH = 80
+EXAMPLES = """\
+Trains a ResNet on images and measures it.
+
+Handwritten digits, bundled, about a minute on a laptop; your own pictures, in
+a folder per class; on with a run that was stopped; what it is worth:
+
+  python -m train_loop.main
+  python -m train_loop.main --dataset=photos --weights=imagenet
+  python -m train_loop.main --workdir=runs/NAME
+  python -m train_loop.main --workdir=runs/NAME --mode=evaluate
+"""
+MORE = """\
+A recipe (--recipe) sets everything about training that is not given as a flag.
+--help=GROUP explains the flags of a group, --help=FLAG one, --help=all all.
+"""
+
+
+def help_text(topic=""):
+    """Returns what `--help=TOPIC` prints: of a group, a flag or "all".
+
+    Raises:
+      UserError: there is no such topic.
+    """
+    if not topic:
+        return "\n".join([EXAMPLES, _modes(), _overview(), MORE])
+    groups, fields = grouped(), dataclasses.fields(Settings)
+    flags = {flag_name(field.name): [field] for field in fields}
+    topics = {"all": fields, **groups, **flags, **groups}
+    check_choice("--help", topic, topics)
+    return "\n".join(map(explained, topics[topic])) + "\n"
+
+
+def grouped():
+    """Returns {group: fields of `Settings`}: each begins where it is named."""
+    groups, name = {}, None
+    for field in dataclasses.fields(Settings):
+        name = field.metadata["group"] or name
+        groups.setdefault(name, []).append(field)
+    return groups
+
+
+def explained(field):
+    """Returns the flag of a setting, what it is, may be, and is by default."""
+    flag = f"--{'[no]' * (field.type is bool)}{flag_name(field.name)}"
+    return f"{flag}\n{_wrapped(meaning(field), *['    '] * 2)}"
+
+
+def meaning(field):
+    """Returns what a setting is, what it may be and what it is by default."""
+    # They are made of what takes TensorFlow.
+    from train_loop.recipes import RECIPES
+
+    choices, default = field.metadata["choices"], field.metadata["default"]
+    modes = [f"--mode={name}" for name in field.metadata["modes"]]
+    tables = {n: ", ".join(t) for n, t in field.metadata["tables"].items()}
+    parts = [field.metadata["help"].format(**tables)]
+    if modes:
+        parts.append(f"For {' and '.join(modes)}.")
+    if choices is not None:
+        parts.append(f"One of: {listed(choices)}.")
+    if default is not None:
+        others = {
+            name: to_text(recipe.settings.given[field.name])
+            for name, recipe in RECIPES.items()
+            if recipe.settings.given.get(field.name, default) != default
+        }
+        texts = [to_text(default), *(f"{n}: {t}" for n, t in others.items())]
+        parts.append(f"Default: {'; '.join(texts)}.")
+    return " ".join(parts)
+
+
+def _modes():
+    rows = "\n".join(
+        _row(f"--mode={name}", mode.summary) for name, mode in MODES.items()
+    )
+    return f"What to do (by default, train):\n\n{rows}\n"
+
+
+def _overview():
+    rows = "\n".join(
+        _row(group, " ".join(f"--{flag_name(field.name)}" for field in fields))
+        for group, fields in grouped().items()
+    )
+    return f"Flags, in groups:\n\n{rows}\n"
+
+
+def _row(name, text):
+    """Returns a name, and a text beside it."""
+    return _wrapped(text, f"  {name:16}", " " * 18)
+
+
+def _wrapped(text, first, others):
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
