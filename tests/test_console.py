@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import pty
-import signal
 import sys
 import termios
 
@@ -50,13 +49,6 @@ def test_lasting_streams_say_what_they_are_told(capsys):
         print("a line")
         assert sys.stdout.encoding
     assert capsys.readouterr().out == "a line\n"
-
-
-def test_work_goes_on_where_the_terminal_is_closed():
-    before = signal.getsignal(signal.SIGHUP)
-    with console.lasting():
-        os.kill(os.getpid(), signal.SIGHUP)
-    assert signal.getsignal(signal.SIGHUP) == before
 
 
 def bar_on(stream):

@@ -40,7 +40,7 @@ LAYERS = (
     ("classifier",),
     ("data", "training", "evaluation"),
     ("choices",),
-    ("workdir", "bounds", "progress", "environment", "console"),
+    ("workdir", "bounds", "progress", "environment", "console", "stopping"),
     ("errors",),
 )
 LAYER_OF = {

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -30,7 +29,7 @@ SHORT = (
     "--evaluate_every=20",
     "--checkpoint_every=10",
 )
-# And one of a smaller net, with all that draws random numbers.
+# And one of a smaller net, with all that draws random numbers, or remembers.
 SMALLER = (
     "--steps=12",
     "--report_every=2",
@@ -38,18 +37,46 @@ SMALLER = (
     "--checkpoint_every=3",
     "--augment=shift,color_jitter,mixup",
     "--stochastic_depth=0.2",
+    "--average=ema",
+    "--accumulate_steps=2",
+    "--clip_norm=1",
+    "--precision=mixed_float16",
 )
 
+# The program, with a signal to itself after the report of a step.
+SIGNALLED = """
+import os, sys
+from train_loop import console, environment, main
+environment.import_tensorflow()
+from train_loop.training.reports import JsonLinesReport
+write_down = JsonLinesReport.__call__
+def write_down_and_signal(self, step, split, metrics):
+    write_down(self, step, split, metrics)
+    if (step, split) == ({step}, "train"):
+        os.kill(os.getpid(), {signal})
+JsonLinesReport.__call__ = write_down_and_signal
+console.prepare()
+sys.exit(main.main(sys.argv))
+"""
 
-def start(*arguments):
+
+def start(*arguments, signals=None):
     """Starts the program on two logical CPUs, in a process of its own.
 
     With as many threads as it likes, unlike the process of the tests.
+
+    Args:
+      *arguments: of the command line.
+      signals: (step, signal) that it sends itself.
     """
+    program = ["-m", "train_loop.main"]
+    if signals is not None:
+        step, number = signals
+        program = ["-c", SIGNALLED.format(step=step, signal=int(number))]
     environment = {**os.environ}
     environment.pop("TF_NUM_INTRAOP_THREADS", None)
     return subprocess.Popen(
-        [sys.executable, "-m", "train_loop.main", "--virtual_devices=2"]
+        [sys.executable, *program, "--virtual_devices=2"]
         + [*map(str, arguments)],
         env=environment,
         stdout=subprocess.PIPE,
@@ -113,21 +140,12 @@ def read_events(workdir, split):
     return events.Reload()
 
 
-def wait_for(happened, process):
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-
-
-def has_reported(metrics, step):
-    return metrics.exists() and f'"step": {step},' in metrics.read_text()
-
-
-def test_killed_run_goes_on_bit_by_bit(finished, tmp_path, run):
-    """On two replicas; killed, and interrupted in the next process."""
-    metrics = tmp_path / "metrics.jsonl"
-    process = start(*SHORT, f"--workdir={tmp_path}")
-    wait_for(functools.partial(has_reported, metrics, 15), process)
+def test_stopped_run_goes_on_bit_by_bit(finished, tmp_path, run):
+    """On two replicas; stopped in all ways, one after another."""
+    process = start(
+        *SHORT, f"--workdir={tmp_path}", signals=(15, signal.SIGSTOP)
+    )
+    os.waitpid(process.pid, os.WUNTRACED)
     # One folder, one process.
     status, _, errors = run(f"--workdir={tmp_path}")
     assert status == 1
@@ -137,17 +155,28 @@ def test_killed_run_goes_on_bit_by_bit(finished, tmp_path, run):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     # What a kill in the middle of a write leaves behind.
-    with metrics.open("a") as file:
+    with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "spl')
-    process = start(f"--workdir={tmp_path}")
-    wait_for(functools.partial(has_reported, metrics, 25), process)
-    process.send_signal(signal.SIGINT)
+    # In an evaluation, as a cluster asks.
+    process = start(f"--workdir={tmp_path}", signals=(20, signal.SIGTERM))
     _, errors = process.communicate()
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    last = errors.splitlines()[-1]
-    assert f"--workdir={tmp_path} goes on from the last" in last
-    process = start(f"--workdir={tmp_path}")
+    assert process.returncode == 128 + signal.SIGTERM
+    assert errors == (
+        f"error: stopped by SIGTERM; --workdir={tmp_path} goes on from the "
+        "last checkpoint\n"
+    )
+    assert Workdir(tmp_path).steps[-1] == 20
+    # Between two reports, behind `| head -1` in a terminal that is closed.
+    process = start(f"--workdir={tmp_path}", signals=(25, signal.SIGHUP))
+    assert process.stdout.readline().startswith("resnet_tiny")
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=300) == 128 + signal.SIGHUP
+    assert Workdir(tmp_path).steps[-1] == 26
+    # As nohup starts it.
+    default = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    process = start(f"--workdir={tmp_path}", signals=(30, signal.SIGHUP))
+    signal.signal(signal.SIGHUP, default)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert_same_run(tmp_path, finished, 35)
@@ -180,9 +209,9 @@ def test_run_goes_on_from_wherever_it_stopped(
         if (here, now) == (place, step):
             raise StopError
 
-    def save_or_stop(self, now):
+    def save_or_stop(self, now, *more):
         stop_at("before saving", now)
-        save(self, now)
+        save(self, now, *more)
         stop_at("after saving", now)
 
     def evaluate_or_stop(self):
@@ -208,17 +237,6 @@ def test_run_goes_on_from_wherever_it_stopped(
     assert_same_run(tmp_path, alone(strategy, run), 12)
     points = read_events(tmp_path, "eval").Tensors(TAGS["loss"])
     assert [point.step for point in points] == [6, 12]
-
-
-def test_run_goes_on_where_nobody_watches_it(finished, tmp_path):
-    """Behind `| head -1`, and in a terminal that is closed."""
-    process = start(*SHORT, f"--workdir={tmp_path}")
-    assert process.stdout.readline().startswith("resnet_tiny")
-    process.stdout.close()
-    process.stderr.close()
-    process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=300) == 0
-    assert_same_run(tmp_path, finished, 35)
 
 
 def test_flags_file_repeats_the_run(alone, tmp_path, run, small_net):

@@ -56,7 +56,7 @@ def test_settings_reach_the_parts_they_speak_of(tmp_path):
     assert run.trainer.model.stochastic_depth == 0.3
     assert run.trainer.strategy.num_replicas_in_sync == 2
     assert run.steps == round(10 * 1437 / 64)
-    assert run.cadence == (50, 150, 150)
+    assert run.cadence == (50, 150, 150, False)
     schedule = run.trainer.optimizer._learning_rate
     rates = [float(schedule(step)) for step in (0, 45, run.steps)]
     assert rates == pytest.approx([0, 0.7, 0], abs=1e-6)

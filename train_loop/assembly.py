@@ -20,10 +20,12 @@ from train_loop.data.service import check_service
 from train_loop.data.stored import choose_splits
 from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError, check_choice, first_few
+from train_loop.training.averages import AVERAGES, Average
+from train_loop.training.loss_scale import LossScale
 from train_loop.training.optimizers import OPTIMIZERS
 from train_loop.training.schedules import SCHEDULES
 from train_loop.training.strategies import STRATEGIES, split_cpu
-from train_loop.training.trainer import Trainer
+from train_loop.training.trainer import Trainer, Update
 from train_loop.workdir import read_json
 
 
@@ -159,12 +161,16 @@ def build_strategy(settings):
         print(environment.AMX_NOTE)
     strategy = STRATEGIES[settings.strategy]()
     replicas, batch_size = strategy.num_replicas_in_sync, settings.batch_size
-    if batch_size % replicas:
-        below = batch_size // replicas * replicas
-        sizes = [size for size in (below, below + replicas) if size]
+    pieces = replicas * settings.accumulate_steps
+    if batch_size % pieces:
+        below = batch_size // pieces * pieces
+        sizes = [size for size in (below, below + pieces) if size]
+        among = f"{replicas} replicas"
+        if settings.accumulate_steps > 1:
+            among += f" in {settings.accumulate_steps} pieces each"
         raise UserError(
-            f"--batch_size={batch_size} does not divide over {replicas} "
-            f"replicas; take {' or '.join(map(str, sizes))}"
+            f"--batch_size={batch_size} does not divide over {among}; take "
+            f"{' or '.join(map(str, sizes))}"
         )
     return strategy
 
@@ -238,7 +244,40 @@ def build_trainer(settings, data, classifier, strategy):
         strategy,
         settings.label_smoothing,
         forward=classifier.logits,
+        update=_make_update(settings, model, steps),
     )
+
+
+def _make_update(settings, model, steps):
+    """Returns how batches become updates of a model's weights."""
+    average = loss_scale = None
+    if settings.average != "none":
+        share = AVERAGES[settings.average](settings.ema_decay, steps)
+        average = Average(model, share)
+    if "float16" in settings.precision.split("_"):
+        loss_scale = LossScale()
+    return Update(
+        settings.accumulate_steps,
+        settings.clip_norm,
+        average,
+        loss_scale,
+        _is_compiled(settings),
+    )
+
+
+def _is_compiled(settings):
+    """Whether XLA compiles the step."""
+    has_accelerator = any(map(tf.config.list_logical_devices, ("GPU", "TPU")))
+    # Batch norm cannot talk to other replicas from inside what XLA compiles.
+    is_possible = not settings.synchronized_batch_norm
+    if settings.jit_compile == "auto":
+        return has_accelerator and is_possible
+    if settings.jit_compile == "true" and not is_possible:
+        raise UserError(
+            "--jit_compile=true and --synchronized_batch_norm do not go "
+            "together; leave one of them out"
+        )
+    return settings.jit_compile == "true"
 
 
 def num_steps(settings, data):

@@ -41,15 +41,11 @@ class Lasting:
 @contextlib.contextmanager
 def lasting():
     """Lets work go on that is of use to those who stopped watching it."""
-    hang_up = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with (
-            contextlib.redirect_stdout(Lasting(sys.stdout)),
-            contextlib.redirect_stderr(Lasting(sys.stderr)),
-        ):
-            yield
-    finally:
-        signal.signal(signal.SIGHUP, hang_up)
+    with (
+        contextlib.redirect_stdout(Lasting(sys.stdout)),
+        contextlib.redirect_stderr(Lasting(sys.stderr)),
+    ):
+        yield
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Nothing here needs TensorFlow, which takes seconds to import: help, and what is
 wrong with a flag, are there at once.
 """
 
+import contextlib
 import dataclasses
 import signal
 import sys
@@ -15,6 +16,7 @@ from train_loop.errors import UserError, check_choice, nearest
 from train_loop.manual import help_text
 from train_loop.modes import MODES
 from train_loop.settings import Settings, flag_name
+from train_loop.stopping import StoppedError
 
 FLAGS = flags.FLAGS
 FIELDS = dataclasses.fields(Settings)
@@ -111,10 +113,14 @@ def main(argv):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as error:
-        hint = "; ".join(["stopped by the keyboard", *error.args])
-        print(f"error: {hint}", file=sys.stderr)
-        return 130
+    except StoppedError as error:
+        # Perhaps by the end of the terminal that would show it.
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.status
+    except KeyboardInterrupt:
+        print("error: stopped by the keyboard", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         # Who read it has seen enough, as `| head` has.
         console.to_nowhere(sys.stdout)

@@ -74,7 +74,9 @@ class Measurement:
           **options: see `load_classifier`.
         """
         with self.strategy.scope():
-            classifier = load_classifier(source, **options)
+            classifier = load_classifier(
+                source, averaged=self.settings.averaged, **options
+            )
         given = self.given.preprocessing._asdict()
         changed = {name: v for name, v in given.items() if v is not None}
         preprocessing = classifier.preprocessing._replace(**changed)

@@ -7,8 +7,10 @@ import json
 import pathlib
 
 import numpy as np
+import tqdm
 
 from resnet_layers import WeightsError, load_weights
+from train_loop import stopping
 from train_loop.assembly import (
     build_classifier,
     build_strategy,
@@ -42,10 +44,12 @@ from train_loop.settling import find_given_weights, settle
 from train_loop.training import loop, probe, reports
 from train_loop.training.checkpoints import Checkpoints
 from train_loop.training.profiling import NO_PROFILE, Profile
+from train_loop.training.selection import best_step, evaluations_since_best
 from train_loop.training.tensorboard import TensorBoardReport
 from train_loop.training.trainer import Trainer
 from train_loop.workdir import (
     Workdir,
+    append_json_line,
     read_json,
     read_json_lines,
     write_text,
@@ -115,9 +119,13 @@ class Run:
             classifier = build_classifier(settings, data.class_names)
             trainer = build_trainer(settings, data, classifier, strategy)
         checkpoints = Checkpoints(
-            workdir.checkpoints, trainer.model, trainer.optimizer
+            workdir.checkpoints,
+            trainer.model,
+            trainer.optimizer,
+            trainer.memory,
+            keep=settings.keep_checkpoints,
         )
-        if checkpoints.restore() == 0:
+        if _restore(checkpoints, trainer) == 0:
             if weights is None:
                 warn_of_random_parts(settings)
             else:
@@ -155,6 +163,7 @@ class Run:
           UserError: another process trains in the folder, an image cannot be
             read, or the loss is not finite any more. What was learned before
             is saved.
+          StoppedError: a signal asked to stop; the same holds.
         """
         with self.workdir.locked():
             if self.checkpoints.changed_by_others():
@@ -165,14 +174,63 @@ class Run:
             self.settings.write(self.workdir.flags)
             contents = json.dumps(self.data.contents)
             write_text(self.workdir.data, contents + "\n")
-            with self._reports() as report:
-                run = self
-                if self.settings.cached_embeddings:
-                    run = self._with_embeddings()
+            run = self
+            if self.settings.cached_embeddings:
+                run = self._with_embeddings()
+            while not self._reaches_the_end(run):
+                pass
+
+    def _reaches_the_end(self, run):
+        """Trains, to the end or until it goes back to a checkpoint.
+
+        Args:
+          run: this one, perhaps with embeddings in place of images.
+        """
+        try:
+            with self._reports() as report, stopping.noting_signals():
                 loop.train(run, report)
+        except loop.DivergedError as error:
+            self._go_back(error)
+            return False
+        return True
+
+    def _go_back(self, error):
+        """Goes back to the last checkpoint, and leaves out what broke it.
+
+        That is the batch at which it showed, and the one before, which made the
+        weights that showed it.
+
+        Raises:
+          DivergedError: it is not wanted, not possible, or was in vain.
+        """
+        most = self.settings.max_rollbacks
+        before = len(read_json_lines(self.workdir.left_out))
+        if self.settings.on_nonfinite != "rollback" or error.saved == 0:
+            raise error
+        if before >= most:
+            raise UserError(
+                f"{error}. It was gone back {before} times already "
+                "(--max_rollbacks)"
+            ) from error
+        steps = [s for s in (error.step - 1, error.step) if s > error.saved]
+        batch_of = self._batching.batch_of
+        append_json_line(
+            self.workdir.left_out,
+            {"step": error.step, "batches": [batch_of(s - 1) for s in steps]},
+        )
+        tqdm.tqdm.write(
+            f"{error.what} at step {error.step}: going on from the checkpoint "
+            f"of step {error.saved}, without the images of step "
+            f"{' and '.join(map(str, steps))} (rollback {before + 1} of {most})"
+        )
+        self.trainer.results("train")
+        _restore(self.checkpoints, self.trainer)
 
     def evaluate(self):
         """Returns {metric: number} for the whole evaluation split.
+
+        Where the run keeps averages of the weights, theirs stand beside, as
+        "ema_accuracy" and so on.
 
         Raises:
           UserError: there is none, or an image of it cannot be read.
@@ -183,6 +241,16 @@ class Run:
                 f"{self.workdir} trains on everything and evaluates on "
                 "nothing (--validation_fraction=0)"
             )
+        metrics = self._evaluate(split)
+        average = self.trainer.update.average
+        if average is not None:
+            with average.in_place():
+                averaged = self._evaluate(split)
+            kind = self.settings.average
+            metrics |= {f"{kind}_{name}": v for name, v in averaged.items()}
+        return metrics
+
+    def _evaluate(self, split):
         with check.explained(split):
             return loop.evaluate(
                 self.trainer,
@@ -205,10 +273,12 @@ class Run:
         """After how many steps things happen."""
         epoch = max(round(steps_per_epoch(self.settings, self.data)), 1)
         evaluate_every = self.settings.evaluate_every or epoch
+        settings = self.settings
         return loop.Cadence(
-            self.settings.report_every,
+            settings.report_every,
             evaluate_every if "eval" in self.data.splits else 0,
-            self.settings.checkpoint_every or min(epoch, 500),
+            settings.checkpoint_every or min(epoch, 500),
+            settings.keep_best != "none" or settings.early_stopping is not None,
         )
 
     @property
@@ -221,7 +291,7 @@ class Run:
 
     def training_batches(self):
         """Returns the distributed training batches of the steps to come."""
-        batching, step = make_batching(self.settings), self.trainer.step
+        batching, step = self._batching, self.trainer.step
         if self._is_embedded:
             # They are read where they lie.
             batching = batching._replace(data_service=None)
@@ -230,6 +300,13 @@ class Run:
                 self.data.train, self.transforms, batching, step, context
             )
         )
+
+    @property
+    def _batching(self):
+        """How training examples become batches, without those left out."""
+        records = read_json_lines(self.workdir.left_out)
+        left_out = {n for record in records for n in record["batches"]}
+        return make_batching(self.settings)._replace(left_out=tuple(left_out))
 
     @property
     def owes_evaluation(self):
@@ -244,13 +321,37 @@ class Run:
         return step > 0 and evaluates and step not in evaluated
 
     @property
+    def has_stopped_improving(self):
+        """Whether it is over by --early_stopping."""
+        patience, metric = self.settings.early_stopping, self._judged_by
+        if patience is None:
+            return False
+        records = read_json_lines(self.workdir.metrics)
+        return evaluations_since_best(records, metric) >= patience
+
+    @property
+    def _judged_by(self):
+        """The metric of which evaluation is the best."""
+        metric = self.settings.keep_best
+        return "accuracy" if metric == "none" else metric
+
+    @property
     def is_finished(self):
         """Whether nothing is left to do."""
-        return self.trainer.step >= self.steps and not self.owes_evaluation
+        is_over = self.trainer.step >= self.steps or self.has_stopped_improving
+        return is_over and not self.owes_evaluation
 
-    def save(self):
-        """Writes a checkpoint."""
-        self.checkpoints.save(self.trainer.step)
+    def save(self, local_state=None):
+        """Writes a checkpoint.
+
+        Args:
+          local_state: see `Checkpoints.save`.
+        """
+        spared = None
+        if self.settings.keep_best != "none":
+            records = read_json_lines(self.workdir.metrics)
+            spared = best_step(records, self.settings.keep_best)
+        self.checkpoints.save(self.trainer.step, local_state, spared)
 
     def discard(self):
         """Takes the last checkpoint back; returns the step of the one before.
@@ -264,7 +365,8 @@ class Run:
         if self._is_embedded:
             return error
         settings, split = self.settings, self.data.train
-        start = self.trainer.step * self.batch_size // settings.augment_repeats
+        batch = self._batching.batch_of(self.trainer.step)
+        start = batch * self.batch_size // settings.augment_repeats
         examples = batches.shuffled_examples(split, settings.seed, start)
         ahead = examples.take(BATCHES_AHEAD * self.batch_size)
         return check.explain(error, split, ahead)
@@ -334,12 +436,14 @@ class Run:
 
     def _show_predictions(self, tensorboard):
         """Shows what the trained model makes of the evaluation split."""
-        predictions = predict_split(
-            self.classifier,
-            self.data.evaluation,
-            self.trainer.strategy,
-            self.batch_size,
-        )
+        average = self.trainer.update.average
+        with average.in_place() if average else contextlib.nullcontext():
+            predictions = predict_split(
+                self.classifier,
+                self.data.evaluation,
+                self.trainer.strategy,
+                self.batch_size,
+            )
         findings = Findings.of(predictions)
         for name in SHOWN_AT_THE_END:
             picture = charts.draw(name, findings)
@@ -390,22 +494,24 @@ class Run:
                 )
             return cache.embedded(split, folder)
 
-        head = Trainer(
-            model,
-            trainer.optimizer,
-            trainer.strategy,
-            trainer.label_smoothing,
-            forward=model.head,
-        )
         return dataclasses.replace(
             self,
             data=self.data.map(embed),
             transforms=Untransformed(),
-            trainer=head,
+            trainer=trainer.through(model.head),
         )
 
 
-def load_classifier(source, model=None, class_names=None, step=None):
+def _restore(checkpoints, trainer):
+    """Brings a trainer to the last checkpoint; returns its step, 0 without."""
+    step = checkpoints.restore()
+    trainer.restore_local_state(checkpoints.local_state(step))
+    return step
+
+
+def load_classifier(
+    source, model=None, class_names=None, step=None, averaged=True
+):
     """Returns the `Classifier` of a run, or of weights.
 
     Of a run, finished or not, it needs the folder only, not its data.
@@ -418,6 +524,7 @@ def load_classifier(source, model=None, class_names=None, step=None):
       class_names: of weights that do not have them beside; by default
         ImageNet's.
       step: of a run, which checkpoint; None for the last that can be read.
+      averaged: take the averaged weights of a run that keeps some.
 
     Raises:
       UserError: there is no such run, it has no checkpoint yet, or the weights
@@ -438,7 +545,7 @@ def load_classifier(source, model=None, class_names=None, step=None):
             )
         path = workdir.checkpoints / f"ckpt-{step}"
     try:
-        load_weights(classifier.model, path)
+        load_weights(classifier.model, path, averaged=averaged)
     except WeightsError as error:
         raise UserError(str(error)) from error
     return classifier

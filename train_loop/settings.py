@@ -15,7 +15,7 @@ from train_loop.workdir import write_text
 if TYPE_CHECKING:
     from resnet_layers import Normalization
 
-PRECISIONS = ("float32", "mixed_bfloat16")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 # Types of settings that have a smallest and a largest value.
 NUMBERS = (int, float)
 
@@ -179,9 +179,11 @@ class Settings:
         False,
     )
     precision: str = setting(
-        "What the network computes in. Variables and loss stay float32.",
+        "What the network computes in. Variables and loss stay float32. With "
+        "mixed_float16 the loss is scaled, as high as gradients stay finite.",
         "float32",
         choices=PRECISIONS,
+        fixed=True,
     )
 
     image_size: int = setting(
@@ -283,6 +285,34 @@ class Settings:
         at_least=0,
         at_most=1,
     )
+    clip_norm: float = setting(
+        "The longest that the gradients of all weights together may be; longer "
+        "ones are shortened, after those of all replicas were summed. Default: "
+        "any.",
+        at_least=1e-6,
+    )
+    accumulate_steps: int = setting(
+        "Take each batch in this many pieces, one after another, and update "
+        "once: for batches that do not fit into memory. Batch norm sees the "
+        "pieces.",
+        1,
+        at_least=1,
+    )
+    average: str = setting(
+        "Keeps a mean of the weights and statistics over many steps, which is "
+        "evaluated beside them, and taken by the other modes: {AVERAGES} (ema: "
+        "the newest count most; swa: the last quarter of all steps).",
+        "none",
+        choices=Names("train_loop.training.averages:AVERAGES", "none"),
+        fixed=True,
+        tables={"AVERAGES": Names("train_loop.training.averages:AVERAGES")},
+    )
+    ema_decay: float = setting(
+        "How much of the mean stays at each step, with --average=ema.",
+        0.9999,
+        at_least=0,
+        at_most=1,
+    )
     stochastic_depth: float = setting(
         "How likely the last block is left out for an image, in training; the "
         "others' likelihoods rise to it. 0: none is.",
@@ -309,6 +339,12 @@ class Settings:
         "Split the CPU into this many devices, to try replicas without GPUs.",
         at_least=1,
     )
+    jit_compile: str = setting(
+        "Have XLA compile the way from images to gradients. auto: on GPUs and "
+        "TPUs; on CPUs it is slower.",
+        "auto",
+        choices=("auto", "true", "false"),
+    )
     deterministic: bool = setting(
         "Make a GPU repeat a run bit by bit, more slowly. A CPU always does.",
         False,
@@ -323,6 +359,30 @@ class Settings:
     checkpoint_every: int = setting(
         "Steps between two checkpoints. Default: an epoch, at most 500.",
         at_least=1,
+    )
+    keep_checkpoints: int = setting(
+        "How many of the newest checkpoints to keep.", 3, at_least=1
+    )
+    keep_best: str = setting(
+        "Keeps the checkpoint of the evaluation that was best by this metric, "
+        "too; every evaluation is saved then.",
+        "none",
+        choices=Names("train_loop.training.selection:MORE_IS_BETTER", "none"),
+    )
+    early_stopping: int = setting(
+        "End after this many evaluations in a row that were no better than the "
+        "best, by --keep_best or else by accuracy.",
+        at_least=1,
+    )
+    on_nonfinite: str = setting(
+        "What to do where loss or weights are not finite, or beyond all "
+        "reason. rollback: go on from the last checkpoint, without the images "
+        "that did it.",
+        "stop",
+        choices=("stop", "rollback"),
+    )
+    max_rollbacks: int = setting(
+        "How often a run goes back, before it gives up.", 3, at_least=1
     )
     histograms: bool = setting(
         "Show the weights in TensorBoard, as histograms, at every evaluation.",
@@ -340,12 +400,18 @@ class Settings:
     )
 
     # What is asked of a run that is there.
+    averaged: bool = setting(
+        "Take the averaged weights of a run that keeps some (--average).",
+        True,
+        of_run=False,
+        modes=("evaluate", "compare", "predict", "export"),
+        group="modes",
+    )
     checkpoint: int = setting(
         "Step of the checkpoint to measure. Default: the last.",
         at_least=1,
         of_run=False,
         modes=("evaluate", "compare"),
-        group="modes",
     )
     test_time_augmentation: str = setting(
         "What a model sees of each image; its answers are averaged.",

@@ -47,6 +47,11 @@ class Workdir:
         return self.path / "metrics.jsonl"
 
     @property
+    def left_out(self):
+        """What was left out of training, a JSON object a line."""
+        return self.path / "left_out.jsonl"
+
+    @property
     def checkpoints(self):
         return self.path / "checkpoints"
 
@@ -235,6 +240,12 @@ def read_json_lines(path):
             with contextlib.suppress(json.JSONDecodeError):
                 records.append(json.loads(line))
     return records
+
+
+def append_json_line(path, record):
+    """Appends a record to a file of `read_json_lines`."""
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 def _remove(path):

@@ -45,7 +45,7 @@ class Loaded(NamedTuple):
     preprocessing: Preprocessing
 
 
-def load_weights(model, path, replace_head=False):
+def load_weights(model, path, replace_head=False, averaged=True):
     """Reads weights from a file or a run into a built `ResNet`.
 
     Args:
@@ -60,6 +60,8 @@ def load_weights(model, path, replace_head=False):
         `checkpoints/ckpt-30`.
       replace_head: keep the model's own classifier where the file has another
         number of classes.
+      averaged: take the averaged weights of a run that keeps some, not those of
+        its last step.
 
     Returns:
       A `Loaded`. Its preprocessing is what `read_preprocessing` returns.
@@ -73,7 +75,7 @@ def load_weights(model, path, replace_head=False):
     path = find_file(pathlib.Path(path))
     preprocessing = read_preprocessing(path)
     with errors_as_one_line(path), contextlib.ExitStack() as opened:
-        dialect, tensors = open_tensors(model, path, opened)
+        dialect, tensors = open_tensors(model, path, opened, averaged)
         pairs, head_used = _pair(model, path, tensors, dialect, replace_head)
         for name, (tensor, target) in pairs.items():
             _check_values(_read(tensor, target), path, name, target)

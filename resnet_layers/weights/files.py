@@ -109,7 +109,7 @@ def _is_pickle(path):
     return False
 
 
-def open_tensors(model, path, opened):
+def open_tensors(model, path, opened, averaged=True):
     """Returns (dialect, {name: `Stored`}) of whatever `load_weights` takes.
 
     No numbers are read, but those of checkpoints that must prove to be whole.
@@ -119,13 +119,14 @@ def open_tensors(model, path, opened):
       path: a `pathlib.Path` that `find_file` has returned.
       opened: a `contextlib.ExitStack`; until it is closed, tensors can be
         read.
+      averaged: take the averages of a run that keeps some.
 
     Raises:
       WeightsError: the package that reads the file is not installed.
       Exception: the file is damaged, or not a file of weights; the readers
         raise whatever they trip over.
     """
-    dialect, open_file = _find_reader(path)
+    dialect, open_file = _find_reader(path, averaged)
     # Whole numbers are no weights: torch's batch norm counts its calls for a
     # schedule of its own, `StochasticDepth` for its random numbers.
     return dialect, {
@@ -144,10 +145,11 @@ def find_dialect(path):
     return _find_reader(path)[0]
 
 
-def _find_reader(path):
+def _find_reader(path, averaged=True):
     """Returns (dialect, function: model, path, stack -> {name: `Stored`})."""
     if not path.is_file():
-        return "own", _open_checkpoints
+        parts = ("model", "average") if averaged else ("model",)
+        return "own", functools.partial(_open_checkpoints, parts)
     if path.suffix.lower() == ".safetensors":
         return "torch", _open_safetensors
     if zipfile.is_zipfile(path):
@@ -176,12 +178,12 @@ def find_checkpoints(path):
     return [prefix for _, prefix in sorted(found, reverse=True)]
 
 
-def _open_checkpoints(model, path, opened):
+def _open_checkpoints(parts, model, path, opened):
     """Returns {path below the model: `Stored`} of the newest that is whole."""
     prefixes = find_checkpoints(path)
     for prefix in prefixes:
         try:
-            tensors = _open_checkpoint(prefix)
+            tensors = _open_checkpoint(prefix, parts)
             for tensor in tensors.values():
                 tensor.read()
             return tensors
@@ -197,17 +199,25 @@ def _open_checkpoints(model, path, opened):
     raise OSError(reason)
 
 
-def _open_checkpoint(prefix):
+def _open_checkpoint(prefix, parts):
+    """Returns {path below the model: `Stored`}, of the last part that has it.
+
+    Args:
+      prefix: of a checkpoint.
+      parts: of it, such as "model" and "average".
+    """
     reader = tf.train.load_checkpoint(str(prefix))
+    shapes = reader.get_variable_to_shape_map()
     types = reader.get_variable_to_dtype_map()
     return {
         _unescape(key.split("/")[1]): Stored(
-            tuple(shape),
+            tuple(shapes[key]),
             types[key].name,
             functools.partial(reader.get_tensor, key),
         )
-        for key, shape in sorted(reader.get_variable_to_shape_map().items())
-        if key.startswith("model/")
+        for part in parts
+        for key in sorted(shapes)
+        if key.startswith(f"{part}/")
     }
 
 

@@ -110,9 +110,9 @@ def test_broken_pictures_are_named_and_the_others_done(trained, photos, run):
 def test_standard_output_holds_nothing_but_answers(
     trained, photos, run, monkeypatch
 ):
-    def load_and_talk(*arguments):
+    def load_and_talk(*arguments, **options):
         print("Downloading ...")
-        return load_classifier(*arguments)
+        return load_classifier(*arguments, **options)
 
     # The name in the package is that of the function.
     module = sys.modules["train_loop.modes.predict"]

@@ -1,12 +1,15 @@
 """The order of things between the steps."""
 
 import dataclasses
+import os
+import signal
 import types
 
 import pytest
 import tensorflow as tf
 
 from train_loop import UserError
+from train_loop.stopping import StoppedError, noting_signals
 from train_loop.training import loop
 from train_loop.training.profiling import NO_PROFILE, Profile
 
@@ -36,6 +39,8 @@ class FakeTrainer:
     breaks_at: int | None = None
     unreadable_at: int | None = None
     finite: bool = True
+    train_loss: float = 1.0
+    signalled_at: int | None = None
     seconds_per_step: float = SECONDS_PER_STEP
 
     def __post_init__(self):
@@ -50,6 +55,8 @@ class FakeTrainer:
             self.step += 1
             if self.step == self.breaks_at:
                 return tf.constant(self.step), tf.constant(0.0)
+            if self.step == self.signalled_at:
+                os.kill(os.getpid(), signal.SIGTERM)
             if self.step == self.unreadable_at:
                 self.step -= 1
                 raise tf.errors.InvalidArgumentError(None, None, "broken")
@@ -60,9 +67,12 @@ class FakeTrainer:
             self.log.append(next(batches))
 
     def results(self, split):
-        return {"loss": 1.0, "split": split}
+        return {"loss": self.train_loss, "split": split}
 
-    def is_finite(self):
+    def local_state(self):
+        return f"local of {self.step}"
+
+    def is_sound(self):
         return self.finite
 
     def average_statistics(self):
@@ -81,6 +91,11 @@ class FakeRun:
     eval_loss: float = 1.0
     eval_error: Exception | None = None
     owes_evaluation: bool = False
+    enough_at: int | None = None
+
+    @property
+    def has_stopped_improving(self):
+        return self.trainer.step == self.enough_at
 
     def training_batches(self):
         return iter(lambda: "batch", None)
@@ -91,8 +106,8 @@ class FakeRun:
             raise self.eval_error
         return {"loss": self.eval_loss}
 
-    def save(self):
-        self.trainer.log.append(("save", self.trainer.step))
+    def save(self, *local_state):
+        self.trainer.log.append(("save", self.trainer.step, *local_state))
 
     def discard(self):
         self.trainer.log.append(("discard", self.trainer.step))
@@ -145,6 +160,14 @@ def train(clock):
             ["2 evaluate", "3 save", "4 evaluate"] + ["5 evaluate save"],
         ),
         (0, 3, (1, 100, 100), ["1", "2", "3 evaluate save"]),
+        # What is evaluated is saved.
+        (
+            0,
+            5,
+            (100, 2, 3, True),
+            ["2 evaluate save", "3 save", "4 evaluate save"]
+            + ["5 evaluate save"],
+        ),
         # What has nothing to be evaluated on.
         (0, 5, (100, 0, 3), ["3 save", "5 save"]),
         # Done.
@@ -280,20 +303,49 @@ def test_checkpoint_whose_evaluation_is_not_finite_is_taken_back(
 def test_steps_before_a_broken_picture_are_saved(train):
     with pytest.raises(UserError, match="explained: broken"):
         train(unreadable_at=8)
-    assert train.log[-2:] == [("average", 7), ("save", 7)]
+    assert train.log[-2:] == [("average", 7), ("save", 7, "local of 7")]
 
 
 def test_steps_before_a_broken_picture_of_the_evaluation_are_saved(train):
     with pytest.raises(UserError, match="eval.png"):
         train({"eval_error": UserError("eval.png is broken")})
-    assert train.log[-2:] == [("average", 4), ("save", 4)]
+    assert train.log[-2:] == [("average", 4), ("save", 4, "local of 4")]
+
+
+def test_request_to_stop_is_answered_after_the_step(train):
+    with pytest.raises(StoppedError), noting_signals():
+        train(signalled_at=7)
+    # With what each replica had, and not what they have in common now.
+    assert train.log[-2:] == [("average", 7), ("save", 7, "local of 7")]
+
+
+def test_evaluation_is_stopped_between_batches(clock):
+    trainer = FakeTrainer([], clock, seconds_per_step=60)
+    with noting_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedError):
+            loop.evaluate(trainer, range(11), 11)
+    assert trainer.log == [0]
+
+
+def test_run_ends_where_it_has_stopped_improving(train):
+    log, _ = train({"enough_at": 4})
+    assert log[-1] == ("report eval", 4)
+
+
+@pytest.mark.parametrize("loss", [1.1e4, float("inf")])
+def test_exploded_loss_is_never_saved(train, loss):
+    with pytest.raises(loop.DivergedError, match="at step 6 of 10") as error:
+        train(train_loss=loss, step=5)
+    assert (error.value.step, error.value.saved) == (6, 5)
+    assert train.log == []
 
 
 @pytest.mark.parametrize("options", [{"step": 7}, {"finite": False}])
 def test_nothing_new_or_not_finite_is_saved_before_an_error(train, options):
     with pytest.raises(UserError, match="explained: broken"):
         train(unreadable_at=options.get("step", 1) + 1, **options)
-    assert [name for name, _ in train.log if name == "save"] == []
+    assert "save" not in [name for name, *_ in train.log]
 
 
 def test_every_batch_of_an_evaluation_is_taken(clock):

@@ -23,13 +23,22 @@ class Batching(NamedTuple):
     as it is (Hoffer et al., 2019, https://arxiv.org/abs/1901.09335).
     `data_service` is the address of a tf.data service whose workers prepare
     the batches: each example is still read once an epoch, but the order
-    depends on which worker is faster.
+    depends on which worker is faster. `left_out` are the numbers, from 0, of
+    batches that nobody shall see again.
     """
 
     batch_size: int
     seed: int = 0
     repeats: int = 1
     data_service: str | None = None
+    left_out: tuple[int, ...] = ()
+
+    def batch_of(self, step):
+        """Returns the number of the batch of a step, both from 0."""
+        number = step
+        for other in sorted(self.left_out):
+            number += other <= number
+        return number
 
 
 def training_batches(split, transforms, batching, step=0, context=WHOLE):
@@ -51,7 +60,7 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
     batch_size = _per_pipeline(batching.batch_size, context)
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
     seed, repeats = batching.seed, batching.repeats
-    start, skipped = divmod(step * batch_size, repeats)
+    start, skipped = divmod(batching.batch_of(step) * batch_size, repeats)
 
     def spread(position):
         # No two pipelines share a number, so that none augments as another.
@@ -79,6 +88,13 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
     examples = shuffled_examples(split, seed, start)
     if repeats > 1:
         examples = examples.flat_map(repeat).skip(skipped)
+    if batching.left_out:
+        left_out = tf.constant(batching.left_out, tf.int64)
+        examples = examples.filter(
+            lambda example: tf.reduce_all(
+                example["position"] // batch_size != left_out
+            )
+        )
     batches = (
         examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
         # Mixed as a whole: what an image is mixed with does not depend on

@@ -17,6 +17,7 @@ from train_loop.workdir import Workdir, read_json_lines
 # What makes a measurement another one than that which a run makes of itself.
 TELLING = (
     "checkpoint",
+    "averaged",
     "dataset",
     "eval_split",
     "image_size",
@@ -98,6 +99,8 @@ def _facts(settings, measurement):
     if settings.workdir is not None:
         steps = Workdir.of(settings.workdir).steps
         facts["step"] = settings.checkpoint or steps[-1]
+        if used.average != "none":
+            facts["average"] = used.average if used.averaged else "none"
     else:
         facts["weights"] = settings.weights
     for name in ("image_size", "crop_fraction", "test_time_augmentation"):

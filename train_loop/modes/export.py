@@ -42,7 +42,9 @@ def export(settings):
     folder = Workdir.of(settings.export_dir or workdir.export).path
     check_writable("--export_dir", folder)
     check_replaceable(names, folder)
-    classifier = in_float32(load_classifier(settings.workdir))
+    classifier = in_float32(
+        load_classifier(settings.workdir, averaged=settings.averaged)
+    )
     # The images may have been moved.
     places = ("dataset", "data_dir", "manual_dir")
     moved = {name: getattr(settings, name) for name in places}

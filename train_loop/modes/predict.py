@@ -35,7 +35,9 @@ def predict(settings):
     listed = sys.stdin.buffer if settings.images == LIST else ()
     paths = find_pictures(settings.images, listed)
     with contextlib.redirect_stdout(sys.stderr):
-        classifier = load_classifier(source, settings.model)
+        classifier = load_classifier(
+            source, settings.model, averaged=settings.averaged
+        )
     told = answers(classifier, paths, settings.top_k)
     if settings.explain:
         told = write_explanations(classifier, told, folder)

@@ -8,6 +8,7 @@ from train_loop.assembly import check_apart
 from train_loop.recipes import RECIPES
 from train_loop.run import Run
 from train_loop.settling import check_run_or_new
+from train_loop.stopping import StoppedError
 from train_loop.training.reports import format_metric, table
 from train_loop.workdir import Workdir, read_json_lines
 
@@ -34,8 +35,9 @@ def _train(settings):
     describe(run)
     try:
         run.train()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(resume_hint(run.workdir)) from None
+    except StoppedError as error:
+        hint = resume_hint(run.workdir)
+        raise StoppedError(error.signal, hint) from None
     print(final_table(run))
     if was_finished:
         print(

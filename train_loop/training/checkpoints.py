@@ -1,16 +1,19 @@
 """Checkpoints: what a run keeps so that it can go on.
 
-The variables of the model and of the optimizer, by name, and nothing else:
-the order of the data and the augmentation follow from the step.
+The variables of the model, of the optimizer and of what else a trainer
+remembers, by name, and nothing else: the order of the data and the augmentation
+follow from the step.
 """
 
 import pathlib
 import re
 import shutil
 
+import numpy as np
 import tensorflow as tf
 
 from train_loop.errors import UserError
+from train_loop.workdir import written_aside
 
 
 class Checkpoints:
@@ -20,11 +23,14 @@ class Checkpoints:
       directory: where they are written.
       model: a built Keras model.
       optimizer: a built Keras optimizer.
+      memory: {name: variables} of what else there is, see `Trainer.memory`.
       warn: called with a line of text when a checkpoint cannot be read.
       keep: how many to keep.
     """
 
-    def __init__(self, directory, model, optimizer, warn=print, keep=3):
+    def __init__(
+        self, directory, model, optimizer, memory=None, *, warn=print, keep=3
+    ):
         self.directory = pathlib.Path(directory)
         self.warn = warn
         self.keep = keep
@@ -33,24 +39,51 @@ class Checkpoints:
         self._checkpoint = tf.train.Checkpoint(
             model=_by_path(model),
             optimizer=[variable.value for variable in optimizer.variables],
+            **(memory or {}),
         )
         self._seen = self.list()[:1]
+        # It would forget what an earlier process wrote, and knows nothing of
+        # checkpoints that are spared: old ones are removed here.
         self._manager = tf.train.CheckpointManager(
-            self._checkpoint, str(directory), max_to_keep=keep
+            self._checkpoint, str(directory), max_to_keep=None
         )
 
-    def save(self, step):
+    def save(self, step, local_state=None, spared=None):
         """Writes the checkpoint of a step and removes the oldest ones.
 
         TensorFlow writes beside the final name and renames at the end, so
         that a kill in between leaves the earlier checkpoints as they were.
+
+        Args:
+          step: number of steps taken.
+          local_state: {name: array} that only whoever goes on from there
+            needs, see `Trainer.local_state`.
+          spared: the step of a checkpoint that is kept, however old.
         """
+        if local_state:
+            with (
+                written_aside(self._local_path(step)) as path,
+                path.open("wb") as file,
+            ):
+                np.savez(file, **local_state)
         self._manager.save(checkpoint_number=step)
         self._seen = self.list()[:1]
-        # The manager forgets what an earlier process wrote, once its own file
-        # is lost.
-        for _, prefix in self.list()[self.keep :]:
-            self._remove(prefix)
+        for old, prefix in self.list()[self.keep :]:
+            if old != spared:
+                self._remove(prefix)
+        kept = [prefix for _, prefix in reversed(self.list())]
+        # For others' tools, which look for the newest there.
+        tf.compat.v1.train.update_checkpoint_state(
+            str(self.directory), kept[-1], kept
+        )
+
+    def local_state(self, step):
+        """Returns what `save` was given for a step, {} if nothing."""
+        path = self._local_path(step)
+        if not path.is_file():
+            return {}
+        with np.load(path) as arrays:
+            return dict(arrays)
 
     def discard(self):
         """Removes the newest checkpoint; returns the step of the one before.
@@ -111,6 +144,10 @@ class Checkpoints:
             if (match := re.fullmatch(r"ckpt-(\d+)\.index", path.name))
         ]
         return sorted(found, reverse=True)
+
+    def _local_path(self, step):
+        # Removed with the other files of the step.
+        return self.directory / f"ckpt-{step}.local.npz"
 
     def _remove(self, prefix):
         for path in self.directory.glob(f"{pathlib.Path(prefix).name}.*"):

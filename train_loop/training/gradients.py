@@ -1,7 +1,8 @@
 """The way of gradients from the replicas to the weights: one place, once.
 
 Reduce, then whatever looks at the sum, then apply. Keras clips and unscales
-before it sums over the replicas, so that the result depends on their number.
+before it sums over the replicas, so that the result depends on their number,
+and writes infinite numbers into the weights where only one replica has some.
 """
 
 import tensorflow as tf
@@ -16,7 +17,7 @@ def sum_once(optimizer):
     optimizer._all_reduce_sum_gradients = list
 
 
-def reduce_and_apply(optimizer, gradients):
+def reduce_and_apply(optimizer, gradients, clip_norm=None, loss_scale=None):
     """Sums gradients over the replicas and updates the weights.
 
     Call it on every replica, inside `strategy.run`.
@@ -25,12 +26,20 @@ def reduce_and_apply(optimizer, gradients):
       optimizer: a built Keras optimizer that has been through `sum_once`.
       gradients: of this replica's share of the loss, a tensor for each of the
         optimizer's variables.
+      clip_norm: the largest norm that all gradients together may have; longer
+        ones are shortened. None: any.
+      loss_scale: the `LossScale` that the loss was multiplied with; None if
+        it was not.
 
     Returns:
-      Norm of all summed gradients together, a scalar.
+      Norm of all summed gradients together, before it is clipped; a scalar.
     """
     context = tf.distribute.get_replica_context()
     gradients = context.all_reduce("SUM", gradients)
+    if loss_scale is not None:
+        gradients = loss_scale.unscale(gradients)
     norm = tf.linalg.global_norm(gradients)
+    if clip_norm is not None:
+        gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, norm)
     optimizer.apply(gradients)
     return norm

@@ -6,35 +6,43 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from train_loop import stopping
 from train_loop.errors import UserError
 from train_loop.progress import passing_bar, progress_bar
 
 # The devices are left alone for about this long before the progress bar moves.
 SECONDS_PER_CALL = 1.0
+# Nats. A label whose probability is exp(-10,000) was not learned any more.
+LARGEST_LOSS = 1e4
+NOT_FINITE = "the loss is not finite"
 
 
 class Cadence(NamedTuple):
-    """After how many steps things happen; 0 for never."""
+    """After how many steps things happen; 0 for never.
+
+    With `keep_evaluated`, what is evaluated is saved too.
+    """
 
     report: int
     evaluate: int
     save: int
+    keep_evaluated: bool = False
 
     def stops(self, step, last):
         """Yields the `Stop`s from a step on, up to the last one."""
+        # Numbers are always reported before a save, so that no half-counted
+        # average has to survive a restart.
+        cycles = [n for n in (self.report, self.evaluate, self.save) if n]
         while step < last:
-            # Numbers are always reported before a save, so that no
-            # half-counted average has to survive a restart.
-            nexts = ((step // each + 1) * each for each in self if each)
-            step = min(last, *nexts)
+            step = min(last, *((step // each + 1) * each for each in cycles))
             yield self.stop(step, last)
 
     def stop(self, step, last):
         """Returns the `Stop` at a step of a run that ends at `last`."""
+        evaluates = _is_due(step, self.evaluate, last)
+        saves = _is_due(step, self.save, last)
         return Stop(
-            step,
-            saves=_is_due(step, self.save, last),
-            evaluates=_is_due(step, self.evaluate, last),
+            step, saves or (self.keep_evaluated and evaluates), evaluates
         )
 
 
@@ -46,12 +54,31 @@ class Stop(NamedTuple):
     evaluates: bool
 
 
-class DivergedError(Exception):
-    """Numbers that are not finite, at a step."""
+class DivergedError(UserError):
+    """Training came to numbers that are of no use.
 
-    def __init__(self, step):
-        super().__init__(step)
+    Args:
+      step: at which that showed.
+      steps: of the whole run.
+      saved: the step of the last good checkpoint; 0 without one.
+      what: is wrong.
+    """
+
+    def __init__(self, step, steps, saved, what):
+        kept = f"the checkpoint of step {saved} is kept"
+        if saved == 0:
+            kept = "there is no checkpoint yet"
+        super().__init__(
+            f"{what} at step {step} of {steps}; {kept}. Try a lower "
+            "--learning_rate, a longer --warmup_epochs, or a --clip_norm"
+        )
         self.step = step
+        self.saved = saved
+        self.what = what
+
+
+class _UselessError(Exception):
+    """What is wrong with the numbers, and at which step."""
 
 
 def train(run, report):
@@ -64,13 +91,18 @@ def train(run, report):
         last one; `cadence`; `batch_size`; `training_batches()`, from the
         trainer's step on; `profile`, a `Profile`; `evaluate()`, which returns
         {metric: number}; `owes_evaluation`, whether that of its step is to be
-        made yet; `save()`; `discard()`, which takes the last save back and
-        returns the step of the one before; and `explain(error)`, which returns
-        the error to raise where a batch could not be read.
+        made yet; `has_stopped_improving`, whether evaluations say that it is
+        enough; `save(local_state)`; `discard()`, which takes the last
+        save back and returns the step of the one before; and
+        `explain(error)`, which returns the error to raise where a batch could
+        not be read.
       report: called with (step, split, metrics).
 
     Raises:
-      UserError: the loss or the gradients are not finite any more.
+      DivergedError: the loss, the gradients or the weights are of no use any
+        more.
+      StoppedError: a signal asked to stop; everything learned is saved.
+      UserError: an image cannot be read.
     """
     trainer, saved = run.trainer, run.trainer.step
     batches = iter(run.training_batches())
@@ -79,6 +111,8 @@ def train(run, report):
             if run.owes_evaluation:
                 report(saved, "eval", _evaluate(run))
             for stop in run.cadence.stops(saved, run.steps):
+                if run.has_stopped_improving:
+                    break
                 metrics = _train_until(stop.step, run, batches, bar)
                 report(stop.step, "train", metrics)
                 trainer.average_statistics()
@@ -87,11 +121,12 @@ def train(run, report):
                     saved = _save(run)
                 if stop.evaluates:
                     report(stop.step, "eval", _evaluate(run))
-        except DivergedError as error:
-            if saved == error.step:
+        except _UselessError as error:
+            step, what = error.args
+            if saved == step:
                 saved = run.discard()
-            raise UserError(_diverged(error.step, run.steps, saved)) from None
-        except UserError:
+            raise DivergedError(step, run.steps, saved, what) from None
+        except (UserError, stopping.StoppedError):
             _keep(run, saved)
             raise
         except tf.errors.OpError as error:
@@ -113,12 +148,16 @@ def _train_until(stop, run, batches, bar):
                 broken_step, waiting = trainer.train(batches, num_steps)
                 waited += float(waiting)
                 if broken_step >= 0:
-                    raise DivergedError(int(broken_step))
+                    raise _UselessError(int(broken_step), NOT_FINITE)
                 loss = float(trainer.loss.result())
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                stopping.check()
     seconds = time.perf_counter() - began
+    results = trainer.results("train")
+    if results["loss"] > LARGEST_LOSS:
+        raise _UselessError(stop, f"the loss is {results['loss']:.2g}")
     return {
-        **trainer.results("train"),
+        **results,
         "images_per_second": (stop - start) * run.batch_size / seconds,
         "input_wait": waited / seconds,
     }
@@ -127,34 +166,28 @@ def _train_until(stop, run, batches, bar):
 def _evaluate(run):
     metrics = run.evaluate()
     if not math.isfinite(metrics["loss"]):
-        raise DivergedError(run.trainer.step)
+        raise _UselessError(run.trainer.step, NOT_FINITE)
     return metrics
 
 
 def _save(run):
     """Saves the run, unless the last update broke it; returns its step."""
     # The loss before that update told nothing of it.
-    if not run.trainer.is_finite():
-        raise DivergedError(run.trainer.step)
+    if not run.trainer.is_sound():
+        raise _UselessError(
+            run.trainer.step, "weights are beyond all reason or not finite"
+        )
     run.save()
     return run.trainer.step
 
 
 def _keep(run, saved):
-    """Saves what was learned before something that cannot be read."""
+    """Saves what was learned before training had to end."""
+    # To go on as if it had not ended there, each replica needs its own.
+    local_state = run.trainer.local_state()
     run.trainer.average_statistics()
-    if run.trainer.step > saved and run.trainer.is_finite():
-        run.save()
-
-
-def _diverged(step, steps, saved):
-    kept = f"the checkpoint of step {saved} is kept"
-    if saved == 0:
-        kept = "there is no checkpoint yet"
-    return (
-        f"the loss is not finite at step {step} of {steps}; {kept}. Try a "
-        "lower --learning_rate or a longer --warmup_epochs"
-    )
+    if run.trainer.step > saved and run.trainer.is_sound():
+        run.save(local_state)
 
 
 def evaluate(trainer, batches, num_steps):
@@ -172,6 +205,7 @@ def evaluate(trainer, batches, num_steps):
     with passing_bar(num_steps, "batch") as bar:
         for piece in _pieces(num_steps, bar):
             trainer.evaluate(iterator, piece)
+            stopping.check()
     return trainer.results("eval")
 
 

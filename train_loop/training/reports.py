@@ -64,6 +64,10 @@ def format_metric(name, value):
     """Returns a number as people like to read it."""
     formats = {
         "accuracy": "{:.2%}".format,
+        "ema_accuracy": "{:.2%}".format,
+        "swa_accuracy": "{:.2%}".format,
+        "loss_scale": "{:g}".format,
+        "skipped_steps": "{:g}".format,
         "learning_rate": "{:.3g}".format,
         "images_per_second": _with_three_digits,
         "input_wait": "{:.1%}".format,

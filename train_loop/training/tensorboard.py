@@ -15,8 +15,14 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 TAGS = {
     "loss": "quality/loss",
     "accuracy": "quality/accuracy",
+    "ema_loss": "quality/ema_loss",
+    "ema_accuracy": "quality/ema_accuracy",
+    "swa_loss": "quality/swa_loss",
+    "swa_accuracy": "quality/swa_accuracy",
     "learning_rate": "optimizer/learning_rate",
     "gradient_norm": "optimizer/gradient_norm",
+    "loss_scale": "optimizer/loss_scale",
+    "skipped_steps": "optimizer/skipped_steps",
     "images_per_second": "speed/images_per_second",
     "input_wait": "speed/input_wait",
 }

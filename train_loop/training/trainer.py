@@ -1,9 +1,41 @@
 """What happens on the devices: steps of training and of evaluation."""
 
+import copy
+import math
+from typing import NamedTuple
+
+import numpy as np
 import tensorflow as tf
 
 from train_loop.training import gradients
+from train_loop.training.averages import Average
+from train_loop.training.loss_scale import LossScale
 from train_loop.training.losses import cross_entropy, is_correct
+
+# Weights that are larger have exploded, though they are finite.
+LARGEST_WEIGHT = 1e9
+
+
+class Update(NamedTuple):
+    """How a batch becomes an update of the weights.
+
+    A replica takes its part of the batch in `micro_batches` pieces, one after
+    another, which needs the memory of one; the update is that of the whole, but
+    batch norm sees the pieces: it normalises each by itself, and its statistics
+    move at every one. `clip_norm` is the largest norm of all gradients
+    together. `average` keeps a mean of the weights over the steps. `loss_scale`
+    is for float16. `compiled` has XLA compile the way from images to
+    gradients.
+    """
+
+    micro_batches: int = 1
+    clip_norm: float | None = None
+    average: Average | None = None
+    loss_scale: LossScale | None = None
+    compiled: bool = False
+
+
+PLAIN = Update()
 
 
 class Trainer:
@@ -24,22 +56,37 @@ class Trainer:
         classes. Evaluation uses the labels as they are.
       forward: maps (a batch, training=...) to logits, in place of the model:
         with what goes before it, or a part of it.
+      update: an `Update`.
     """
 
     def __init__(
-        self, model, optimizer, strategy, label_smoothing=0.0, forward=None
+        self,
+        model,
+        optimizer,
+        strategy,
+        label_smoothing=0.0,
+        forward=None,
+        update=PLAIN,
     ):
         self.model = model
         self.forward = forward or model
         self.optimizer = optimizer
         self.strategy = strategy
         self.label_smoothing = label_smoothing
+        self.update = update
         with strategy.scope():
             optimizer.build(model.trainable_variables)
             gradients.sum_once(optimizer)
             self.loss = tf.keras.metrics.Mean(name="loss")
             self.accuracy = tf.keras.metrics.Mean(name="accuracy")
             self.gradient_norm = tf.keras.metrics.Mean(name="gradient_norm")
+            self.skipped_steps = tf.keras.metrics.Sum(name="skipped_steps")
+
+    def through(self, forward):
+        """Returns the same trainer with another way from batches to logits."""
+        other = copy.copy(self)
+        other.forward = forward
+        return other
 
     @property
     def step(self):
@@ -100,9 +147,12 @@ class Trainer:
 
     def results(self, split):
         """Returns {name: number} of what was measured since the last call."""
+        scale = self.update.loss_scale
         metrics = [self.loss, self.accuracy]
         if split == "train":
             metrics.append(self.gradient_norm)
+            if scale is not None:
+                metrics.append(self.skipped_steps)
         results = {metric.name: float(metric.result()) for metric in metrics}
         for metric in metrics:
             metric.reset_state()
@@ -110,61 +160,202 @@ class Trainer:
             results["learning_rate"] = float(
                 tf.convert_to_tensor(self.optimizer.learning_rate)
             )
+            if scale is not None:
+                results["loss_scale"] = float(scale.scale.numpy())
         return results
 
-    def is_finite(self):
-        """Tells whether all numbers that a checkpoint would hold are finite."""
-        variables = [*self.model.variables, *self.optimizer.variables]
+    @property
+    def memory(self):
+        """What a checkpoint holds beside the model and the optimizer.
+
+        {name: {path of a weight: its average}, or a list of variables}.
+        """
+        memory = {}
+        if self.update.average is not None:
+            memory["average"] = self.update.average.by_path
+        if self.update.loss_scale is not None:
+            memory["loss_scale"] = self.update.loss_scale.variables
+        return memory
+
+    def is_sound(self):
+        """Tells whether all numbers that a checkpoint would hold are usable.
+
+        They are finite, and those of the model are not beyond all reason.
+        """
+        parts = [(self.model, LARGEST_WEIGHT), (self.optimizer, math.inf)]
         return all(
             bool(tf.reduce_all(tf.math.is_finite(variable.value)))
-            for variable in variables
+            and float(tf.reduce_max(tf.abs(variable.value))) <= largest
+            for part, largest in parts
+            for variable in part.variables
             if is_float(variable)
         )
 
     def average_statistics(self):
         """Gives all replicas the mean of their batch-norm statistics.
 
-        Each replica moves its own; reading or saving takes the first one's.
+        And of the averages of these. Each replica moves its own; reading or
+        saving takes the first one's.
         Call this before every evaluation and every save.
         """
         if self.strategy.num_replicas_in_sync == 1:
             return
-        for variable in self.model.non_trainable_variables:
-            if not is_float(variable):
-                continue
-            values = self.strategy.experimental_local_results(variable.value)
+        for variable in self._statistics().values():
+            values = self._local(variable)
             # In this form equal values, frozen ones say, stay what they are.
             first, *others = values
             differences = tf.add_n([other - first for other in others])
             variable.assign(first + differences / len(values))
 
+    def local_state(self):
+        """Returns {name: array [replicas, ...]} of what each replica has apart.
+
+        These are its statistics, and the metrics since the last report. A run
+        that is stopped between two reports needs them to go on as if it had
+        not been.
+        """
+        return {
+            name: np.stack([value.numpy() for value in self._local(variable)])
+            for name, variable in self._local_variables().items()
+        }
+
+    def restore_local_state(self, state):
+        """Gives each replica what it had; nothing, if they were others.
+
+        Args:
+          state: what `local_state` returned.
+        """
+        variables = self._local_variables()
+        for name, values in state.items():
+            places = self._local(variables[name])
+            if len(places) == len(values):
+                for place, value in zip(places, values, strict=True):
+                    place.assign(value)
+
+    def _local_variables(self):
+        metrics = [self.loss, self.accuracy, self.gradient_norm]
+        return self._statistics() | {
+            f"metrics/{metric.name}/{variable.name}": variable.value
+            for metric in [*metrics, self.skipped_steps]
+            for variable in metric.variables
+        }
+
+    def _statistics(self):
+        """Returns {name: variable} of statistics, and of their averages."""
+        statistics = {
+            variable.path: variable.value
+            for variable in self.model.non_trainable_variables
+            if is_float(variable)
+        }
+        if self.update.average is None:
+            return statistics
+        return statistics | {
+            f"average/{variable.path}": mean
+            for variable, mean in self.update.average.pairs
+            if variable.path in statistics
+        }
+
+    def _local(self, variable):
+        return self.strategy.experimental_local_results(variable)
+
     def _tensors(self, values):
         return [
             tensor
             for part in tf.nest.flatten(values)
-            for tensor in self.strategy.experimental_local_results(part)
+            for tensor in self._local(part)
         ]
 
     def _train_step(self, batch, arrived):
         images, labels = batch
+        scale, changed = self.update.loss_scale, self._changed_by_step()
         # No part of a step may happen before the batches of all replicas are
         # there. A replica does not see the control dependencies of its caller.
         with tf.control_dependencies(arrived):
-            with tf.GradientTape() as tape:
-                logits = self.forward(images, training=True)
-                losses = cross_entropy(labels, logits, self.label_smoothing)
-                # This replica's share: the sum over the replicas is the mean
-                # over the global batch.
-                replicas = self.strategy.num_replicas_in_sync
-                loss = tf.reduce_mean(losses) / replicas
+            before = [tf.identity(variable) for variable in changed]
+            parts, losses, correct = self._gradients(images, labels)
             gradient_norm = gradients.reduce_and_apply(
-                self.optimizer,
-                tape.gradient(loss, self.model.trainable_variables),
+                self.optimizer, parts, self.update.clip_norm, scale
             )
+            if scale is not None:
+                finite = tf.math.is_finite(gradient_norm)
+                # With the smallest scale, it is not for the scale's sake.
+                skips = ~finite & (scale.scale > 1.0)
+                gradient_norm = tf.where(skips, 0.0, gradient_norm)
+                replicas = self.strategy.num_replicas_in_sync
+                self.skipped_steps.update_state(
+                    tf.cast(skips, tf.float32) / replicas
+                )
+                scale.settle(finite, changed, before)
+            if self.update.average is not None:
+                self.update.average.update(self.optimizer.iterations.value)
             self.loss.update_state(losses)
-            self.accuracy.update_state(is_correct(labels, logits))
+            self.accuracy.update_state(correct)
             self.gradient_norm.update_state(gradient_norm)
-        return loss, gradient_norm
+        return tf.reduce_mean(losses), gradient_norm
+
+    def _changed_by_step(self):
+        """Returns what is to be restored where a step is taken back.
+
+        Not the number of steps: the images of that step have been read.
+        """
+        if self.update.loss_scale is None:
+            return []
+        variables = [*self.model.variables, *self.optimizer.variables]
+        return [v.value for v in variables if is_float(v)]
+
+    def _gradients(self, images, labels):
+        """Returns gradients, losses and hits of a replica's part of a batch.
+
+        The gradients are those of its share of the loss, scaled as it may be.
+        """
+        gradients_of = self._gradients_of_piece
+        if self.update.compiled:
+            gradients_of = tf.function(gradients_of, jit_compile=True)
+        pieces = self.update.micro_batches
+        if pieces == 1:
+            return gradients_of(images, labels)
+        # A piece is every third example, say, so that what is in it does not
+        # depend on the number of replicas.
+        images, labels = (
+            tf.reshape(part, [-1, pieces, *part.shape[1:]])
+            for part in (images, labels)
+        )
+        sums = [
+            tf.zeros(variable.shape)
+            for variable in self.model.trainable_variables
+        ]
+        losses = tf.TensorArray(tf.float32, pieces)
+        correct = tf.TensorArray(tf.float32, pieces)
+        # Synchronised batch norm talks to the other replicas, which it cannot
+        # do from inside a loop of the graph.
+        unrolled = self.strategy.num_replicas_in_sync > 1 and any(
+            getattr(layer, "synchronized", False)
+            for layer in self.model._flatten_layers()
+        )
+        for index in range(pieces) if unrolled else tf.range(pieces):
+            # One after another, or all of them would be in memory.
+            with tf.control_dependencies(sums):
+                piece = tf.identity(images[:, index])
+            parts, piece_losses, piece_correct = gradients_of(
+                piece, labels[:, index]
+            )
+            sums = [a + b for a, b in zip(sums, parts, strict=True)]
+            losses = losses.write(index, piece_losses)
+            correct = correct.write(index, piece_correct)
+        return sums, losses.concat(), correct.concat()
+
+    def _gradients_of_piece(self, images, labels):
+        replicas = self.strategy.num_replicas_in_sync
+        with tf.GradientTape() as tape:
+            logits = self.forward(images, training=True)
+            losses = cross_entropy(labels, logits, self.label_smoothing)
+            # This piece's share: the sum over all pieces and replicas is the
+            # mean over the global batch.
+            loss = tf.reduce_mean(losses) / replicas / self.update.micro_batches
+            if self.update.loss_scale is not None:
+                loss = self.update.loss_scale.multiply(loss)
+        parts = tape.gradient(loss, self.model.trainable_variables)
+        return parts, losses, is_correct(labels, logits)
 
     def _evaluation_step(self, batch):
         images, labels, weights = batch

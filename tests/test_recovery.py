@@ -1,0 +1,172 @@
+"""Runs that average, go back, keep the best, and know when it is enough."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+from samples import read_checkpoint, read_metrics
+
+from resnet_layers import load_weights
+from train_loop import Run, Settings, UserError, load_classifier
+from train_loop.data.transforms import Transforms
+from train_loop.workdir import Workdir
+
+pytestmark = pytest.mark.usefixtures("small_net")
+
+SMALL = Settings(
+    model="resnet_tiny",
+    image_size=16,
+    batch_size=6,
+    strategy="one_device",
+    report_every=1,
+    augment=(),
+    evaluate_every=2,
+    checkpoint_every=2,
+)
+
+
+def train(folder, workdir, **others):
+    """Trains a run; returns it."""
+    run = Run.create(
+        Settings(dataset=folder, workdir=workdir, **others).over(SMALL)
+    )
+    run.train()
+    return run
+
+
+def evaluations(workdir, metric):
+    records = read_metrics(workdir)
+    return [r[metric] for r in records if r["split"] == "eval"]
+
+
+def test_averages_are_evaluated_and_taken(folder, tmp_path):
+    run = train(
+        folder,
+        tmp_path / "run",
+        steps=6,
+        average="ema",
+        ema_decay=0.5,
+        learning_rate=0.5,
+    )
+    model, pairs = run.classifier.model, run.trainer.update.average.pairs
+    losses = evaluations(tmp_path / "run", "loss")
+    averaged = evaluations(tmp_path / "run", "ema_loss")
+    assert len(averaged) == len(losses) == 3
+    assert losses[-1] != averaged[-1]
+    values = {v.path: np.asarray(v) for v in model.variables}
+    means = {v.path: m.numpy() for v, m in pairs}
+    assert means.keys() <= values.keys()
+    images = np.zeros([1, 16, 16, 3], "uint8")
+    expected = run.classifier.probabilities(images)
+    # What others take is the average, unless they say otherwise.
+    raw = load_classifier(tmp_path / "run", averaged=False)
+    np.testing.assert_array_equal(raw.probabilities(images), expected)
+    classifier = load_classifier(tmp_path / "run")
+    for variable in classifier.model.variables:
+        if variable.path in means:
+            np.testing.assert_array_equal(variable, means[variable.path])
+    # Which had the numbers of the evaluation.
+    for variable, mean in pairs:
+        variable.assign(mean)
+    assert run._evaluate(run.data.evaluation)["loss"] == averaged[-1]
+    load_weights(model, tmp_path / "run", averaged=False)
+    for variable in model.variables:
+        np.testing.assert_array_equal(variable, values[variable.path])
+
+
+@pytest.fixture
+def poisoned(folder, monkeypatch):
+    """Returns a folder with an image whose label makes a loss of nan."""
+    white = np.full((20, 20, 3), 255, "uint8")
+    PIL.Image.fromarray(white).save(folder / "train/cat/white.png")
+
+    def finish(self, images, labels, seed):
+        is_white = tf.reduce_all(images == 255, axis=[1, 2, 3])
+        labels = tf.one_hot(labels, 2)
+        return images, tf.where(is_white[:, None], np.nan, labels)
+
+    monkeypatch.setattr(Transforms, "finish", finish)
+    return folder
+
+
+def test_rollback_leaves_out_what_broke_the_run(poisoned, tmp_path, capsys):
+    options = {"steps": 7, "seed": 5}
+    with pytest.raises(UserError, match="the loss is not finite at step 3 of"):
+        train(poisoned, tmp_path / "stopped", **options)
+    workdir, other = tmp_path / "run", tmp_path / "other"
+    run = train(poisoned, workdir, on_nonfinite="rollback", **options)
+    assert run.trainer.step == 7
+    assert (
+        "the loss is not finite at step 6: going on from the checkpoint of "
+        "step 4, without the images of step 5 and 6 (rollback 3 of 3)"
+    ) in capsys.readouterr().out
+    left_out = (workdir / "left_out.jsonl").read_text()
+    assert [json.loads(line) for line in left_out.splitlines()] == [
+        {"step": 3, "batches": [2]},
+        {"step": 3, "batches": [3]},
+        # The sixth step, were it not for these.
+        {"step": 6, "batches": [6, 7]},
+    ]
+    # The same as if these batches had never been.
+    other.mkdir()
+    (other / "left_out.jsonl").write_text(left_out)
+    train(poisoned, other, **options)
+    expected = read_checkpoint(other, 7)
+    for key, value in read_checkpoint(workdir, 7).items():
+        np.testing.assert_array_equal(value, expected[key], err_msg=key)
+    assert read_metrics(workdir) == read_metrics(other)
+
+
+def test_rollback_gives_up(folder, tmp_path):
+    workdir = tmp_path / "run"
+    train(folder, workdir, steps=4)
+    before = read_checkpoint(workdir, 4)
+    with pytest.raises(UserError, match="gone back 2 times already"):
+        train(
+            folder,
+            workdir,
+            steps=40,
+            learning_rate=1e18,
+            schedule="constant",
+            on_nonfinite="rollback",
+            max_rollbacks=2,
+        )
+    # What has exploded is nowhere kept in place of what was good.
+    assert Workdir(workdir).steps[-1] == 4
+    for key, value in read_checkpoint(workdir, 4).items():
+        np.testing.assert_array_equal(value, before[key], err_msg=key)
+
+
+def test_best_checkpoint_is_kept(folder, tmp_path):
+    workdir = tmp_path / "run"
+    # From the second evaluation on, it gets worse.
+    options = {"keep_best": "loss", "keep_checkpoints": 1, "learning_rate": 0.1}
+    run = train(folder, workdir, steps=2, **options)
+    assert Workdir(workdir).steps == [2]
+    run = Run.open(workdir, steps=8, learning_rate=3, schedule="constant")
+    run.train()
+    losses = evaluations(workdir, "loss")
+    best = 2 * (1 + int(np.argmin(losses)))
+    assert best < 8
+    assert Workdir(workdir).steps == [best, 8]
+
+
+def test_run_ends_early_and_stays_so(folder, tmp_path, monkeypatch):
+    losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
+    monkeypatch.setattr(Run, "evaluate", lambda self: {"loss": next(losses)})
+    options = {"keep_best": "loss", "early_stopping": 2, "steps": 100}
+    workdir = tmp_path / "run"
+    run = train(folder, workdir, **options)
+    assert run.trainer.step == 8
+    assert evaluations(workdir, "loss") == [3.0, 2.0, 2.5, 2.1]
+    assert Workdir(workdir).steps[-1] == 8
+    again = Run.open(workdir)
+    assert again.is_finished
+    again.train()
+    assert again.trainer.step == 8
+    # With more patience it goes on.
+    more = Run.open(workdir, early_stopping=3, steps=10)
+    more.train()
+    assert more.trainer.step == 10
