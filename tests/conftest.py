@@ -30,7 +30,7 @@ tf.random.set_seed(7)
 
 def pytest_collection_modifyitems(items):
     """Puts what takes longest first: at the end, one process would wait."""
-    longest = ("test_resume.py", "test_run.py")
+    longest = ("test_notebook.py", "test_resume.py", "test_run.py")
     items.sort(key=lambda item: item.path.name not in longest)
 
 

@@ -7,9 +7,12 @@ On the command line:
 In Python:
 
     from train_loop import Run, Settings, load_classifier
+    from train_loop import compare, evaluate, export
 """
 
 # ruff: noqa: E402
+import importlib
+
 from train_loop import environment
 
 # Before anything imports TensorFlow.
@@ -18,7 +21,16 @@ environment.prepare()
 from train_loop.errors import UserError
 from train_loop.settings import Settings
 
-__all__ = ["Run", "Settings", "UserError", "load_classifier"]
+# Name -> module.
+LATER = {
+    "Run": "train_loop.run",
+    "compare": "train_loop.modes.compare",
+    "evaluate": "train_loop.modes.evaluate",
+    "export": "train_loop.modes.export",
+    "load_classifier": "train_loop.run",
+}
+
+__all__ = ["Settings", "UserError", *LATER]
 
 
 def __getattr__(name):
@@ -26,9 +38,7 @@ def __getattr__(name):
 
     That takes seconds, which whoever mistypes a flag shall not wait for.
     """
-    if name not in __all__:
+    if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     environment.import_tensorflow()
-    from train_loop import run
-
-    return getattr(run, name)
+    return getattr(importlib.import_module(LATER[name]), name)

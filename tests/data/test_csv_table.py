@@ -88,7 +88,7 @@ def test_image_of_a_table_that_is_not_there_is_refused_by_name(root):
         ("image,label\na.jpg\n", "line 2 of .* is no image with a label"),
         ("image,label\na.jpg,\n", "line 2 of .* is no image with a label"),
         ("image,label\na.jpg,x,y\n", "line 2 of .* is no image with a label"),
-        ("image,label\na.jpg,x\n", "has the labels x; it takes at least two"),
+        ("image,label\n", "lists no image; it takes a line for each"),
         ('image,label\n"a.jpg,x\n', "cannot be read as a table"),
         ("image,label\na.jpg,x\nb.jpg,y\n", "holds no image to train on"),
     ],

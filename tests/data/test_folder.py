@@ -248,6 +248,18 @@ def test_folders_of_other_things_are_not_classes(tmp_path):
     assert choose_splits(stored).evaluation.num_examples >= 2
 
 
+def test_one_class_is_enough_to_measure_on(tmp_path):
+    write_folder(tmp_path, {"cat": 3})
+    (tmp_path / "labels.csv").write_text(
+        "image,label\ncat/0.jpeg,cat\ncat/1.jpeg,cat\ncat/2.jpeg,cat\n"
+    )
+    for name in (tmp_path, tmp_path / "labels.csv"):
+        stored = open_stored(str(name))
+        assert choose_evaluation(stored).num_examples == 3
+        with pytest.raises(UserError, match="only one class, cat; training"):
+            choose_splits(stored)
+
+
 def test_folder_without_permission_is_one_clear_line(tmp_path, monkeypatch):
     write_folder(tmp_path, {"cat": 3, "dog": 3})
 

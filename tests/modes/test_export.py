@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from samples import SMALL_FLAGS, encoded, smooth_pixels
 
-from train_loop import load_classifier
+from train_loop import UserError, load_classifier
 from train_loop.shipping.formats import FORMATS
 
 pytestmark = [pytest.mark.usefixtures("small_net"), pytest.mark.slow]
@@ -95,6 +95,30 @@ def test_other_pictures_will_do_where_the_data_are_gone(
     status, _, err = run(*arguments, f"--images={tmp_path / 'moved'}")
     assert status == 1
     assert err.startswith(f"error: {tmp_path}/moved/broken.jpg cannot be dec")
+
+
+def test_card_describes_all_that_was_written(trained, run, monkeypatch):
+    """Before a format that failed, and in an earlier export."""
+
+    def fail(*_):
+        raise UserError("this net cannot be written")
+
+    # What nobody need run is written quickly.
+    quick = FORMATS["safetensors"]
+    monkeypatch.setitem(FORMATS, "keras", quick)
+    monkeypatch.setitem(FORMATS, "onnx", quick._replace(write=fail))
+    flags = ("--mode=export", f"--workdir={trained}")
+    status, out, err = run(*flags, "--format=keras,onnx,safetensors")
+    assert (status, err) == (1, "error: this net cannot be written\n")
+    assert "keras/model.safetensors" in out
+    assert not (trained / "export/onnx").exists()
+    assert not (trained / "export/safetensors").exists()
+    card = trained / "export/model_card.md"
+    assert "keras/model.safetensors" in card.read_text()
+    status, out, err = run(*flags, "--format=safetensors")
+    assert (status, err) == (0, "")
+    assert "keras/model" not in out
+    assert card.read_text().count("/model.safetensors") == 2
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import tensorflow as tf
 from samples import SMALL_FLAGS, read_metrics, write_folder
 
 from resnet_layers import VARIANTS, Preprocessing
-from train_loop import Run, Settings, load_classifier
+from train_loop import Run, Settings, compare, evaluate, load_classifier
 from train_loop.evaluation.measures import MEASURES
 from train_loop.evaluation.views import VIEWS
 
@@ -79,6 +79,16 @@ def test_report_is_what_the_run_measured_of_itself(trained, run):
     assert float(rows[0]["probability"]) == pytest.approx(probability, abs=1e-5)
 
 
+def test_what_is_written_is_returned(trained):
+    report = evaluate(Settings(workdir=trained, report="returned"))
+    assert report == report_of(trained, "returned")
+    compared = compare(
+        Settings(workdir=trained, with_=trained, report="returned too")
+    )
+    path = trained / "returned too/comparison.json"
+    assert compared == json.loads(path.read_text())
+
+
 def test_report_depends_on_neither_batch_size_nor_replicas(trained, run):
     run("--mode=evaluate", f"--workdir={trained}")
     for flags in (["--batch_size=4"], ["--strategy=mirrored"]):
@@ -114,6 +124,29 @@ def test_classes_are_matched_by_name(trained, tmp_path, run):
         for path in (root / "test").rglob("*.jpeg")
     ]
     assert report["accuracy"] == pytest.approx(np.mean(right))
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_one_class_alone_is_measured(trained, tmp_path, run):
+    """All but the ROC-AUC, which needs others."""
+    write_folder(tmp_path / "one", {"dog": 5})
+    flags = (f"--workdir={trained}", f"--dataset={tmp_path / 'one'}")
+    status, out, err = run("--mode=evaluate", *flags, "--report=one")
+    assert (status, err) == (0, "")
+    assert "1 of the model's 3, matched by name" in out
+    assert "All images are of one class: there is no ROC-AUC" in out
+    assert "nan" not in out
+    report = report_of(trained, "one")
+    undefined = [name for name in MEASURES if report[name] is None]
+    assert undefined == ["mean_roc_auc"]
+    classifier = load_classifier(trained)
+    dogs = [
+        classifier(path, top_k=1)[0][0][0] == "dog"
+        for path in (tmp_path / "one/dog").iterdir()
+    ]
+    assert report["accuracy"] == pytest.approx(np.mean(dogs))
+    assert report["mean_class_accuracy"] == report["accuracy"]
+    assert report["mean_average_precision"] == 1
 
 
 def test_images_that_were_moved_are_measured_as_the_run_has_them(tmp_path, run):

@@ -22,7 +22,7 @@ def open_csv(path):
 
     Raises:
       UserError: the file cannot be read, or has other columns, an image
-        twice, a line without image or label, or fewer than two classes.
+        twice, a line without image or label, or no line.
     """
     path = pathlib.Path(path).expanduser()
     try:
@@ -56,10 +56,10 @@ def open_csv(path):
             )
         label_of[image] = label
     class_names = sorted({*label_of.values()})
-    if len(class_names) < 2:
+    if not class_names:
         raise UserError(
-            f"{path} has the labels {', '.join(class_names) or '(none)'}; it "
-            "takes at least two"
+            f"{path} lists no image; it takes a line for each, below the names "
+            "of the columns"
         )
     numbers = {name: number for number, name in enumerate(class_names)}
     files = [(path.parent / p, numbers[name]) for p, name in label_of.items()]

@@ -45,11 +45,10 @@ def open_folder(root):
         for split, path in folders.items()
     }
     class_names = sorted(set().union(*classes.values()))
-    if len(class_names) < 2:
+    if not class_names:
         raise UserError(
             f"{root} is no folder of classes: it takes train/CLASS/IMAGE and "
-            "test/CLASS/IMAGE, or CLASS/IMAGE, with at least two classes; "
-            f"found {', '.join(class_names) or 'no folder'}"
+            "test/CLASS/IMAGE, or CLASS/IMAGE; found no folder"
         )
     files, empty, others = {}, [], []
     for split, files_of in classes.items():

@@ -94,8 +94,15 @@ def choose_splits(
         part of each class.
 
     Raises:
-      UserError: there is no such split, nothing in it, or something twice.
+      UserError: there is no such split, nothing in it, or something twice; or
+        there is only one class.
     """
+    if len(stored.class_names) < 2:
+        raise UserError(
+            f"there is only one class, {stored.class_names[0]}; training takes "
+            "at least two, and a folder is train/CLASS/IMAGE and "
+            "test/CLASS/IMAGE, or CLASS/IMAGE"
+        )
     held_out = [name for name in EVALUATION_SPLITS if name in stored.splits]
     train = _select(stored, "train_split", train_split or "train")
     if not (eval_split or held_out):

@@ -22,6 +22,15 @@ def compare(settings):
     """Compares a run with another one, or with weights (--with).
 
     Both see the same images, each as it was trained to see them.
+
+    Args:
+      settings: `Settings` that were given.
+
+    Returns:
+      What `comparison.json` holds.
+
+    Raises:
+      UserError: one of them cannot be measured, or nothing be written.
     """
     if settings.with_ is None:
         raise UserError(
@@ -55,10 +64,11 @@ def compare(settings):
         for what, number in _costs(classifier, measurement).items():
             facts.setdefault(what, []).append(number)
     comparison = Comparison.of(findings, facts)
-    write_comparison(folder, comparison)
+    summary = write_comparison(folder, comparison)
     print(reports.table(table(comparison)))
     print(verdict(comparison))
     print(f"Look at {folder / 'comparison.html'}.")
+    return summary
 
 
 def _costs(classifier, measurement):

@@ -32,6 +32,15 @@ def evaluate(settings):
 
     Any data set with the same classes will do, in any size and on any number
     of devices; the run stays as it is.
+
+    Args:
+      settings: `Settings` that were given.
+
+    Returns:
+      What the `report.json` of the report holds.
+
+    Raises:
+      UserError: it cannot be measured, or the report not be written.
     """
     measurement = Measurement(settings)
     folder = report_folder(settings)
@@ -58,7 +67,13 @@ def evaluate(settings):
     findings = Findings.of(predictions, temperature, _records(settings))
     report = write_report(folder, findings, _facts(settings, measurement))
     print(table(_rows(findings, report)))
+    if report["mean_roc_auc"] is None:
+        print(
+            "All images are of one class: there is no ROC-AUC, which compares "
+            "a class with others."
+        )
     print(f"Look at {folder / 'report.html'}.")
+    return report
 
 
 def report_folder(settings, name="report"):

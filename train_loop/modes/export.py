@@ -15,7 +15,11 @@ from train_loop.shipping import comparison
 from train_loop.shipping.formats import parse_formats
 from train_loop.shipping.model_card import Card, model_card
 from train_loop.shipping.rewriting import in_float32, portable
-from train_loop.shipping.shipment import Shipment, check_replaceable
+from train_loop.shipping.shipment import (
+    Shipment,
+    check_replaceable,
+    shipped,
+)
 from train_loop.training.reports import table
 from train_loop.workdir import (
     Workdir,
@@ -33,6 +37,15 @@ def export(settings):
 
     Each format gets a folder of its own, with the names of the classes and
     what pictures must go through; model_card.md describes all.
+
+    Args:
+      settings: `Settings` that were given.
+
+    Returns:
+      A `comparison.Measured` of the model itself, and of each file.
+
+    Raises:
+      UserError: a file cannot be written, or answers otherwise than the model.
     """
     settings = settings.over(MODE_DEFAULTS)
     if settings.workdir is None:
@@ -52,11 +65,33 @@ def export(settings):
     calibration, compared = pictures(settings.images, made_with, classifier)
     shipment = Shipment(portable(classifier), calibration, settings.top_k)
     measured = [comparison.measure_model(classifier, compared)]
-    for name in names:
-        print(f"Writing {folder / name}.")
-        measured += shipment.write(name, folder, compared)
-    rows = comparison.table_rows(measured)
-    report = workdir.report / "report.json"
+    try:
+        for name in names:
+            print(f"Writing {folder / name}.")
+            measured += shipment.write(name, folder, compared)
+    finally:
+        # What was written is described, also where the next format fails.
+        if measured[1:]:
+            path = write_card(folder, measured[0], shipment, made_with)
+            print(table(comparison.table_rows(measured)))
+            print(
+                f"Compared on {len(compared.images)} pictures, each file run "
+                f"without this program. Described in {path}; its licence is to "
+                "be filled in."
+            )
+    return measured
+
+
+def write_card(folder, of_model, shipment, made_with):
+    """Writes the model card of all exports in a folder, and returns its path.
+
+    Args:
+      folder: of the exports.
+      of_model: `comparison.Measured`, of the model itself.
+      shipment: the `Shipment`.
+      made_with: settled `Settings` of the run.
+    """
+    report = Workdir.of(made_with.workdir).report / "report.json"
     recipe = {
         # Where things lay on this machine is nobody's business.
         name: os.path.basename(text) if os.path.isabs(text) else text
@@ -66,15 +101,11 @@ def export(settings):
         recipe["dataset"],
         recipe,
         read_json(report) if report.is_file() else {},
-        rows,
+        comparison.table_rows([of_model, *shipped(folder)]),
     )
     path = folder / "model_card.md"
     write_text(path, model_card(shipment.classifier, card))
-    print(table(rows))
-    print(
-        f"Compared on {len(compared.images)} pictures, each file run without "
-        f"this program. Described in {path}; its licence is to be filled in."
-    )
+    return path
 
 
 def pictures(images, made_with, classifier):

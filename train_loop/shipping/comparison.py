@@ -203,6 +203,17 @@ def check(measured, is_exact):
         )
 
 
+def to_json(measured):
+    """Returns several `Measured` as text, for `from_json`."""
+    values = [each._asdict() for each in measured]
+    return json.dumps(values, indent=2, default=float) + "\n"
+
+
+def from_json(text):
+    """Returns several `Measured` from the text of `to_json`."""
+    return [Measured(**values) for values in json.loads(text)]
+
+
 def table_rows(measured):
     """Returns rows of text, the header first, of several `Measured`."""
     sizes = runtimes.BATCH_SIZES

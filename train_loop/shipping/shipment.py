@@ -15,6 +15,8 @@ from train_loop.workdir import written_aside
 
 # What every format has beside its files, for programs.
 CONTENTS = "classifier.json"
+# How its files compare with the model, for later model cards.
+MEASURED = "measured.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,10 +73,14 @@ class Shipment:
             contents = json.dumps(self.contents, indent=2)
             (unfinished / CONTENTS).write_text(contents + "\n")
             FORMATS[name].write(self, unfinished)
-            measured = self._measure(name, unfinished, pictures)
+            measured = [
+                each._replace(name=f"{name}/{each.name}")
+                for each in self._measure(name, unfinished, pictures)
+            ]
             for each, file in zip(measured, FORMATS[name].files, strict=True):
                 comparison.check(each, file.is_exact)
-        return [each._replace(name=f"{name}/{each.name}") for each in measured]
+            (unfinished / MEASURED).write_text(comparison.to_json(measured))
+        return measured
 
     def _measure(self, name, folder, pictures):
         row = FORMATS[name]
@@ -90,6 +96,20 @@ class Shipment:
                 pictures,
             )
         ]
+
+
+def shipped(folder):
+    """Returns a `comparison.Measured` for each file that was ever shipped.
+
+    Args:
+      folder: of the exports.
+    """
+    return [
+        each
+        for name in FORMATS
+        if (path := pathlib.Path(folder) / name / MEASURED).is_file()
+        for each in comparison.from_json(path.read_text())
+    ]
 
 
 def check_replaceable(names, folder):

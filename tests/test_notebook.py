@@ -1,0 +1,93 @@
+"""The notebook for newcomers: what it makes, and what is kept in it."""
+
+import json
+import pathlib
+import re
+
+import nbformat
+import pytest
+
+from examples.execute import execute
+from train_loop import Settings
+
+ROOT = pathlib.Path(__file__).parents[1]
+PATH = ROOT / "examples/train_your_own.ipynb"
+# Folders that belong to one machine.
+MACHINE = re.compile(r"/(home|root|tmp|usr|var|content|Users)/")
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def kinds(notebook):
+    """Returns what each cell puts out: text, pictures."""
+    return {
+        cell.id: [
+            sorted(output.get("data", [output.output_type]))
+            for output in cell.outputs
+        ]
+        for cell in code_cells(notebook)
+    }
+
+
+@pytest.fixture
+def kept():
+    return nbformat.read(PATH, as_version=4)
+
+
+def test_notebook_was_run_from_top_to_bottom(kept):
+    counts = [cell.execution_count for cell in code_cells(kept)]
+    assert counts == [*range(1, len(counts) + 1)]
+    outputs = [output for cell in code_cells(kept) for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 6
+    assert not MACHINE.search(json.dumps(outputs))
+    assert PATH.stat().st_size < 1e6
+    [amounts] = [
+        cell.source
+        for cell in code_cells(kept)
+        if "parameters" in cell.metadata.get("tags", ())
+    ]
+    assert 'MODEL = "resnet50"' in amounts
+
+
+def test_what_is_kept_shows_a_network_that_learned(kept):
+    [report] = [
+        output.text
+        for cell in code_cells(kept)
+        if cell.id == "evaluate"
+        for output in cell.outputs
+    ]
+    # A quarter would be chance.
+    assert float(re.search(r"Accuracy +([\d.]+) %", report)[1]) > 80
+
+
+@pytest.mark.slow
+def test_notebook_runs(kept, tmp_path, monkeypatch):
+    """Of everything less than in what is kept, but for the cells."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = execute(
+        PATH,
+        tmp_path,
+        MODEL="resnet_tiny",
+        NUM_PICTURES={"train": 4, "test": 3},
+        NUM_SIGNS={"train": 16, "test": 12},
+        EPOCHS=1,
+        SIGNS_EPOCHS=1,
+    )
+    runs = tmp_path / "walk_through/runs"
+    report = json.loads((runs / "pictures/report/report.json").read_text())
+    assert (report["classes"], report["examples"]) == (4, 12)
+    assert (runs / "pictures/report/report.html").is_file()
+    signs = Settings.read(runs / "signs/flags.txt")
+    assert (signs.image_size, signs.optimizer) == (64, "adam")
+    assert signs.learning_rate == 0.00015
+    compared = runs / "signs/comparison-signs_pretrained/comparison.json"
+    assert json.loads(compared.read_text())["examples"] == 12
+    exported = runs / "pictures/export"
+    assert (exported / "saved_model/1/saved_model.pb").is_file()
+    assert (exported / "model_card.md").is_file()
+    # What is kept in the notebook is of the notebook as it is.
+    assert kinds(notebook) == kinds(kept)
