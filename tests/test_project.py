@@ -39,7 +39,7 @@ LAYERS = (
     ("prediction", "shipping"),
     ("classifier",),
     ("data", "training", "evaluation"),
-    ("choices",),
+    ("choices", "calls"),
     ("workdir", "bounds", "progress", "environment", "console", "stopping"),
     ("errors",),
 )

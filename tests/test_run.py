@@ -18,6 +18,8 @@ from samples import (
 from resnet_layers import VARIANTS, ResNet, load_weights, save_safetensors
 from train_loop import Run, Settings, UserError, load_classifier
 from train_loop.training import probe
+from train_loop.training.losses import sigmoid_cross_entropy
+from train_loop.training.optimizers import LARS
 
 pytestmark = pytest.mark.usefixtures("small_net")
 
@@ -50,7 +52,7 @@ def test_settings_reach_the_parts_they_speak_of(tmp_path):
         )
     )
     assert run.trainer.optimizer.l2 == 0.003
-    assert run.trainer.label_smoothing == 0.2
+    assert run.trainer.training_loss.keywords == {"label_smoothing": 0.2}
     assert run.trainer.model.compute_dtype == "bfloat16"
     assert run.trainer.model.norm["synchronized"]
     assert run.trainer.model.stochastic_depth == 0.3
@@ -60,6 +62,47 @@ def test_settings_reach_the_parts_they_speak_of(tmp_path):
     schedule = run.trainer.optimizer._learning_rate
     rates = [float(schedule(step)) for step in (0, 45, run.steps)]
     assert rates == pytest.approx([0, 0.7, 0], abs=1e-6)
+
+
+def test_training_settings_reach_the_trainer(tmp_path):
+    counts = {"train/cat": 9, "train/dog": 3, "test/cat": 1, "test/dog": 1}
+    write_folder(tmp_path / "pets", counts)
+    run = Run.create(
+        Settings(
+            dataset=tmp_path / "pets",
+            model="resnet_tiny",
+            image_size=8,
+            workdir=tmp_path / "run",
+            strategy="one_device",
+            batch_size=8,
+            base_batch_size=4,
+            learning_rate=0.3,
+            optimizer="lars",
+            momentum=0.8,
+            schedule="step:0.5:1",
+            warmup_epochs=0,
+            loss="sigmoid",
+            class_weights="balanced",
+            label_smoothing=0,
+        )
+    )
+    trainer = run.trainer
+    assert isinstance(trainer.optimizer, LARS)
+    assert trainer.optimizer.momentum == 0.8
+    rates = trainer.optimizer._learning_rate
+    # An epoch of the twelve images is one and a half steps.
+    assert [float(rates(step)) for step in range(3)] == pytest.approx(
+        [0.6, 0.6, 0.3]
+    )
+    labels, logits = tf.constant([0, 1]), tf.constant([[1.0, -2.0]] * 2)
+    plain = sigmoid_cross_entropy(labels, logits)
+    np.testing.assert_array_equal(
+        trainer.evaluation_loss(labels, logits), plain
+    )
+    # Of nine cats and three dogs.
+    np.testing.assert_allclose(
+        trainer.training_loss(labels, logits), plain * [12 / 18, 12 / 6]
+    )
 
 
 def test_short_runs_do_not_warm_up_for_ever(tmp_path):
@@ -246,6 +289,7 @@ def test_embeddings_are_made_once(tmp_path, replicas, monkeypatch):
         batch_size=60,
         strategy={1: "one_device", 2: "mirrored"}[replicas],
         freeze="backbone",
+        loss="sigmoid",
     )
     Run.create(Settings(epochs=2).over(given)).train()
     # 1,437 and 360 images, on each replica a part of every batch.

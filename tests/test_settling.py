@@ -5,10 +5,11 @@ import json
 import pytest
 from safetensors.numpy import save_file
 
-from resnet_layers import Normalization
-from train_loop import Settings, UserError
+from resnet_layers import NORMALIZATIONS, Normalization, Preprocessing
+from resnet_layers.weights.sources import Found
+from train_loop import Settings, UserError, settling
 from train_loop.defaults import DEFAULTS
-from train_loop.recipes import IMAGENET, OTHERS, RECIPES
+from train_loop.recipes import OTHERS, RECIPES
 from train_loop.settling import check_run_or_new, settle
 
 
@@ -27,7 +28,9 @@ def test_data_set_has_its_own_recipe(tmp_path):
     assert settle(Settings(dataset="imagenet2012")).batch_size == 256
     assert settle(Settings(dataset="cifar10")).recipe == OTHERS
     settled = settle(Settings(dataset=tmp_path, recipe="imagenet2012"))
-    assert settled.learning_rate == IMAGENET.learning_rate
+    assert settled.learning_rate == 0.1
+    assert settled.dataset == str(tmp_path)
+    assert settle(Settings(recipe="cifar_he2015")).dataset == "cifar10"
     with pytest.raises(UserError, match="did you mean imagenet2012"):
         settle(Settings(recipe="imagenet"))
 
@@ -47,6 +50,12 @@ def test_only_what_means_something_by_none_is_left_open():
         "workdir",
         "weights",
         "steps",
+        "base_batch_size",
+        "momentum",
+        "nesterov",
+        "beta_1",
+        "beta_2",
+        "epsilon",
         "virtual_devices",
         "profile_steps",
     }
@@ -297,7 +306,9 @@ def test_frozen_backbones_are_asked_once_unless_images_vary(
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_say_only_what_they_change(name):
+def test_recipes_say_only_what_they_change(name, monkeypatch):
+    found = Found("resnet50.h5", None, Preprocessing())
+    monkeypatch.setattr(settling, "find_weights", lambda *_: found)
     recipe = RECIPES[name]
     assert recipe.settings.over(DEFAULTS) == Settings(
         **{**DEFAULTS.given, **recipe.settings.given}
@@ -305,3 +316,47 @@ def test_recipes_say_only_what_they_change(name):
     assert recipe.source
     assert recipe.expected
     assert settle(Settings(recipe=name)).recipe == name
+
+
+def test_weights_of_a_recipe_bring_along_what_they_need(monkeypatch):
+    asked = []
+
+    def find(*names):
+        asked.append(names)
+        return Found(
+            names[0], None, Preprocessing(NORMALIZATIONS["caffe"], None, 0.5)
+        )
+
+    monkeypatch.setattr(settling, "find_weights", find)
+    settled = settle(Settings(recipe="pets_finetune"))
+    assert asked == [("imagenet", "resnet50_keras")]
+    assert settled.weights == "imagenet"
+    assert settled.normalization == NORMALIZATIONS["caffe"]
+    assert settled.crop_fraction == 0.5
+
+
+def test_options_of_another_optimizer_are_refused():
+    given = {"optimizer": "adamw", "learning_rate": 0.001}
+    settled = settle(Settings(**given, beta_2=0.99))
+    assert settled.beta_2 == 0.99
+    message = "--nesterov=True is not for --optimizer=adamw, which takes --beta"
+    with pytest.raises(UserError, match=message):
+        settle(Settings(**given, nesterov=True))
+    with pytest.raises(UserError, match="takes --momentum, --nesterov; leave"):
+        settle(Settings(epsilon=0.1))
+
+
+def test_rate_of_a_recipe_is_for_its_optimizer():
+    message = (
+        "--optimizer=adam needs a --learning_rate: 0.1 .* digits has .* sgd"
+    )
+    with pytest.raises(UserError, match=message):
+        settle(Settings(optimizer="adam"))
+    # Nor are its options.
+    recipe = {"recipe": "imagenet_goyal2017", "learning_rate": 0.001}
+    assert settle(Settings(**recipe)).base_batch_size == 256
+    settled = settle(Settings(**recipe, optimizer="lamb"))
+    assert settled.base_batch_size is None
+    recipe = {"recipe": "cifar_he2015", "learning_rate": 2}
+    assert settle(Settings(**recipe)).nesterov is False
+    assert settle(Settings(**recipe, optimizer="lars")).nesterov is None

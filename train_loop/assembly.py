@@ -5,6 +5,7 @@ values.
 """
 
 import contextlib
+import functools
 import pathlib
 import random
 
@@ -22,8 +23,8 @@ from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError, check_choice, first_few
 from train_loop.training.averages import AVERAGES, Average
 from train_loop.training.loss_scale import LossScale
-from train_loop.training.optimizers import OPTIMIZERS
-from train_loop.training.schedules import SCHEDULES
+from train_loop.training.losses import CLASS_WEIGHTS, LOSSES, weighted
+from train_loop.training.optimizers import OPTIMIZERS, options_of
 from train_loop.training.strategies import STRATEGIES, split_cpu
 from train_loop.training.trainer import Trainer, Update
 from train_loop.workdir import read_json
@@ -222,12 +223,13 @@ def _choose_norm(settings):
 def build_trainer(settings, data, classifier, strategy):
     """Returns the `Trainer` of a classifier, at step 0."""
     steps = num_steps(settings, data)
-    warmup = settings.warmup_epochs * steps_per_epoch(settings, data)
-    schedule = SCHEDULES[settings.schedule](
-        settings.learning_rate,
+    per_epoch = steps_per_epoch(settings, data)
+    rates = settings.schedule.rates(
+        highest_rate(settings),
         # A short trial shall not spend itself on warming up.
-        warmup_steps=min(round(warmup), steps // 2),
-        steps=steps,
+        min(round(settings.warmup_epochs * per_epoch), steps // 2),
+        steps,
+        per_epoch,
     )
     model, factor = classifier.model, settings.backbone_lr_factor
     of_head = {variable.path for variable in model.head.variables}
@@ -236,13 +238,19 @@ def build_trainer(settings, data, classifier, strategy):
         for variable in model.trainable_variables
         if variable.path not in of_head and factor != 1
     }
+    options = {
+        option: getattr(settings, option)
+        for option in options_of(settings.optimizer)
+        if getattr(settings, option) is not None
+    }
     return Trainer(
         model,
         OPTIMIZERS[settings.optimizer](
-            schedule, settings.weight_decay, factors
+            rates, settings.weight_decay, factors, **options
         ),
         strategy,
-        settings.label_smoothing,
+        training_loss(settings, data),
+        LOSSES[settings.loss],
         forward=classifier.logits,
         update=_make_update(settings, model, steps),
     )
@@ -278,6 +286,24 @@ def _is_compiled(settings):
             "together; leave one of them out"
         )
     return settings.jit_compile == "true"
+
+
+def highest_rate(settings):
+    """Returns the highest learning rate, for the batch size that there is."""
+    base = settings.base_batch_size or settings.batch_size
+    return settings.learning_rate * settings.batch_size / base
+
+
+def training_loss(settings, data):
+    """Returns the loss that is minimised, see `losses.cross_entropy`."""
+    loss = LOSSES[settings.loss]
+    make_weights = CLASS_WEIGHTS[settings.class_weights]
+    if make_weights is not None:
+        counts = check.count_labels(data.train, "train")
+        labels = range(len(data.class_names))
+        weights = make_weights([counts.get(label, 0) for label in labels])
+        loss = weighted(loss, weights)
+    return functools.partial(loss, label_smoothing=settings.label_smoothing)
 
 
 def num_steps(settings, data):

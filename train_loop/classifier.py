@@ -138,6 +138,9 @@ class Classifier:
     def probabilities(self, images):
         """Maps uint8 [batch, image_size, image_size, 3] to probabilities.
 
+        A softmax, whatever loss the model was trained with: an image has one
+        class here, and a sigmoid would put the classes in the same order.
+
         Returns:
           float32 [batch, num_classes].
         """

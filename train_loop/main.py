@@ -84,6 +84,8 @@ def read_settings():
 
 def import_mode(name):
     """Returns the function of a mode, with all that it needs."""
+    if not MODES[name].takes_tensorflow:
+        return MODES[name].function
     environment.import_tensorflow()
     import tensorflow as tf
 
@@ -106,6 +108,8 @@ def main(argv):
                 print(help_text(topic), end="")
                 return 0
             parse(argv)
+            if FLAGS.recipe == "help":
+                FLAGS.mode = "recipes"
             check_choice("--mode", FLAGS.mode, MODES)
             settings = read_settings()
             run_mode = import_mode(FLAGS.mode)

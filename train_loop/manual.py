@@ -20,7 +20,8 @@ a folder per class; on with a run that was stopped; what it is worth:
   python -m train_loop.main --workdir=runs/NAME --mode=evaluate
 """
 MORE = """\
-A recipe (--recipe) sets everything about training that is not given as a flag.
+A recipe (--recipe) sets everything about training that is not given as a flag;
+--mode=recipes lists them, --mode=recipes --recipe=NAME prints the flags of one.
 --help=GROUP explains the flags of a group, --help=FLAG one, --help=all all.
 """
 
@@ -69,10 +70,13 @@ def meaning(field):
     if choices is not None:
         parts.append(f"One of: {listed(choices)}.")
     if default is not None:
+        # Of a data set, which most are after, and not of every paper.
         others = {
             name: to_text(recipe.settings.given[field.name])
             for name, recipe in RECIPES.items()
-            if recipe.settings.given.get(field.name, default) != default
+            if name == recipe.values.get("dataset")
+            and recipe.settings.given.get(field.name, name)
+            not in (default, name)
         }
         texts = [to_text(default), *(f"{n}: {t}" for n, t in others.items())]
         parts.append(f"Default: {'; '.join(texts)}.")

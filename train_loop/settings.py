@@ -14,6 +14,7 @@ from train_loop.workdir import write_text
 
 if TYPE_CHECKING:
     from resnet_layers import Normalization
+    from train_loop.training.schedules import Schedule
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 # Types of settings that have a smallest and a largest value.
@@ -135,7 +136,7 @@ class Settings:
     )
     recipe: str = setting(
         "Named settings, for all that is not given: {RECIPES}; auto: the "
-        "dataset's own.",
+        "dataset's own; help: prints what they are, as --mode=recipes does.",
         "auto",
         fixed=True,
         tables={"RECIPES": Names("train_loop.recipes:RECIPES")},
@@ -252,7 +253,14 @@ class Settings:
         "How many optimizer updates to do; wins over --epochs.", at_least=1
     )
     learning_rate: float = setting(
-        "Highest learning rate, for this batch size.", 0.05, at_least=0
+        "Highest learning rate, for this batch size, or for --base_batch_size.",
+        0.05,
+        at_least=0,
+    )
+    base_batch_size: int = setting(
+        "Batch size that --learning_rate is for: it is multiplied by "
+        "batch_size / base_batch_size. Default: the rate is taken as it is.",
+        at_least=1,
     )
     backbone_lr_factor: float = setting(
         "Factor on the learning rate of everything but the classifier.",
@@ -260,15 +268,57 @@ class Settings:
         at_least=0,
     )
     optimizer: str = setting(
-        "What updates the weights.",
+        "What updates the weights; in brackets, the flags that it takes and "
+        "what they are by default: {OPTIMIZERS}. Another one than the recipe's "
+        "needs a --learning_rate of its own.",
         "sgd",
         choices=Names("train_loop.training.optimizers:OPTIMIZERS"),
         fixed=True,
+        tables={
+            "OPTIMIZERS": Names(
+                "train_loop.training.optimizers:OPTIMIZERS",
+                spelled="train_loop.training.optimizers:usage",
+            )
+        },
     )
-    schedule: str = setting(
-        "How the learning rate goes on after the warm-up.",
+    momentum: float = setting(
+        "How much of its velocity a step keeps, of the optimizers that have "
+        "one.",
+        at_least=0,
+        at_most=0.999999,
+    )
+    nesterov: bool = setting(
+        "Take the step with the velocity of the next one; see --optimizer."
+    )
+    beta_1: float = setting(
+        "How much of its mean of gradients a step keeps; see --optimizer.",
+        at_least=0,
+        at_most=0.999999,
+    )
+    beta_2: float = setting(
+        "How much of its mean of squared gradients a step keeps; see "
+        "--optimizer.",
+        at_least=0,
+        at_most=0.999999,
+    )
+    epsilon: float = setting(
+        "What is added to the root of that mean, which the step is divided by "
+        "(by rmsprop to the mean itself).",
+        at_least=1e-16,
+    )
+    # Its name, for the type takes TensorFlow.
+    schedule: "Schedule" = setting(
+        "How the learning rate goes on after the warm-up: {SCHEDULES}. Numbers "
+        "may be left out; in brackets, what they are then. END and START are "
+        "parts of the highest rate; the epochs of step are those of the run, "
+        "30:60:80 if left out.",
         "cosine",
-        choices=Names("train_loop.training.schedules:SCHEDULES"),
+        tables={
+            "SCHEDULES": Names(
+                "train_loop.training.schedules:SCHEDULES",
+                spelled="train_loop.training.schedules:usage",
+            )
+        },
     )
     warmup_epochs: float = setting(
         "Epochs in which the learning rate rises from 0; at most half of the "
@@ -277,7 +327,26 @@ class Settings:
         at_least=0,
     )
     weight_decay: float = setting(
-        "Strength of the L2 penalty on kernels.", 1e-4, at_least=0
+        "Strength of the L2 penalty on kernels, whose gradient goes through "
+        "the optimizer as the loss's does; with adamw and lamb, of the decay "
+        "beside the gradient.",
+        1e-4,
+        at_least=0,
+    )
+    loss: str = setting(
+        "What is minimised: the cross entropy of a softmax over the classes, "
+        "or the mean of one of a sigmoid for each class, which takes all the "
+        "classes in a blended image to be there. Predictions are a softmax "
+        "either way.",
+        "softmax",
+        choices=Names("train_loop.training.losses:LOSSES"),
+        fixed=True,
+    )
+    class_weights: str = setting(
+        "balanced: in training, all classes count alike together, however many "
+        "images they have.",
+        "none",
+        choices=Names("train_loop.training.losses:CLASS_WEIGHTS"),
     )
     label_smoothing: float = setting(
         "Part of each label that is handed out evenly.",
@@ -561,7 +630,7 @@ def to_text(value):
         return ",".join(map(str, value))
     if isinstance(value, range):
         return f"{value[0]}:{value[-1]}"
-    if isinstance(value, tuple):
+    if type(value).__name__ == "Normalization":
         return _normalization_text(value)
     return str(value)
 
@@ -628,6 +697,12 @@ def _to_operations(flag, value):
     return parse_operations(value)
 
 
+def _to_schedule(flag, value):
+    from train_loop.training.schedules import Schedule
+
+    return value if isinstance(value, Schedule) else Schedule.parse(value)
+
+
 def _to_normalization(flag, value):
     from resnet_layers import NORMALIZATIONS, Normalization
 
@@ -663,5 +738,6 @@ CONVERTERS = {
     bool: _to_bool,
     tuple: _to_operations,
     "Normalization": _to_normalization,
+    "Schedule": _to_schedule,
     range: _to_range,
 }

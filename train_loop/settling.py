@@ -15,6 +15,7 @@ from train_loop.defaults import DEFAULTS
 from train_loop.errors import UserError, check_choice, first_few
 from train_loop.recipes import OTHERS, RECIPES
 from train_loop.settings import Settings, to_text
+from train_loop.training.optimizers import OPTIONS, options_of
 from train_loop.workdir import Workdir
 
 
@@ -48,8 +49,9 @@ def settle(given):
     if recipe == "auto":
         recipe = dataset if dataset in RECIPES else OTHERS
     base = RECIPES[recipe].settings.over(DEFAULTS)
-    if known.weights and not earlier.given:
-        base = _of_weights(known).over(base)
+    base = _of_optimizer(known, base, recipe)
+    if not earlier.given and (known.weights or base.weights):
+        base = _of_weights(known, base).over(base)
     settled = replace(known, recipe=recipe).over(base)
     return _settle_embeddings(settled, is_augmented=bool(given.augment))
 
@@ -134,8 +136,41 @@ def _are_places(*datasets):
     return all(name is not None and os.path.isabs(name) for name in datasets)
 
 
-def _of_weights(known):
-    """Returns the settings that weights bring along, so far as known."""
+def _of_optimizer(known, base, recipe):
+    """Returns a recipe's settings, as far as they are for the optimizer.
+
+    Raises:
+      UserError: an option is given that the optimizer does not take, or an
+        optimizer without a rate of its own.
+    """
+    name = known.optimizer or base.optimizer
+    takes = options_of(name)
+    for option in OPTIONS:
+        if getattr(known, option) is not None and option not in takes:
+            raise UserError(
+                f"--{option}={getattr(known, option)} is not for --optimizer="
+                f"{name}, which takes {', '.join(f'--{o}' for o in takes)}; "
+                "leave it out, or take another optimizer"
+            )
+    if name == base.optimizer:
+        return base
+    if known.learning_rate is None:
+        raise UserError(
+            f"--optimizer={name} needs a --learning_rate: {base.learning_rate} "
+            f"is what the recipe {recipe} has for {base.optimizer}"
+        )
+    return replace(base, base_batch_size=None, **dict.fromkeys(OPTIONS))
+
+
+def _of_weights(known, base):
+    """Returns the settings that weights bring along, so far as known.
+
+    Those of a recipe are of its model, if nothing else is given.
+    """
+    if known.weights is None:
+        known = replace(
+            known, weights=base.weights, model=known.model or base.model
+        )
     _, model, found = find_given_weights(known)
     if known.model is not None and model not in (None, known.model):
         raise UserError(

@@ -1,9 +1,17 @@
 """Losses and hits of single examples."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from train_loop.training.losses import cross_entropy, is_correct
+from train_loop.training.losses import (
+    CLASS_WEIGHTS,
+    LOSSES,
+    cross_entropy,
+    is_correct,
+    sigmoid_cross_entropy,
+    weighted,
+)
 
 LABELS = tf.constant([0, 2, 1, 1, 0])
 LOGITS = tf.constant(np.random.default_rng(1).normal(size=(5, 4)), tf.float32)
@@ -36,6 +44,61 @@ def test_labels_may_be_probabilities():
     np.testing.assert_allclose(
         cross_entropy(mixed, LOGITS), expected, rtol=1e-5
     )
+
+
+def binary_entropies(targets):
+    """Returns -t log p - (1 - t) log(1 - p), in float64."""
+    logits = LOGITS.numpy().astype(float)
+    yes, no = (-np.logaddexp(0, x) for x in (-logits, logits))
+    return -(targets * yes + (1 - targets) * no)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_sigmoid_asks_of_every_class_whether_it_is_there(smoothing):
+    targets = np.eye(4)[LABELS] * (1 - smoothing) + smoothing / 4
+    np.testing.assert_allclose(
+        sigmoid_cross_entropy(LABELS, LOGITS, smoothing),
+        binary_entropies(targets).mean(axis=1),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(("share", "parts"), [(0.7, 2), (0.85, 1), (0.15, 1)])
+def test_sigmoid_takes_the_parts_of_a_blend_to_be_there(share, parts):
+    """Both of them, however small; but for less than a fifth."""
+    soft = np.eye(4, dtype="float32")[LABELS]
+    mixed = share * soft + (1 - share) * np.roll(soft, 1, axis=1)
+    targets = np.float64(mixed > 0.2)
+    assert np.all(targets.sum(axis=1) == parts)
+    np.testing.assert_allclose(
+        sigmoid_cross_entropy(tf.constant(mixed), LOGITS),
+        binary_entropies(targets).mean(axis=1),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_classes_count_by_their_weights(name):
+    weights = np.array([2.0, 0.5, 1.0, 3.0])
+    loss = LOSSES[name]
+    expected = weights[LABELS] * loss(LABELS, LOGITS, label_smoothing=0.1)
+    values = weighted(loss, weights)(LABELS, LOGITS, label_smoothing=0.1)
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    mixed = 0.7 * tf.one_hot([0], 4) + 0.3 * tf.one_hot([1], 4)
+    [value] = weighted(loss, weights)(mixed, LOGITS[:1])
+    [plain] = loss(mixed, LOGITS[:1])
+    assert float(value / plain) == pytest.approx(0.7 * 2.0 + 0.3 * 0.5)
+
+
+def test_balanced_weights_let_classes_count_alike():
+    counts = np.array([30, 10, 0, 5])
+    weights = CLASS_WEIGHTS["balanced"](counts)
+    together = counts * weights
+    # n / (k * n_c), of the three classes that are there.
+    np.testing.assert_allclose(together, [15, 15, 0, 15])
+    assert together.sum() == pytest.approx(counts.sum())
+    assert np.isfinite(weights).all()
+    np.testing.assert_array_equal(CLASS_WEIGHTS["balanced"]([4, 4]), [1, 1])
 
 
 def test_largest_logit_is_the_answer():

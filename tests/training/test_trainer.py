@@ -19,6 +19,7 @@ from small_trainers import (
     start_again,
 )
 
+from train_loop.training.losses import cross_entropy
 from train_loop.training.optimizers import MomentumSGD
 from train_loop.training.trainer import Trainer
 
@@ -36,7 +37,12 @@ def traced(one_device, two_replicas):
     @functools.cache
     def make(replicas):
         strategy = {1: one_device, 2: two_replicas}[replicas]
-        trainer = make_trainer(strategy, label_smoothing=SMOOTHING)
+        trainer = make_trainer(
+            strategy,
+            training_loss=functools.partial(
+                cross_entropy, label_smoothing=SMOOTHING
+            ),
+        )
         return trainer, remembered(trainer)
 
     def new_trainer(replicas):

@@ -6,18 +6,19 @@ that order; evaluation images are cropped as the model's preprocessing says.
 
 import dataclasses
 import functools
-import inspect
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from resnet_layers import Preprocessing
+from train_loop import calls
+from train_loop.calls import call_text, parameters_of, parse_call
 from train_loop.data.augment import AUGMENTATIONS
 from train_loop.data.decode import CROPS, center_crop
 from train_loop.data.mixing import MIXES, mix_one_of
-from train_loop.errors import UserError, check_choice
+from train_loop.errors import UserError
 
 # In this order: what decodes an image, what varies it, what blends batches.
 KINDS = {
@@ -48,32 +49,10 @@ class Operation(NamedTuple):
         Raises:
           UserError: there is none of that name, or a number is not possible.
         """
-        name, *numbers = text.strip().split(":")
-        check_choice("--augment", name, OPERATIONS)
-        parameters = parameters_of(OPERATIONS[name])
-        if len(numbers) > len(parameters):
-            raise UserError(
-                f"--augment={text} has {len(numbers)} numbers; it takes "
-                f"{usage(name)}, and fewer where the last ones are left out"
-            )
-        arguments = []
-        for number, (parameter, hint) in zip(
-            numbers, parameters.items(), strict=False
-        ):
-            kind, [bounds] = hint.__origin__, hint.__metadata__
-            try:
-                value = kind(number)
-            except ValueError as error:
-                raise UserError(
-                    f"--augment={text}: {parameter}={number} is not a "
-                    f"{'whole ' * (kind is int)}number"
-                ) from error
-            bounds.check(f"--augment={text}: {parameter}", value)
-            arguments.append(value)
-        return cls(name, tuple(arguments))
+        return cls(*parse_call("--augment", text, OPERATIONS))
 
     def __str__(self):
-        return ":".join([self.name, *map(repr, self.arguments)])
+        return call_text(*self)
 
     @property
     def function(self):
@@ -83,24 +62,9 @@ class Operation(NamedTuple):
         return functools.partial(row, **dict(named))
 
 
-def parameters_of(function):
-    """Returns {name: `Annotated` type} of an operation's own parameters."""
-    hints = get_type_hints(function, include_extras=True)
-    return {
-        name: hints[name]
-        for name in inspect.signature(function).parameters
-        if name in hints
-    }
-
-
 def usage(name):
     """Returns how an operation is written, as NAME:NUMBER (its default)."""
-    signature = inspect.signature(OPERATIONS[name]).parameters
-    names = list(parameters_of(OPERATIONS[name]))
-    if not names:
-        return name
-    defaults = ":".join(f"{signature[each].default:.3g}" for each in names)
-    return f"{':'.join([name, *map(str.upper, names)])} ({defaults})"
+    return calls.usage(name, OPERATIONS[name])
 
 
 def parse_operations(operations):

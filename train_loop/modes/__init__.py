@@ -9,10 +9,12 @@ class Mode(NamedTuple):
 
     `place` is "module:function". What a mode needs takes seconds to import,
     so that it is imported when it is run, and not when flags are read.
+    `takes_tensorflow` is whether it needs that.
     """
 
     summary: str
     place: str
+    takes_tensorflow: bool = True
 
     @property
     def function(self):
@@ -48,5 +50,10 @@ MODES = {
     "summary": Mode(
         "prints what a model costs",
         "train_loop.modes.summary:summarize",
+    ),
+    "recipes": Mode(
+        "lists the recipes, what they lead to and cost",
+        "train_loop.modes.recipes:list_recipes",
+        takes_tensorflow=False,
     ),
 }

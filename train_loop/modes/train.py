@@ -82,9 +82,10 @@ def describe(run):
         f"{settings.precision}, from step {run.trainer.step:,}"
     )
     recipe = RECIPES[settings.recipe]
+    left_out = f" Left out: {recipe.left_out}" * bool(recipe.left_out)
     print(
         f"Recipe {settings.recipe}, if left as it is: {recipe.expected} "
-        f"Source: {recipe.source}"
+        f"Source: {recipe.source}{left_out}"
     )
 
 

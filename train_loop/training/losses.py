@@ -1,6 +1,11 @@
 """Losses of examples, and whether the predictions for them are right."""
 
+import numpy as np
 import tensorflow as tf
+
+# Of a class that a blended image has less of, it is taken to have nothing:
+# what timm's recipes of `sigmoid_cross_entropy`'s paper set.
+PRESENT = 0.2
 
 
 def cross_entropy(labels, logits, label_smoothing=0.0):
@@ -15,13 +20,71 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
     Returns:
       A tensor [batch] of the dtype of `logits`.
     """
-    num_classes = logits.shape[-1]
-    targets = labels
-    if labels.dtype.is_integer:
-        targets = tf.one_hot(labels, num_classes)
-    targets = tf.cast(targets, logits.dtype)
-    targets = targets * (1.0 - label_smoothing) + label_smoothing / num_classes
+    targets = _smoothed(_targets(labels, logits), label_smoothing)
     return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+
+
+def sigmoid_cross_entropy(labels, logits, label_smoothing=0.0):
+    """Returns the mean over the classes of "is it one of these, or not?".
+
+    Of a blended image, every class that it has more than `PRESENT` of is one
+    that it shows, as fully as if it were alone.
+
+    Source: Wightman et al., 2021, https://arxiv.org/abs/2110.00476.
+
+    Args and result are those of `cross_entropy`.
+    """
+    targets = _targets(labels, logits)
+    targets = tf.cast(targets > PRESENT, logits.dtype)
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(
+        _smoothed(targets, label_smoothing), logits
+    )
+    return tf.reduce_mean(losses, axis=-1)
+
+
+LOSSES = {"softmax": cross_entropy, "sigmoid": sigmoid_cross_entropy}
+
+
+def weighted(loss, class_weights):
+    """Returns a loss that counts examples by their class.
+
+    Args:
+      loss: a function like `cross_entropy`.
+      class_weights: [num_classes]. A blended image has the mean weight of its
+        parts.
+
+    Returns:
+      A function like `cross_entropy`.
+    """
+    class_weights = np.float32(class_weights)
+
+    def weighted_loss(labels, logits, **options):
+        weights = tf.linalg.matvec(
+            _targets(labels, logits), tf.cast(class_weights, logits.dtype)
+        )
+        return weights * loss(labels, logits, **options)
+
+    return weighted_loss
+
+
+def balanced_weights(counts):
+    """Returns a weight for each class, so that all count alike together.
+
+    n / (k * n_c) for the n_c of n examples that are of class c, one of k. The
+    mean weight of an example is 1, so that the mean loss keeps its scale. A
+    class without examples gets 1, and is not among the k.
+
+    Args:
+      counts: int [num_classes].
+    """
+    counts = np.asarray(counts)
+    present = counts > 0
+    mean = counts.sum() / max(present.sum(), 1)
+    return np.where(present, mean / np.maximum(counts, 1), 1.0)
+
+
+# Name -> examples of each class -> weights of the classes; None for all alike.
+CLASS_WEIGHTS = {"none": None, "balanced": balanced_weights}
 
 
 def is_correct(labels, logits):
@@ -33,3 +96,15 @@ def is_correct(labels, logits):
         labels = tf.argmax(labels, axis=-1)
     predictions = tf.argmax(logits, axis=-1, output_type=labels.dtype)
     return tf.cast(tf.equal(predictions, labels), tf.float32)
+
+
+def _targets(labels, logits):
+    """Returns labels as probabilities [batch, num_classes]."""
+    if labels.dtype.is_integer:
+        return tf.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return tf.cast(labels, logits.dtype)
+
+
+def _smoothed(targets, label_smoothing):
+    share = label_smoothing / targets.shape[-1]
+    return targets * (1.0 - label_smoothing) + share

@@ -1,10 +1,110 @@
-"""Optimizers: how a gradient changes the weights."""
+"""Optimizers: how a gradient changes the weights.
+
+Gradients arrive summed over the replicas. Each replica updates its own copy of
+the weights, so that norms of weights and gradients are the same on all.
+"""
+
+import inspect
 
 import tensorflow as tf
 
+# What all rows of `OPTIMIZERS` take; the rest are options of their own.
+COMMON = ("learning_rate", "weight_decay", "factors")
+
+
+class PerVariable:
+    """Decay of kernels alone, and a factor on the rate of each variable.
+
+    Goes in front of an optimizer of Keras among the bases of a class. Keras's
+    own `weight_decay` knows the form beside the gradient only, takes all
+    variables, and no factors.
+
+    Args:
+      l2: strength of the penalty l2 / 2 * sum(w ** 2) on kernels, which goes
+        through whatever the optimizer does to gradients. Biases and batch
+        norm's parameters, the variables of rank 1, are left alone.
+      decay: strength of the decay beside the gradient: each step takes
+        learning_rate * decay * w from a kernel w.
+      factors: {path of a variable: factor on its learning rate}; 1 for those
+        that are not named.
+      **kwargs: the optimizer's own arguments.
+    """
+
+    def __init__(self, *args, l2=0.0, decay=0.0, factors=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.l2 = l2
+        self.decay = decay
+        self.factors = factors or {}
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        paths = [getattr(v, "path", v.name) for v in variables]
+        self._factors = [self.factors.get(path, 1.0) for path in paths]
+
+    def update_step(self, gradient, variable, learning_rate):
+        factor = self._factors[self._get_variable_index(variable)]
+        rate = tf.cast(learning_rate, variable.dtype) * factor
+        gradient = tf.cast(gradient, variable.dtype)
+        if is_kernel(variable):
+            gradient = self.penalized(gradient, variable)
+            if self.decay:
+                self.assign_sub(variable, rate * self.decay * variable)
+        super().update_step(gradient, variable, rate)
+
+    def penalized(self, gradient, kernel):
+        """Returns the gradient of a kernel with that of the penalty."""
+        return gradient + self.l2 * kernel if self.l2 else gradient
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "l2": self.l2,
+            "decay": self.decay,
+            "factors": self.factors,
+        }
+
+
+def is_kernel(variable):
+    """Tells the kernels from biases and the parameters of norms."""
+    return len(variable.shape) > 1
+
+
+class Momentum(tf.keras.optimizers.Optimizer):
+    """A velocity that does not hold the learning rate; see `MomentumSGD`."""
+
+    def __init__(
+        self, learning_rate=0.1, momentum=0.9, nesterov=True, **kwargs
+    ):
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.momentum = momentum
+        self.nesterov = nesterov
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.velocities = self.add_optimizer_variables(variables, "velocity")
+
+    def update_step(self, gradient, variable, learning_rate):
+        velocity = self.velocities[self._get_variable_index(variable)]
+        new_velocity = self.momentum * velocity + gradient
+        self.assign(velocity, new_velocity)
+        if self.nesterov:
+            new_velocity = gradient + self.momentum * new_velocity
+        self.assign_sub(variable, learning_rate * new_velocity)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+        }
+
 
 @tf.keras.utils.register_keras_serializable(package="train_loop")
-class MomentumSGD(tf.keras.optimizers.Optimizer):
+class MomentumSGD(PerVariable, Momentum):
     """SGD with momentum and the L2 penalty of the papers.
 
     Keras's own SGD differs in two ways that matter for published recipes. Its
@@ -22,68 +122,225 @@ class MomentumSGD(tf.keras.optimizers.Optimizer):
       learning_rate: a number or a `LearningRateSchedule`.
       momentum: from 0 to 1.
       nesterov: take the step with the velocity of the next one.
-      l2: strength of the penalty l2 / 2 * sum(w ** 2) on kernels. Biases and
-        batch norm's parameters, the variables of rank 1, are left alone.
-      factors: {path of a variable: factor on its learning rate}; 1 for those
-        that are not named.
-      **kwargs: `keras.optimizers.Optimizer`'s other arguments.
+      **kwargs: `l2` and `factors`, see `PerVariable`, and
+        `keras.optimizers.Optimizer`'s other arguments.
 
     Source: Sutskever et al., 2013, https://proceedings.mlr.press/v28/
     sutskever13.html, in the form of PyTorch's `torch.optim.SGD`.
     """
 
-    def __init__(
-        self,
-        learning_rate=0.1,
-        momentum=0.9,
-        nesterov=True,
-        l2=0.0,
-        factors=None,
-        name="momentum_sgd",
-        **kwargs,
-    ):
-        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        self.momentum = momentum
-        self.nesterov = nesterov
-        self.l2 = l2
-        self.factors = factors or {}
 
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
-        self.velocities = self.add_optimizer_variables(variables, "velocity")
-        paths = [getattr(v, "path", v.name) for v in variables]
-        self._factors = [self.factors.get(path, 1.0) for path in paths]
+@tf.keras.utils.register_keras_serializable(package="train_loop")
+class LARS(PerVariable, Momentum):
+    """SGD that takes a step in proportion to the weights, kernel by kernel.
 
-    def update_step(self, gradient, variable, learning_rate):
-        learning_rate = tf.cast(learning_rate, variable.dtype)
-        gradient = tf.cast(gradient, variable.dtype)
-        if self.l2 and len(variable.shape) > 1:
-            gradient += self.l2 * variable
-        index = self._get_variable_index(variable)
-        velocity = self.velocities[index]
-        new_velocity = self.momentum * velocity + gradient
-        self.assign(velocity, new_velocity)
-        if self.nesterov:
-            new_velocity = gradient + self.momentum * new_velocity
-        rate = learning_rate * self._factors[index]
-        self.assign_sub(variable, rate * new_velocity)
+        g = trust * |w| / (|gradient| + l2 * |w|) * (gradient + l2 * w)
+
+    goes through the momentum in place of a kernel's gradient, as in
+    `MomentumSGD`; biases and norms are neither adapted nor decayed. Where a
+    norm is 0, the gradient is taken as it is. The paper's velocity holds the
+    learning rate; as in timm, this one does not.
+
+    Args:
+      learning_rate: a number or a `LearningRateSchedule`.
+      trust: size of a step at learning rate 1, as a part of the weights'.
+      **kwargs: `momentum` and `nesterov`; `l2` and `factors`, see
+        `PerVariable`; `keras.optimizers.Optimizer`'s other arguments.
+
+    Source: You et al., 2017, https://arxiv.org/abs/1708.03888.
+    """
+
+    def __init__(self, learning_rate=1.0, trust=0.001, **kwargs):
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.trust = trust
+
+    def penalized(self, gradient, kernel):
+        of_kernel, of_gradient = tf.norm(kernel), tf.norm(gradient)
+        ratio = self.trust / (of_gradient + self.l2 * of_kernel) * of_kernel
+        return trusted(ratio, of_kernel, of_gradient) * (
+            super().penalized(gradient, kernel)
+        )
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "momentum": self.momentum,
-            "nesterov": self.nesterov,
-            "l2": self.l2,
-            "factors": self.factors,
-        }
+        return {**super().get_config(), "trust": self.trust}
 
 
-def sgd(learning_rate, weight_decay, factors=None):
-    """Returns SGD with Nesterov momentum 0.9 and L2 on the kernels."""
-    return MomentumSGD(learning_rate, l2=weight_decay, factors=factors)
+@tf.keras.utils.register_keras_serializable(package="train_loop")
+class LAMB(PerVariable, tf.keras.optimizers.Adam):
+    """Adam that takes a step in proportion to the weights, kernel by kernel.
+
+        u = m / (sqrt(v) + epsilon) + decay * w
+        w = w - learning_rate * |w| / |u| * u
+
+    with Adam's moments m and v, both corrected for their start at 0. Biases
+    and norms are neither adapted nor decayed: theirs is Adam's step. Keras's
+    own `Lamb` decays before it measures, and adapts everything.
+
+    Args:
+      **kwargs: of `keras.optimizers.Adam`; `decay` and `factors`, see
+        `PerVariable`.
+
+    Source: You et al., 2019, https://arxiv.org/abs/1904.00962.
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        rate = tf.cast(learning_rate, variable.dtype) * self._factors[index]
+        gradient = tf.cast(gradient, variable.dtype)
+        step = tf.cast(self.iterations + 1, variable.dtype)
+        corrected = []
+        for moment, beta, value in (
+            (self._momentums[index], self.beta_1, gradient),
+            (self._velocities[index], self.beta_2, tf.square(gradient)),
+        ):
+            self.assign_add(moment, (1 - beta) * (value - moment))
+            corrected.append(moment / (1 - beta**step))
+        update = corrected[0] / (tf.sqrt(corrected[1]) + self.epsilon)
+        if is_kernel(variable):
+            update += self.decay * variable
+            of_kernel, of_update = tf.norm(variable), tf.norm(update)
+            ratio = of_kernel / of_update
+            update *= trusted(ratio, of_kernel, of_update)
+        self.assign_sub(variable, rate * update)
 
 
-# Name -> (learning_rate, weight_decay, factors) -> optimizer.
-OPTIMIZERS = {"sgd": sgd}
+def trusted(ratio, *norms):
+    """Returns a ratio of norms; 1 where one of them is 0."""
+    return tf.where(tf.reduce_all(tf.stack(norms) > 0), ratio, 1.0)
+
+
+@tf.keras.utils.register_keras_serializable(package="train_loop")
+class Adam(PerVariable, tf.keras.optimizers.Adam):
+    """Keras's Adam, with decay of kernels and factors; see `PerVariable`.
+
+    Source: Kingma and Ba, 2014, https://arxiv.org/abs/1412.6980; `decay`:
+    Loshchilov and Hutter, 2017, https://arxiv.org/abs/1711.05101.
+    """
+
+
+@tf.keras.utils.register_keras_serializable(package="train_loop")
+class RMSprop(PerVariable, tf.keras.optimizers.RMSprop):
+    """Keras's RMSprop, with decay of kernels and factors; see `PerVariable`.
+
+    Source: Tieleman and Hinton, 2012, http://www.cs.toronto.edu/~tijmen/csc321/
+    slides/lecture_slides_lec6.pdf.
+    """
+
+
+def sgd(learning_rate, weight_decay, factors=None, momentum=0.9, nesterov=True):
+    """Returns SGD with momentum and L2 on the kernels."""
+    return MomentumSGD(
+        learning_rate, momentum, nesterov, l2=weight_decay, factors=factors
+    )
+
+
+def adam(
+    learning_rate,
+    weight_decay,
+    factors=None,
+    beta_1=0.9,
+    beta_2=0.999,
+    epsilon=1e-7,
+):
+    """Returns Adam, with L2 on the kernels that goes through its moments."""
+    return Adam(
+        learning_rate,
+        beta_1,
+        beta_2,
+        epsilon,
+        l2=weight_decay,
+        factors=factors,
+    )
+
+
+def adamw(
+    learning_rate,
+    weight_decay,
+    factors=None,
+    beta_1=0.9,
+    beta_2=0.999,
+    epsilon=1e-7,
+):
+    """Returns Adam, with decay of the kernels beside its moments."""
+    return Adam(
+        learning_rate,
+        beta_1,
+        beta_2,
+        epsilon,
+        decay=weight_decay,
+        factors=factors,
+    )
+
+
+def lamb(
+    learning_rate,
+    weight_decay,
+    factors=None,
+    beta_1=0.9,
+    beta_2=0.999,
+    epsilon=1e-6,
+):
+    """Returns LAMB, with decay of the kernels inside of its trust ratio."""
+    return LAMB(
+        learning_rate,
+        beta_1,
+        beta_2,
+        epsilon,
+        decay=weight_decay,
+        factors=factors,
+    )
+
+
+def lars(
+    learning_rate, weight_decay, factors=None, momentum=0.9, nesterov=False
+):
+    """Returns LARS, with L2 on the kernels inside of its trust ratio."""
+    return LARS(
+        learning_rate,
+        momentum=momentum,
+        nesterov=nesterov,
+        l2=weight_decay,
+        factors=factors,
+    )
+
+
+def rmsprop(
+    learning_rate, weight_decay, factors=None, momentum=0.0, epsilon=1e-7
+):
+    """Returns RMSprop, with L2 on the kernels that goes through its moments."""
+    return RMSprop(
+        learning_rate,
+        momentum=momentum,
+        epsilon=epsilon,
+        l2=weight_decay,
+        factors=factors,
+    )
+
+
+# Name -> (learning_rate, weight_decay, factors, and options) -> optimizer.
+OPTIMIZERS = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "rmsprop": rmsprop,
+    "lars": lars,
+    "lamb": lamb,
+}
+
+
+def options_of(name):
+    """Returns {option: default} of what a row takes beside `COMMON`."""
+    parameters = inspect.signature(OPTIMIZERS[name]).parameters
+    return {n: p.default for n, p in parameters.items() if n not in COMMON}
+
+
+# The options of any row, in the order of the rows.
+OPTIONS = tuple(
+    dict.fromkeys(option for name in OPTIMIZERS for option in options_of(name))
+)
+
+
+def usage(name):
+    """Returns a row's name and its options, as NAME (option default)."""
+    options = [f"{n} {d!s:.5}" for n, d in options_of(name).items()]
+    return f"{name} ({', '.join(options)})"

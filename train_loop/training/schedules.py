@@ -1,31 +1,203 @@
 """Schedules: the learning rate of every step."""
 
+import math
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
 import tensorflow as tf
 
+from train_loop import calls
+from train_loop.bounds import Bounds
 
-def cosine(learning_rate, warmup_steps, steps):
-    """Returns a linear warm-up from 0, then half a cosine down to 0.
+PART = Bounds(0.0, 1.0)
 
-    Source: Loshchilov and Hutter, 2016, https://arxiv.org/abs/1608.03983;
-    warm-up: Goyal et al., 2017, https://arxiv.org/abs/1706.02677.
+
+class Span(NamedTuple):
+    """How long a schedule is, in steps.
+
+    `warmup` steps go before it, `steps` is how many it has itself, and
+    `per_epoch` is how many an epoch takes, a whole number or not.
     """
-    return tf.keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warmup_steps else learning_rate,
-        decay_steps=max(steps - warmup_steps, 1),
-        warmup_target=learning_rate if warmup_steps else None,
-        warmup_steps=warmup_steps,
+
+    warmup: int
+    steps: int
+    per_epoch: float
+
+
+def constant(rate, span):
+    """Returns the same rate for all steps."""
+    del span
+    return tf.keras.optimizers.schedules.PolynomialDecay(rate, 1, rate)
+
+
+def step(
+    rate,
+    span,
+    factor: Annotated[float, PART] = 0.1,
+    *epoch: Annotated[float, Bounds(0.0)],
+):
+    """Returns a rate that is multiplied by a factor after some epochs.
+
+    Epochs are counted from the beginning of the run, as in the recipes of
+    papers; by default 30, 60 and 80, those of Goyal et al., 2017,
+    https://arxiv.org/abs/1706.02677.
+    """
+    starts = sorted(each * span.per_epoch for each in epoch or (30, 60, 80))
+    return tf.keras.optimizers.schedules.PiecewiseConstantDecay(
+        # Keras keeps the rate of before in the step of the boundary itself.
+        [math.ceil(start) - 1.0 - span.warmup for start in starts],
+        [rate * factor**passed for passed in range(len(starts) + 1)],
     )
 
 
-def constant(learning_rate, warmup_steps, steps):
-    """Returns a linear warm-up from 0, then the same rate to the end."""
-    del steps
+def cosine(rate, span, end: Annotated[float, PART] = 0.0):
+    """Returns half a cosine down to a part of the rate.
+
+    Source: Loshchilov and Hutter, 2016, https://arxiv.org/abs/1608.03983.
+    """
+    return tf.keras.optimizers.schedules.CosineDecay(rate, span.steps, end)
+
+
+def polynomial(
+    rate,
+    span,
+    power: Annotated[float, Bounds(0.01, 100.0)] = 2.0,
+    end: Annotated[float, PART] = 0.0,
+):
+    """Returns a power of the part of the run that is left."""
     return tf.keras.optimizers.schedules.PolynomialDecay(
-        initial_learning_rate=0.0 if warmup_steps else learning_rate,
-        decay_steps=max(warmup_steps, 1),
-        end_learning_rate=learning_rate,
+        rate, span.steps, end * rate, power
     )
 
 
-# Name -> (learning_rate, warmup_steps, steps) -> learning-rate schedule.
-SCHEDULES = {"cosine": cosine, "constant": constant}
+def exponential(
+    rate,
+    span,
+    factor: Annotated[float, PART] = 0.97,
+    epochs: Annotated[float, Bounds(0.001)] = 2.4,
+):
+    """Returns a rate that falls by a factor in so many epochs, smoothly.
+
+    The numbers are those of Tan and Le, 2019,
+    https://arxiv.org/abs/1905.11946.
+    """
+    return tf.keras.optimizers.schedules.ExponentialDecay(
+        rate, epochs * span.per_epoch, factor
+    )
+
+
+def one_cycle(
+    rate,
+    span,
+    rise: Annotated[float, PART] = 0.3,
+    start: Annotated[float, PART] = 0.04,
+):
+    """Returns a straight rise from a part of the rate, then half a cosine to 0.
+
+    Args:
+      rate: the highest.
+      span: see `Span`.
+      rise: part of the steps in which the rate rises.
+      start: part of the rate that it begins with.
+
+    Source: Smith and Topin, 2017, https://arxiv.org/abs/1708.07120, with the
+    parts of fastai's.
+    """
+    rises = round(rise * span.steps)
+    return tf.keras.optimizers.schedules.CosineDecay(
+        start * rate if rises else rate,
+        max(span.steps - rises, 1),
+        warmup_target=rate if rises else None,
+        warmup_steps=rises,
+    )
+
+
+# Name -> (rate, span, and numbers) -> what comes after the warm-up.
+SCHEDULES = {
+    "cosine": cosine,
+    "constant": constant,
+    "step": step,
+    "polynomial": polynomial,
+    "exponential": exponential,
+    "one_cycle": one_cycle,
+}
+
+
+class Schedule(NamedTuple):
+    """A row of `SCHEDULES`, with numbers for its parameters.
+
+    As text it is `NAME` or `NAME:NUMBER:NUMBER`, such as `step:0.1:30:60:80`.
+    """
+
+    name: str
+    arguments: tuple = ()
+
+    @classmethod
+    def parse(cls, text):
+        """Returns the schedule that a text describes.
+
+        Raises:
+          UserError: there is none of that name, or a number is not possible.
+        """
+        return cls(*calls.parse_call("--schedule", text, SCHEDULES))
+
+    def __str__(self):
+        return calls.call_text(*self)
+
+    def rates(self, learning_rate, warmup_steps, steps, steps_per_epoch):
+        """Returns the learning rates of a run, a `LearningRateSchedule`.
+
+        A straight rise from 0, then the row's.
+
+        Args:
+          learning_rate: the highest.
+          warmup_steps: how many steps the rise takes.
+          steps: of the whole run.
+          steps_per_epoch: a whole number or not.
+        """
+        span = Span(warmup_steps, max(steps - warmup_steps, 1), steps_per_epoch)
+        row = SCHEDULES[self.name]
+        return WarmedUp(row(learning_rate, span, *self.arguments), warmup_steps)
+
+
+def usage(name):
+    """Returns how a schedule is written, as NAME:NUMBER (its default)."""
+    return calls.usage(name, SCHEDULES[name])
+
+
+@tf.keras.utils.register_keras_serializable(package="train_loop")
+class WarmedUp(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """A straight rise from 0 to where another schedule begins, then that one.
+
+    Goyal et al., 2017, https://arxiv.org/abs/1706.02677.
+
+    Args:
+      after: what follows, from its own step 0.
+      warmup_steps: how many steps the rise takes.
+    """
+
+    def __init__(self, after: Callable, warmup_steps: int):
+        self.after = after
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32)
+        if not self.warmup_steps:
+            return self.after(step)
+        rising = self.after(tf.constant(0.0)) * step / self.warmup_steps
+        later = self.after(tf.maximum(step - self.warmup_steps, 0.0))
+        return tf.where(step < self.warmup_steps, rising, later)
+
+    def get_config(self):
+        schedules = tf.keras.optimizers.schedules
+        return {
+            "after": schedules.serialize(self.after),
+            "warmup_steps": self.warmup_steps,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        schedules = tf.keras.optimizers.schedules
+        return cls(
+            schedules.deserialize(config["after"]), config["warmup_steps"]
+        )

@@ -52,8 +52,8 @@ class Trainer:
       optimizer: a Keras optimizer, created in the strategy's scope; it is
         built here. Its `iterations` counts the steps.
       strategy: a `tf.distribute.Strategy`.
-      label_smoothing: probability that training labels hand out evenly to all
-        classes. Evaluation uses the labels as they are.
+      training_loss: what is minimised, a function like `cross_entropy`.
+      evaluation_loss: what evaluation reports, a function like it.
       forward: maps (a batch, training=...) to logits, in place of the model:
         with what goes before it, or a part of it.
       update: an `Update`.
@@ -64,7 +64,8 @@ class Trainer:
         model,
         optimizer,
         strategy,
-        label_smoothing=0.0,
+        training_loss=cross_entropy,
+        evaluation_loss=cross_entropy,
         forward=None,
         update=PLAIN,
     ):
@@ -72,8 +73,9 @@ class Trainer:
         self.forward = forward or model
         self.optimizer = optimizer
         self.strategy = strategy
-        self.label_smoothing = label_smoothing
         self.update = update
+        self.training_loss = training_loss
+        self.evaluation_loss = evaluation_loss
         with strategy.scope():
             optimizer.build(model.trainable_variables)
             gradients.sum_once(optimizer)
@@ -348,7 +350,7 @@ class Trainer:
         replicas = self.strategy.num_replicas_in_sync
         with tf.GradientTape() as tape:
             logits = self.forward(images, training=True)
-            losses = cross_entropy(labels, logits, self.label_smoothing)
+            losses = self.training_loss(labels, logits)
             # This piece's share: the sum over all pieces and replicas is the
             # mean over the global batch.
             loss = tf.reduce_mean(losses) / replicas / self.update.micro_batches
@@ -360,7 +362,7 @@ class Trainer:
     def _evaluation_step(self, batch):
         images, labels, weights = batch
         logits = self.forward(images, training=False)
-        losses = cross_entropy(labels, logits)
+        losses = self.evaluation_loss(labels, logits)
         self.loss.update_state(losses, sample_weight=weights)
         self.accuracy.update_state(
             is_correct(labels, logits), sample_weight=weights

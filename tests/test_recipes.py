@@ -1,0 +1,115 @@
+"""Recipes: two steps of each, and the list of them."""
+
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from samples import write_folder
+
+from resnet_layers import VARIANTS, save_safetensors
+from train_loop import Run, Settings
+from train_loop.recipes import RECIPES
+
+# Each once, whatever it is called.
+DIFFERENT = {recipe: name for name, recipe in RECIPES.items()}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Returns a folder of a few pictures of two classes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_folder(folder, {"train/cat": 6, "train/dog": 6})
+    return folder
+
+
+@pytest.fixture
+def untraced():
+    """Lets steps run as plain Python: to trace them takes far longer."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config")
+@pytest.mark.usefixtures("untraced", "small_net")
+@pytest.mark.parametrize("recipe", DIFFERENT, ids=DIFFERENT.values())
+def test_recipe_takes_two_steps(tmp_path, pictures, recipe):
+    """With its own optimizer, schedule, loss and augmentation."""
+    weights = {}
+    if "weights" in recipe.values:
+        net = VARIANTS["resnet_tiny"](num_classes=1000)
+        net.build((None, 8, 8, 3))
+        save_safetensors(net, tmp_path / "tiny.safetensors")
+        weights = {"weights": tmp_path / "tiny.safetensors"}
+    run = Run.create(
+        Settings(
+            recipe=DIFFERENT[recipe],
+            dataset=pictures,
+            model="resnet_tiny",
+            image_size=8,
+            batch_size=4,
+            steps=2,
+            strategy="one_device",
+            workdir=tmp_path / "run",
+            validation_fraction=0,
+            **weights,
+        )
+    )
+    variables = run.classifier.model.trainable_variables
+    before = [variable.numpy() for variable in variables]
+    run.trainer.train(iter(run.training_batches()), tf.constant(2))
+    results = run.trainer.results("train")
+    assert run.trainer.step == 2
+    assert np.isfinite(results["loss"])
+    assert run.trainer.is_finite()
+    moved = [
+        np.any(variable.numpy() != value)
+        for variable, value in zip(variables, before, strict=True)
+    ]
+    # At the very first, where no block does anything yet, some kernels rest.
+    assert np.mean(moved) > 0.5
+    for name in ("optimizer", "schedule", "loss", "augment"):
+        assert (
+            getattr(run.settings, name) == getattr(recipe.settings, name)
+            or name not in recipe.values
+        )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_say_where_they_come_from_and_what_they_cost(name):
+    recipe = RECIPES[name]
+    for text in (recipe.source, recipe.expected, recipe.cost):
+        assert text.endswith(".")
+    assert recipe.left_out[-1:] in ("", ".")
+
+
+def listed(output):
+    """Returns {recipe: its row} of a table."""
+    rows = [line for line in output.splitlines()[1:] if line[:1].strip()]
+    return {row.split()[0]: row.split()[1:] for row in rows}
+
+
+@pytest.mark.parametrize("argument", ["--mode=recipes", "--recipe=help"])
+def test_recipes_are_listed(run, argument):
+    status, output, _ = run(argument)
+    assert status == 0
+    assert max(map(len, output.splitlines())) <= 100
+    rows = listed(output)
+    assert [*rows] == [*RECIPES]
+    goyal = ["resnet50", "imagenet2012", "8192", "90", "sgd", "3.2"]
+    assert rows["imagenet_goyal2017"] == goyal
+    for name, recipe in RECIPES.items():
+        if DIFFERENT[recipe] == name:
+            assert recipe.source.split()[0] in output
+
+
+def test_one_recipe_is_shown_with_its_flags(run):
+    _, output, _ = run("--mode=recipes", "--recipe=imagenet_rsb_a1")
+    assert [*listed(output)] == ["imagenet_rsb_a1"]
+    flags = re.findall(r"^  --(\w+)=(.*)$", output, re.MULTILINE)
+    recipe = RECIPES["imagenet_rsb_a1"]
+    assert Settings(**dict(flags)) == recipe.settings
+    status, _, errors = run("--mode=recipes", "--recipe=imagenet_rsb_a4")
+    assert status == 1
+    assert "did you mean imagenet_rsb_a" in errors

@@ -1,0 +1,83 @@
+"""Calls as text: the name of a function, and numbers for its parameters."""
+
+import inspect
+from typing import get_type_hints
+
+from train_loop.errors import UserError, check_choice
+
+
+def parse_call(flag, text, table):
+    """Returns the name and the numbers of a text NAME:NUMBER:NUMBER.
+
+    The numbers are the function's `parameters_of`, in their order; those at
+    the end may be left out.
+
+    Args:
+      flag: that has the text, such as "--augment".
+      text: such as "rand_augment:2:9".
+      table: {name: function} of what is possible.
+
+    Returns:
+      (name, tuple of numbers).
+
+    Raises:
+      UserError: there is none of that name, or a number is not possible.
+    """
+    name, *numbers = text.strip().split(":")
+    check_choice(flag, name, table)
+    parameters = list(parameters_of(table[name]).items())
+    if takes_more(table[name]):
+        parameters += parameters[-1:] * (len(numbers) - len(parameters))
+    if len(numbers) > len(parameters):
+        raise UserError(
+            f"{flag}={text} has {len(numbers)} numbers; it takes "
+            f"{usage(name, table[name])}, and fewer where the last ones are "
+            "left out"
+        )
+    arguments = []
+    for number, (parameter, hint) in zip(numbers, parameters, strict=False):
+        kind, [bounds] = hint.__origin__, hint.__metadata__
+        try:
+            value = kind(number)
+        except ValueError as error:
+            raise UserError(
+                f"{flag}={text}: {parameter}={number} is not a "
+                f"{'whole ' * (kind is int)}number"
+            ) from error
+        bounds.check(f"{flag}={text}: {parameter}", value)
+        arguments.append(value)
+    return name, tuple(arguments)
+
+
+def call_text(name, arguments):
+    """Returns the text that `parse_call` makes the same of."""
+    return ":".join([name, *map(repr, arguments)])
+
+
+def parameters_of(function):
+    """Returns {name: `Annotated` type} of a function's own parameters."""
+    hints = get_type_hints(function, include_extras=True)
+    return {
+        name: hints[name]
+        for name in inspect.signature(function).parameters
+        if name in hints
+    }
+
+
+def takes_more(function):
+    """Whether the last parameter stands for any number of numbers."""
+    *_, last = inspect.signature(function).parameters.values()
+    return last.kind is last.VAR_POSITIONAL
+
+
+def usage(name, function):
+    """Returns how a call is written, as NAME:NUMBER (its default)."""
+    parameters = inspect.signature(function).parameters
+    names = list(parameters_of(function))
+    if not names:
+        return name
+    words = ":".join([name, *map(str.upper, names)])
+    if takes_more(function):
+        words += f":{names.pop().upper()}..."
+    defaults = ":".join(f"{parameters[each].default:.3g}" for each in names)
+    return f"{words} ({defaults})"
