@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import tensorflow as tf
 
 from train_loop import Settings, manual
 from train_loop.errors import FEW
@@ -35,11 +36,13 @@ def at_the_top(monkeypatch, pytestconfig):
         ("--batch_size=5", "take 4 or 6"),
         ("--batch_size=1", "take 2"),
         ("--image_size=3", "take at least 4"),
+        ("--image_size=200000", "take 38,400 GB by themselves"),
         ("--train_split=tarin", "--train_split=tarin cannot be read"),
         ("--eval_split=train[:50%]", "share 718 images"),
         ("--train_split=train[:9]+train[:5]", "names 5 images more than once"),
         ("--freeze=stage4", "It takes: none, stem, stage1, stage2, stage3"),
         ("--weights=none.h5", "none.h5 is not a file"),
+        ("--thaw_after_epochs=3", "needs something frozen: name it, such as"),
         ("--data_service=grpc://localhost:1", "cannot be reached"),
         ("--data_service=localhost:5050", "must begin with grpc://"),
         ("--virtual_devices=3", "has begun with 2"),
@@ -50,6 +53,12 @@ def at_the_top(monkeypatch, pytestconfig):
         ("--bach_size=3", "--bach_size is no flag; did you mean batch_size"),
         ("--seed", "--help explains all flags"),
         ("--help=trainin", "did you mean training"),
+        ("--model=xxxxxxxx", "is unknown. It takes: resnet_tiny"),
+        ("--dataset=xxxxxxxx", "nor known to TFDS. It takes: digits"),
+        ("--dataset=eurosat/rbg", "It takes: eurosat/rgb, eurosat/all"),
+        ("--dataset=cifar10/plain", "It takes: cifar10"),
+        ("--dataset=mnist:9.9.9", "mnist:9.9.9: Dataset mnist cannot be"),
+        ("--flagfile=/nowhere", "error: Unable to open flagfile"),
         ("--top_k=3", "is for --mode=predict or export"),
     ],
 )
@@ -110,6 +119,9 @@ def test_every_setting_says_what_it_may_be(run):
             assert choice in text
     _, output, _ = run("--help=image_size")
     assert "Default: 224; digits: 8." in output
+    assert "An existing run keeps it." in output
+    _, output, _ = run("--help=epochs")
+    assert "An existing run keeps it." not in output
     _, output, _ = run("--help=dataset")
     assert "oxford_iiit_pet" in output
     _, output, _ = run("--help=augment")
@@ -122,6 +134,42 @@ def test_every_setting_says_what_it_may_be(run):
 def test_modes_are_where_their_table_says():
     for mode in MODES.values():
         assert mode.function.__doc__
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(28, "No space left on device", "run/x"), "disk is full .*run"),
+        (
+            tf.errors.ResourceExhaustedError(
+                None, None, "{{node}} ckpt-30/part; No space left on device"
+            ),
+            r"disk is full \(ckpt-30",
+        ),
+        (
+            tf.errors.ResourceExhaustedError(
+                None, None, "OOM when allocating\ntensor with shape[64,9]"
+            ),
+            r"memory .*shape\[64,9\].*--batch_size",
+        ),
+        (MemoryError(), "memory"),
+    ],
+)
+def test_shortages_are_one_clear_line(run, monkeypatch, error, expected):
+    def run_out(settings):
+        raise error
+
+    monkeypatch.setattr(train, "train", run_out)
+    status, _, errors = run("--steps=1")
+    assert status == 1
+    [line] = errors.splitlines()
+    assert re.match(f"error: .*{expected}", line)
+
+
+def test_errors_of_this_program_are_not_hidden(run, monkeypatch):
+    monkeypatch.setattr(train, "train", lambda settings: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("--steps=1")
 
 
 def test_flags_that_are_given_become_settings(run, monkeypatch):

@@ -31,6 +31,7 @@ LAYERS = (
     ("measuring",),
     ("run",),
     ("pretrained",),
+    ("trainers",),
     ("assembly",),
     ("settling",),
     ("recipes",),
@@ -41,6 +42,7 @@ LAYERS = (
     ("data", "training", "evaluation"),
     ("choices", "calls"),
     ("workdir", "bounds", "progress", "environment", "console", "stopping"),
+    ("shortages",),
     ("errors",),
 )
 LAYER_OF = {

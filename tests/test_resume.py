@@ -189,6 +189,40 @@ class StopError(Exception):
     """Stops a run at a certain place."""
 
 
+@pytest.fixture
+def run_until(monkeypatch, run):
+    """Returns a function: place, step, arguments -> a run that stops there."""
+    save, evaluate = Checkpoints.save, Run.evaluate
+    write_down = JsonLinesReport.__call__
+
+    def start_and_stop(place, step, *arguments):
+        def stop_at(here, now):
+            if (here, now) == (place, step):
+                raise StopError
+
+        def save_or_stop(self, now):
+            stop_at("before saving", now)
+            save(self, now)
+            stop_at("after saving", now)
+
+        def evaluate_or_stop(self):
+            stop_at("in an evaluation", self.trainer.step)
+            return evaluate(self)
+
+        def write_down_or_stop(self, now, split, metrics):
+            stop_at(f"in the report of an {split}uation", now)
+            write_down(self, now, split, metrics)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "save", save_or_stop)
+            patch.setattr(Run, "evaluate", evaluate_or_stop)
+            patch.setattr(JsonLinesReport, "__call__", write_down_or_stop)
+            with pytest.raises(StopError):
+                run(*arguments)
+
+    return start_and_stop
+
+
 @pytest.mark.parametrize(
     ("strategy", "place", "step"),
     [
@@ -200,34 +234,10 @@ class StopError(Exception):
     ],
 )
 def test_run_goes_on_from_wherever_it_stopped(
-    alone, tmp_path, strategy, place, step, run, monkeypatch, small_net
+    alone, tmp_path, strategy, place, step, run, run_until, small_net
 ):
-    save, evaluate = Checkpoints.save, Run.evaluate
-    write_down = JsonLinesReport.__call__
-
-    def stop_at(here, now):
-        if (here, now) == (place, step):
-            raise StopError
-
-    def save_or_stop(self, now, *more):
-        stop_at("before saving", now)
-        save(self, now, *more)
-        stop_at("after saving", now)
-
-    def evaluate_or_stop(self):
-        stop_at("in an evaluation", self.trainer.step)
-        return evaluate(self)
-
-    def write_down_or_stop(self, now, split, metrics):
-        stop_at(f"in the report of an {split}uation", now)
-        write_down(self, now, split, metrics)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_or_stop)
-        patch.setattr(Run, "evaluate", evaluate_or_stop)
-        patch.setattr(JsonLinesReport, "__call__", write_down_or_stop)
-        with pytest.raises(StopError):
-            run(*SMALLER, f"--strategy={strategy}", f"--workdir={tmp_path}")
+    arguments = (*SMALLER, f"--strategy={strategy}", f"--workdir={tmp_path}")
+    run_until(place, step, *arguments)
     if "evaluation" in place:
         # Nothing is lost by a stop in a long one.
         assert Workdir(tmp_path).steps[-1] == step
@@ -237,6 +247,52 @@ def test_run_goes_on_from_wherever_it_stopped(
     assert_same_run(tmp_path, alone(strategy, run), 12)
     points = read_events(tmp_path, "eval").Tensors(TAGS["loss"])
     assert [point.step for point in points] == [6, 12]
+
+
+def test_run_in_two_phases_goes_on_from_either(
+    tmp_path, run, run_until, small_net
+):
+    """Stopped before, at and after the thaw, and cached as far as to it."""
+    expected, workdir = tmp_path / "expected", tmp_path / "stopped"
+    arguments = (
+        "--strategy=one_device",
+        "--freeze=backbone",
+        # At step 4.
+        "--thaw_after_epochs=0.18",
+        "--steps=8",
+        "--report_every=2",
+        "--evaluate_every=6",
+        "--checkpoint_every=3",
+        "--dataset=digits",
+    )
+    status, output, _ = run(*arguments, f"--workdir={expected}")
+    assert status == 0
+    assert "--freeze=backbone until step 4, " in output
+    assert "run once over each image" in output
+    run_until("before saving", 4, *arguments, f"--workdir={workdir}")
+    run_until("in the report of an evaluation", 4, f"--workdir={workdir}")
+    run_until("in an evaluation", 6, f"--workdir={workdir}")
+    status, output, _ = run(f"--workdir={workdir}")
+    assert status == 0
+    assert "from step 6" in output
+    assert "run once over each image" not in output
+    assert_same_run(workdir, expected, 8)
+    points = read_events(workdir, "eval").Tensors(TAGS["loss"])
+    assert [point.step for point in points] == [4, 6, 8]
+    frozen, thawed = (read_checkpoint(workdir, step) for step in (4, 8))
+    moved = {key for key in frozen if np.any(frozen[key] != thawed[key])}
+    assert any("moving_mean" in key for key in moved)
+
+
+def test_run_goes_on_where_nobody_watches_it(finished, tmp_path):
+    """Behind `| head -1`, and in a terminal that is closed."""
+    process = start(*SHORT, f"--workdir={tmp_path}")
+    assert process.stdout.readline().startswith("resnet_tiny")
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=300) == 0
+    assert_same_run(tmp_path, finished, 35)
 
 
 def test_flags_file_repeats_the_run(alone, tmp_path, run, small_net):

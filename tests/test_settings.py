@@ -118,11 +118,24 @@ def test_missing_file_says_nothing(tmp_path):
     assert Settings.read(tmp_path / "flags.txt") == Settings()
 
 
-def test_file_of_another_version_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"--seed=3\n--crop_scale=0.08,1\n", "it has --crop_scale"),
+        (b"--seed=3\n--mod", "it has --mod"),
+        (b"\x80\xff", "it has --"),
+        (b"", "it is empty"),
+    ],
+)
+def test_file_of_another_version_or_damaged_is_refused(
+    tmp_path, content, fault
+):
     path = tmp_path / "flags.txt"
-    path.write_text("--seed=3\n--crop_scale=0.08,1\n")
-    with pytest.raises(UserError, match="--crop_scale, which this version"):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"another version, .*{fault}") as error:
         Settings.read(path)
+    assert f"--weights={tmp_path}" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", NORMALIZATIONS)

@@ -56,6 +56,8 @@ def test_only_what_means_something_by_none_is_left_open():
         "beta_1",
         "beta_2",
         "epsilon",
+        "thaw_after_epochs",
+        "thawed_learning_rate",
         "virtual_devices",
         "profile_steps",
     }
@@ -111,12 +113,16 @@ def test_mistyped_workdir_does_not_become_a_run_of_digits(tmp_path, others):
         {"train_split": "train[:50%]"},
         {"eval_split": "train"},
         {"validation_fraction": 0.5},
-        {"cache": "disk"},
         {"image_size": 8},
         {"batch_size": 32},
         {"optimizer": "sgd", "seed": 3},
         {"stochastic_depth": 0.1},
         {"weights": "README.md"},
+        {"freeze": "backbone"},
+        {"frozen_batch_norm": True},
+        {"cached_embeddings": True},
+        {"normalization": "caffe"},
+        {"thaw_after_epochs": 2.5},
     ],
     ids=lambda change: [*change][-1],
 )
@@ -125,8 +131,18 @@ def test_run_is_not_mixed_with_another(earlier, change):
     with pytest.raises(UserError, match="name another --workdir") as error:
         settle(Settings(workdir=earlier, **change))
     assert f"--{name}=" in str(error.value)
+    # The weights of a run go on into another one, of the same model.
+    goes_on = name not in ("model", "weights")
+    assert str(error.value).endswith(f"--weights={earlier}") == goes_on
     assert f"{value}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_run_on_embeddings_stays_one(tmp_path):
+    settle(Settings(freeze="backbone")).write(tmp_path / "flags.txt")
+    assert settle(Settings(workdir=tmp_path)).cached_embeddings
+    with pytest.raises(UserError, match=f"--weights={tmp_path}"):
+        settle(Settings(workdir=tmp_path, augment="flip"))
 
 
 def test_places_of_a_run_may_change_but_not_its_data_set(tmp_path):
@@ -266,6 +282,11 @@ def test_preprocessing_that_there_is_none_of_is_not_guessed(tmp_path):
             "has no weights for resnet_tiny",
         ),
         ({"weights": "README.md"}, "cannot be read as weights"),
+        ({"thaw_after_epochs": 3}, "needs something frozen"),
+        (
+            {"freeze": "stage1", "thawed_learning_rate": 0.1},
+            "is for what --thaw_after_epochs thaws",
+        ),
         ({"cached_embeddings": True}, "needs --freeze=backbone"),
         (
             {
@@ -295,6 +316,18 @@ def test_what_does_not_go_together_is_one_clear_line(
         ({"freeze": "backbone", "augment": ""}, True, ""),
         ({"freeze": "backbone", "cached_embeddings": False}, False, "shift"),
         ({"freeze": "stage1"}, False, "shift"),
+        # What is thawed later sees varied images then.
+        ({"freeze": "backbone", "thaw_after_epochs": 1}, True, "shift"),
+        (
+            {
+                "freeze": "backbone",
+                "thaw_after_epochs": 1,
+                "augment": "flip",
+                "cached_embeddings": True,
+            },
+            True,
+            "flip",
+        ),
     ],
 )
 def test_frozen_backbones_are_asked_once_unless_images_vary(

@@ -263,5 +263,14 @@ def test_lines_that_are_not_complete_are_left_out(tmp_path):
     assert read_json_lines(path) == []
     records = [{"step": 1}, {"step": 2}]
     lines = [json.dumps(record) + "\n" for record in records]
-    path.write_text("".join([*lines, '{"step": 3, "spl']))
+    path.write_bytes("".join(lines).encode() + b'\x80\n{"step": 3, "spl')
     assert read_json_lines(path) == records
+
+
+@pytest.mark.parametrize("text", ["", '{"class_na', "[]", "{}", "3"])
+def test_damaged_json_is_one_clear_line(tmp_path, text):
+    workdir = Workdir(tmp_path)
+    workdir.data.write_text(text)
+    with pytest.raises(UserError, match="cannot be read .*--weights=") as error:
+        workdir.read_data()
+    assert "\n" not in str(error.value)

@@ -5,7 +5,7 @@ values.
 """
 
 import contextlib
-import functools
+import os
 import pathlib
 import random
 
@@ -21,13 +21,7 @@ from train_loop.data.service import check_service
 from train_loop.data.stored import choose_splits
 from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError, check_choice, first_few
-from train_loop.training.averages import AVERAGES, Average
-from train_loop.training.loss_scale import LossScale
-from train_loop.training.losses import CLASS_WEIGHTS, LOSSES, weighted
-from train_loop.training.optimizers import OPTIMIZERS, options_of
 from train_loop.training.strategies import STRATEGIES, split_cpu
-from train_loop.training.trainer import Trainer, Update
-from train_loop.workdir import read_json
 
 
 def open_data(settings, workdir):
@@ -44,18 +38,15 @@ def open_data(settings, workdir):
     if settings.data_service:
         check_service(settings.data_service, settings.cache)
     data, refused = open_whole_data(settings)
-    if (
-        workdir.is_run
-        and workdir.data.is_file()
-        and read_json(workdir.data) != data.contents
-    ):
-        # It would evaluate on some that it was trained on.
-        raise UserError(
-            f"the images of {settings.dataset} are not those that {workdir} "
-            f"began with: {data.difference(read_json(workdir.data))}; start a "
-            "new run, from the weights of this one if you like: "
-            f"--weights={workdir}"
-        )
+    if workdir.is_run and workdir.data.is_file():
+        difference = data.difference(workdir.read_data())
+        if difference:
+            # It would evaluate on some that it was trained on.
+            raise UserError(
+                f"the images of {settings.dataset} are not those that "
+                f"{workdir} began with: {difference}; start a new run, from "
+                f"the weights of this one if you like: --weights={workdir}"
+            )
     if settings.skip_bad_images:
         records = check.find_broken_once(data, refused, workdir.bad_images)
         data = check.without_broken(data, records)
@@ -188,6 +179,20 @@ def check_image_size(settings):
         )
 
 
+def check_memory(settings):
+    """Raises UserError where not even the images of a step fit in memory."""
+    size, batch_size = settings.image_size, settings.batch_size
+    # As bytes, and as float32.
+    needed = batch_size * size * size * 3 * (1 + 4)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise UserError(
+            f"--batch_size={batch_size} images of --image_size={size} take "
+            f"{needed / 1e9:,.0f} GB by themselves, and this machine has "
+            f"{memory / 1e9:,.0f} GB of memory; take smaller ones, or fewer"
+        )
+
+
 def build_classifier(settings, class_names):
     """Returns the `Classifier`, its model with weights drawn from the seed."""
     with _seeded(settings.seed):
@@ -198,12 +203,26 @@ def build_classifier(settings, class_names):
             dtype=settings.precision,
         )
         model.build((None, settings.image_size, settings.image_size, 3))
+    freeze(settings, model)
+    return Classifier(model, settings.preprocessing, class_names)
+
+
+def freeze(settings, model):
+    """Freezes what stays as it is, in the first phase where there are two."""
     if settings.frozen_batch_norm:
         model.freeze_batch_norm()
     if settings.freeze != "none":
         check_choice("--freeze", settings.freeze, ["none", *model.parts])
         model.freeze(settings.freeze)
-    return Classifier(model, settings.preprocessing, class_names)
+
+
+def thaw(settings, model):
+    """Leaves frozen what stays so to the end."""
+    # Where it is True already, Keras would do nothing.
+    model.trainable = False
+    model.trainable = True
+    if settings.frozen_batch_norm:
+        model.freeze_batch_norm()
 
 
 def _choose_norm(settings):
@@ -218,116 +237,6 @@ def _choose_norm(settings):
             f"has {norm['kind']} norm; leave it out"
         )
     return {**norm, "synchronized": True}
-
-
-def build_trainer(settings, data, classifier, strategy):
-    """Returns the `Trainer` of a classifier, at step 0."""
-    steps = num_steps(settings, data)
-    per_epoch = steps_per_epoch(settings, data)
-    rates = settings.schedule.rates(
-        highest_rate(settings),
-        # A short trial shall not spend itself on warming up.
-        min(round(settings.warmup_epochs * per_epoch), steps // 2),
-        steps,
-        per_epoch,
-    )
-    model, factor = classifier.model, settings.backbone_lr_factor
-    of_head = {variable.path for variable in model.head.variables}
-    factors = {
-        variable.path: factor
-        for variable in model.trainable_variables
-        if variable.path not in of_head and factor != 1
-    }
-    options = {
-        option: getattr(settings, option)
-        for option in options_of(settings.optimizer)
-        if getattr(settings, option) is not None
-    }
-    return Trainer(
-        model,
-        OPTIMIZERS[settings.optimizer](
-            rates, settings.weight_decay, factors, **options
-        ),
-        strategy,
-        training_loss(settings, data),
-        LOSSES[settings.loss],
-        forward=classifier.logits,
-        update=_make_update(settings, model, steps),
-    )
-
-
-def _make_update(settings, model, steps):
-    """Returns how batches become updates of a model's weights."""
-    average = loss_scale = None
-    if settings.average != "none":
-        share = AVERAGES[settings.average](settings.ema_decay, steps)
-        average = Average(model, share)
-    if "float16" in settings.precision.split("_"):
-        loss_scale = LossScale()
-    return Update(
-        settings.accumulate_steps,
-        settings.clip_norm,
-        average,
-        loss_scale,
-        _is_compiled(settings),
-    )
-
-
-def _is_compiled(settings):
-    """Whether XLA compiles the step."""
-    has_accelerator = any(map(tf.config.list_logical_devices, ("GPU", "TPU")))
-    # Batch norm cannot talk to other replicas from inside what XLA compiles.
-    is_possible = not settings.synchronized_batch_norm
-    if settings.jit_compile == "auto":
-        return has_accelerator and is_possible
-    if settings.jit_compile == "true" and not is_possible:
-        raise UserError(
-            "--jit_compile=true and --synchronized_batch_norm do not go "
-            "together; leave one of them out"
-        )
-    return settings.jit_compile == "true"
-
-
-def highest_rate(settings):
-    """Returns the highest learning rate, for the batch size that there is."""
-    base = settings.base_batch_size or settings.batch_size
-    return settings.learning_rate * settings.batch_size / base
-
-
-def training_loss(settings, data):
-    """Returns the loss that is minimised, see `losses.cross_entropy`."""
-    loss = LOSSES[settings.loss]
-    make_weights = CLASS_WEIGHTS[settings.class_weights]
-    if make_weights is not None:
-        counts = check.count_labels(data.train, "train")
-        labels = range(len(data.class_names))
-        weights = make_weights([counts.get(label, 0) for label in labels])
-        loss = weighted(loss, weights)
-    return functools.partial(loss, label_smoothing=settings.label_smoothing)
-
-
-def num_steps(settings, data):
-    """Returns how many steps the run takes altogether.
-
-    Raises:
-      UserError: the epochs come to none.
-    """
-    if settings.steps is not None:
-        return settings.steps
-    steps = settings.epochs * steps_per_epoch(settings, data)
-    if not round(steps):
-        raise UserError(
-            f"--epochs={settings.epochs:g} of {data.train.num_examples:,} "
-            f"images come to {steps:.2g} steps of --batch_size="
-            f"{settings.batch_size}, which is none; take more epochs, a "
-            "smaller batch size, or --steps=1"
-        )
-    return round(steps)
-
-
-def steps_per_epoch(settings, data):
-    """Returns how many steps one pass over the training images takes."""
-    return data.train.num_examples / settings.batch_size
 
 
 def start_from(path, settings, classifier, class_names):

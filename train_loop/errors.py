@@ -25,15 +25,15 @@ def check_choice(what, given, choices):
     if given in choices:
         return
     raise UserError(
-        f"{what}={given} is unknown; {nearest(given, choices)}It takes: "
+        f"{what}={given} is unknown{nearest(given, choices)} It takes: "
         f"{listed(choices)}"
     )
 
 
 def nearest(given, choices):
-    """Returns the question whether others were meant; empty without any."""
+    """Returns the end of a sentence: a question, where one is meant maybe."""
     near = difflib.get_close_matches(str(given), [*dict.fromkeys(choices)])
-    return f"did you mean {' or '.join(near)}? " if near else ""
+    return f"; did you mean {' or '.join(near)}?" if near else "."
 
 
 def listed(choices):

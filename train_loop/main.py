@@ -16,6 +16,7 @@ from train_loop.errors import UserError, check_choice, nearest
 from train_loop.manual import help_text
 from train_loop.modes import MODES
 from train_loop.settings import Settings, flag_name
+from train_loop.shortages import shortage
 from train_loop.stopping import StoppedError
 
 FLAGS = flags.FLAGS
@@ -54,10 +55,10 @@ def parse(argv):
     except flags.UnrecognizedFlagError as error:
         hint = nearest(error.flagname, FLAGS)
         raise UserError(
-            f"--{error.flagname} is no flag; {hint}--help lists all"
+            f"--{error.flagname} is no flag{hint} --help names all"
         ) from error
     except flags.Error as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).removeprefix("ERROR:: ").split())
         raise UserError(f"{reason}; --help explains all flags") from error
     if rest:
         raise UserError(
@@ -129,6 +130,12 @@ def main(argv):
         # Who read it has seen enough, as `| head` has.
         console.to_nowhere(sys.stdout)
         return 128 + signal.SIGPIPE
+    except Exception as error:
+        line = shortage(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -65,6 +65,8 @@ def meaning(field):
     modes = [f"--mode={name}" for name in field.metadata["modes"]]
     tables = {n: ", ".join(t) for n, t in field.metadata["tables"].items()}
     parts = [field.metadata["help"].format(**tables)]
+    if field.metadata["fixed"]:
+        parts.append("An existing run keeps it.")
     if modes:
         parts.append(f"For {' and '.join(modes)}.")
     if choices is not None:

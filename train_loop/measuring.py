@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from train_loop.assembly import build_strategy, check_usable
+from train_loop.assembly import build_strategy, check_memory, check_usable
 from train_loop.classifier import Classifier
 from train_loop.data import check, imagenet, sources
 from train_loop.data.split import Split
@@ -18,7 +18,7 @@ from train_loop.evaluation.views import VIEWS
 from train_loop.prediction.splits import predict_split
 from train_loop.run import load_classifier
 from train_loop.settings import Settings
-from train_loop.workdir import Workdir, read_json
+from train_loop.workdir import Workdir
 
 
 class Examples(NamedTuple):
@@ -56,6 +56,7 @@ class Measurement:
         self.given = given
         # Nothing of a run is changed by measuring it in another way.
         self.settings = given.over(made_with).over(MODE_DEFAULTS).over(DEFAULTS)
+        check_memory(self.settings)
         self.strategy = build_strategy(self.settings)
         self.views = VIEWS[self.settings.test_time_augmentation]
 
@@ -142,7 +143,7 @@ class Measurement:
             data = choose_splits(stored, *options)
         except UserError:
             return None
-        began = read_json(Workdir.of(given.workdir).data)
+        began = Workdir.of(given.workdir).read_data()
         return None if data.difference(began) else data
 
     def predict(self, classifier, examples):

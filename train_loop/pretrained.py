@@ -1,5 +1,6 @@
 """A classifier made of weights alone, and of what comes with them."""
 
+import contextlib
 import pathlib
 
 from resnet_layers import (
@@ -72,7 +73,9 @@ def class_names_of(weights, path):
     for folder in (path, *path.parents[:2]):
         workdir = Workdir(folder)
         if workdir.is_run and workdir.data.is_file():
-            return read_json(workdir.data)["class_names"]
+            # Damaged, it is one of the reasons to start from weights.
+            with contextlib.suppress(UserError):
+                return workdir.read_data()["class_names"]
     return _read_beside(path).get("class_names")
 
 
@@ -89,7 +92,7 @@ def is_weights(source):
 def _read_beside(path):
     """Returns what files beside the weights tell: ours, or timm's."""
     if path.with_name(CONTENTS).is_file():
-        contents = read_json(path.with_name(CONTENTS))
+        contents = read_json(path.with_name(CONTENTS), "preprocessing")
         preprocessing = contents["preprocessing"]
         mean, stddev, bgr = preprocessing["normalization"].values()
         normalization = Normalization(tuple(mean), tuple(stddev), bgr)

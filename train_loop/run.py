@@ -14,15 +14,14 @@ from train_loop import stopping
 from train_loop.assembly import (
     build_classifier,
     build_strategy,
-    build_trainer,
     check_apart,
     check_image_size,
+    check_memory,
     make_batching,
     make_transforms,
-    num_steps,
     open_data,
     start_from,
-    steps_per_epoch,
+    thaw,
     warn_of_random_parts,
 )
 from train_loop.classifier import Classifier
@@ -41,6 +40,13 @@ from train_loop.pretrained import (
 from train_loop.progress import passing_bar
 from train_loop.settings import Settings
 from train_loop.settling import find_given_weights, settle
+from train_loop.trainers import (
+    build_trainer,
+    check_steps_to_come,
+    num_steps,
+    steps_per_epoch,
+    thaw_step,
+)
 from train_loop.training import loop, probe, reports
 from train_loop.training.checkpoints import Checkpoints
 from train_loop.training.profiling import NO_PROFILE, Profile
@@ -50,7 +56,6 @@ from train_loop.training.trainer import Trainer
 from train_loop.workdir import (
     Workdir,
     append_json_line,
-    read_json,
     read_json_lines,
     write_text,
 )
@@ -83,6 +88,7 @@ class Run:
       classifier: the model with its preprocessing, a `Classifier`.
       trainer: a `Trainer`, at the step that the run is at.
       checkpoints: `Checkpoints` of model and optimizer.
+      until: the last step of a phase of it; None for the whole run.
     """
 
     settings: Settings
@@ -92,6 +98,7 @@ class Run:
     classifier: Classifier
     trainer: Trainer
     checkpoints: Checkpoints
+    until: int | None = None
 
     @classmethod
     def create(cls, settings):
@@ -106,6 +113,7 @@ class Run:
         """
         settings = settle(settings)
         check_image_size(settings)
+        check_memory(settings)
         workdir = Workdir.of(settings.workdir or new_workdir(settings.dataset))
         workdir.check_writable()
         check_apart(workdir, settings.dataset)
@@ -131,6 +139,7 @@ class Run:
             else:
                 names = class_names_of(settings.weights, weights)
                 start_from(weights, settings, classifier, names)
+        check_steps_to_come(settings, data, trainer.step)
         transforms = make_transforms(settings, data)
         return cls(
             settings,
@@ -171,24 +180,19 @@ class Run:
                     f"another process has trained in {self.workdir} in the "
                     "meantime; start again to go on from there"
                 )
+            self._keep_history()
             self.settings.write(self.workdir.flags)
             contents = json.dumps(self.data.contents)
             write_text(self.workdir.data, contents + "\n")
-            run = self
-            if self.settings.cached_embeddings:
-                run = self._with_embeddings()
-            while not self._reaches_the_end(run):
+            while not self._reaches_the_end():
                 pass
 
-    def _reaches_the_end(self, run):
-        """Trains, to the end or until it goes back to a checkpoint.
-
-        Args:
-          run: this one, perhaps with embeddings in place of images.
-        """
+    def _reaches_the_end(self):
+        """Trains, to the end or until it goes back to a checkpoint."""
         try:
             with self._reports() as report, stopping.noting_signals():
-                loop.train(run, report)
+                for phase in self._phases():
+                    loop.train(phase, report)
         except loop.DivergedError as error:
             self._go_back(error)
             return False
@@ -266,7 +270,12 @@ class Run:
     @property
     def steps(self):
         """The last step."""
-        return num_steps(self.settings, self.data)
+        return self.until or num_steps(self.settings, self.data)
+
+    @property
+    def thaws_at(self):
+        """The last step with frozen parts; None if they stay frozen."""
+        return thaw_step(self.settings, self.data)
 
     @property
     def cadence(self):
@@ -309,6 +318,22 @@ class Run:
         return make_batching(self.settings)._replace(left_out=tuple(left_out))
 
     @property
+    def changes(self):
+        """{name: (text before, text now)} of what goes on otherwise.
+
+        Empty for a new run, and once the run has written its settings.
+        """
+        before, now = Settings.read(self.workdir.flags), self.settings
+        if not before.given:
+            return {}
+        before, now = before.texts(), now.texts()
+        return {
+            name: (before.get(name), now.get(name))
+            for name in {**before, **now}
+            if before.get(name) != now.get(name)
+        }
+
+    @property
     def owes_evaluation(self):
         """Whether it was stopped between a save and the evaluation there."""
         step = self.trainer.step
@@ -317,7 +342,9 @@ class Run:
             for record in read_json_lines(self.workdir.metrics)
             if record["split"] == "eval"
         ]
-        evaluates = self.cadence.stop(step, self.steps).evaluates
+        # A phase ends with an evaluation, as the run does.
+        last = step if step == self.thaws_at else self.steps
+        evaluates = self.cadence.stop(step, last).evaluates
         return step > 0 and evaluates and step not in evaluated
 
     @property
@@ -382,6 +409,26 @@ class Run:
                 split, self.transforms, self.batch_size, context
             )
         )
+
+    def _phases(self):
+        """Yields what is left to train, one after the other: `Run`s."""
+        first = dataclasses.replace(self, until=self.thaws_at)
+        if self.trainer.step <= first.steps and not first.is_finished:
+            if self.settings.cached_embeddings:
+                first = first._with_embeddings()
+            yield first
+        if self.thaws_at is not None and not self.is_finished:
+            print(f"Thawed: --freeze={self.settings.freeze} is over.")
+            thaw(self.settings, self.classifier.model)
+            yield dataclasses.replace(self, trainer=self.trainer.again())
+
+    def _keep_history(self):
+        changes = self.changes
+        if changes:
+            append_json_line(
+                self.workdir.history,
+                {"step": self.trainer.step, "changes": changes},
+            )
 
     @contextlib.contextmanager
     def _reports(self):
@@ -498,7 +545,7 @@ class Run:
             self,
             data=self.data.map(embed),
             transforms=Untransformed(),
-            trainer=trainer.through(model.head),
+            trainer=trainer.again(forward=model.head),
         )
 
 
@@ -534,7 +581,7 @@ def load_classifier(
         return pretrained_classifier(str(source), model, class_names)
     workdir = _existing(source)
     settings = Settings.read(workdir.flags)
-    names = read_json(workdir.data)["class_names"]
+    names = workdir.read_data()["class_names"]
     classifier = build_classifier(settings, imagenet.in_words(names))
     path = workdir.path
     if step is not None:

@@ -113,7 +113,6 @@ class Settings:
         "memory, if they fit into 256 MiB.",
         "auto",
         choices=Names("train_loop.data.cache:CACHES", "auto"),
-        fixed=True,
     )
     data_service: str = setting(
         "Address of a tf.data service, such as grpc://host:5050, whose workers "
@@ -164,15 +163,25 @@ class Settings:
         "stage1 (and the stem), stage2 and so on, or backbone (all but the "
         "classifier).",
         "none",
+        fixed=True,
     )
     cached_embeddings: bool = setting(
         "Ask a frozen backbone once what it makes of each image, cropped as "
-        "for evaluation, and train the classifier on the answers. Default: "
-        "with --freeze=backbone, unless --augment is given."
+        "for evaluation, and train the classifier on the answers, until "
+        "--thaw_after_epochs. Default: with --freeze=backbone, unless "
+        "--augment is given.",
+        fixed=True,
+    )
+    thaw_after_epochs: float = setting(
+        "Train what --freeze names as well after so many epochs: a second "
+        "phase, with a warm-up and a schedule of its own. Default: never.",
+        at_least=0,
+        fixed=True,
     )
     frozen_batch_norm: bool = setting(
         "Leave parameters and statistics of all batch norms as they are.",
         False,
+        fixed=True,
     )
     synchronized_batch_norm: bool = setting(
         "Batch statistics over all replicas: slower, and right for few images "
@@ -215,6 +224,7 @@ class Settings:
         "with :bgr behind them for that order; by default what "
         "--weights were trained with.",
         "imagenet",
+        fixed=True,
         tables={"NORMALIZATIONS": Names("resnet_layers:NORMALIZATIONS")},
     )
     augment: tuple = setting(
@@ -261,6 +271,11 @@ class Settings:
         "Batch size that --learning_rate is for: it is multiplied by "
         "batch_size / base_batch_size. Default: the rate is taken as it is.",
         at_least=1,
+    )
+    thawed_learning_rate: float = setting(
+        "Highest learning rate after --thaw_after_epochs. Default: a tenth of "
+        "--learning_rate.",
+        at_least=0,
     )
     backbone_lr_factor: float = setting(
         "Factor on the learning rate of everything but the classifier.",
@@ -602,19 +617,22 @@ class Settings:
         """Returns the settings in a file of `write`; none without a file.
 
         Raises:
-          UserError: it is of another version of this program.
+          UserError: it is of another version of this program, or damaged.
         """
         if not path.is_file():
             return cls()
-        lines = path.read_text().splitlines()
+        # What is no text makes a name that nobody knows.
+        lines = path.read_text(errors="replace").splitlines()
         pairs = (line.removeprefix("--").partition("=") for line in lines)
         texts = {name: text for name, _, text in pairs}
         unknown = texts.keys() - {field.name for field in fields(cls)}
-        if unknown:
+        if unknown or not texts:
+            fault = f"it has --{min(unknown)}" if unknown else "it is empty"
             raise UserError(
-                f"{path} has --{min(unknown)}, which this version does not "
-                "know; go on with the version that wrote it, or start a new "
-                "run from its weights with --weights"
+                f"{path} is of another version, or damaged: {fault}; go on "
+                "with the version that wrote it, put it back from a copy, or "
+                f"start a new run from the weights: --weights={path.parent} "
+                "and its --model"
             )
         return cls(**texts)
 

@@ -36,7 +36,9 @@ def settle(given):
     earlier = Settings()
     if given.workdir is not None:
         workdir = Workdir.of(given.workdir)
-        workdir.check_writable()
+        if not workdir.is_run:
+            # Whoever writes to a run finds out whether that is possible.
+            workdir.check_writable()
         earlier = Settings.read(workdir.flags)
         _check_unchanged(given, earlier)
     known = given.over(earlier)
@@ -53,6 +55,7 @@ def settle(given):
     if not earlier.given and (known.weights or base.weights):
         base = _of_weights(known, base).over(base)
     settled = replace(known, recipe=recipe).over(base)
+    _check_thaw(settled)
     return _settle_embeddings(settled, is_augmented=bool(given.augment))
 
 
@@ -123,12 +126,26 @@ def _check_unchanged(given, earlier):
             # will tell.
             continue
         if field.metadata["fixed"] and value not in (None, "auto", made_with):
+            way = f"one from its weights: --weights={given.workdir}"
+            if field.name in ("model", "weights"):
+                way = "a new one"
             raise UserError(
                 f"{given.workdir} is a run with --{field.name}="
                 f"{to_text(made_with)}, and --{field.name}={to_text(value)} "
                 "was given; leave the flag out to go on with that run, or name "
-                "another --workdir"
+                f"another --workdir for {way}"
             )
+    if (
+        given.augment
+        and earlier.cached_embeddings
+        and earlier.thaw_after_epochs is None
+    ):
+        raise UserError(
+            f"{given.workdir} is a run on embeddings, made once of images as "
+            "they are, and --augment was given; leave the flag out to go on "
+            "with that run, or name another --workdir for one from its "
+            f"weights: --weights={given.workdir}"
+        )
 
 
 def _are_places(*datasets):
@@ -190,18 +207,36 @@ def _of_weights(known, base):
     return Settings(model=model, **found._asdict())
 
 
+def _check_thaw(settings):
+    """Raises UserError where there is nothing to thaw, or no time for it."""
+    if settings.thaw_after_epochs is not None and settings.freeze == "none":
+        raise UserError(
+            f"--thaw_after_epochs={settings.thaw_after_epochs:g} needs "
+            "something frozen: name it, such as --freeze=backbone"
+        )
+    if settings.thawed_learning_rate is None:
+        return
+    if settings.thaw_after_epochs is None:
+        raise UserError(
+            f"--thawed_learning_rate={settings.thawed_learning_rate:g} is for "
+            "what --thaw_after_epochs thaws; name that, or --learning_rate"
+        )
+
+
 def _settle_embeddings(settings, is_augmented):
     """Decides whether embeddings are cached; those of augmented images would
-    be others every time."""
+    be others every time. What is thawed later sees augmented ones then."""
     is_frozen = settings.freeze == "backbone"
+    thaws = settings.thaw_after_epochs is not None
     cached = settings.cached_embeddings
     if cached is None:
         cached = is_frozen and not is_augmented
     if not cached:
         return replace(settings, cached_embeddings=False)
-    if not is_frozen or is_augmented:
+    if not is_frozen or (is_augmented and not thaws):
         raise UserError(
             "--cached_embeddings needs --freeze=backbone and no --augment: "
             "what the backbone makes of an image must stay the same"
         )
-    return replace(settings, cached_embeddings=True, augment=())
+    augment = settings.augment if thaws else ()
+    return replace(settings, cached_embeddings=True, augment=augment)

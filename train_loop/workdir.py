@@ -41,6 +41,20 @@ class Workdir:
         """Which examples the run began with, and the names of its classes."""
         return self.path / "data.json"
 
+    def read_data(self):
+        """Returns the value in `data`, see `train_loop.data.stored.Data`.
+
+        Raises:
+          UserError: there is no such file, or it is damaged.
+        """
+        try:
+            return read_json(self.data, "class_names", "splits")
+        except UserError as error:
+            raise UserError(
+                f"{error}, or start a new run from the weights of this one: "
+                f"--weights={self}"
+            ) from error
+
     @property
     def metrics(self):
         """A line of JSON per report."""
@@ -50,6 +64,11 @@ class Workdir:
     def left_out(self):
         """What was left out of training, a JSON object a line."""
         return self.path / "left_out.jsonl"
+
+    @property
+    def history(self):
+        """A line of JSON for every change of the settings on the way."""
+        return self.path / "history.jsonl"
 
     @property
     def checkpoints(self):
@@ -91,7 +110,8 @@ class Workdir:
 
     @property
     def is_run(self):
-        return self.flags.is_file()
+        # False also for a path that there cannot be.
+        return os.path.isfile(self.flags)
 
     @property
     def steps(self):
@@ -217,18 +237,25 @@ def is_made_from(folder, origin):
     return read_json_lines(folder / "origin.json") == [origin]
 
 
-def read_json(path):
+def read_json(path, *keys):
     """Returns the value in a file of JSON.
+
+    Args:
+      path: of the file.
+      *keys: what is in it, if it is whole.
 
     Raises:
       UserError: there is no such file, or it is damaged.
     """
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                raise ValueError(f"it has no {key}")
+        return value
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); put it back from a copy, or "
-            f"start a new run from the weights: --weights={path.parent}"
+            f"{path} cannot be read ({error}); put it back from a copy"
         ) from error
 
 
@@ -236,7 +263,9 @@ def read_json_lines(path):
     """Returns the complete records of a file that may be missing."""
     records = []
     with contextlib.suppress(FileNotFoundError):
-        for line in pathlib.Path(path).read_text().splitlines():
+        # What is no text is no record.
+        text = pathlib.Path(path).read_text(errors="replace")
+        for line in text.splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 records.append(json.loads(line))
     return records

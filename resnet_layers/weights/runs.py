@@ -11,7 +11,9 @@ def settings_beside(path):
     for folder in (path, *path.parents[:2]):
         flags = folder / "flags.txt"
         if flags.is_file():
-            lines = flags.read_text(encoding="utf-8").splitlines()
+            # Damaged, it tells what it can.
+            text = flags.read_text(encoding="utf-8", errors="replace")
+            lines = text.splitlines()
             pairs = (line.removeprefix("--").partition("=") for line in lines)
             return {name: text for name, _, text in pairs}
     return {}

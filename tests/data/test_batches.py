@@ -141,15 +141,14 @@ def test_evaluation_counts_every_example_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 3])
-def test_workers_read_disjoint_parts_that_are_the_whole(split, workers):
-    sizes = np.diff([23 * i // workers for i in range(workers + 1)])
-    # An epoch of its part, in batches of one per worker, and no more.
+def test_workers_share_every_batch(split, workers):
+    # Each step takes one example a worker, in the order of one alone.
+    _, together = take(split, 23, workers)
     parts = [
-        set(take(split, size, workers, context=context)[1])
-        for size, context in zip(sizes, pipelines(workers), strict=True)
+        take(split, 23, workers, context=context)[1]
+        for context in pipelines(workers)
     ]
-    assert sum(map(len, parts)) == 23
-    assert set().union(*parts) == set(range(23))
+    np.testing.assert_array_equal(np.stack(parts, 1).ravel(), together)
     evaluated, lengths = [], set()
     for context in pipelines(workers):
         batches = list(
@@ -162,12 +161,22 @@ def test_workers_read_disjoint_parts_that_are_the_whole(split, workers):
     assert lengths == {num_evaluation_steps(split, 2 * workers, context)}
 
 
-def test_workers_augment_in_ways_of_their_own(split):
-    fractions = [
-        set(take(split, 10, 2, context=context)[0].ravel() % 1)
+def test_workers_augment_as_one_would(split):
+    options = {"batch_size": 6, "step": 2, "left_out": (1, 4), "repeats": 2}
+    whole, _ = take(split, 8, **options)
+    halves = [
+        take(split, 8, context=context, **options)[0].reshape(8, 3)
         for context in pipelines(2)
     ]
-    assert not fractions[0] & fractions[1]
+    np.testing.assert_array_equal(np.hstack(halves).ravel(), whole.ravel())
+
+
+def test_batches_that_are_left_out_are_the_only_ones_missing(split):
+    images, _ = take(split, 10)
+    for step in range(4):
+        found, _ = take(split, 8 - step, step=step, left_out=(6, 3))
+        expected = np.delete(images.reshape(10, 5), [3, 6], axis=0)
+        np.testing.assert_array_equal(found.reshape(-1, 5), expected[step:])
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -244,6 +245,21 @@ def test_comparison_needs_somebody(trained, run):
     )
     assert status == 1
     assert "nowhere is not the folder of a run" in err
+
+
+def test_comparison_needs_classes_that_both_know(trained, tmp_path, run):
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    text = (other / "data.json").read_text()
+    for name in ("cat", "dog", "emu"):
+        text = text.replace(f'"{name}"', f'"{name.upper()}"')
+    (other / "data.json").write_text(text)
+    status, _, err = run(
+        "--mode=compare", f"--workdir={trained}", f"--with={other}"
+    )
+    assert status == 1
+    assert "have no class in common" in err
+    assert err.count("\n") == 1
 
 
 def test_views_are_averaged_by_probability():

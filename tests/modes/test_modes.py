@@ -13,9 +13,11 @@ from samples import (
     write_hand_signs,
 )
 
-from train_loop import Run, UserError
+from train_loop import Run, Settings, UserError
 from train_loop.evaluation import figures
 from train_loop.modes import data as data_mode
+from train_loop.settling import settle
+from train_loop.workdir import Workdir, read_json_lines
 
 pytestmark = pytest.mark.usefixtures("small_net")
 
@@ -181,6 +183,59 @@ def test_summary_prints_costs(run):
     assert status == 0
     assert "resnet18, 1000 classes, 224 x 224" in out
     assert re.search(r"total +21 +11,689,512 ", out)
+
+
+def test_what_changes_on_the_way_is_said_and_kept(folder, workdir, run):
+    run(
+        f"--dataset={folder}", f"--workdir={workdir}", "--steps=2", *SMALL_FLAGS
+    )
+    status, out, err = run(
+        f"--workdir={workdir}", "--epochs=1", "--learning_rate=0.001"
+    )
+    assert status == 0, err
+    [line] = [line for line in out.splitlines() if "From here on" in line]
+    assert "--learning_rate is 0.001 (was 0.05)" in line
+    assert "--steps is not given (was 2)" in line
+    [record] = read_json_lines(workdir / "history.jsonl")
+    assert record["step"] == 2
+    assert record["changes"]["learning_rate"] == ["0.05", "0.001"]
+    # Fewer steps than it has taken: nothing of what was planned is lost.
+    flags = (workdir / "flags.txt").read_text()
+    status, _, err = run(f"--workdir={workdir}", "--steps=1")
+    assert status == 1
+    assert "has taken 3 steps, and 1 are planned now" in err
+    assert err.count("\n") == 1
+    assert (workdir / "flags.txt").read_text() == flags
+    status, out, _ = run(f"--workdir={workdir}")
+    assert status == 0
+    assert "From here on" not in out
+    assert len(read_json_lines(workdir / "history.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "size"), [("resnet18", 224), ("resnet20", 32)]
+)
+def test_summary_of_a_model_alone_is_at_a_size_that_suits_it(run, model, size):
+    status, out, _ = run("--mode=summary", f"--model={model}")
+    assert status == 0
+    assert f" {size} x {size}, " in out
+
+
+def test_summary_of_a_run_has_its_model_size_and_classes(
+    run, tmp_path, monkeypatch
+):
+    settle(Settings(image_size=16)).write(tmp_path / "flags.txt")
+    contents = {"class_names": ["cat", "dog"], "splits": {}}
+    (tmp_path / "data.json").write_text(json.dumps(contents))
+    with monkeypatch.context() as patch:
+        # Nothing is written: the folder may be for reading only.
+        patch.setattr(Workdir, "check_writable", None)
+        status, out, _ = run("--mode=summary", f"--workdir={tmp_path}")
+    assert status == 0
+    assert "resnet_tiny, 2 classes, 16 x 16" in out
+    status, _, err = run("--mode=summary", f"--workdir={tmp_path}/mistyped")
+    assert status == 1
+    assert "mistyped is not the folder of a run" in err
 
 
 @pytest.fixture

@@ -38,6 +38,18 @@ def test_what_nothing_speaks_for_is_cold_everywhere():
     np.testing.assert_array_equal(heat, np.zeros((1, 16, 16)))
 
 
+def test_classes_may_have_any_name(tmp_path, recwarn):
+    """Also one that no font has the letters of."""
+    classifier = small_classifier()
+    names = [f"{name}\uf8ff" for name in classifier.class_names]
+    classifier.class_names = tuple(names)
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(random_pixels(1)[0], "png"))
+    told = list(answers(classifier, [str(path)]))
+    assert list(write_explanations(classifier, told, tmp_path / "new")) == told
+    assert not recwarn.list
+
+
 def test_each_picture_gets_a_file_of_its_own(tmp_path):
     classifier = small_classifier()
     paths = []

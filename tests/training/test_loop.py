@@ -341,6 +341,13 @@ def test_exploded_loss_is_never_saved(train, loss):
     assert train.log == []
 
 
+def test_nothing_is_saved_where_memory_or_disk_ran_out(train):
+    full = tf.errors.ResourceExhaustedError(None, None, "No space left")
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        train({"eval_error": full})
+    assert train.log[-1] == ("evaluate", 4)
+
+
 @pytest.mark.parametrize("options", [{"step": 7}, {"finite": False}])
 def test_nothing_new_or_not_finite_is_saved_before_an_error(train, options):
     with pytest.raises(UserError, match="explained: broken"):

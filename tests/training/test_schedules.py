@@ -7,7 +7,12 @@ import pytest
 import tensorflow as tf
 
 from train_loop.errors import UserError
-from train_loop.training.schedules import SCHEDULES, Schedule, usage
+from train_loop.training.schedules import (
+    SCHEDULES,
+    Schedule,
+    TwoPhases,
+    usage,
+)
 
 RATE, WARMUP, STEPS, PER_EPOCH = 0.4, 10, 50, 5.5
 
@@ -134,3 +139,15 @@ def test_what_is_not_possible_is_one_clear_line(text, message):
 def test_usage_names_the_numbers():
     assert usage("step") == "step:FACTOR:EPOCH:EPOCH... (0.1)"
     assert usage("polynomial") == "polynomial:POWER:END (2:0)"
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_second_phase_begins_anew(name):
+    first = rates(name, warmup=2, steps=6)
+    second = rates(name, warmup=3, steps=8)
+    schedule = TwoPhases(first, second, 6)
+    schedules = tf.keras.optimizers.schedules
+    schedule = schedules.deserialize(schedules.serialize(schedule))
+    values = [float(schedule(step)) for step in range(14)]
+    assert values[:6] == [float(first(step)) for step in range(6)]
+    assert values[6:] == [float(second(step)) for step in range(8)]

@@ -100,6 +100,38 @@ def test_replicas_hold_the_same_weights(traced):
         np.testing.assert_array_equal(first, second)
 
 
+def test_what_is_frozen_stays_until_it_is_thawed(two_replicas):
+    """Bit by bit; then it is as if it had never been frozen."""
+    optimizer = functools.partial(MomentumSGD, l2=0.1)
+    trainer, other = (
+        make_trainer(two_replicas, optimizer=optimizer) for _ in range(2)
+    )
+    start = remembered(trainer)
+    trainer.model.freeze("backbone")
+    train(trainer)
+    trainer.average_statistics()
+    moved = {
+        variable.path.partition("/")[2]
+        for variable, values, before in zip(
+            [*trainer.model.variables, *trainer.optimizer.variables],
+            remembered(trainer),
+            start,
+            strict=True,
+        )
+        if np.any(np.not_equal(values, before))
+    }
+    # Kernel and bias of the classifier, and their velocities.
+    assert len(moved) == 5
+    assert all("head" in path or path == "iteration" for path in moved)
+    start_again(other, remembered(trainer))
+    trainer.model.trainable = False
+    trainer.model.trainable = True
+    thawed = trainer.again()
+    train(thawed)
+    train(other)
+    assert_same(thawed, remembered(other))
+
+
 def test_statistics_are_averaged_over_replicas(traced):
     trainer = traced(2)
     train(trainer)

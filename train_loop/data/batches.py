@@ -50,60 +50,40 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
       batching: a `Batching`.
       step: number of steps already trained.
       context: a `tf.distribute.InputContext`: what this input pipeline is
-        for. Several, one per machine, read parts of the split that have
-        nothing in common and together are the whole.
+        for. Several, one per machine, share every batch: each reads its part
+        of it, in the order that one alone would read, so that a run goes on
+        with another number of them.
 
     Returns:
       A dataset of (images [batch_size / all replicas, ...], labels).
     """
-    split = _part(split, context)
-    batch_size = _per_pipeline(batching.batch_size, context)
-    replicas = context.num_replicas_in_sync // context.num_input_pipelines
-    seed, repeats = batching.seed, batching.repeats
-    start, skipped = divmod(batching.batch_of(step) * batch_size, repeats)
-
-    def spread(position):
-        # No two pipelines share a number, so that none augments as another.
-        return position * context.num_input_pipelines + (
-            context.input_pipeline_id
-        )
-
-    def repeat(example):
-        copies = tf.data.Dataset.from_tensors(example).repeat(repeats)
-        return copies.enumerate(example["position"] * repeats).map(
-            lambda position, copy: {**copy, "position": position}
-        )
+    part = Part(batching, context)
+    start = batching.batch_of(step) * batching.batch_size
 
     def prepare(example):
         position = example["position"]
         image = transforms.train(
-            split.load(example["image"]), _fold([seed, 1], spread(position))
+            split.load(example["image"]), _fold([batching.seed, 1], position)
         )
         return image, example["label"], position
 
     def finish(images, labels, positions):
-        batch_seed = _fold([seed, 2], spread(positions[0]))
-        return transforms.finish(images, labels, batch_seed)
-
-    examples = shuffled_examples(split, seed, start)
-    if repeats > 1:
-        examples = examples.flat_map(repeat).skip(skipped)
-    if batching.left_out:
-        left_out = tf.constant(batching.left_out, tf.int64)
-        examples = examples.filter(
-            lambda example: tf.reduce_all(
-                example["position"] // batch_size != left_out
-            )
+        return transforms.finish(
+            images, labels, _fold([batching.seed, 2], positions[0])
         )
+
+    size = part.size
+    replicas = context.num_replicas_in_sync // context.num_input_pipelines
     batches = (
-        examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        shuffled_examples(split, batching.seed, start, part)
+        .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
         # Mixed as a whole: what an image is mixed with does not depend on
-        # the number of replicas.
-        .batch(batch_size, drop_remainder=True)
+        # the number of replicas of a machine.
+        .batch(size, drop_remainder=True)
         .map(finish, num_parallel_calls=tf.data.AUTOTUNE)
     )
     if replicas > 1:
-        batches = batches.rebatch(batch_size // replicas, drop_remainder=True)
+        batches = batches.rebatch(size // replicas, drop_remainder=True)
     if batching.data_service:
         service = tf.data.experimental.service
         batches = batches.apply(
@@ -114,36 +94,85 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
     return batches.prefetch(tf.data.AUTOTUNE).with_options(_ordered())
 
 
-def shuffled_examples(split, seed, start):
+class Part:
+    """What an input pipeline reads of the stream of training examples.
+
+    Of every batch one piece, but for the batches that are left out.
+
+    Args:
+      batching: a `Batching`.
+      context: a `tf.distribute.InputContext`.
+    """
+
+    def __init__(self, batching, context=WHOLE):
+        self.batching = batching
+        self.context = context
+        self.size = _per_pipeline(batching.batch_size, context)
+        self.repeats = batching.repeats
+
+    def holds(self, positions):
+        """Tells which positions of the stream belong to it.
+
+        Args:
+          positions: int64, of any shape.
+        """
+        batch = positions // self.batching.batch_size
+        piece = positions % self.batching.batch_size // self.size
+        left_out = tf.constant(self.batching.left_out, tf.int64)
+        is_left_out = batch[..., tf.newaxis] == left_out
+        is_mine = piece == self.context.input_pipeline_id
+        return is_mine & ~tf.reduce_any(is_left_out, axis=-1)
+
+
+def shuffled_examples(split, seed, start, part=None):
     """Returns the endless stream of shuffled epochs, from a position on.
+
+    An example that is repeated has several positions.
 
     Args:
       split: a `Split`.
       seed: int that the order derives from.
       start: position of the first example.
+      part: a `Part`: which positions, if not all.
 
     Returns:
       A dataset of what the split's `read` returns, one by one, each with its
       "position".
     """
-    count = split.num_examples
+    part = part or Part(Batching(1))
+    count, repeats = split.num_examples, part.repeats
     windows = -(-count // split.window)
 
-    @tf.autograph.experimental.do_not_convert
-    def read_window(number):
+    def find(number):
+        """Returns a window, and the positions in it that are to be read."""
         epoch, begin = number // windows, number % windows * split.window
         size = tf.minimum(count - begin, split.window)
-        examples = split.read(_fold([seed, 0], epoch), begin, size)
-        position = epoch * count + begin + tf.range(size)
-        examples["position"] = position
-        unread = tf.maximum(start - position[0], 0)
-        return {name: value[unread:] for name, value in examples.items()}
+        first = (epoch * count + begin) * repeats
+        positions = first + tf.range(size * repeats)
+        positions = tf.boolean_mask(
+            positions, (positions >= start) & part.holds(positions)
+        )
+        return epoch, begin, size, positions
 
-    epoch, inside = divmod(start, count)
+    @tf.autograph.experimental.do_not_convert
+    def read(epoch, begin, size, positions):
+        places = positions // repeats - (epoch * count + begin)
+        # What is repeated is read once.
+        places, times = tf.unique(places, out_idx=tf.int64)
+        examples = split.read(_fold([seed, 0], epoch), begin, size, places)
+        return {
+            **{name: tf.gather(v, times) for name, v in examples.items()},
+            "position": positions,
+        }
+
+    epoch, inside = divmod(start // repeats, count)
     first = epoch * windows + inside // split.window
     return (
         tf.data.Dataset.range(first, tf.int64.max)
-        .map(read_window)
+        .map(find)
+        # A window may be all of somebody else's.
+        .filter(lambda epoch, begin, size, positions: tf.size(positions) > 0)
+        .map(read)
         # One window is read while another one is in use.
         .prefetch(1)
         .unbatch()

@@ -1,6 +1,5 @@
 """Where a data set comes from: its name -> what is stored."""
 
-import difflib
 import os
 import pathlib
 from functools import partial
@@ -14,7 +13,7 @@ from train_loop.data.folder import open_folder, subfolders
 from train_loop.data.hdf5 import SUFFIXES as HDF5_SUFFIXES
 from train_loop.data.hdf5 import open_hdf5
 from train_loop.data.tfds import open_tfds
-from train_loop.errors import UserError
+from train_loop.errors import UserError, nearest
 
 # Name -> (data_dir, manual_dir) -> Stored.
 DATASETS = {
@@ -77,11 +76,10 @@ def open_stored(name, data_dir=None, manual_dir=None):
 
 def _unknown(name):
     known = [*DATASETS, *tfds.list_builders()]
-    near = difflib.get_close_matches(name, {*known}, n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
     return UserError(
-        f"--dataset={name} is neither a folder nor known to TFDS; {hint}It "
-        f"takes: {', '.join(DATASETS)}, an image-classification set of TFDS, a "
-        "folder with a folder of images per class, an .h5 file, or a .csv file "
-        "with the columns image and label"
+        f"--dataset={name} is neither a folder nor known to TFDS"
+        f"{nearest(name, known)} It takes: {', '.join(DATASETS)}, an "
+        "image-classification set of TFDS, a folder with a folder of images "
+        "per class, an .h5 file, or a .csv file with the columns image and "
+        "label"
     )

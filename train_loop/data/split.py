@@ -120,14 +120,22 @@ class Split:
         seed = tf.random.experimental.stateless_fold_in(seed, start)
         return tf.gather(window, shuffled(tf.range(count), seed, count))
 
-    def read(self, seed, start, count):
+    def read(self, seed, start, count, places=None):
         """Returns the examples at some positions of an order.
+
+        Args:
+          seed: see `numbers`.
+          start: see `numbers`.
+          count: see `numbers`.
+          places: int64, which of these positions, from 0; None for all.
 
         Returns:
           {"image": what `load` takes, "label": int64, "number": int64, that in
           the store}, each [count].
         """
         numbers = self.numbers(seed, start, count)
+        if places is not None:
+            numbers = tf.gather(numbers, places)
         return {**self.store.read(numbers), "number": numbers}
 
     def load(self, image):

@@ -16,7 +16,7 @@ from tensorflow_datasets.core.download.resource import get_dl_fname
 from train_loop.data.split import Split
 from train_loop.data.stored import Stored
 from train_loop.data.stores import RecordStore
-from train_loop.errors import UserError
+from train_loop.errors import UserError, check_choice
 
 NEEDS_NOTHING = "--dataset=digits needs neither files nor network"
 
@@ -37,11 +37,14 @@ def open_tfds(name, manual_files=(), data_dir=None, manual_dir=None):
         had.
     """
     try:
+        _check_config(name)
         builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
+    except (tfds.core.DatasetNotFoundError, UserError):
         raise
-    except (ValueError, AssertionError, ImportError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+    # Builders raise whatever they trip over.
+    except Exception as error:
+        # Behind the arguments of the constructor.
+        reason = " ".join(str(error).split()).rpartition('}": ')[2]
         raise UserError(f"--dataset={name}: {reason[:300]}") from error
     image_key, label_key = _keys(name, builder)
     if not builder.is_prepared():
@@ -74,6 +77,21 @@ def open_tfds(name, manual_files=(), data_dir=None, manual_dir=None):
         tuple(builder.info.features[label_key].names),
         {name: Split(store, indices) for name, indices in splits.items()},
     )
+
+
+def _check_config(name):
+    """Raises UserError where a data set has no config of the name behind /.
+
+    TFDS says so as well, and not which ones there are.
+    """
+    try:
+        dataset, options = tfds.core.naming.parse_builder_name_kwargs(name)
+    except ValueError as error:
+        raise tfds.core.DatasetNotFoundError(name) from error
+    if options.get("config") is not None:
+        configs = tfds.builder_cls(str(dataset)).builder_configs
+        names = [f"{dataset}/{config}" for config in configs] or [f"{dataset}"]
+        check_choice("--dataset", f"{dataset}/{options['config']}", names)
 
 
 def _parser(builder, image_key, label_key):

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from train_loop.errors import UserError
+from train_loop.errors import UserError, first_few
 from train_loop.evaluation.comparison import (
     Comparison,
     table,
@@ -55,6 +55,12 @@ def compare(settings):
         for name in classifiers[0].class_names
         if name in classifiers[1].class_names
     ]
+    if not shared:
+        raise UserError(
+            f"{measurement.source} and {settings.with_} have no class in "
+            "common; classes are matched by name, and theirs are "
+            + " against ".join(first_few(c.class_names) for c in classifiers)
+        )
     findings, facts = {}, {}
     for name, classifier in zip(names, classifiers, strict=True):
         print(f"Measuring {name}.")

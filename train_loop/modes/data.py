@@ -5,6 +5,7 @@ import io
 
 from train_loop.assembly import (
     check_apart,
+    check_memory,
     make_batching,
     make_transforms,
     open_whole_data,
@@ -26,6 +27,8 @@ def look_at_data(settings):
     """
     check_run_or_new(settings)
     settings = settle(settings)
+    # Some are drawn, about as many as a batch has.
+    check_memory(settings)
     workdir = Workdir.of(settings.workdir or new_workdir(settings.dataset))
     workdir.check_writable()
     check_apart(workdir, settings.dataset)

@@ -52,8 +52,8 @@ def predict(settings):
         print(f"Explanations are drawn in {folder}.", file=sys.stderr)
     if broken:
         raise UserError(
-            f"{len(broken)} of {len(paths)} images cannot be read; the others "
-            "are done"
+            f"{len(broken)} of {len(paths)} images cannot be read"
+            + ("; the others are done" if len(broken) < len(paths) else "")
         )
 
 

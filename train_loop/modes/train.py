@@ -9,6 +9,7 @@ from train_loop.recipes import RECIPES
 from train_loop.run import Run
 from train_loop.settling import check_run_or_new
 from train_loop.stopping import StoppedError
+from train_loop.trainers import thawed_learning_rate
 from train_loop.training.reports import format_metric, table
 from train_loop.workdir import Workdir, read_json_lines
 
@@ -81,12 +82,28 @@ def describe(run):
         f"{run.trainer.strategy.num_replicas_in_sync} replica(s), "
         f"{settings.precision}, from step {run.trainer.step:,}"
     )
+    if run.thaws_at is not None:
+        print(
+            f"--freeze={settings.freeze} until step {run.thaws_at:,}, then "
+            "that is trained as well, at a learning rate of at most "
+            f"{thawed_learning_rate(settings):g}"
+        )
+    if run.changes:
+        changes = ", ".join(
+            f"--{name} is {_said(now)} (was {_said(before)})"
+            for name, (before, now) in run.changes.items()
+        )
+        print(f"From here on: {changes}")
     recipe = RECIPES[settings.recipe]
     left_out = f" Left out: {recipe.left_out}" * bool(recipe.left_out)
     print(
         f"Recipe {settings.recipe}, if left as it is: {recipe.expected} "
         f"Source: {recipe.source}{left_out}"
     )
+
+
+def _said(text):
+    return "not given" if text is None else text or "empty"
 
 
 def final_table(run):

@@ -2,8 +2,12 @@
 
 import pathlib
 
+import matplotlib
 import tensorflow as tf
 from matplotlib.figure import Figure
+
+from train_loop.evaluation.charts.look import label as short
+from train_loop.evaluation.figures import FONTS
 
 # How much of the picture the strongest colour hides.
 OPACITY = 0.75
@@ -32,17 +36,10 @@ def write_explanations(classifier, answers, folder):
             taken.add(name)
             [(label, probability), *_] = answer.predictions
             image = classifier.read(answer.image)
-            [heat] = grad_cam(
-                classifier,
-                image[tf.newaxis],
-                [classifier.class_names.index(label)],
-            )
-            draw(
-                folder / f"{name}.png",
-                image,
-                heat,
-                f"{label} {probability:.1%}",
-            )
+            number = classifier.class_names.index(label)
+            [heat] = grad_cam(classifier, image[tf.newaxis], [number])
+            title = f"{short(classifier.class_names, number)} {probability:.1%}"
+            draw(folder / f"{name}.png", image, heat, title)
         yield answer
 
 
@@ -85,6 +82,7 @@ def last_features(model, inputs):
     return tf.cast(features, tf.float32)
 
 
+@matplotlib.rc_context(FONTS)
 def draw(path, image, heat, title):
     """Writes a PNG file: the picture, and beside it what speaks for a class.
 

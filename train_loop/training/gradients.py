@@ -17,7 +17,9 @@ def sum_once(optimizer):
     optimizer._all_reduce_sum_gradients = list
 
 
-def reduce_and_apply(optimizer, gradients, clip_norm=None, loss_scale=None):
+def reduce_and_apply(
+    optimizer, gradients, variables=None, clip_norm=None, loss_scale=None
+):
     """Sums gradients over the replicas and updates the weights.
 
     Call it on every replica, inside `strategy.run`.
@@ -25,7 +27,9 @@ def reduce_and_apply(optimizer, gradients, clip_norm=None, loss_scale=None):
     Args:
       optimizer: a built Keras optimizer that has been through `sum_once`.
       gradients: of this replica's share of the loss, a tensor for each of the
-        optimizer's variables.
+        variables.
+      variables: some of the optimizer's, None for all. The others stay as
+        they are, and so does what the optimizer remembers of them.
       clip_norm: the largest norm that all gradients together may have; longer
         ones are shortened. None: any.
       loss_scale: the `LossScale` that the loss was multiplied with; None if
@@ -41,5 +45,5 @@ def reduce_and_apply(optimizer, gradients, clip_norm=None, loss_scale=None):
     norm = tf.linalg.global_norm(gradients)
     if clip_norm is not None:
         gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, norm)
-    optimizer.apply(gradients)
+    optimizer.apply(gradients, variables)
     return norm

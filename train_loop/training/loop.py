@@ -129,6 +129,9 @@ def train(run, report):
         except (UserError, stopping.StoppedError):
             _keep(run, saved)
             raise
+        except tf.errors.ResourceExhaustedError:
+            # To save what was learned takes memory and disk as well.
+            raise
         except tf.errors.OpError as error:
             _keep(run, saved)
             raise run.explain(error) from error

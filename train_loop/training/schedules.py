@@ -201,3 +201,43 @@ class WarmedUp(tf.keras.optimizers.schedules.LearningRateSchedule):
         return cls(
             schedules.deserialize(config["after"]), config["warmup_steps"]
         )
+
+
+@tf.keras.utils.register_keras_serializable(package="train_loop")
+class TwoPhases(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule, and from a step on another one that begins there.
+
+    Args:
+      first: a learning-rate schedule.
+      second: a learning-rate schedule.
+      boundary: the first step of the second one.
+    """
+
+    def __init__(self, first, second, boundary):
+        self.first = first
+        self.second = second
+        self.boundary = boundary
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.int64)
+        return tf.where(
+            step < self.boundary,
+            self.first(step),
+            self.second(step - self.boundary),
+        )
+
+    def get_config(self):
+        schedules = tf.keras.optimizers.schedules
+        return {
+            "first": schedules.serialize(self.first),
+            "second": schedules.serialize(self.second),
+            "boundary": self.boundary,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        schedules = tf.keras.optimizers.schedules
+        first, second = (
+            schedules.deserialize(config[name]) for name in ("first", "second")
+        )
+        return cls(first, second, config["boundary"])

@@ -50,7 +50,8 @@ class Trainer:
     Args:
       model: maps images to logits; built.
       optimizer: a Keras optimizer, created in the strategy's scope; it is
-        built here. Its `iterations` counts the steps.
+        built here, unless it was, for more variables than are trained at
+        first. Its `iterations` counts the steps.
       strategy: a `tf.distribute.Strategy`.
       training_loss: what is minimised, a function like `cross_entropy`.
       evaluation_loss: what evaluation reports, a function like it.
@@ -84,11 +85,18 @@ class Trainer:
             self.gradient_norm = tf.keras.metrics.Mean(name="gradient_norm")
             self.skipped_steps = tf.keras.metrics.Sum(name="skipped_steps")
 
-    def through(self, forward):
-        """Returns the same trainer with another way from batches to logits."""
-        other = copy.copy(self)
-        other.forward = forward
-        return other
+    def again(self, forward=None):
+        """Returns a trainer that shares all state, and is traced anew.
+
+        For when other layers of the model are frozen than before.
+
+        Args:
+          forward: see the class; by default as it is.
+        """
+        # Functions of TensorFlow are traced for each object.
+        trainer = copy.copy(self)
+        trainer.forward = forward or self.forward
+        return trainer
 
     @property
     def step(self):
@@ -276,7 +284,12 @@ class Trainer:
             before = [tf.identity(variable) for variable in changed]
             parts, losses, correct = self._gradients(images, labels)
             gradient_norm = gradients.reduce_and_apply(
-                self.optimizer, parts, self.update.clip_norm, scale
+                self.optimizer,
+                parts,
+                # Those that are not frozen now.
+                self.model.trainable_variables,
+                self.update.clip_norm,
+                scale,
             )
             if scale is not None:
                 finite = tf.math.is_finite(gradient_norm)

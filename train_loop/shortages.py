@@ -1,0 +1,30 @@
+"""Memory and disks that ran out, in a line."""
+
+import errno
+import re
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def shortage(error):
+    """Returns what ran out and what to do; None for errors of another kind.
+
+    Args:
+      error: an exception, of Python or of TensorFlow, which has one kind for
+        memory and for disks.
+    """
+    # Without what TensorFlow says of its graphs.
+    text = re.sub(r"\{\{.*?\}\}", "", str(error))
+    line = " ".join(text.split())[:300]
+    kind = type(error).__name__
+    if getattr(error, "errno", None) in FULL or "No space left" in line:
+        return (
+            f"the disk is full ({line}); make room and start again, or name "
+            "another --workdir: a run goes on from its last checkpoint"
+        )
+    if kind in ("MemoryError", "ResourceExhaustedError"):
+        return (
+            f"there is not enough memory ({line or kind}); take a smaller "
+            "--batch_size, --image_size or --model"
+        )
+    return None
