@@ -56,6 +56,8 @@ def test_only_what_means_something_by_none_is_left_open():
         "beta_1",
         "beta_2",
         "epsilon",
+        "clip_norm",
+        "early_stopping",
         "thaw_after_epochs",
         "thawed_learning_rate",
         "virtual_devices",

@@ -16,16 +16,16 @@ from train_loop import stopping
 def test_signal_waits_until_it_is_asked_for(number, name):
     before = signal.getsignal(number)
     with stopping.noting_signals():
-        stopping.check()
+        assert stopping.noted() is None
         os.kill(os.getpid(), number)
-        with pytest.raises(stopping.StoppedError) as error:
-            stopping.check()
-        assert str(error.value) == f"stopped by {name}"
-        assert error.value.status == 128 + number
+        assert stopping.noted() == number
+        error = stopping.StoppedError(stopping.noted(), "go on")
+        assert str(error) == f"stopped by {name}; go on"
+        assert error.status == 128 + number
         # The next one ends the process.
         assert signal.getsignal(number) == before
     assert signal.getsignal(number) == before
-    stopping.check()
+    assert stopping.noted() is None
 
 
 def test_ignored_signal_stays_ignored():
@@ -33,7 +33,7 @@ def test_ignored_signal_stays_ignored():
     try:
         with stopping.noting_signals():
             os.kill(os.getpid(), signal.SIGHUP)
-            stopping.check()
+            assert stopping.noted() is None
     finally:
         signal.signal(signal.SIGHUP, before)
 

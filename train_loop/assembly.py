@@ -21,6 +21,7 @@ from train_loop.data.service import check_service
 from train_loop.data.stored import choose_splits
 from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError, check_choice, first_few
+from train_loop.settings import to_text
 from train_loop.training.strategies import STRATEGIES, split_cpu
 
 
@@ -139,19 +140,37 @@ def make_batching(settings):
     )
 
 
+# What each worker would do by itself, in one folder.
+ALONE = {"cache": "disk", "skip_bad_images": True, "cached_embeddings": True}
+
+
 def build_strategy(settings):
     """Returns the devices that a run computes on.
 
     Raises:
-      UserError: they are not to be had, or cannot share a batch evenly.
+      UserError: they are not to be had, or cannot share a batch evenly, or
+        something is not for several workers.
     """
+    if settings.strategy == "multi_worker":
+        if settings.workdir is None:
+            raise UserError(
+                "--strategy=multi_worker needs a --workdir, the same for all "
+                "workers, on a disk that they share"
+            )
+        for name, value in ALONE.items():
+            if getattr(settings, name) == value:
+                raise UserError(
+                    f"--{name}={to_text(value)} is not for "
+                    "--strategy=multi_worker; leave it out, or begin the run "
+                    "on one machine"
+                )
     if settings.virtual_devices:
         split_cpu(settings.virtual_devices)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
     if "bfloat16" in settings.precision and environment.amx_was_masked():
         print(environment.AMX_NOTE)
-    strategy = STRATEGIES[settings.strategy]()
+    strategy = STRATEGIES[settings.strategy](settings.cluster)
     replicas, batch_size = strategy.num_replicas_in_sync, settings.batch_size
     pieces = replicas * settings.accumulate_steps
     if batch_size % pieces:

@@ -112,6 +112,8 @@ class Run:
           UserError: something of it is not possible, or not to be had.
         """
         settings = settle(settings)
+        # Several workers must find each other before anything is computed.
+        strategy = build_strategy(settings)
         check_image_size(settings)
         check_memory(settings)
         workdir = Workdir.of(settings.workdir or new_workdir(settings.dataset))
@@ -121,7 +123,6 @@ class Run:
         if settings.weights and not workdir.has_checkpoint:
             # Before the images are prepared, which may take hours.
             weights = find_given_weights(settings).path
-        strategy = build_strategy(settings)
         data = open_data(settings, workdir)
         with strategy.scope():
             classifier = build_classifier(settings, data.class_names)
@@ -174,16 +175,18 @@ class Run:
             is saved.
           StoppedError: a signal asked to stop; the same holds.
         """
-        with self.workdir.locked():
+        is_chief = self.trainer.workers.is_chief
+        with self.workdir.locked() if is_chief else contextlib.nullcontext():
             if self.checkpoints.changed_by_others():
                 raise UserError(
                     f"another process has trained in {self.workdir} in the "
                     "meantime; start again to go on from there"
                 )
-            self._keep_history()
-            self.settings.write(self.workdir.flags)
-            contents = json.dumps(self.data.contents)
-            write_text(self.workdir.data, contents + "\n")
+            if is_chief:
+                self._keep_history()
+                self.settings.write(self.workdir.flags)
+                contents = json.dumps(self.data.contents)
+                write_text(self.workdir.data, contents + "\n")
             while not self._reaches_the_end():
                 pass
 
@@ -217,11 +220,14 @@ class Run:
                 "(--max_rollbacks)"
             ) from error
         steps = [s for s in (error.step - 1, error.step) if s > error.saved]
-        batch_of = self._batching.batch_of
-        append_json_line(
-            self.workdir.left_out,
-            {"step": error.step, "batches": [batch_of(s - 1) for s in steps]},
-        )
+        numbers = [self._batching.batch_of(step - 1) for step in steps]
+        workers = self.trainer.workers
+        # All have read what was there before the chief writes more.
+        workers.meet()
+        if workers.is_chief:
+            record = {"step": error.step, "batches": numbers}
+            append_json_line(self.workdir.left_out, record)
+        workers.meet()
         tqdm.tqdm.write(
             f"{error.what} at step {error.step}: going on from the checkpoint "
             f"of step {error.saved}, without the images of step "
@@ -259,7 +265,9 @@ class Run:
             return loop.evaluate(
                 self.trainer,
                 self._evaluation_batches(split),
-                batches.num_evaluation_steps(split, self.batch_size),
+                batches.num_evaluation_steps(
+                    split, self.batch_size, self.trainer.workers.context
+                ),
             )
 
     @property
@@ -345,7 +353,8 @@ class Run:
         # A phase ends with an evaluation, as the run does.
         last = step if step == self.thaws_at else self.steps
         evaluates = self.cadence.stop(step, last).evaluates
-        return step > 0 and evaluates and step not in evaluated
+        owes = step > 0 and evaluates and step not in evaluated
+        return bool(self.trainer.workers.of_chief(owes))
 
     @property
     def has_stopped_improving(self):
@@ -354,7 +363,9 @@ class Run:
         if patience is None:
             return False
         records = read_json_lines(self.workdir.metrics)
-        return evaluations_since_best(records, metric) >= patience
+        is_enough = evaluations_since_best(records, metric) >= patience
+        # It has written the last of them.
+        return bool(self.trainer.workers.of_chief(is_enough))
 
     @property
     def _judged_by(self):
@@ -374,18 +385,26 @@ class Run:
         Args:
           local_state: see `Checkpoints.save`.
         """
+        step, workers = self.trainer.step, self.trainer.workers
+        if local_state:
+            self.checkpoints.save_local_state(step, local_state, workers)
+            workers.meet()
+        if not workers.is_chief:
+            return
         spared = None
         if self.settings.keep_best != "none":
             records = read_json_lines(self.workdir.metrics)
             spared = best_step(records, self.settings.keep_best)
-        self.checkpoints.save(self.trainer.step, local_state, spared)
+        self.checkpoints.save(step, spared)
 
     def discard(self):
         """Takes the last checkpoint back; returns the step of the one before.
 
         0 where there was none.
         """
-        return self.checkpoints.discard()
+        workers = self.trainer.workers
+        saved = self.checkpoints.discard() if workers.is_chief else 0
+        return round(workers.of_chief(saved))
 
     def explain(self, error):
         """Returns an error that names the image that ended training."""
@@ -434,10 +453,15 @@ class Run:
     def _reports(self):
         """Yields a function of (step, split, metrics) that reports them."""
         start, was_finished = self.trainer.step, self.is_finished
+        kept = {"train": start, "eval": start - self.owes_evaluation}
+        # Behind what all workers have to answer.
+        if not self.trainer.workers.is_chief:
+            yield lambda *_: None
+            return
         model = self.classifier.model if self.settings.histograms else None
         tensorboard = TensorBoardReport(
             self.workdir.path,
-            {"train": start, "eval": start - self.owes_evaluation},
+            kept,
             model,
         )
         every = (
@@ -463,6 +487,8 @@ class Run:
                 not was_finished
                 and self.settings.show_predictions
                 and self.data.evaluation is not None
+                # The others have gone by then.
+                and self.trainer.workers.count == 1
             ):
                 self._show_predictions(tensorboard)
             tensorboard.write_end()
@@ -551,8 +577,17 @@ class Run:
 
 def _restore(checkpoints, trainer):
     """Brings a trainer to the last checkpoint; returns its step, 0 without."""
-    step = checkpoints.restore()
-    trainer.restore_local_state(checkpoints.local_state(step))
+    step, workers = checkpoints.restore(), trainer.workers
+    if step != workers.of_chief(step):
+        raise UserError(
+            f"worker {workers.number} finds a checkpoint of step {step} in "
+            f"{checkpoints.directory}, and the first worker another one; all "
+            "of them need the same --workdir, on a disk that they share"
+        )
+    state = checkpoints.local_state(step, workers)
+    # Of all or of none, for they belong together.
+    if workers.sums(state is not None) == [workers.count]:
+        trainer.restore_local_state(state)
     return step
 
 

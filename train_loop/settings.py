@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from train_loop import environment
 from train_loop.bounds import Bounds
 from train_loop.choices import Names
 from train_loop.errors import UserError, check_choice
@@ -419,6 +420,12 @@ class Settings:
         choices=Names("train_loop.training.strategies:STRATEGIES"),
         group="devices",
     )
+    cluster: str = setting(
+        "How the workers of --strategy=multi_worker find each other: tf_config "
+        "(the environment variable TF_CONFIG), slurm, kubernetes:NAME=VALUE (a "
+        "label of pods), or gce:PROJECT/ZONE/GROUP.",
+        "tf_config",
+    )
     virtual_devices: int = setting(
         "Split the CPU into this many devices, to try replicas without GPUs.",
         at_least=1,
@@ -710,18 +717,21 @@ def _to_bool(flag, value):
 
 
 def _to_operations(flag, value):
+    environment.import_tensorflow()
     from train_loop.data.transforms import parse_operations
 
     return parse_operations(value)
 
 
 def _to_schedule(flag, value):
+    environment.import_tensorflow()
     from train_loop.training.schedules import Schedule
 
     return value if isinstance(value, Schedule) else Schedule.parse(value)
 
 
 def _to_normalization(flag, value):
+    environment.import_tensorflow()
     from resnet_layers import NORMALIZATIONS, Normalization
 
     if isinstance(value, Normalization):

@@ -37,7 +37,7 @@ class StoppedError(Exception):
 
 @contextlib.contextmanager
 def noting_signals():
-    """Lets `check` find out about signals, in place of dying of them.
+    """Lets `noted` find out about signals, in place of dying of them.
 
     One that was ignored before, as by nohup, is ignored still. Outside the main
     thread, where signals cannot be taken, nothing changes.
@@ -66,7 +66,6 @@ def noting_signals():
             signal.signal(number, handler)
 
 
-def check():
-    """Raises StoppedError where a signal has asked to stop."""
-    if _noted:
-        raise StoppedError(_noted[0])
+def noted():
+    """Returns the signal that has asked to stop, None without one."""
+    return _noted[0] if _noted else None

@@ -12,6 +12,7 @@ from train_loop import UserError
 from train_loop.stopping import StoppedError, noting_signals
 from train_loop.training import loop
 from train_loop.training.profiling import NO_PROFILE, Profile
+from train_loop.training.workers import Workers
 
 # Numbers of the devices' clocks, exact in binary.
 SECONDS_PER_STEP = 0.5
@@ -45,6 +46,7 @@ class FakeTrainer:
 
     def __post_init__(self):
         self.loss = tf.keras.metrics.Mean()
+        self.workers = Workers(tf.distribute.get_strategy())
         self.calls = []
 
     def train(self, batches, num_steps):

@@ -10,7 +10,7 @@ from train_loop.training.strategies import STRATEGIES, split_cpu
     ("name", "replicas"), [("mirrored", 2), ("one_device", 1)]
 )
 def test_strategies_take_the_devices_that_are_there(name, replicas):
-    assert STRATEGIES[name]().num_replicas_in_sync == replicas
+    assert STRATEGIES[name]("").num_replicas_in_sync == replicas
 
 
 def test_cpu_is_split_before_anything_runs(two_replicas):

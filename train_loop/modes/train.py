@@ -7,6 +7,7 @@ from train_loop import console
 from train_loop.assembly import check_apart
 from train_loop.recipes import RECIPES
 from train_loop.run import Run
+from train_loop.settings import Settings
 from train_loop.settling import check_run_or_new
 from train_loop.stopping import StoppedError
 from train_loop.trainers import thawed_learning_rate
@@ -30,7 +31,8 @@ def _train(settings):
         workdir.check_writable()
         check_run_or_new(settings)
         check_apart(workdir, settings.dataset)
-        workdir.check_free()
+        if not _has_workers(settings, workdir):
+            workdir.check_free()
     run = Run.create(settings)
     was_finished, began = run.is_finished, time.perf_counter()
     describe(run)
@@ -51,6 +53,12 @@ def _train(settings):
         f"The run's files are in {run.workdir}; look at them with: "
         f"tensorboard --logdir={shlex.quote(str(run.workdir))}"
     )
+
+
+def _has_workers(settings, workdir):
+    """Whether others may be there already, to train together."""
+    settings = settings.over(Settings.read(workdir.flags))
+    return settings.strategy == "multi_worker"
 
 
 def resume_hint(workdir):

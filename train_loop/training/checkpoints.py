@@ -48,7 +48,7 @@ class Checkpoints:
             self._checkpoint, str(directory), max_to_keep=None
         )
 
-    def save(self, step, local_state=None, spared=None):
+    def save(self, step, spared=None):
         """Writes the checkpoint of a step and removes the oldest ones.
 
         TensorFlow writes beside the final name and renames at the end, so
@@ -56,16 +56,8 @@ class Checkpoints:
 
         Args:
           step: number of steps taken.
-          local_state: {name: array} that only whoever goes on from there
-            needs, see `Trainer.local_state`.
           spared: the step of a checkpoint that is kept, however old.
         """
-        if local_state:
-            with (
-                written_aside(self._local_path(step)) as path,
-                path.open("wb") as file,
-            ):
-                np.savez(file, **local_state)
         self._manager.save(checkpoint_number=step)
         self._seen = self.list()[:1]
         for old, prefix in self.list()[self.keep :]:
@@ -77,11 +69,25 @@ class Checkpoints:
             str(self.directory), kept[-1], kept
         )
 
-    def local_state(self, step):
-        """Returns what `save` was given for a step, {} if nothing."""
-        path = self._local_path(step)
+    def save_local_state(self, step, state, workers):
+        """Writes what a worker needs to go on from a step between two reports.
+
+        Args:
+          step: number of steps taken.
+          state: {name: array}, see `Trainer.local_state`.
+          workers: a `Workers`.
+        """
+        with (
+            written_aside(self._local_path(step, workers)) as path,
+            path.open("wb") as file,
+        ):
+            np.savez(file, **state)
+
+    def local_state(self, step, workers):
+        """Returns what `save_local_state` was given, or None."""
+        path = self._local_path(step, workers)
         if not path.is_file():
-            return {}
+            return None
         with np.load(path) as arrays:
             return dict(arrays)
 
@@ -105,7 +111,8 @@ class Checkpoints:
           UserError: there are checkpoints, and none of them can be read.
         """
         for unfinished in self.directory.glob("ckpt-*_temp"):
-            shutil.rmtree(unfinished)
+            # Another worker may be at it.
+            shutil.rmtree(unfinished, ignore_errors=True)
         prefixes = self.list()
         for step, prefix in prefixes:
             try:
@@ -145,9 +152,10 @@ class Checkpoints:
         ]
         return sorted(found, reverse=True)
 
-    def _local_path(self, step):
+    def _local_path(self, step, workers):
         # Removed with the other files of the step.
-        return self.directory / f"ckpt-{step}.local.npz"
+        name = f"ckpt-{step}.local-{workers.number}-of-{workers.count}.npz"
+        return self.directory / name
 
     def _remove(self, prefix):
         for path in self.directory.glob(f"{pathlib.Path(prefix).name}.*"):

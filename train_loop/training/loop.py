@@ -2,6 +2,7 @@
 
 import math
 import time
+from signal import SIGTERM
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -14,6 +15,13 @@ from train_loop.progress import passing_bar, progress_bar
 SECONDS_PER_CALL = 1.0
 # Nats. A label whose probability is exp(-10,000) was not learned any more.
 LARGEST_LOSS = 1e4
+# How a worker learns that another one is gone, or does not answer.
+LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
 NOT_FINITE = "the loss is not finite"
 
 
@@ -133,8 +141,23 @@ def train(run, report):
             # To save what was learned takes memory and disk as well.
             raise
         except tf.errors.OpError as error:
+            if trainer.workers.count > 1:
+                raise _lost(error, run, saved) from error
             _keep(run, saved)
             raise run.explain(error) from error
+
+
+def _lost(error, run, saved):
+    """Returns the error of a worker that cannot go on without the others."""
+    if not isinstance(error, LOST):
+        # To save what was learned would take all of them.
+        return run.explain(error)
+    number, count = run.trainer.workers.number, run.trainer.workers.count
+    return UserError(
+        f"another worker is gone or does not answer, says worker {number} of "
+        f"{count} at step {run.trainer.step}; start all of them again with the "
+        f"same command: the run goes on from step {saved}"
+    )
 
 
 def _is_due(step, every, last):
@@ -145,16 +168,16 @@ def _train_until(stop, run, batches, bar):
     """Trains up to a step; returns what was measured on the way."""
     trainer = run.trainer
     start, began, waited = trainer.step, time.perf_counter(), 0.0
+
+    def train_some(num_steps):
+        broken_step, waiting = trainer.train(batches, num_steps)
+        loss = float(trainer.loss.result())
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        return int(broken_step), float(waiting)
+
     for section, recording in run.profile.sections(start, stop):
         with recording:
-            for num_steps in _pieces(section, bar):
-                broken_step, waiting = trainer.train(batches, num_steps)
-                waited += float(waiting)
-                if broken_step >= 0:
-                    raise _UselessError(int(broken_step), NOT_FINITE)
-                loss = float(trainer.loss.result())
-                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                stopping.check()
+            waited += _in_pieces(section, bar, trainer.workers, train_some)
     seconds = time.perf_counter() - began
     results = trainer.results("train")
     if results["loss"] > LARGEST_LOSS:
@@ -206,31 +229,51 @@ def evaluate(trainer, batches, num_steps):
     """
     iterator = iter(batches)
     with passing_bar(num_steps, "batch") as bar:
-        for piece in _pieces(num_steps, bar):
+
+        def evaluate_some(piece):
             trainer.evaluate(iterator, piece)
-            stopping.check()
+            return -1, 0.0
+
+        _in_pieces(num_steps, bar, trainer.workers, evaluate_some)
     return trainer.results("eval")
 
 
-def _pieces(num_steps, bar):
-    """Cuts steps into pieces that take about a second each.
+def _in_pieces(num_steps, bar, workers, take):
+    """Takes steps in pieces of about a second each.
 
     Args:
       num_steps: how many steps to take altogether.
       bar: a `tqdm` progress bar, moved after every piece.
+      workers: a `Workers`; all take the same pieces.
+      take: takes as many steps as a scalar tensor says; returns the first that
+        broke, or -1, and the seconds that it waited for batches.
 
-    Yields:
-      Numbers of steps, as scalar tensors.
+    Returns:
+      The seconds of all pieces together.
+
+    Raises:
+      StoppedError: a signal asked one of the workers to stop.
     """
-    piece = 1
+    piece, waited = 1, 0.0
     while num_steps > 0:
         piece = min(piece, num_steps)
         began = time.perf_counter()
-        yield tf.constant(piece)
+        broken_step, waiting = take(tf.constant(piece))
         seconds = time.perf_counter() - began
+        waited += waiting
+        signal = stopping.noted()
+        seconds, signals, breaks, broken_steps = workers.sums(
+            seconds, signal is not None, broken_step >= 0, max(broken_step, 0)
+        )
+        if breaks:
+            raise _UselessError(round(broken_steps / breaks), NOT_FINITE)
         num_steps -= piece
         bar.update(piece)
+        if signals:
+            raise stopping.StoppedError(signal or SIGTERM)
+        seconds /= workers.count
         if seconds < SECONDS_PER_CALL / 2:
             piece *= 2
         elif seconds > SECONDS_PER_CALL * 2:
             piece = max(piece // 2, 1)
+    return waited

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from train_loop.errors import UserError
+from train_loop.training.clusters import find_cluster
 
 
 def split_cpu(num_devices):
@@ -30,13 +31,13 @@ def split_cpu(num_devices):
             ) from error
 
 
-def one_device():
+def one_device(_):
     """Returns a strategy for the first GPU, or else for the first CPU."""
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     return tf.distribute.OneDeviceStrategy(f"/{kind}:0")
 
 
-def mirrored():
+def mirrored(_=None):
     """Returns a strategy with a replica on every GPU, or else every CPU."""
     if tf.config.list_logical_devices("GPU"):
         return tf.distribute.MirroredStrategy()
@@ -51,4 +52,35 @@ def mirrored():
     )
 
 
-STRATEGIES = {"mirrored": mirrored, "one_device": one_device}
+def multi_worker(cluster):
+    """Returns a strategy for all GPUs, or else CPUs, of several machines.
+
+    Before TensorFlow computes anything else.
+
+    Args:
+      cluster: see `find_cluster`.
+    """
+    return tf.distribute.MultiWorkerMirroredStrategy(
+        cluster_resolver=find_cluster(cluster)
+    )
+
+
+def tpu(_):
+    """Returns a strategy for the TPU that TensorFlow finds by itself."""
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+    except ValueError as error:
+        raise UserError(
+            f"--strategy=tpu found no TPU ({' '.join(str(error).split())}); "
+            "take --strategy=mirrored for CPUs and GPUs"
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+# Name -> (cluster) -> strategy.
+STRATEGIES = {
+    "mirrored": mirrored,
+    "one_device": one_device,
+    "multi_worker": multi_worker,
+    "tpu": tpu,
+}

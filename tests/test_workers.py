@@ -1,0 +1,127 @@
+"""Several workers: the same training as one, and what becomes of all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from samples import read_checkpoint, read_metrics
+
+pytestmark = pytest.mark.slow
+
+# All that could come to other numbers on several machines.
+FLAGS = (
+    "--dataset=digits",
+    "--learning_rate=0.01",
+    "--schedule=constant",
+    "--warmup_epochs=0",
+    "--report_every=2",
+    "--evaluate_every=4",
+    "--checkpoint_every=2",
+    "--clip_norm=0.5",
+    "--accumulate_steps=2",
+    "--average=ema",
+    "--synchronized_batch_norm",
+    "--augment=shift",
+)
+
+
+def launch(*flags):
+    """Runs two workers; returns (exit status, output, errors)."""
+    environment = {**os.environ}
+    environment.pop("TF_NUM_INTRAOP_THREADS", None)
+    process = subprocess.run(
+        [sys.executable, "-m", "train_loop.launch", "--workers=2", "--"]
+        + [*map(str, flags)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return process.returncode, process.stdout, process.stderr
+
+
+def assert_close(found, expected):
+    """Holds two checkpoints against each other, to rounding."""
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        if value.dtype.kind == "f":
+            largest = max(np.abs(value).max(), 1e-2)
+            np.testing.assert_allclose(
+                found[key], value, rtol=0, atol=5e-6 * largest, err_msg=key
+            )
+
+
+def test_two_workers_train_as_one_device_and_one_goes_on(tmp_path, run):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    arguments = (*FLAGS, "--strategy=one_device")
+    assert run(*arguments, "--steps=6", f"--workdir={alone}").status == 0
+    status, output, errors = launch(
+        *FLAGS, "--steps=4", f"--workdir={together}"
+    )
+    assert status == 0, errors
+    assert errors == ""
+    assert "4 steps of 64 images on 2 replica(s)" in output
+    assert_close(read_checkpoint(together, 4), read_checkpoint(alone, 4))
+    # Only the first one writes.
+    assert len([*(together / "train").iterdir()]) == 1
+    lines = (together / "metrics.jsonl").read_text().splitlines()
+    steps = [(r["step"], r["split"]) for r in map(json.loads, lines)]
+    assert steps == [(2, "train"), (4, "train"), (4, "eval")]
+    # And one device goes on where two workers were.
+    on = ("--strategy=one_device", "--steps=6", f"--workdir={together}")
+    assert run(*on).status == 0
+    assert_close(read_checkpoint(together, 6), read_checkpoint(alone, 6))
+    for found, expected in zip(
+        read_metrics(together), read_metrics(alone), strict=True
+    ):
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--cache=disk", "--workdir=new"), "--cache=disk is not for"),
+        ((), "needs a --workdir"),
+    ],
+)
+def test_what_workers_cannot_share_is_refused(flags, message, run):
+    flags = ("--dataset=digits", "--strategy=multi_worker", *flags)
+    status, _, errors = run(*flags)
+    assert status == 1
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_workers_end_where_one_is_killed(tmp_path):
+    """And say what to do."""
+    environment = {**os.environ}
+    environment.pop("TF_NUM_INTRAOP_THREADS", None)
+    flags = [f"--workdir={tmp_path}", "--dataset=digits"]
+    flags += ["--steps=100000", "--report_every=5", "--checkpoint_every=10"]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "train_loop.launch", "--", *flags],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # It trains, and will not end by itself.
+    for line in launcher.stdout:
+        if line.split("/")[0].strip() == "20":
+            break
+    worker = subprocess.run(
+        ["pgrep", "--parent", str(launcher.pid)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    os.kill(int(worker.stdout.split()[-1]), signal.SIGKILL)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    [line] = [li for li in errors.splitlines() if li.startswith("error")]
+    assert "another worker is gone or does not answer" in line
+    assert "the run goes on from step" in line

@@ -1,0 +1,128 @@
+"""Several workers on one machine, to try what several machines will do.
+
+    python -m train_loop.launch --workers=2 -- --workdir=runs/two
+
+starts `python -m train_loop.main --strategy=multi_worker` so many times, with
+what stands behind the two hyphens, and shows what the first one prints. What
+others have to complain of is shown with their number.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+# How long the others may take to find out that one is gone, and to end.
+SECONDS_TO_END = 20
+
+
+def main(argv):
+    """Runs the workers; returns the exit status of the first that failed."""
+    lines = __doc__.splitlines()
+    parser = argparse.ArgumentParser(
+        prog="python -m train_loop.launch",
+        description=lines[0],
+        epilog="\n".join(lines[2:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="How many. Default: 2."
+    )
+    parser.add_argument(
+        "flags", nargs="*", help="Those of train_loop.main, behind --."
+    )
+    options = parser.parse_args(argv[1:])
+    if options.workers < 1:
+        parser.error(f"--workers={options.workers}: take at least 1")
+    workers = start(options.workers, options.flags)
+    forward_signals(workers)
+    return wait(workers)
+
+
+def start(count, flags):
+    """Starts the workers; returns their processes, the chief's first."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    # More threads than cores would get in each other's way.
+    threads = max(len(os.sched_getaffinity(0)) // count, 1)
+    workers = []
+    for number in range(count):
+        task = {"type": "worker", "index": number}
+        config = {"cluster": {"worker": addresses}, "task": task}
+        workers.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "train_loop.main"]
+                + ["--strategy=multi_worker", *flags],
+                env={
+                    "TF_NUM_INTRAOP_THREADS": str(threads),
+                    **os.environ,
+                    "TF_CONFIG": json.dumps(config),
+                },
+                stdout=subprocess.DEVNULL if number else None,
+                stderr=subprocess.PIPE if number else None,
+                text=True,
+            )
+        )
+    for number, worker in enumerate(workers[1:], start=1):
+        threading.Thread(
+            target=show, args=(number, worker.stderr), daemon=True
+        ).start()
+    return workers
+
+
+def free_ports(count):
+    """Returns numbers of ports that nobody uses at the moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            for _ in range(count)
+        ]
+        return [each.getsockname()[1] for each in sockets]
+
+
+def show(number, stream):
+    """Shows the lines of a worker, with its number."""
+    for line in stream:
+        print(f"worker {number}: {line}", end="", file=sys.stderr)
+
+
+def forward_signals(workers):
+    """Has the workers answer what this process is asked to do."""
+
+    def forward(number, _):
+        for worker in workers:
+            if worker.poll() is None:
+                worker.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, forward)
+
+
+def wait(workers):
+    """Waits for all workers, for a while only once one has failed.
+
+    Returns:
+      Exit status of the first that failed, as a shell would give it, or 0.
+    """
+    failed, deadline = 0, None
+    while any(worker.poll() is None for worker in workers):
+        if deadline is None:
+            failed = next((w.returncode for w in workers if w.returncode), 0)
+            if failed:
+                deadline = time.monotonic() + SECONDS_TO_END
+        elif time.monotonic() > deadline:
+            for worker in workers:
+                worker.kill()
+        time.sleep(0.1)
+    failed = failed or next((w.returncode for w in workers if w.returncode), 0)
+    # Killed by a signal.
+    return 128 - failed if failed < 0 else failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
