@@ -7,6 +7,7 @@ import json
 import pathlib
 
 import numpy as np
+import tensorflow as tf
 import tqdm
 
 from resnet_layers import WeightsError, load_weights
@@ -40,6 +41,7 @@ from train_loop.pretrained import (
 from train_loop.progress import passing_bar
 from train_loop.settings import Settings
 from train_loop.settling import find_given_weights, settle
+from train_loop.shortages import is_full_disk
 from train_loop.trainers import (
     build_trainer,
     check_steps_to_come,
@@ -480,7 +482,8 @@ class Run:
                 seen = step * self.batch_size
                 epoch = seen / self.data.train.num_examples
                 for each in every:
-                    each(step, split, {**metrics, "epoch": epoch})
+                    with _outlasting_full_disks(step):
+                        each(step, split, {**metrics, "epoch": epoch})
 
             yield report
             if (
@@ -572,6 +575,20 @@ class Run:
             data=self.data.map(embed),
             transforms=Untransformed(),
             trainer=trainer.again(forward=model.head),
+        )
+
+
+@contextlib.contextmanager
+def _outlasting_full_disks(step):
+    """Lets training go on where there is no room for a report."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        if not is_full_disk(error):
+            raise
+        tqdm.tqdm.write(
+            f"warning: the disk is full: the report of step {step} is not "
+            "written"
         )
 
 

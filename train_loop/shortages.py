@@ -6,6 +6,13 @@ import re
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
+def is_full_disk(error):
+    """Tells whether an error says that there is no room on a disk."""
+    return getattr(error, "errno", None) in FULL or "No space left" in str(
+        error
+    )
+
+
 def shortage(error):
     """Returns what ran out and what to do; None for errors of another kind.
 
@@ -17,7 +24,7 @@ def shortage(error):
     text = re.sub(r"\{\{.*?\}\}", "", str(error))
     line = " ".join(text.split())[:300]
     kind = type(error).__name__
-    if getattr(error, "errno", None) in FULL or "No space left" in line:
+    if is_full_disk(error):
         return (
             f"the disk is full ({line}); make room and start again, or name "
             "another --workdir: a run goes on from its last checkpoint"

@@ -1,6 +1,7 @@
 """The order of things between the steps."""
 
 import dataclasses
+import errno
 import os
 import signal
 import types
@@ -94,6 +95,7 @@ class FakeRun:
     eval_error: Exception | None = None
     owes_evaluation: bool = False
     enough_at: int | None = None
+    full_at: tuple = ()
 
     @property
     def has_stopped_improving(self):
@@ -109,6 +111,8 @@ class FakeRun:
         return {"loss": self.eval_loss}
 
     def save(self, *local_state):
+        if self.trainer.step in self.full_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
         self.trainer.log.append(("save", self.trainer.step, *local_state))
 
     def discard(self):
@@ -333,6 +337,21 @@ def test_evaluation_is_stopped_between_batches(clock):
 def test_run_ends_where_it_has_stopped_improving(train):
     log, _ = train({"enough_at": 4})
     assert log[-1] == ("report eval", 4)
+
+
+def test_run_goes_on_where_the_disk_is_full_for_a_while(train, capsys):
+    options = {"full_at": (5,), "cadence": loop.Cadence(1, 0, 5)}
+    train({**options, "steps": 11})
+    assert [each for each in train.log if each[0] == "save"] == [
+        ("save", 10),
+        ("save", 11),
+    ]
+    assert (
+        "the disk is full: step 5 is not saved; the checkpoint of step 0 is "
+        "kept" in capsys.readouterr().out
+    )
+    with pytest.raises(OSError, match="No space left"):
+        train({**options, "full_at": (5, 10)})
 
 
 @pytest.mark.parametrize("loss", [1.1e4, float("inf")])

@@ -6,10 +6,12 @@ from signal import SIGTERM
 from typing import NamedTuple
 
 import tensorflow as tf
+import tqdm
 
 from train_loop import stopping
 from train_loop.errors import UserError
 from train_loop.progress import passing_bar, progress_bar
+from train_loop.shortages import is_full_disk
 
 # The devices are left alone for about this long before the progress bar moves.
 SECONDS_PER_CALL = 1.0
@@ -126,7 +128,7 @@ def train(run, report):
                 trainer.average_statistics()
                 # First: an evaluation may take long, and be stopped.
                 if stop.saves:
-                    saved = _save(run)
+                    saved = _save(run, saved)
                 if stop.evaluates:
                     report(stop.step, "eval", _evaluate(run))
         except _UselessError as error:
@@ -196,14 +198,30 @@ def _evaluate(run):
     return metrics
 
 
-def _save(run):
-    """Saves the run, unless the last update broke it; returns its step."""
+def _save(run, saved):
+    """Saves the run, unless the last update broke it.
+
+    Where there is no room on the disk, training goes on: there may be some the
+    next time. Only the last step has no next time.
+
+    Returns:
+      The step of the last checkpoint.
+    """
     # The loss before that update told nothing of it.
     if not run.trainer.is_sound():
         raise _UselessError(
             run.trainer.step, "weights are beyond all reason or not finite"
         )
-    run.save()
+    try:
+        run.save()
+    except (OSError, tf.errors.ResourceExhaustedError) as error:
+        if not is_full_disk(error) or run.trainer.step >= run.steps:
+            raise
+        tqdm.tqdm.write(
+            f"warning: the disk is full: step {run.trainer.step} is not saved; "
+            f"the checkpoint of step {saved} is kept, and training goes on"
+        )
+        return saved
     return run.trainer.step
 
 

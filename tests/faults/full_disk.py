@@ -1,0 +1,79 @@
+"""On a disk that is full for a while, a run loses no good checkpoint.
+
+    python tests/faults/full_disk.py
+
+mounts a small disk in memory, which takes the right to do so (root on Linux),
+fills it while a run trains there, and makes room again.
+"""
+
+import pathlib
+import subprocess
+import tempfile
+import time
+
+from runs import differences, finish, start
+
+FLAGS = (
+    "--dataset=digits",
+    "--strategy=one_device",
+    "--steps=3000",
+    "--report_every=50",
+    "--evaluate_every=500",
+    "--checkpoint_every=100",
+    "--show_predictions=false",
+)
+
+
+def main():
+    folder = pathlib.Path(tempfile.mkdtemp())
+    disk = folder / "disk"
+    disk.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", disk], check=True
+    )
+    try:
+        wrong = fill_and_empty(disk / "run", folder / "alone")
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+    raise SystemExit(bool(wrong))
+
+
+def fill_and_empty(workdir, alone):
+    """Returns what is wrong in the end."""
+    filler = workdir.parent / "filler"
+    process = start(workdir, *FLAGS)
+    lines = iter(process.stdout)
+    for line in lines:
+        if line.lstrip().startswith("200/"):
+            break
+    with filler.open("wb") as file:
+        try:
+            while True:
+                file.write(bytes(2**12))
+                file.flush()
+        except OSError as error:
+            print(f"filled: {error.strerror}")
+    for line in lines:
+        if "is not saved" in line:
+            print(line, end="")
+            break
+    time.sleep(1)
+    filler.unlink()
+    print("made room")
+    warnings = [line for line in lines if line.startswith("warning")]
+    print(f"{len(warnings)} more warnings")
+    if process.wait():
+        return [f"it ended with {process.returncode}"]
+    finish(alone, *FLAGS)
+    wrong = [
+        what
+        for what in differences(workdir, alone)
+        # Reports that there was no room for.
+        if what != "metrics.jsonl"
+    ]
+    print(f"weights: {wrong or 'equal to those of a run on a good disk'}")
+    return wrong
+
+
+if __name__ == "__main__":
+    main()
