@@ -21,7 +21,7 @@ from keras.src.backend.common import global_state
 from samples import write_folder
 
 from resnet_layers import VARIANTS
-from train_loop import Run, main
+from train_loop import main, showing
 from train_loop.training.strategies import mirrored, split_cpu
 
 split_cpu(2)
@@ -69,7 +69,7 @@ def workdir(tmp_path):
 @pytest.fixture(autouse=True)
 def quick_end(monkeypatch):
     """Leaves out what a run in this process draws at its end."""
-    monkeypatch.setattr(Run, "_show_predictions", lambda *_: None)
+    monkeypatch.setattr(showing, "show_predictions", lambda *_: None)
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ def test_modes_are_where_their_table_says():
             tf.errors.ResourceExhaustedError(
                 None, None, "OOM when allocating\ntensor with shape[64,9]"
             ),
-            r"memory .*shape\[64,9\].*--batch_size",
+            r"memory .*shape\[64,9\].*--batch_size.*--accumulate_steps",
         ),
         (MemoryError(), "memory"),
     ],

@@ -30,6 +30,7 @@ LAYERS = (
     ("modes",),
     ("measuring",),
     ("run",),
+    ("showing",),
     ("pretrained",),
     ("trainers",),
     ("assembly",),

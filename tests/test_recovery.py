@@ -1,6 +1,9 @@
 """Runs that average, go back, keep the best, and know when it is enough."""
 
 import json
+import os
+import signal
+import types
 
 import numpy as np
 import PIL.Image
@@ -8,9 +11,14 @@ import pytest
 import tensorflow as tf
 from samples import read_checkpoint, read_metrics
 
-from resnet_layers import load_weights
+from resnet_layers import VARIANTS, load_weights, save_safetensors
 from train_loop import Run, Settings, UserError, load_classifier
+from train_loop.assembly import thaw
 from train_loop.data.transforms import Transforms
+from train_loop.evaluation import charts
+from train_loop.modes.train import describe
+from train_loop.showing import show_predictions
+from train_loop.stopping import StoppedError
 from train_loop.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("small_net")
@@ -76,6 +84,50 @@ def test_averages_are_evaluated_and_taken(folder, tmp_path):
         np.testing.assert_array_equal(variable, values[variable.path])
 
 
+def test_averages_begin_as_the_weights_that_a_run_starts_from(folder, tmp_path):
+    net = VARIANTS["resnet_tiny"](num_classes=2)
+    net.build((None, 16, 16, 3))
+    save_safetensors(net, tmp_path / "net.safetensors")
+    run = Run.create(
+        Settings(
+            dataset=folder,
+            workdir=tmp_path / "run",
+            weights=tmp_path / "net.safetensors",
+            average="ema",
+        ).over(SMALL)
+    )
+    for variable, mean in run.trainer.update.average.pairs:
+        np.testing.assert_array_equal(variable, mean)
+    np.testing.assert_array_equal(
+        run.classifier.model.weights[0], net.weights[0]
+    )
+    metrics = run.evaluate()
+    assert metrics["ema_loss"] == metrics["loss"]
+
+
+def test_evaluation_leaves_everything_as_it_was(folder, tmp_path):
+    """Between two reports of training, on replicas that differ."""
+    run = Run.create(
+        Settings(
+            dataset=folder,
+            workdir=tmp_path,
+            steps=2,
+            average="ema",
+            strategy="mirrored",
+        ).over(SMALL)
+    )
+    trainer = run.trainer
+    trainer.train(iter(run.training_batches()), tf.constant(2))
+    before = trainer.local_state()
+    found = run.evaluate()
+    for name, values in trainer.local_state().items():
+        np.testing.assert_array_equal(values, before[name], err_msg=name)
+    trainer.average_statistics()
+    trainer.results("train")
+    # Nothing of the training was among it.
+    assert found == run.evaluate()
+
+
 @pytest.fixture
 def poisoned(folder, monkeypatch):
     """Returns a folder with an image whose label makes a loss of nan."""
@@ -139,6 +191,18 @@ def test_rollback_gives_up(folder, tmp_path):
         np.testing.assert_array_equal(value, before[key], err_msg=key)
 
 
+def test_request_to_stop_is_answered_before_another_try(
+    folder, tmp_path, monkeypatch
+):
+    def go_back(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    monkeypatch.setattr(Run, "_reaches_the_end", go_back)
+    with pytest.raises(StoppedError):
+        train(folder, tmp_path)
+
+
 def test_best_checkpoint_is_kept(folder, tmp_path):
     workdir = tmp_path / "run"
     # From the second evaluation on, it gets worse.
@@ -170,3 +234,76 @@ def test_run_ends_early_and_stays_so(folder, tmp_path, monkeypatch):
     more = Run.open(workdir, early_stopping=3, steps=10)
     more.train()
     assert more.trainer.step == 10
+
+
+def two_phases(folder, workdir, **others):
+    """Returns a run that thaws at step 3."""
+    return Run.create(
+        Settings(
+            dataset=folder,
+            workdir=workdir,
+            freeze="stem",
+            thaw_after_epochs=1,
+            **others,
+        ).over(SMALL)
+    )
+
+
+def test_what_is_thawed_has_its_chance(folder, tmp_path, monkeypatch):
+    losses = iter([1.0, 2.0, 3.0, 4.0, 5.0])
+    monkeypatch.setattr(Run, "evaluate", lambda self: {"loss": next(losses)})
+    run = two_phases(
+        folder,
+        tmp_path,
+        steps=10,
+        evaluate_every=1,
+        keep_best="loss",
+        early_stopping=2,
+    )
+    run.train()
+    assert run.trainer.step == 5
+    assert run.is_finished
+
+
+def test_first_phase_is_frozen_whatever_came_before(folder, tmp_path, capsys):
+    run = two_phases(
+        folder, tmp_path, steps=10, learning_rate=0.5, base_batch_size=3
+    )
+    model, begins = run.classifier.model, run.trainer.optimizer._begins
+    # The stem has its first step later: its kernel, gamma and beta.
+    assert begins == [3] * 3 + [0] * len(model.trainable_variables)
+    # As after going back from the second one.
+    thaw(run.settings, model)
+    next(run._phases())
+    assert not model.stem.trainable_variables
+    describe(run)
+    # For batches of 3, and these have 6.
+    assert "at a learning rate of at most 0.1\n" in capsys.readouterr().out
+
+
+def test_what_a_run_shows_stands_at_its_step(folder, tmp_path, monkeypatch):
+    """Not at the last one, where it has ended early."""
+    monkeypatch.setattr(charts, "draw", lambda name, findings: "picture")
+    run = Run.create(Settings(dataset=folder, workdir=tmp_path).over(SMALL))
+    steps = set()
+    tensorboard = types.SimpleNamespace(
+        write_picture=lambda name, picture, step, split: steps.add(step),
+        write_pr_curve=lambda *arguments: steps.add(arguments[-1]),
+    )
+    show_predictions(tensorboard, run)
+    assert steps == {0}
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep_best": "loss"}, {"early_stopping": 3}], ids=str
+)
+def test_what_evaluations_decide_needs_some(folder, tmp_path, options):
+    given = Settings(
+        dataset=folder / "train",
+        workdir=tmp_path / "run",
+        validation_fraction=0,
+        **options,
+    )
+    [(name, value)] = options.items()
+    with pytest.raises(UserError, match=f"--{name}={value} needs images to"):
+        Run.create(given.over(SMALL))

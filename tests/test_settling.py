@@ -166,6 +166,16 @@ def test_run_may_be_named_again_as_it_is(earlier):
     assert settle(given).recipe == "digits"
 
 
+def test_run_keeps_the_recipe_that_is_not_its_data_sets(tmp_path):
+    given = Settings(recipe="imagenet_goyal2017", average="swa")
+    settle(given).write(tmp_path / "flags.txt")
+    again = settle(Settings(workdir=tmp_path, recipe="auto"))
+    assert again.recipe == "imagenet_goyal2017"
+    assert again.base_batch_size == 256
+    # Nor is what a file of flags repeats taken for something new.
+    assert settle(again).texts() == again.texts()
+
+
 def test_whoever_goes_on_may_stand_in_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
@@ -290,6 +300,9 @@ def test_preprocessing_that_there_is_none_of_is_not_guessed(tmp_path):
             "is for what --thaw_after_epochs thaws",
         ),
         ({"cached_embeddings": True}, "needs --freeze=backbone"),
+        ({"keep_best": "ema_loss"}, "this run has --average=none; take --aver"),
+        ({"ema_decay": 0.9}, "is for --average=ema, and this run has"),
+        ({"max_rollbacks": 9}, "is for --on_nonfinite=rollback, and this run"),
         (
             {
                 "cached_embeddings": True,

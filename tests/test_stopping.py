@@ -7,6 +7,8 @@ import threading
 import pytest
 
 from train_loop import stopping
+from train_loop.training.reports import JsonLinesReport
+from train_loop.workdir import Workdir
 
 
 @pytest.mark.parametrize(
@@ -50,3 +52,24 @@ def test_other_threads_take_no_signals():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_run_that_is_asked_to_stop_says_how_to_go_on(
+    run, tmp_path, small_net, monkeypatch
+):
+    write_down = JsonLinesReport.__call__
+
+    def write_down_and_signal(self, step, *others):
+        write_down(self, step, *others)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(JsonLinesReport, "__call__", write_down_and_signal)
+    flags = ("--dataset=digits", "--strategy=one_device", "--report_every=2")
+    status, _, errors = run(*flags, "--steps=9", f"--workdir={tmp_path}")
+    assert status == 128 + signal.SIGTERM
+    assert errors == (
+        f"error: stopped by SIGTERM; --workdir={tmp_path} goes on from the "
+        "last checkpoint\n"
+    )
+    # After the step that was on its way, and not a step is lost.
+    assert Workdir(tmp_path).steps == [3]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
@@ -96,34 +95,3 @@ def test_what_workers_cannot_share_is_refused(flags, message, run):
     assert status == 1
     assert message in errors
     assert errors.count("\n") == 1
-
-
-def test_workers_end_where_one_is_killed(tmp_path):
-    """And say what to do."""
-    environment = {**os.environ}
-    environment.pop("TF_NUM_INTRAOP_THREADS", None)
-    flags = [f"--workdir={tmp_path}", "--dataset=digits"]
-    flags += ["--steps=100000", "--report_every=5", "--checkpoint_every=10"]
-    launcher = subprocess.Popen(
-        [sys.executable, "-m", "train_loop.launch", "--", *flags],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    # It trains, and will not end by itself.
-    for line in launcher.stdout:
-        if line.split("/")[0].strip() == "20":
-            break
-    worker = subprocess.run(
-        ["pgrep", "--parent", str(launcher.pid)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    os.kill(int(worker.stdout.split()[-1]), signal.SIGKILL)
-    _, errors = launcher.communicate(timeout=120)
-    assert launcher.returncode != 0
-    [line] = [li for li in errors.splitlines() if li.startswith("error")]
-    assert "another worker is gone or does not answer" in line
-    assert "the run goes on from step" in line

@@ -123,6 +123,22 @@ def open_whole_data(settings):
     return data, stored.refused
 
 
+def check_evaluated(settings, data):
+    """Raises UserError where evaluations decide, and there are none."""
+    deciding = {
+        f"--keep_best={settings.keep_best}": settings.keep_best != "none",
+        f"--early_stopping={settings.early_stopping}": (
+            settings.early_stopping is not None
+        ),
+    }
+    for flag, is_on in deciding.items():
+        if is_on and data.evaluation is None:
+            raise UserError(
+                f"{flag} needs images to evaluate on, and "
+                "--validation_fraction=0 keeps none; leave one of them out"
+            )
+
+
 def make_transforms(settings, data):
     """Returns what is done to the images, `Transforms`."""
     return Transforms(

@@ -1,5 +1,6 @@
 """A classifier and a data set with its classes, made into predictions."""
 
+import dataclasses
 import statistics
 import time
 from typing import NamedTuple
@@ -57,7 +58,10 @@ class Measurement:
         # Nothing of a run is changed by measuring it in another way.
         self.settings = given.over(made_with).over(MODE_DEFAULTS).over(DEFAULTS)
         check_memory(self.settings)
-        self.strategy = build_strategy(self.settings)
+        # Pieces are those of updates.
+        self.strategy = build_strategy(
+            dataclasses.replace(self.settings, accumulate_steps=1)
+        )
         self.views = VIEWS[self.settings.test_time_augmentation]
 
     @property

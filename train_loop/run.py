@@ -6,18 +6,19 @@ import datetime
 import json
 import pathlib
 
-import numpy as np
 import tensorflow as tf
 import tqdm
 
 from resnet_layers import WeightsError, load_weights
-from train_loop import stopping
+from train_loop import showing, stopping
 from train_loop.assembly import (
     build_classifier,
     build_strategy,
     check_apart,
+    check_evaluated,
     check_image_size,
     check_memory,
+    freeze,
     make_batching,
     make_transforms,
     open_data,
@@ -26,13 +27,10 @@ from train_loop.assembly import (
     warn_of_random_parts,
 )
 from train_loop.classifier import Classifier
-from train_loop.data import batches, cache, check, imagenet, samples
+from train_loop.data import batches, cache, check, imagenet
 from train_loop.data.stored import Data
 from train_loop.data.transforms import Transforms, Untransformed
 from train_loop.errors import UserError
-from train_loop.evaluation import charts
-from train_loop.evaluation.findings import Findings
-from train_loop.prediction.splits import predict_split
 from train_loop.pretrained import (
     class_names_of,
     is_weights,
@@ -61,10 +59,6 @@ from train_loop.workdir import (
     read_json_lines,
     write_text,
 )
-
-# In TensorBoard: charts, and curves of the classes with the most examples.
-SHOWN_AT_THE_END = ("confusion_matrix", "confident_mistakes")
-MOST_PR_CURVES = 20
 
 # Among how many batches one that could not be prepared is looked for: a data
 # service prepares them ahead, in an order of its own.
@@ -126,8 +120,15 @@ class Run:
             # Before the images are prepared, which may take hours.
             weights = find_given_weights(settings).path
         data = open_data(settings, workdir)
+        check_evaluated(settings, data)
         with strategy.scope():
             classifier = build_classifier(settings, data.class_names)
+            if weights is not None:
+                names = class_names_of(settings.weights, weights)
+                start_from(weights, settings, classifier, names)
+            elif not workdir.has_checkpoint:
+                warn_of_random_parts(settings)
+            # Its averages begin as these weights.
             trainer = build_trainer(settings, data, classifier, strategy)
         checkpoints = Checkpoints(
             workdir.checkpoints,
@@ -136,12 +137,7 @@ class Run:
             trainer.memory,
             keep=settings.keep_checkpoints,
         )
-        if _restore(checkpoints, trainer) == 0:
-            if weights is None:
-                warn_of_random_parts(settings)
-            else:
-                names = class_names_of(settings.weights, weights)
-                start_from(weights, settings, classifier, names)
+        _restore(checkpoints, trainer)
         check_steps_to_come(settings, data, trainer.step)
         transforms = make_transforms(settings, data)
         return cls(
@@ -178,7 +174,8 @@ class Run:
           StoppedError: a signal asked to stop; the same holds.
         """
         is_chief = self.trainer.workers.is_chief
-        with self.workdir.locked() if is_chief else contextlib.nullcontext():
+        locked = self.workdir.locked if is_chief else contextlib.nullcontext
+        with locked(), stopping.noting_signals():
             if self.checkpoints.changed_by_others():
                 raise UserError(
                     f"another process has trained in {self.workdir} in the "
@@ -190,12 +187,12 @@ class Run:
                 contents = json.dumps(self.data.contents)
                 write_text(self.workdir.data, contents + "\n")
             while not self._reaches_the_end():
-                pass
+                stopping.check()
 
     def _reaches_the_end(self):
         """Trains, to the end or until it goes back to a checkpoint."""
         try:
-            with self._reports() as report, stopping.noting_signals():
+            with self._reports() as report:
                 for phase in self._phases():
                     loop.train(phase, report)
         except loop.DivergedError as error:
@@ -253,13 +250,14 @@ class Run:
                 f"{self.workdir} trains on everything and evaluates on "
                 "nothing (--validation_fraction=0)"
             )
-        metrics = self._evaluate(split)
         average = self.trainer.update.average
-        if average is not None:
-            with average.in_place():
-                averaged = self._evaluate(split)
-            kind = self.settings.average
-            metrics |= {f"{kind}_{name}": v for name, v in averaged.items()}
+        with self.trainer.aside():
+            metrics = self._evaluate(split)
+            if average is not None:
+                with average.in_place():
+                    averaged = self._evaluate(split)
+                kind = self.settings.average
+                metrics |= {f"{kind}_{name}": v for name, v in averaged.items()}
         return metrics
 
     def _evaluate(self, split):
@@ -347,11 +345,7 @@ class Run:
     def owes_evaluation(self):
         """Whether it was stopped between a save and the evaluation there."""
         step = self.trainer.step
-        evaluated = [
-            record["step"]
-            for record in read_json_lines(self.workdir.metrics)
-            if record["split"] == "eval"
-        ]
+        evaluated = [record["step"] for record in self._evaluations]
         # A phase ends with an evaluation, as the run does.
         last = step if step == self.thaws_at else self.steps
         evaluates = self.cadence.stop(step, last).evaluates
@@ -364,10 +358,20 @@ class Run:
         patience, metric = self.settings.early_stopping, self._judged_by
         if patience is None:
             return False
-        records = read_json_lines(self.workdir.metrics)
-        is_enough = evaluations_since_best(records, metric) >= patience
-        # It has written the last of them.
-        return bool(self.trainer.workers.of_chief(is_enough))
+        # What is thawed has its chance, however little the rest has learned.
+        begin = self.thaws_at or 0
+        found = evaluations_since_best(self._evaluations, metric, begin)
+        # The chief has written the last of them.
+        return bool(self.trainer.workers.of_chief(found >= patience))
+
+    @property
+    def _evaluations(self):
+        """The records of all evaluations up to the step that it is at."""
+        return [
+            record
+            for record in read_json_lines(self.workdir.metrics)
+            if record["split"] == "eval" and record["step"] <= self.trainer.step
+        ]
 
     @property
     def _judged_by(self):
@@ -388,16 +392,24 @@ class Run:
           local_state: see `Checkpoints.save`.
         """
         step, workers = self.trainer.step, self.trainer.workers
+        if workers.is_chief:
+            # A kill may have left that of another checkpoint of the same step.
+            self.checkpoints.remove_local_states(step)
+        workers.meet()
         if local_state:
             self.checkpoints.save_local_state(step, local_state, workers)
-            workers.meet()
-        if not workers.is_chief:
+        workers.meet()
+        if workers.is_chief:
+            self.checkpoints.save(step)
+
+    def tidy(self):
+        """Removes the checkpoints that are not to be kept."""
+        if not self.trainer.workers.is_chief:
             return
         spared = None
         if self.settings.keep_best != "none":
-            records = read_json_lines(self.workdir.metrics)
-            spared = best_step(records, self.settings.keep_best)
-        self.checkpoints.save(step, spared)
+            spared = best_step(self._evaluations, self.settings.keep_best)
+        self.checkpoints.remove_old(spared)
 
     def discard(self):
         """Takes the last checkpoint back; returns the step of the one before.
@@ -435,6 +447,8 @@ class Run:
         """Yields what is left to train, one after the other: `Run`s."""
         first = dataclasses.replace(self, until=self.thaws_at)
         if self.trainer.step <= first.steps and not first.is_finished:
+            # It may have come back to it.
+            freeze(self.settings, self.classifier.model)
             if self.settings.cached_embeddings:
                 first = first._with_embeddings()
             yield first
@@ -476,7 +490,7 @@ class Run:
             for each in every:
                 stack.enter_context(contextlib.closing(each))
             if start == 0:
-                self._show(tensorboard)
+                showing.show_beginning(tensorboard, self)
 
             def report(step, split, metrics):
                 seen = step * self.batch_size
@@ -493,48 +507,8 @@ class Run:
                 # The others have gone by then.
                 and self.trainer.workers.count == 1
             ):
-                self._show_predictions(tensorboard)
+                showing.show_predictions(tensorboard, self)
             tensorboard.write_end()
-
-    def _show(self, tensorboard):
-        """Shows what a run begins with."""
-        tensorboard.write_settings(self.settings.texts())
-        images, _ = samples.training_sample(
-            self.data,
-            self.transforms,
-            make_batching(self.settings),
-        )
-        tensorboard.write_images("training_images", images)
-        size = self.settings.image_size
-        tensorboard.write_graph(
-            self.classifier.model, (self.batch_size, size, size, 3)
-        )
-
-    def _show_predictions(self, tensorboard):
-        """Shows what the trained model makes of the evaluation split."""
-        average = self.trainer.update.average
-        with average.in_place() if average else contextlib.nullcontext():
-            predictions = predict_split(
-                self.classifier,
-                self.data.evaluation,
-                self.trainer.strategy,
-                self.batch_size,
-            )
-        findings = Findings.of(predictions)
-        for name in SHOWN_AT_THE_END:
-            picture = charts.draw(name, findings)
-            if picture is not None:
-                tensorboard.write_picture(name, picture, self.steps, "eval")
-        for label in np.argsort(-findings.examples)[:MOST_PR_CURVES]:
-            [logarithms] = predictions.log_probabilities(
-                slice(label, label + 1)
-            )
-            tensorboard.write_pr_curve(
-                predictions.class_names[label],
-                predictions.labels == label,
-                np.exp(logarithms),
-                self.steps,
-            )
 
     def _with_embeddings(self):
         """Returns the run with embeddings in place of images.
@@ -593,7 +567,7 @@ def _outlasting_full_disks(step):
 
 
 def _restore(checkpoints, trainer):
-    """Brings a trainer to the last checkpoint; returns its step, 0 without."""
+    """Brings a trainer to the last checkpoint, if there is one."""
     step, workers = checkpoints.restore(), trainer.workers
     if step != workers.of_chief(step):
         raise UserError(
@@ -605,7 +579,6 @@ def _restore(checkpoints, trainer):
     # Of all or of none, for they belong together.
     if workers.sums(state is not None) == [workers.count]:
         trainer.restore_local_state(state)
-    return step
 
 
 def load_classifier(

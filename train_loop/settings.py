@@ -462,7 +462,8 @@ class Settings:
     )
     early_stopping: int = setting(
         "End after this many evaluations in a row that were no better than the "
-        "best, by --keep_best or else by accuracy.",
+        "best, by --keep_best or else by accuracy. With --thaw_after_epochs, "
+        "those after it count.",
         at_least=1,
     )
     on_nonfinite: str = setting(

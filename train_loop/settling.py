@@ -15,6 +15,7 @@ from train_loop.defaults import DEFAULTS
 from train_loop.errors import UserError, check_choice, first_few
 from train_loop.recipes import OTHERS, RECIPES
 from train_loop.settings import Settings, to_text
+from train_loop.training.averages import AVERAGES
 from train_loop.training.optimizers import OPTIONS, options_of
 from train_loop.workdir import Workdir
 
@@ -41,6 +42,9 @@ def settle(given):
             workdir.check_writable()
         earlier = Settings.read(workdir.flags)
         _check_unchanged(given, earlier)
+    if given.recipe == "auto":
+        # Of an existing run, its own; of a new one, it is the default.
+        given = replace(given, recipe=None)
     known = given.over(earlier)
     if given.epochs is not None and given.steps is None:
         # Not those that the run was planned for.
@@ -56,6 +60,8 @@ def settle(given):
         base = _of_weights(known, base).over(base)
     settled = replace(known, recipe=recipe).over(base)
     _check_thaw(settled)
+    _check_average(settled)
+    _check_heeded(given, base, settled)
     return _settle_embeddings(settled, is_augmented=bool(given.augment))
 
 
@@ -129,11 +135,13 @@ def _check_unchanged(given, earlier):
             way = f"one from its weights: --weights={given.workdir}"
             if field.name in ("model", "weights"):
                 way = "a new one"
+            made = f"with --{field.name}={to_text(made_with)}"
+            if made_with is None:
+                made = f"without --{field.name}"
             raise UserError(
-                f"{given.workdir} is a run with --{field.name}="
-                f"{to_text(made_with)}, and --{field.name}={to_text(value)} "
-                "was given; leave the flag out to go on with that run, or name "
-                f"another --workdir for {way}"
+                f"{given.workdir} is a run {made}, and --{field.name}="
+                f"{to_text(value)} was given; leave the flag out to go on with "
+                f"that run, or name another --workdir for {way}"
             )
     if (
         given.augment
@@ -221,6 +229,32 @@ def _check_thaw(settings):
             f"--thawed_learning_rate={settings.thawed_learning_rate:g} is for "
             "what --thaw_after_epochs thaws; name that, or --learning_rate"
         )
+
+
+def _check_average(settings):
+    """Raises UserError where an average is to decide that there is none of."""
+    kind = settings.keep_best.partition("_")[0]
+    if kind in AVERAGES and kind != settings.average:
+        raise UserError(
+            f"--keep_best={settings.keep_best} is of an average, and this run "
+            f"has --average={settings.average}; take --average={kind}, or "
+            "another metric"
+        )
+
+
+def _check_heeded(given, base, settled):
+    """Raises UserError where something is given that nothing heeds."""
+    for name, needed, value in (
+        ("ema_decay", "average", "ema"),
+        ("max_rollbacks", "on_nonfinite", "rollback"),
+    ):
+        wanted, actual = getattr(given, name), getattr(settled, needed)
+        # What a file of flags repeats was given by nobody.
+        if wanted not in (None, getattr(base, name)) and actual != value:
+            raise UserError(
+                f"--{name}={wanted} is for --{needed}={value}, and this run "
+                f"has --{needed}={actual}; leave it out, or take that"
+            )
 
 
 def _settle_embeddings(settings, is_augmented):

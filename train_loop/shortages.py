@@ -32,6 +32,7 @@ def shortage(error):
     if kind in ("MemoryError", "ResourceExhaustedError"):
         return (
             f"there is not enough memory ({line or kind}); take a smaller "
-            "--batch_size, --image_size or --model"
+            "--batch_size, --image_size or --model, or each batch in pieces: "
+            "--accumulate_steps"
         )
     return None

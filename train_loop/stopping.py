@@ -69,3 +69,9 @@ def noting_signals():
 def noted():
     """Returns the signal that has asked to stop, None without one."""
     return _noted[0] if _noted else None
+
+
+def check():
+    """Raises StoppedError where a signal has asked to stop."""
+    if _noted:
+        raise StoppedError(_noted[0])

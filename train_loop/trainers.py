@@ -33,8 +33,13 @@ def build_trainer(settings, data, classifier, strategy):
     optimizer = OPTIMIZERS[settings.optimizer](
         _rates(settings, data), settings.weight_decay, factors, **options
     )
+    begins = {
+        variable.path: thaw_step(settings, data)
+        for variable in variables
+        if not variable.trainable
+    }
     # The checkpoints of both phases have the same variables.
-    optimizer.build(variables)
+    optimizer.build(variables, begins)
     return Trainer(
         model,
         optimizer,

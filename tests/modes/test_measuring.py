@@ -10,9 +10,18 @@ import tensorflow as tf
 from samples import SMALL_FLAGS, read_metrics, write_folder
 
 from resnet_layers import VARIANTS, Preprocessing
-from train_loop import Run, Settings, compare, evaluate, load_classifier
+from train_loop import (
+    Run,
+    Settings,
+    compare,
+    evaluate,
+    load_classifier,
+    showing,
+)
 from train_loop.evaluation.measures import MEASURES
 from train_loop.evaluation.views import VIEWS
+from train_loop.measuring import Measurement
+from train_loop.settling import settle
 
 FLAGS = dict(flag[2:].split("=") for flag in SMALL_FLAGS)
 
@@ -24,7 +33,7 @@ def small_nets():
         for argument, value in smaller.items():
             row = VARIANTS["resnet_tiny"].arguments
             patch.setitem(row, argument, value)
-        patch.setattr(Run, "_show_predictions", lambda *_: None)
+        patch.setattr(showing, "show_predictions", lambda *_: None)
         yield
 
 
@@ -78,6 +87,12 @@ def test_report_is_what_the_run_measured_of_itself(trained, run):
     [[(name, probability), *_]] = load_classifier(trained)(rows[0]["image"])
     assert rows[0]["prediction"] == name
     assert float(rows[0]["probability"]) == pytest.approx(probability, abs=1e-5)
+
+
+def test_batches_may_be_others_than_those_of_updates(tmp_path):
+    given = Settings(accumulate_steps=4, strategy="one_device")
+    settle(given).write(tmp_path / "flags.txt")
+    Measurement(Settings(workdir=tmp_path, batch_size=3))
 
 
 def test_what_is_written_is_returned(trained):

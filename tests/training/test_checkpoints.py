@@ -10,6 +10,7 @@ from resnet_layers import ResNet
 from train_loop import UserError
 from train_loop.training.checkpoints import Checkpoints
 from train_loop.training.optimizers import MomentumSGD
+from train_loop.training.workers import Workers
 
 
 class ListModel(tf.keras.Model):
@@ -141,10 +142,27 @@ def test_old_checkpoints_are_removed(tmp_path):
     checkpoints = Checkpoints(tmp_path, *parts, keep=2)
     for step in (1, 2, 3):
         checkpoints.save(step)
+    assert [step for step, _ in checkpoints.list()] == [3, 2, 1]
     # Also by a process that starts again.
     checkpoints = Checkpoints(tmp_path, *parts, keep=2)
     checkpoints.save(4)
+    checkpoints.remove_old(spared=1)
+    assert [step for step, _ in checkpoints.list()] == [4, 3, 1]
+    checkpoints.remove_old()
     assert [step for step, _ in checkpoints.list()] == [4, 3]
+
+
+def test_local_state_is_that_of_its_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path, *make_parts())
+    alone = Workers(tf.distribute.get_strategy())
+    assert checkpoints.local_state(10, alone) is None
+    checkpoints.save_local_state(10, {"mean": np.ones(2)}, alone)
+    checkpoints.save(10)
+    assert checkpoints.local_state(10, alone)["mean"].tolist() == [1, 1]
+    # After a kill between the two, say, and without one of its own.
+    checkpoints.remove_local_states(10)
+    assert checkpoints.local_state(10, alone) is None
+    assert checkpoints.restore() == 10
 
 
 def test_last_checkpoint_can_be_taken_back(tmp_path):
@@ -155,9 +173,11 @@ def test_last_checkpoint_can_be_taken_back(tmp_path):
     assert checkpoints.discard() == 10
     assert not checkpoints.changed_by_others()
     assert [step for step, _ in checkpoints.list()] == [10]
+    assert tf.train.latest_checkpoint(tmp_path).endswith("ckpt-10")
     checkpoints.save(20)
     assert Checkpoints(tmp_path, *parts).restore() == 20
     assert [checkpoints.discard(), checkpoints.discard()] == [10, 0]
+    assert tf.train.latest_checkpoint(tmp_path) is None
 
 
 def test_rests_of_killed_writes_are_removed(tmp_path):
@@ -170,6 +190,7 @@ def test_rests_of_killed_writes_are_removed(tmp_path):
     assert checkpoints.restore() == 30
     assert not rest.exists()
     checkpoints.save(40)
+    checkpoints.remove_old()
     assert [step for step, _ in checkpoints.list()] == [40, 30]
 
 

@@ -119,6 +119,24 @@ def test_updates_are_the_papers(name, decay):
         np.testing.assert_allclose(variable, value, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_trained_later_begins_as_the_rest_did(name):
+    """Adam's moments are corrected for their own start."""
+    random = np.random.default_rng(0)
+    start, gradients = random.normal(size=(2, 3)), random.normal(size=(4, 2, 3))
+    late, alone = (tf.Variable(start, name=n) for n in ("late", "alone"))
+    other = tf.Variable(start)
+    optimizer, of_alone = (OPTIMIZERS[name](0.1, DECAY) for _ in range(2))
+    optimizer.build([other, late], {late.name: 2})
+    of_alone.build([alone])
+    for gradient in map(tf.constant, gradients[:2]):
+        optimizer.apply([gradient], [other])
+    for gradient in map(tf.constant, gradients):
+        optimizer.apply([gradient, gradient], [other, late])
+        of_alone.apply([gradient])
+    np.testing.assert_allclose(late, alone, rtol=0, atol=1e-5)
+
+
 def test_momentum_need_not_be_nesterovs():
     variable, state, w = tf.Variable([1.0]), {}, np.ones(1)
     optimizer = OPTIMIZERS["sgd"](0.1, 0.0, nesterov=False)
@@ -127,6 +145,18 @@ def test_momentum_need_not_be_nesterovs():
         optimizer.apply([tf.constant([gradient])])
         w = w - momentum(state, gradient, 0.1, nesterov=False)
     np.testing.assert_allclose(variable, w, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_checkpoints_do_not_depend_on_options(name):
+    """A run may go on with others."""
+    shapes = []
+    for number in (0.0, 0.5):
+        options = {n: number for n in options_of(name) if n != "nesterov"}
+        optimizer = OPTIMIZERS[name](0.1, 0.0, **options)
+        optimizer.build([tf.Variable([[1.0, 2.0]])])
+        shapes.append([variable.shape for variable in optimizer.variables])
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

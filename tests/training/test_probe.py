@@ -1,6 +1,8 @@
 """Embeddings of a split, against the model asked for each image."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import tensorflow as tf
 
 from resnet_layers import ResNet
 from train_loop.progress import passing_bar
+from train_loop.stopping import StoppedError, noting_signals
 from train_loop.training.probe import backbone_hash, write_embeddings
 
 IMAGES = np.random.default_rng(0).normal(size=(8, 2)).astype("float32")
@@ -50,6 +53,14 @@ def test_every_image_is_embedded_once_in_order(
     np.testing.assert_array_equal(embeddings, embed(IMAGES[:5]))
     np.testing.assert_array_equal(labels, LABELS[:5])
     assert json.loads((folder / "origin.json").read_text()) == ORIGIN
+
+
+def test_request_to_stop_is_answered_between_batches(tmp_path, one_device):
+    with noting_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedError):
+            write(tmp_path / "train", one_device)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_embeddings_are_made_again_only_from_something_else(

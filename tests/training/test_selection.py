@@ -5,14 +5,12 @@ import pytest
 from train_loop.training.selection import best_step, evaluations_since_best
 
 
-def records(metric, values):
-    """Returns the records of a run, evaluated every ten steps."""
-    found = []
-    for number, value in enumerate(values, start=1):
-        # Training's numbers are none of an evaluation's.
-        found.append({"step": 10 * number, "split": "train", "loss": -1.0})
-        found.append({"step": 10 * number, "split": "eval", metric: value})
-    return found
+def evaluations(metric, values):
+    """Returns the records of evaluations, one every ten steps."""
+    return [
+        {"step": 10 * number, metric: value}
+        for number, value in enumerate(values, start=1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -26,12 +24,17 @@ def records(metric, values):
     ],
 )
 def test_best_evaluation_is_found(metric, values, step, later):
-    found = records(metric, values)
+    found = evaluations(metric, values)
     assert best_step(found, metric) == step
     assert evaluations_since_best(found, metric) == later
 
 
 def test_run_without_evaluations_has_no_best():
-    found = [{"step": 5, "split": "train", "loss": 1.0}]
-    assert best_step(found, "loss") is None
-    assert evaluations_since_best(found, "loss") == 0
+    assert best_step([], "loss") is None
+    assert evaluations_since_best([], "loss") == 0
+
+
+@pytest.mark.parametrize(("begin", "later"), [(0, 3), (20, 2), (40, 0)])
+def test_evaluations_count_from_a_step_on(begin, later):
+    found = evaluations("loss", [1.0, 2.0, 3.0, 1.5])
+    assert evaluations_since_best(found, "loss", begin) == later

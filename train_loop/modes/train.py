@@ -10,7 +10,7 @@ from train_loop.run import Run
 from train_loop.settings import Settings
 from train_loop.settling import check_run_or_new
 from train_loop.stopping import StoppedError
-from train_loop.trainers import thawed_learning_rate
+from train_loop.trainers import highest_rate, thawed_learning_rate
 from train_loop.training.reports import format_metric, table
 from train_loop.workdir import Workdir, read_json_lines
 
@@ -94,7 +94,7 @@ def describe(run):
         print(
             f"--freeze={settings.freeze} until step {run.thaws_at:,}, then "
             "that is trained as well, at a learning rate of at most "
-            f"{thawed_learning_rate(settings):g}"
+            f"{highest_rate(settings, thawed_learning_rate(settings)):g}"
         )
     if run.changes:
         changes = ", ".join(

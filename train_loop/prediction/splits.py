@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from train_loop import stopping
 from train_loop.data import batches, check
 from train_loop.data.transforms import Transforms
 from train_loop.evaluation.predictions import Predictions
@@ -31,6 +32,7 @@ def predict_split(
 
     Raises:
       UserError: an image cannot be read.
+      StoppedError: a signal asked a run to stop.
     """
     size = classifier.preprocessing.image_size
     transforms = Transforms(views.preprocessing(classifier.preprocessing))
@@ -56,6 +58,7 @@ def predict_split(
                 real = weights.numpy() > 0
                 found.append((logits.numpy()[real], truth.numpy()[real]))
             bar.update(1)
+            stopping.check()
     logits, truth = map(np.concatenate, zip(*found, strict=True))
     return Predictions(
         logits,

@@ -48,26 +48,28 @@ class Checkpoints:
             self._checkpoint, str(directory), max_to_keep=None
         )
 
-    def save(self, step, spared=None):
-        """Writes the checkpoint of a step and removes the oldest ones.
+    def save(self, step):
+        """Writes the checkpoint of a step.
 
         TensorFlow writes beside the final name and renames at the end, so
         that a kill in between leaves the earlier checkpoints as they were.
-
-        Args:
-          step: number of steps taken.
-          spared: the step of a checkpoint that is kept, however old.
         """
         self._manager.save(checkpoint_number=step)
         self._seen = self.list()[:1]
-        for old, prefix in self.list()[self.keep :]:
-            if old != spared:
+        self._tell_others()
+
+    def remove_old(self, spared=None):
+        """Removes all but the newest few.
+
+        Not before it is known that the newest will not be taken back.
+
+        Args:
+          spared: the step of one that is kept, however old.
+        """
+        for step, prefix in self.list()[self.keep :]:
+            if step != spared:
                 self._remove(prefix)
-        kept = [prefix for _, prefix in reversed(self.list())]
-        # For others' tools, which look for the newest there.
-        tf.compat.v1.train.update_checkpoint_state(
-            str(self.directory), kept[-1], kept
-        )
+        self._tell_others()
 
     def save_local_state(self, step, state, workers):
         """Writes what a worker needs to go on from a step between two reports.
@@ -82,6 +84,11 @@ class Checkpoints:
             path.open("wb") as file,
         ):
             np.savez(file, **state)
+
+    def remove_local_states(self, step):
+        """Removes what `save_local_state` has written for a step."""
+        for path in self.directory.glob(f"ckpt-{step}.local-*"):
+            path.unlink()
 
     def local_state(self, step, workers):
         """Returns what `save_local_state` was given, or None."""
@@ -99,6 +106,7 @@ class Checkpoints:
         [(_, newest), *earlier] = self.list()
         self._remove(newest)
         self._seen = earlier[:1]
+        self._tell_others()
         return earlier[0][0] if earlier else 0
 
     def restore(self):
@@ -156,6 +164,16 @@ class Checkpoints:
         # Removed with the other files of the step.
         name = f"ckpt-{step}.local-{workers.number}-of-{workers.count}.npz"
         return self.directory / name
+
+    def _tell_others(self):
+        """Writes down which ones there are, for others' tools."""
+        kept = [prefix for _, prefix in reversed(self.list())]
+        if not kept:
+            (self.directory / "checkpoint").unlink(missing_ok=True)
+            return
+        tf.compat.v1.train.update_checkpoint_state(
+            str(self.directory), kept[-1], kept
+        )
 
     def _remove(self, prefix):
         for path in self.directory.glob(f"{pathlib.Path(prefix).name}.*"):

@@ -94,7 +94,7 @@ class _UselessError(Exception):
 def train(run, report):
     """Trains a run to its last step.
 
-    At every stop: train, report; save; evaluate, report.
+    At every stop: train, report; save; evaluate, report; tidy.
 
     Args:
       run: has `trainer`, a `Trainer` at the step to go on from; `steps`, the
@@ -103,9 +103,9 @@ def train(run, report):
         {metric: number}; `owes_evaluation`, whether that of its step is to be
         made yet; `has_stopped_improving`, whether evaluations say that it is
         enough; `save(local_state)`; `discard()`, which takes the last
-        save back and returns the step of the one before; and
-        `explain(error)`, which returns the error to raise where a batch could
-        not be read.
+        save back and returns the step of the one before; `tidy()`, which
+        removes what is not to be kept; and `explain(error)`, which returns
+        the error to raise where a batch could not be read.
       report: called with (step, split, metrics).
 
     Raises:
@@ -120,6 +120,7 @@ def train(run, report):
         try:
             if run.owes_evaluation:
                 report(saved, "eval", _evaluate(run))
+                run.tidy()
             for stop in run.cadence.stops(saved, run.steps):
                 if run.has_stopped_improving:
                     break
@@ -131,6 +132,8 @@ def train(run, report):
                     saved = _save(run, saved)
                 if stop.evaluates:
                     report(stop.step, "eval", _evaluate(run))
+                if stop.saves:
+                    run.tidy()
         except _UselessError as error:
             step, what = error.args
             if saved == step:

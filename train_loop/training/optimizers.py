@@ -36,22 +36,36 @@ class PerVariable:
         self.decay = decay
         self.factors = factors or {}
 
-    def build(self, variables):
+    def build(self, variables, begins=None):
+        """Makes the memory of an optimizer.
+
+        Args:
+          variables: all that are ever trained.
+          begins: {path of a variable: how many steps are done before the first
+            that trains it}; 0 for those that are not named.
+        """
         if self.built:
             return
         super().build(variables)
         paths = [getattr(v, "path", v.name) for v in variables]
         self._factors = [self.factors.get(path, 1.0) for path in paths]
+        self._begins = [(begins or {}).get(path, 0) for path in paths]
 
     def update_step(self, gradient, variable, learning_rate):
-        factor = self._factors[self._get_variable_index(variable)]
-        rate = tf.cast(learning_rate, variable.dtype) * factor
+        index = self._get_variable_index(variable)
+        rate = tf.cast(learning_rate, variable.dtype) * self._factors[index]
         gradient = tf.cast(gradient, variable.dtype)
         if is_kernel(variable):
             gradient = self.penalized(gradient, variable)
             if self.decay:
                 self.assign_sub(variable, rate * self.decay * variable)
+        rate = self.begun(rate, self._begins[index])
         super().update_step(gradient, variable, rate)
+
+    def begun(self, rate, begin):
+        """Returns the rate of a variable that is trained from a step on."""
+        del begin
+        return rate
 
     def penalized(self, gradient, kernel):
         """Returns the gradient of a kernel with that of the penalty."""
@@ -187,7 +201,8 @@ class LAMB(PerVariable, tf.keras.optimizers.Adam):
         index = self._get_variable_index(variable)
         rate = tf.cast(learning_rate, variable.dtype) * self._factors[index]
         gradient = tf.cast(gradient, variable.dtype)
-        step = tf.cast(self.iterations + 1, variable.dtype)
+        step = self.iterations + 1 - self._begins[index]
+        step = tf.cast(step, variable.dtype)
         corrected = []
         for moment, beta, value in (
             (self._momentums[index], self.beta_1, gradient),
@@ -217,6 +232,18 @@ class Adam(PerVariable, tf.keras.optimizers.Adam):
     Loshchilov and Hutter, 2017, https://arxiv.org/abs/1711.05101.
     """
 
+    def begun(self, rate, begin):
+        if not begin:
+            return rate
+        # Keras corrects all moments as if they had begun with the run: steps
+        # would be several times too long at first.
+        step = tf.cast(self.iterations + 1, rate.dtype)
+        right = self._correction(step - begin)
+        return rate * right / self._correction(step)
+
+    def _correction(self, step):
+        return tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
+
 
 @tf.keras.utils.register_keras_serializable(package="train_loop")
 class RMSprop(PerVariable, tf.keras.optimizers.RMSprop):
@@ -225,6 +252,16 @@ class RMSprop(PerVariable, tf.keras.optimizers.RMSprop):
     Source: Tieleman and Hinton, 2012, http://www.cs.toronto.edu/~tijmen/csc321/
     slides/lecture_slides_lec6.pdf.
     """
+
+    def build(self, variables, begins=None):
+        if self.built:
+            return
+        super().build(variables, begins)
+        if not self._momentums:
+            # A run may take another momentum, with the checkpoints it has.
+            self._momentums = self.add_optimizer_variables(
+                variables, "momentum"
+            )
 
 
 def sgd(learning_rate, weight_decay, factors=None, momentum=0.9, nesterov=True):

@@ -9,6 +9,7 @@ import hashlib
 import numpy as np
 import tensorflow as tf
 
+from train_loop import stopping
 from train_loop.workdir import is_made_from, made_from
 
 
@@ -23,6 +24,9 @@ def write_embeddings(folder, origin, embed, strategy, batches, bar):
       strategy: a `tf.distribute.Strategy`.
       batches: the distributed evaluation batches of the split.
       bar: a `tqdm` progress bar, to count the `total` batches.
+
+    Raises:
+      StoppedError: a signal asked to stop.
     """
     if is_made_from(folder, origin):
         return
@@ -45,6 +49,7 @@ def write_embeddings(folder, origin, embed, strategy, batches, bar):
                 file.write(embeddings.numpy()[real].tobytes())
                 all_labels.append(labels.numpy()[real])
                 bar.update(1)
+                stopping.check()
         np.save(unfinished / "labels.npy", np.concatenate(all_labels))
 
 

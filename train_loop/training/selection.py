@@ -14,29 +14,32 @@ MORE_IS_BETTER = {
 }
 
 
-def best_step(records, metric):
+def best_step(evaluations, metric):
     """Returns the step of the best evaluation, the first of several.
 
     Args:
-      records: dicts with "step", "split" and metrics, in order, as they stand
-        in `metrics.jsonl`.
+      evaluations: dicts with "step" and metrics, in order, as they stand in
+        `metrics.jsonl`.
       metric: row of `MORE_IS_BETTER`.
 
     Returns:
       None where nothing was evaluated.
     """
-    evaluations = _evaluations(records)
     if not evaluations:
         return None
     sign = 1 if MORE_IS_BETTER[metric] else -1
     return max(evaluations, key=lambda record: sign * record[metric])["step"]
 
 
-def evaluations_since_best(records, metric):
-    """Returns how many evaluations came after the best one."""
-    best = best_step(records, metric)
-    return sum(record["step"] > best for record in _evaluations(records))
+def evaluations_since_best(evaluations, metric, begin=0):
+    """Returns how many evaluations came after the best one.
 
-
-def _evaluations(records):
-    return [record for record in records if record["split"] == "eval"]
+    Args:
+      evaluations: see `best_step`.
+      metric: row of `MORE_IS_BETTER`.
+      begin: a step; only evaluations after it count.
+    """
+    if not evaluations:
+        return 0
+    begin = max(begin, best_step(evaluations, metric))
+    return sum(record["step"] > begin for record in evaluations)

@@ -1,5 +1,6 @@
 """What happens on the devices: steps of training and of evaluation."""
 
+import contextlib
 import copy
 import math
 from typing import NamedTuple
@@ -256,6 +257,21 @@ class Trainer:
             if len(places) == len(values):
                 for place, value in zip(places, values, strict=True):
                     place.assign(value)
+
+    @contextlib.contextmanager
+    def aside(self):
+        """Lets something be measured, and leaves everything as it was.
+
+        Between two reports, metrics hold a part of the next one, and replicas
+        have statistics of their own.
+        """
+        state = self.local_state()
+        self.average_statistics()
+        self.results("train")
+        try:
+            yield
+        finally:
+            self.restore_local_state(state)
 
     def _local_variables(self):
         metrics = [self.loss, self.accuracy, self.gradient_norm]
