@@ -43,6 +43,7 @@ class FakeTrainer:
     finite: bool = True
     train_loss: float = 1.0
     signalled_at: int | None = None
+    num_traces: int = 1
     seconds_per_step: float = SECONDS_PER_STEP
 
     def __post_init__(self):
@@ -359,6 +360,12 @@ def test_run_goes_on_where_the_disk_is_full_for_a_while(train, capsys):
     )
     with pytest.raises(OSError, match="No space left"):
         train({**options, "full_at": (5, 10)})
+
+
+def test_tracing_again_is_warned_of_once(train, capsys):
+    train(num_traces=3)
+    [line] = capsys.readouterr().out.splitlines()
+    assert "was traced 3 times by step 2" in line
 
 
 @pytest.mark.parametrize("loss", [1.1e4, float("inf")])

@@ -114,7 +114,7 @@ def train(run, report):
       StoppedError: a signal asked to stop; everything learned is saved.
       UserError: an image cannot be read.
     """
-    trainer, saved = run.trainer, run.trainer.step
+    trainer, saved, traces = run.trainer, run.trainer.step, 1
     batches = iter(run.training_batches())
     with progress_bar(run.steps, initial=saved) as bar:
         try:
@@ -125,6 +125,13 @@ def train(run, report):
                 if run.has_stopped_improving:
                     break
                 metrics = _train_until(stop.step, run, batches, bar)
+                if trainer.num_traces > traces:
+                    traces = trainer.num_traces
+                    tqdm.tqdm.write(
+                        f"warning: the training step was traced {traces} times "
+                        f"by step {stop.step}, which takes long and memory; "
+                        "once is enough"
+                    )
                 report(stop.step, "train", metrics)
                 trainer.average_statistics()
                 # First: an evaluation may take long, and be stopped.

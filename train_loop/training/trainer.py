@@ -106,6 +106,11 @@ class Trainer:
         """Number of optimizer updates so far."""
         return int(self.optimizer.iterations.numpy())
 
+    @property
+    def num_traces(self):
+        """How often TensorFlow has traced the training step; once is enough."""
+        return self.train.experimental_get_tracing_count()
+
     @tf.function
     def train(self, iterator, num_steps):
         """Takes several training steps.
