@@ -16,9 +16,9 @@ from runs import differences, finish, start
 FLAGS = (
     "--dataset=digits",
     "--strategy=one_device",
-    "--steps=3000",
+    "--steps=1200",
     "--report_every=50",
-    "--evaluate_every=500",
+    "--evaluate_every=400",
     "--checkpoint_every=100",
     "--show_predictions=false",
 )
@@ -46,11 +46,10 @@ def fill_and_empty(workdir, alone):
     for line in lines:
         if line.lstrip().startswith("200/"):
             break
-    with filler.open("wb") as file:
+    with filler.open("wb", buffering=0) as file:
         try:
             while True:
                 file.write(bytes(2**12))
-                file.flush()
         except OSError as error:
             print(f"filled: {error.strerror}")
     for line in lines:
@@ -60,10 +59,12 @@ def fill_and_empty(workdir, alone):
     time.sleep(1)
     filler.unlink()
     print("made room")
-    warnings = [line for line in lines if line.startswith("warning")]
+    rest = [*lines]
+    warnings = [line for line in rest if line.startswith("warning")]
     print(f"{len(warnings)} more warnings")
     if process.wait():
-        return [f"it ended with {process.returncode}"]
+        print(f"it ended with {process.returncode}:", *rest[-3:], sep="\n")
+        return [rest[-1]]
     finish(alone, *FLAGS)
     wrong = [
         what

@@ -5,6 +5,7 @@ remembers, by name, and nothing else: the order of the data and the augmentation
 follow from the step.
 """
 
+import contextlib
 import pathlib
 import re
 import shutil
@@ -171,9 +172,11 @@ class Checkpoints:
         if not kept:
             (self.directory / "checkpoint").unlink(missing_ok=True)
             return
-        tf.compat.v1.train.update_checkpoint_state(
-            str(self.directory), kept[-1], kept
-        )
+        # Where there is no room for it, nobody needs it to go on.
+        with contextlib.suppress(OSError, tf.errors.ResourceExhaustedError):
+            tf.compat.v1.train.update_checkpoint_state(
+                str(self.directory), kept[-1], kept
+            )
 
     def _remove(self, prefix):
         for path in self.directory.glob(f"{pathlib.Path(prefix).name}.*"):
