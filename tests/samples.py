@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import tensorflow as tf
 
+from train_loop import Settings
 from train_loop.data.split import Split
 from train_loop.data.stores import MemoryStore, RecordStore
 
@@ -18,6 +19,17 @@ SMALL_FLAGS = (
     "--batch_size=6",
     "--strategy=one_device",
     "--report_every=1",
+)
+
+
+# The same for a run in Python, and nothing drawn at random.
+SMALL = Settings(
+    model="resnet_tiny",
+    image_size=16,
+    batch_size=6,
+    strategy="one_device",
+    report_every=1,
+    augment=(),
 )
 
 

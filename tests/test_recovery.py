@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from samples import read_checkpoint, read_metrics
+from samples import SMALL, read_checkpoint, read_metrics
 
 from resnet_layers import VARIANTS, load_weights, save_safetensors
 from train_loop import Run, Settings, UserError, load_classifier
@@ -23,22 +23,13 @@ from train_loop.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("small_net")
 
-SMALL = Settings(
-    model="resnet_tiny",
-    image_size=16,
-    batch_size=6,
-    strategy="one_device",
-    report_every=1,
-    augment=(),
-    evaluate_every=2,
-    checkpoint_every=2,
-)
+SHORT = Settings(evaluate_every=2, checkpoint_every=2).over(SMALL)
 
 
 def train(folder, workdir, **others):
     """Trains a run; returns it."""
     run = Run.create(
-        Settings(dataset=folder, workdir=workdir, **others).over(SMALL)
+        Settings(dataset=folder, workdir=workdir, **others).over(SHORT)
     )
     run.train()
     return run
@@ -94,7 +85,7 @@ def test_averages_begin_as_the_weights_that_a_run_starts_from(folder, tmp_path):
             workdir=tmp_path / "run",
             weights=tmp_path / "net.safetensors",
             average="ema",
-        ).over(SMALL)
+        ).over(SHORT)
     )
     for variable, mean in run.trainer.update.average.pairs:
         np.testing.assert_array_equal(variable, mean)
@@ -114,7 +105,7 @@ def test_evaluation_leaves_everything_as_it_was(folder, tmp_path):
             steps=2,
             average="ema",
             strategy="mirrored",
-        ).over(SMALL)
+        ).over(SHORT)
     )
     trainer = run.trainer
     trainer.train(iter(run.training_batches()), tf.constant(2))
@@ -245,7 +236,7 @@ def two_phases(folder, workdir, **others):
             freeze="stem",
             thaw_after_epochs=1,
             **others,
-        ).over(SMALL)
+        ).over(SHORT)
     )
 
 
@@ -284,7 +275,7 @@ def test_first_phase_is_frozen_whatever_came_before(folder, tmp_path, capsys):
 def test_what_a_run_shows_stands_at_its_step(folder, tmp_path, monkeypatch):
     """Not at the last one, where it has ended early."""
     monkeypatch.setattr(charts, "draw", lambda name, findings: "picture")
-    run = Run.create(Settings(dataset=folder, workdir=tmp_path).over(SMALL))
+    run = Run.create(Settings(dataset=folder, workdir=tmp_path).over(SHORT))
     steps = set()
     tensorboard = types.SimpleNamespace(
         write_picture=lambda name, picture, step, split: steps.add(step),
@@ -306,4 +297,4 @@ def test_what_evaluations_decide_needs_some(folder, tmp_path, options):
     )
     [(name, value)] = options.items()
     with pytest.raises(UserError, match=f"--{name}={value} needs images to"):
-        Run.create(given.over(SMALL))
+        Run.create(given.over(SHORT))

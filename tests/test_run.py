@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from archives import expect_archives, write_imagenet, write_pets
 from samples import (
+    SMALL,
     encoded,
     read_checkpoint,
     read_metrics,
@@ -22,15 +23,6 @@ from train_loop.training.losses import sigmoid_cross_entropy
 from train_loop.training.optimizers import LARS
 
 pytestmark = pytest.mark.usefixtures("small_net")
-
-SMALL = Settings(
-    model="resnet_tiny",
-    image_size=16,
-    batch_size=6,
-    strategy="one_device",
-    report_every=1,
-    augment=(),
-)
 
 
 def settings(dataset, workdir, **others):

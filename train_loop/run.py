@@ -219,7 +219,8 @@ class Run:
                 "(--max_rollbacks)"
             ) from error
         steps = [s for s in (error.step - 1, error.step) if s > error.saved]
-        numbers = [self._batching.batch_of(step - 1) for step in steps]
+        batch_of = self._batching.batch_of
+        numbers = [batch_of(step - 1) for step in steps]
         workers = self.trainer.workers
         # All have read what was there before the chief writes more.
         workers.meet()
@@ -367,10 +368,12 @@ class Run:
     @property
     def _evaluations(self):
         """The records of all evaluations up to the step that it is at."""
+        # Once, for it is read from a device.
+        step = self.trainer.step
         return [
             record
             for record in read_json_lines(self.workdir.metrics)
-            if record["split"] == "eval" and record["step"] <= self.trainer.step
+            if record["split"] == "eval" and record["step"] <= step
         ]
 
     @property
@@ -389,7 +392,7 @@ class Run:
         """Writes a checkpoint.
 
         Args:
-          local_state: see `Checkpoints.save`.
+          local_state: see `Checkpoints.save_local_state`.
         """
         step, workers = self.trainer.step, self.trainer.workers
         if workers.is_chief:

@@ -33,8 +33,9 @@ def build_trainer(settings, data, classifier, strategy):
     optimizer = OPTIMIZERS[settings.optimizer](
         _rates(settings, data), settings.weight_decay, factors, **options
     )
+    thaws_at = thaw_step(settings, data)
     begins = {
-        variable.path: thaw_step(settings, data)
+        variable.path: thaws_at
         for variable in variables
         if not variable.trainable
     }

@@ -4,12 +4,10 @@ Gradients arrive summed over the replicas. Each replica updates its own copy of
 the weights, so that norms of weights and gradients are the same on all.
 """
 
-import inspect
+from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
-
-# What all rows of `OPTIMIZERS` take; the rest are options of their own.
-COMMON = ("learning_rate", "weight_decay", "factors")
 
 
 class PerVariable:
@@ -264,111 +262,43 @@ class RMSprop(PerVariable, tf.keras.optimizers.RMSprop):
             )
 
 
-def sgd(learning_rate, weight_decay, factors=None, momentum=0.9, nesterov=True):
-    """Returns SGD with momentum and L2 on the kernels."""
-    return MomentumSGD(
-        learning_rate, momentum, nesterov, l2=weight_decay, factors=factors
-    )
+class Row(NamedTuple):
+    """How an optimizer is made of what all take, and of options of its own.
+
+    `decays_by` is the argument of `make` that the strength of the decay goes
+    to; `options` are {option: default}.
+    """
+
+    make: Callable
+    decays_by: str
+    options: dict
+
+    def __call__(self, learning_rate, weight_decay, factors=None, **options):
+        return self.make(
+            learning_rate=learning_rate,
+            factors=factors,
+            **{self.decays_by: weight_decay},
+            **{**self.options, **options},
+        )
 
 
-def adam(
-    learning_rate,
-    weight_decay,
-    factors=None,
-    beta_1=0.9,
-    beta_2=0.999,
-    epsilon=1e-7,
-):
-    """Returns Adam, with L2 on the kernels that goes through its moments."""
-    return Adam(
-        learning_rate,
-        beta_1,
-        beta_2,
-        epsilon,
-        l2=weight_decay,
-        factors=factors,
-    )
-
-
-def adamw(
-    learning_rate,
-    weight_decay,
-    factors=None,
-    beta_1=0.9,
-    beta_2=0.999,
-    epsilon=1e-7,
-):
-    """Returns Adam, with decay of the kernels beside its moments."""
-    return Adam(
-        learning_rate,
-        beta_1,
-        beta_2,
-        epsilon,
-        decay=weight_decay,
-        factors=factors,
-    )
-
-
-def lamb(
-    learning_rate,
-    weight_decay,
-    factors=None,
-    beta_1=0.9,
-    beta_2=0.999,
-    epsilon=1e-6,
-):
-    """Returns LAMB, with decay of the kernels inside of its trust ratio."""
-    return LAMB(
-        learning_rate,
-        beta_1,
-        beta_2,
-        epsilon,
-        decay=weight_decay,
-        factors=factors,
-    )
-
-
-def lars(
-    learning_rate, weight_decay, factors=None, momentum=0.9, nesterov=False
-):
-    """Returns LARS, with L2 on the kernels inside of its trust ratio."""
-    return LARS(
-        learning_rate,
-        momentum=momentum,
-        nesterov=nesterov,
-        l2=weight_decay,
-        factors=factors,
-    )
-
-
-def rmsprop(
-    learning_rate, weight_decay, factors=None, momentum=0.0, epsilon=1e-7
-):
-    """Returns RMSprop, with L2 on the kernels that goes through its moments."""
-    return RMSprop(
-        learning_rate,
-        momentum=momentum,
-        epsilon=epsilon,
-        l2=weight_decay,
-        factors=factors,
-    )
-
-
+MOMENTS = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
 # Name -> (learning_rate, weight_decay, factors, and options) -> optimizer.
 OPTIMIZERS = {
-    "sgd": sgd,
-    "adam": adam,
-    "adamw": adamw,
-    "rmsprop": rmsprop,
-    "lars": lars,
-    "lamb": lamb,
+    "sgd": Row(MomentumSGD, "l2", {"momentum": 0.9, "nesterov": True}),
+    # Through the moments, and beside them.
+    "adam": Row(Adam, "l2", MOMENTS),
+    "adamw": Row(Adam, "decay", MOMENTS),
+    "rmsprop": Row(RMSprop, "l2", {"momentum": 0.0, "epsilon": 1e-7}),
+    # Both inside of the trust ratio.
+    "lars": Row(LARS, "l2", {"momentum": 0.9, "nesterov": False}),
+    "lamb": Row(LAMB, "decay", {**MOMENTS, "epsilon": 1e-6}),
 }
 
 
 def options_of(name):
-    """Returns {option: default} of what a row takes beside `COMMON`."""
-    parameters = inspect.signature(OPTIMIZERS[name]).parameters
-    return {n: p.default for n, p in parameters.items() if n not in COMMON}
+    """Returns {option: default} of what a row takes beside what all take."""
+    return OPTIMIZERS[name].options
 
 
 # The options of any row, in the order of the rows.
