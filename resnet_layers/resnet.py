@@ -18,6 +18,7 @@ from resnet_layers.blocks import BasicBlock, BottleneckBlock
 from resnet_layers.choices import find_class
 from resnet_layers.normalization import BatchNormalization
 from resnet_layers.phases import in_phase
+from resnet_layers.recomputation import recomputed
 from resnet_layers.stages import place_blocks
 from resnet_layers.stem import STEMS, Stem, least_filters, stem_reduction
 from resnet_layers.stochastic_depth import drop_rate, seed_or_none
@@ -57,6 +58,11 @@ class ResNet(Styled):
       trainable: see `keras.Model`.
       **kwargs: the style, see `Styled`; arguments for all blocks, see
         `ResidualBlock` and `BottleneckBlock`; `name` and `dtype`.
+
+    Attributes:
+      remat: set it to true to train with less memory: the blocks keep their
+        inputs only, and are run once more for the gradients. It changes no
+        result, and stands in no config.
 
     Raises:
       ValueError: an argument has none of the values above.
@@ -109,6 +115,7 @@ class ResNet(Styled):
         )
         self.stochastic_depth = drop_rate(stochastic_depth)
         self.seed = seed_or_none(seed)
+        self.remat = False
         true_or_false("trainable", trainable)
 
         self.stem = Stem(
@@ -241,7 +248,10 @@ class ResNet(Styled):
         for place, block in zip(self._places(), self.blocks, strict=True):
             if place.begins_stage:
                 maps[f"P{len(maps) + 2}"] = x
-            x = block(x, **phase)
+            if self.remat and training and tf.is_tensor(x):
+                x = recomputed(block, x, training)
+            else:
+                x = block(x, **phase)
         if self.preactivation:
             x = self.activation(self.post_bn(x, **phase))
         return {**maps, f"P{len(maps) + 2}": x}

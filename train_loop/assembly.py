@@ -238,6 +238,7 @@ def build_classifier(settings, class_names):
             dtype=settings.precision,
         )
         model.build((None, settings.image_size, settings.image_size, 3))
+    model.remat = settings.remat
     freeze(settings, model)
     return Classifier(model, settings.preprocessing, class_names)
 

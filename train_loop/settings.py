@@ -436,6 +436,11 @@ class Settings:
         "auto",
         choices=("auto", "true", "false"),
     )
+    remat: bool = setting(
+        "Train with less memory, more slowly: the blocks keep nothing but "
+        "their inputs, and run once more for the gradients.",
+        False,
+    )
     deterministic: bool = setting(
         "Make a GPU repeat a run bit by bit, more slowly. A CPU always does.",
         False,
