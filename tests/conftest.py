@@ -67,9 +67,10 @@ def workdir(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def quick_end(monkeypatch):
-    """Leaves out what a run in this process draws at its end."""
-    monkeypatch.setattr(showing, "show_predictions", lambda *_: None)
+def nothing_shown(monkeypatch):
+    """Leaves out what a run in this process draws for TensorBoard."""
+    for name in ("show_beginning", "show_predictions"):
+        monkeypatch.setattr(showing, name, lambda *_: None)
 
 
 @pytest.fixture

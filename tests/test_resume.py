@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import tensorflow as tf
 from samples import read_checkpoint, read_metrics
 from tensorboard.backend.event_processing import plugin_event_accumulator
 
+import resnet_layers
+import train_loop
 from train_loop import Run
 from train_loop.training.checkpoints import Checkpoints
 from train_loop.training.reports import JsonLinesReport
@@ -42,24 +45,29 @@ SMALLER = (
     "--clip_norm=1",
 )
 
-# The program, with a signal to itself after the report of a step.
-SIGNALLED = """
-import os, sys
+# The program, which does something else after the report of a step.
+INTERRUPTED = """
+import os, pathlib, sys
 from train_loop import console, environment, main
 environment.import_tensorflow()
 from train_loop.training.reports import JsonLinesReport
 write_down = JsonLinesReport.__call__
-def write_down_and_signal(self, step, split, metrics):
+def write_down_and_act(self, step, split, metrics):
     write_down(self, step, split, metrics)
     if (step, split) == ({step}, "train"):
-        os.kill(os.getpid(), {signal})
-JsonLinesReport.__call__ = write_down_and_signal
+        {action}
+JsonLinesReport.__call__ = write_down_and_act
 console.prepare()
 sys.exit(main.main(sys.argv))
 """
+# As if each of the files were edited.
+BREAK_SOURCES = """
+        for path in pathlib.Path().rglob("*.py"):
+            path.write_text("raise RuntimeError")
+"""
 
 
-def start(*arguments, signals=None):
+def start(*arguments, signals=None, action=None, cwd=None):
     """Starts the program on two logical CPUs, in a process of its own.
 
     With as many threads as it likes, unlike the process of the tests.
@@ -67,17 +75,23 @@ def start(*arguments, signals=None):
     Args:
       *arguments: of the command line.
       signals: (step, signal) that it sends itself.
+      action: (step, Python that it runs).
+      cwd: the folder that it is started in.
     """
     program = ["-m", "train_loop.main"]
     if signals is not None:
         step, number = signals
-        program = ["-c", SIGNALLED.format(step=step, signal=int(number))]
+        action = step, f"os.kill(os.getpid(), {int(number)})"
+    if action is not None:
+        step, python = action
+        program = ["-c", INTERRUPTED.format(step=step, action=python)]
     environment = {**os.environ}
     environment.pop("TF_NUM_INTRAOP_THREADS", None)
     return subprocess.Popen(
         [sys.executable, *program, "--virtual_devices=2"]
         + [*map(str, arguments)],
         env=environment,
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -86,15 +100,28 @@ def start(*arguments, signals=None):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Returns the folder of a run left alone, in a process of its own."""
+    """Returns the folder of a run left alone, in a process of its own.
+
+    But for its source files, a copy: once it trains, it needs them no more.
+    """
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    process = start(*SHORT, f"--workdir={workdir}")
+    copies = tmp_path_factory.mktemp("sources")
+    for package in (resnet_layers, train_loop):
+        folder = pathlib.Path(package.__file__).parent
+        shutil.copytree(folder, copies / folder.name)
+    process = start(
+        *SHORT,
+        f"--workdir={workdir}",
+        action=(5, BREAK_SOURCES),
+        cwd=copies,
+    )
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     # Neither TensorFlow's own lines nor bars: it is no terminal.
     assert errors == ""
     assert "\r" not in output
     assert "Trained for" in output
+    assert "raise" in (copies / "train_loop/main.py").read_text()[:5]
     return workdir
 
 
@@ -214,27 +241,36 @@ def run_until(monkeypatch, run):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "place", "step"),
+    ("strategy", "places"),
     [
-        ("one_device", "before saving", 6),
-        ("mirrored", "after saving", 6),
-        ("one_device", "in an evaluation", 6),
-        ("mirrored", "in an evaluation", 12),
-        ("one_device", "in the report of an evaluation", 12),
+        (
+            "one_device",
+            {
+                "before saving": 6,
+                "in an evaluation": 6,
+                "in the report of an evaluation": 12,
+            },
+        ),
+        ("mirrored", {"after saving": 6, "in an evaluation": 12}),
     ],
 )
 def test_run_goes_on_from_wherever_it_stopped(
-    alone, tmp_path, strategy, place, step, run, run_until, small_net
+    alone, tmp_path, strategy, places, run, run_until, small_net
 ):
-    arguments = (*SMALLER, f"--strategy={strategy}", f"--workdir={tmp_path}")
-    run_until(place, step, *arguments)
-    if "evaluation" in place:
-        # Nothing is lost by a stop in a long one.
-        assert Workdir(tmp_path).steps[-1] == step
+    """At one place after another; it begins as its flags file says."""
+    expected = alone(strategy, run)
+    flags = (f"--flagfile={expected / 'flags.txt'}",)
+    for place, step in places.items():
+        run_until(place, step, *flags, f"--workdir={tmp_path}")
+        # From then on, the run has its own.
+        flags = ()
+        if "evaluation" in place:
+            # Nothing is lost by a stop in a long one.
+            assert Workdir(tmp_path).steps[-1] == step
     status, output, _ = run(f"--workdir={tmp_path}")
     assert status == 0
     assert "Nothing was left to do" not in output
-    assert_same_run(tmp_path, alone(strategy, run), 12)
+    assert_same_run(tmp_path, expected, 12)
     points = read_events(tmp_path, "eval").Tensors(TAGS["loss"])
     assert [point.step for point in points] == [6, 12]
 
@@ -272,15 +308,6 @@ def test_run_in_two_phases_goes_on_from_either(
     frozen, thawed = (read_checkpoint(workdir, step) for step in (4, 8))
     moved = {key for key in frozen if np.any(frozen[key] != thawed[key])}
     assert any("moving_mean" in key for key in moved)
-
-
-def test_flags_file_repeats_the_run(alone, tmp_path, run, small_net):
-    expected = alone("one_device", run)
-    status, _, errors = run(
-        f"--flagfile={expected / 'flags.txt'}", f"--workdir={tmp_path}"
-    )
-    assert status == 0, errors
-    assert_same_run(tmp_path, expected, 12)
 
 
 def test_event_files_hold_what_people_look_at(finished):

@@ -45,11 +45,13 @@ class Classifier:
         self._prepare = tf.function(
             Transforms(preprocessing).evaluate,
             input_signature=[tf.TensorSpec([], tf.string)],
+            autograph=False,
         )
         # One for batches of all sizes.
         self._probabilities = tf.function(
             lambda images: tf.nn.softmax(self.logits(images)),
             input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)],
+            autograph=False,
         )
 
     def logits(self, images, training=False):

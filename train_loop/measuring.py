@@ -197,7 +197,7 @@ def images_per_second(classifier, strategy, batch_size, rounds=5):
     share = batch_size // strategy.num_replicas_in_sync
     images = tf.zeros([share, size, size, 3], tf.uint8)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step():
         return strategy.run(classifier.logits, args=(images,))
 

@@ -51,6 +51,7 @@ from train_loop.training import loop, probe, reports
 from train_loop.training.checkpoints import Checkpoints
 from train_loop.training.profiling import NO_PROFILE, Profile
 from train_loop.training.selection import best_step, evaluations_since_best
+from train_loop.training.strategies import distribute
 from train_loop.training.tensorboard import TensorBoardReport
 from train_loop.training.trainer import Trainer
 from train_loop.workdir import (
@@ -313,10 +314,11 @@ class Run:
         if self._is_embedded:
             # They are read where they lie.
             batching = batching._replace(data_service=None)
-        return self.trainer.strategy.distribute_datasets_from_function(
+        return distribute(
+            self.trainer.strategy,
             lambda context: batches.training_batches(
                 self.data.train, self.transforms, batching, step, context
-            )
+            ),
         )
 
     @property
@@ -440,10 +442,11 @@ class Run:
         return isinstance(self.transforms, Untransformed)
 
     def _evaluation_batches(self, split):
-        return self.trainer.strategy.distribute_datasets_from_function(
+        return distribute(
+            self.trainer.strategy,
             lambda context: batches.evaluation_batches(
                 split, self.transforms, self.batch_size, context
-            )
+            ),
         )
 
     def _phases(self):

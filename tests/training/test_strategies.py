@@ -1,9 +1,10 @@
 """Devices, as they are asked for."""
 
 import pytest
+import tensorflow as tf
 
 from train_loop import UserError
-from train_loop.training.strategies import STRATEGIES, split_cpu
+from train_loop.training.strategies import STRATEGIES, distribute, split_cpu
 
 
 @pytest.mark.parametrize(
@@ -18,3 +19,22 @@ def test_cpu_is_split_before_anything_runs(two_replicas):
     split_cpu(2)
     with pytest.raises(UserError, match="--virtual_devices=3"):
         split_cpu(3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tf.distribute.OneDeviceStrategy("CPU:1"),
+        lambda: tf.distribute.MirroredStrategy(["CPU:1"]),
+    ],
+    ids=["one_device", "mirrored"],
+)
+def test_two_batches_are_on_the_device_before_they_are_needed(make):
+    # The second CPU stands for a GPU, and the first one is the host.
+    strategy, batches = make(), tf.data.Dataset.range(9).batch(3)
+    iterator = iter(distribute(strategy, lambda context: batches))
+    [of_worker] = iterator._iterators
+    [of_device] = of_worker._iterator._device_iterators
+    assert of_device._dataset._buffer_size == 2
+    [batch] = strategy.experimental_local_results(next(iterator))
+    assert batch.device.endswith("CPU:1")

@@ -4,6 +4,9 @@ Training reads an endless stream of shuffled epochs. What stands at a position
 of that stream, and how it is augmented, depends on the seed and the position
 alone; a run that goes on at step s starts its stream at position
 s * batch_size and needs no other memory of the past.
+
+Nothing of it is converted by AutoGraph, here and wherever `tf.data` calls
+Python: see `Trainer`.
 """
 
 from typing import NamedTuple
@@ -41,6 +44,7 @@ class Batching(NamedTuple):
         return number
 
 
+@tf.autograph.experimental.do_not_convert
 def training_batches(split, transforms, batching, step=0, context=WHOLE):
     """Returns an endless dataset of training batches, from `step` on.
 
@@ -124,6 +128,7 @@ class Part:
         return is_mine & ~tf.reduce_any(is_left_out, axis=-1)
 
 
+@tf.autograph.experimental.do_not_convert
 def shuffled_examples(split, seed, start, part=None):
     """Returns the endless stream of shuffled epochs, from a position on.
 
@@ -154,7 +159,6 @@ def shuffled_examples(split, seed, start, part=None):
         )
         return epoch, begin, size, positions
 
-    @tf.autograph.experimental.do_not_convert
     def read(epoch, begin, size, positions):
         places = positions // repeats - (epoch * count + begin)
         # What is repeated is read once.
@@ -179,6 +183,7 @@ def shuffled_examples(split, seed, start, part=None):
     )
 
 
+@tf.autograph.experimental.do_not_convert
 def evaluation_batches(split, transforms, batch_size, context=WHOLE):
     """Returns a dataset that holds every example of a split exactly once.
 

@@ -133,6 +133,7 @@ def _write(examples, folder):
     np.save(folder / "labels.npy", np.array(labels))
 
 
+@tf.autograph.experimental.do_not_convert
 def _loaded(split):
     return split.stored().map(
         lambda example: (split.load(example["image"]), example["label"]),

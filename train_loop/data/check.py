@@ -35,7 +35,9 @@ def broken_images(split, examples=None):
     Yields:
       (number in the store, reason, or None where it can be decoded).
     """
-    decode = tf.function(lambda image: check_image(split.load(image)))
+    decode = tf.function(
+        lambda image: check_image(split.load(image)), autograph=False
+    )
 
     def examine(image, number):
         try:
@@ -170,6 +172,7 @@ def describe_left_out(data, records):
     )
 
 
+@tf.autograph.experimental.do_not_convert
 def count_labels(split, name):
     """Returns {label: how many} of a split, however long it takes."""
     if split.labels is not None:

@@ -20,7 +20,7 @@ def open_digits(data_dir=None, manual_dir=None):
     del data_dir, manual_dir
     pixels, labels = load_digits(return_X_y=True)
     pixels = np.round(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype("uint8")
-    encoded = [tf.io.encode_png(image).numpy() for image in pixels]
+    encoded = tf.io.encode_png(pixels).numpy()
     store = MemoryStore(
         tf.constant(encoded),
         labels,

@@ -39,6 +39,7 @@ def evaluation_sample(data, transforms, count=NUM_IMAGES):
     return _visible(data, images[weights > 0], labels[weights > 0])
 
 
+@tf.autograph.experimental.do_not_convert
 def stored_files(split, count):
     """Returns the first files of a split that can be decoded.
 

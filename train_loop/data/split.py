@@ -142,10 +142,10 @@ class Split:
         """Maps an image of `read` to the bytes of a file, a scalar string."""
         return self.store.load(image)
 
+    @tf.autograph.experimental.do_not_convert
     def stored(self):
         """Returns a dataset of all examples of `read`, one by one."""
 
-        @tf.autograph.experimental.do_not_convert
         def read_window(begin):
             count = tf.minimum(self.num_examples - begin, self.window)
             return self.read(None, begin, count)

@@ -119,6 +119,7 @@ class RecordStore:
         names = [os.path.basename(path) for path in self.files]
         return content_hash(names, [*self.counts])
 
+    @tf.autograph.experimental.do_not_convert
     def read(self, numbers):
         # Each file is read once and forwards, whatever order is asked for.
         order = tf.argsort(numbers)

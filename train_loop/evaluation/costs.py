@@ -91,7 +91,9 @@ def _part(name):
 
 
 def _operations(model, image_size):
-    function = tf.function(lambda images: model(images, training=False))
+    function = tf.function(
+        lambda images: model(images, training=False), autograph=False
+    )
     spec = tf.TensorSpec([1, image_size, image_size, 3])
     operations = function.get_concrete_function(spec).graph.get_operations()
     return [operation for operation in operations if "/" in operation.name]

@@ -33,15 +33,15 @@ def answers(classifier, paths, top_k=None):
       top_k: how many classes to name; None for all.
     """
     names = tf.constant([os.fsencode(path) for path in paths], tf.string)
-    numbered = tf.data.Dataset.from_tensor_slices(names).enumerate()
+
+    @tf.autograph.experimental.do_not_convert
+    def read(number, path):
+        return number, classifier.prepare(tf.io.read_file(path))
+
     batches = (
-        numbered.map(
-            lambda number, path: (
-                number,
-                classifier.prepare(tf.io.read_file(path)),
-            ),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
+        tf.data.Dataset.from_tensor_slices(names)
+        .enumerate()
+        .map(read, num_parallel_calls=tf.data.AUTOTUNE)
         # Their numbers are then missing.
         .ignore_errors()
         .batch(BATCH_SIZE)

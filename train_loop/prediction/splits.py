@@ -11,6 +11,7 @@ from train_loop.data.transforms import Transforms
 from train_loop.evaluation.predictions import Predictions
 from train_loop.evaluation.views import VIEWS
 from train_loop.progress import passing_bar
+from train_loop.training.strategies import distribute
 
 # The side of the pictures that pages show.
 PICTURE_SIDE = 144
@@ -36,13 +37,14 @@ def predict_split(
     """
     size = classifier.preprocessing.image_size
     transforms = Transforms(views.preprocessing(classifier.preprocessing))
-    dataset = strategy.distribute_datasets_from_function(
+    dataset = distribute(
+        strategy,
         lambda context: batches.evaluation_batches(
             split, transforms, batch_size, context
-        )
+        ),
     )
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(batch):
         images, truth, weights = batch
         logits = views.logits(classifier.logits, images, size)
@@ -75,7 +77,7 @@ def pictures_of(split, preprocessing):
 
     # As a graph: step by step, the pipeline of a read would be built anew for
     # every picture. See also `Classifier`.
-    @tf.function(input_signature=[tf.TensorSpec([], tf.int64)])
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
     def read(position):
         example = split.read(None, position, tf.constant(1, tf.int64))
         return transforms.evaluate(split.load(example["image"][0]))

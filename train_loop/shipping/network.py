@@ -26,7 +26,8 @@ class Network(tf.Module):
         @tf.function(
             input_signature=[
                 tf.TensorSpec([None, size, size, 3], tf.uint8, name="images")
-            ]
+            ],
+            autograph=False,
         )
         def pixels(images):
             # Three numbers, which any runtime broadcasts: `normalize` takes a

@@ -59,7 +59,9 @@ def of_keras(path):
     import resnet_layers  # noqa: F401
 
     model = tf.keras.models.load_model(path)
-    call = tf.function(lambda images: model(images, training=False))
+    call = tf.function(
+        lambda images: model(images, training=False), autograph=False
+    )
     return lambda images: call(tf.constant(images)).numpy()
 
 

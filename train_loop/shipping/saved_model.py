@@ -39,12 +39,14 @@ class Server(tf.Module):
         size = preprocessing.image_size
         count = min(top_k, len(classifier.class_names))
 
+        @tf.autograph.experimental.do_not_convert
         def prepare(encoded):
             return to_uint8(center_crop(encoded, preprocessing, decode_png))
 
         # What ends in _bytes comes as {"b64": ...} over REST.
         @tf.function(
-            input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")]
+            input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")],
+            autograph=False,
         )
         def files(image_bytes):
             images = tf.map_fn(

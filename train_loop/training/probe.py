@@ -31,7 +31,7 @@ def write_embeddings(folder, origin, embed, strategy, batches, bar):
     if is_made_from(folder, origin):
         return
 
-    @tf.function
+    @tf.function(autograph=False)
     def embed_batch(batch):
         def on_replica(images, labels, weights):
             return embed(images), labels, weights

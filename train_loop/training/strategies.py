@@ -5,6 +5,10 @@ import tensorflow as tf
 from train_loop.errors import UserError
 from train_loop.training.clusters import find_cluster
 
+# TensorFlow's own default is one batch: the next is not copied to a device
+# before that one is taken from there.
+AHEAD = tf.distribute.InputOptions(experimental_per_replica_buffer_size=2)
+
 
 def split_cpu(num_devices):
     """Makes TensorFlow see one CPU as several; before anything else runs.
@@ -75,6 +79,16 @@ def tpu(_):
             "take --strategy=mirrored for CPUs and GPUs"
         ) from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+def distribute(strategy, make_batches):
+    """Returns batches, of which two wait on each device of a strategy.
+
+    Args:
+      strategy: a `tf.distribute.Strategy`.
+      make_batches: maps a `tf.distribute.InputContext` to a dataset.
+    """
+    return strategy.distribute_datasets_from_function(make_batches, AHEAD)
 
 
 # Name -> (cluster) -> strategy.

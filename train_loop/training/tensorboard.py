@@ -105,7 +105,9 @@ class TensorBoardReport:
     def write_graph(self, model, input_shape):
         """Shows the graph of a model's forward pass."""
         spec = tf.TensorSpec(input_shape, tf.float32)
-        function = tf.function(lambda images: model(images, training=False))
+        function = tf.function(
+            lambda images: model(images, training=False), autograph=False
+        )
         graph = function.get_concrete_function(spec).graph.as_graph_def()
         for node in graph.node:
             node.name = _without_counters(node.name)

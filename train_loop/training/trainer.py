@@ -49,6 +49,10 @@ class Trainer:
     looks at the sum, so that the result does not depend on the number of
     replicas.
 
+    Loops of the graph are spelled out as well. AutoGraph would make them of
+    Python's, and reads source files for it whenever something is traced: what
+    is edited while a run goes on would become a part of it.
+
     Args:
       model: maps images to logits; built.
       optimizer: a Keras optimizer, created in the strategy's scope; it is
@@ -111,7 +115,7 @@ class Trainer:
         """How often TensorFlow has traced the training step; once is enough."""
         return self.train.experimental_get_tracing_count()
 
-    @tf.function
+    @tf.function(autograph=False)
     def train(self, iterator, num_steps):
         """Takes several training steps.
 
@@ -127,12 +131,8 @@ class Trainer:
           int64 scalar: the first step whose loss or gradients were not finite,
           or -1; and float64 scalar: the seconds spent waiting for batches.
         """
-        broken_step = tf.constant(-1, tf.int64)
-        waited = tf.constant(0.0, tf.float64)
-        for _ in tf.range(num_steps):
-            # The next batch is asked for only after this step: it may be
-            # broken, and the error would end the step half done.
-            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
+
+        def take_step(taken, broken_step, waited):
             began = tf.timestamp()
             with tf.control_dependencies([began]):
                 batch = next(iterator)
@@ -150,9 +150,19 @@ class Trainer:
                 tf.cast(self.optimizer.iterations, tf.int64),
                 broken_step,
             )
+            return taken + 1, broken_step, waited
+
+        _, broken_step, waited = tf.while_loop(
+            lambda taken, *_: taken < num_steps,
+            take_step,
+            [0, tf.constant(-1, tf.int64), tf.constant(0.0, tf.float64)],
+            # The next batch is asked for only after this step: it may be
+            # broken, and the error would end the step half done.
+            parallel_iterations=1,
+        )
         return broken_step, waited
 
-    @tf.function
+    @tf.function(autograph=False)
     def evaluate(self, iterator, num_steps):
         """Takes several evaluation steps.
 
@@ -160,8 +170,12 @@ class Trainer:
           iterator: over a distributed dataset of (images, labels, weights).
           num_steps: scalar int tensor.
         """
-        for _ in tf.range(num_steps):
+
+        def take_step(taken):
             self.strategy.run(self._evaluation_step, args=(next(iterator),))
+            return [taken + 1]
+
+        tf.while_loop(lambda taken: taken < num_steps, take_step, [0])
 
     def results(self, split):
         """Returns {name: number} of what was measured since the last call."""
@@ -219,7 +233,7 @@ class Trainer:
         if self.strategy.num_replicas_in_sync > 1:
             self._average_statistics()
 
-    @tf.function
+    @tf.function(autograph=False)
     def _average_statistics(self):
         def average():
             context = tf.distribute.get_replica_context()
@@ -361,7 +375,9 @@ class Trainer:
         """
         gradients_of = self._gradients_of_piece
         if self.update.compiled:
-            gradients_of = tf.function(gradients_of, jit_compile=True)
+            gradients_of = tf.function(
+                gradients_of, autograph=False, jit_compile=True
+            )
         pieces = self.update.micro_batches
         if pieces == 1:
             return gradients_of(images, labels)
@@ -375,24 +391,41 @@ class Trainer:
             tf.zeros(variable.shape)
             for variable in self.model.trainable_variables
         ]
-        losses = tf.TensorArray(tf.float32, pieces)
-        correct = tf.TensorArray(tf.float32, pieces)
-        # Synchronised batch norm talks to the other replicas, which it cannot
-        # do from inside a loop of the graph.
-        unrolled = self.strategy.num_replicas_in_sync > 1 and any(
-            getattr(layer, "synchronized", False)
-            for layer in self.model._flatten_layers()
-        )
-        for index in range(pieces) if unrolled else tf.range(pieces):
+
+        def take_piece(index, sums, losses, correct):
             # One after another, or all of them would be in memory.
             with tf.control_dependencies(sums):
                 piece = tf.identity(images[:, index])
             parts, piece_losses, piece_correct = gradients_of(
                 piece, labels[:, index]
             )
-            sums = [a + b for a, b in zip(sums, parts, strict=True)]
-            losses = losses.write(index, piece_losses)
-            correct = correct.write(index, piece_correct)
+            return (
+                index + 1,
+                [a + b for a, b in zip(sums, parts, strict=True)],
+                losses.write(index, piece_losses),
+                correct.write(index, piece_correct),
+            )
+
+        state = (
+            0,
+            sums,
+            tf.TensorArray(tf.float32, pieces),
+            tf.TensorArray(tf.float32, pieces),
+        )
+        # Synchronised batch norm talks to the other replicas, which it cannot
+        # do from inside a loop of the graph.
+        unrolled = self.strategy.num_replicas_in_sync > 1 and any(
+            getattr(layer, "synchronized", False)
+            for layer in self.model._flatten_layers()
+        )
+        if unrolled:
+            for _ in range(pieces):
+                state = take_piece(*state)
+        else:
+            state = tf.while_loop(
+                lambda index, *_: index < pieces, take_piece, state
+            )
+        _, sums, losses, correct = state
         return sums, losses.concat(), correct.concat()
 
     def _gradients_of_piece(self, images, labels):

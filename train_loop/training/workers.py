@@ -55,7 +55,7 @@ class Workers:
         return number
 
 
-@tf.function
+@tf.function(autograph=False)
 def _add(share):
     context = tf.distribute.get_replica_context()
     # An argument is nowhere; its copy is on the device of the replica.
