@@ -41,7 +41,7 @@ flags.DEFINE_string(
     "Folder with JPEGs, also in folders below. Default: 1,000 parts of "
     "scikit-learn's two photos, of the size that ImageNet's have.",
 )
-flags.DEFINE_integer("count", 1000, "How many images to take.")
+flags.DEFINE_integer("count", 1000, "How many images to take.", lower_bound=64)
 flags.DEFINE_integer("rounds", 5, "How often each way is measured.")
 
 SIZE = 224
@@ -52,17 +52,32 @@ BATCH_SIZE = 64
 def read_images():
     """Returns the bytes of the JPEGs to measure with."""
     if FLAGS.pictures:
-        paths = sorted(
-            path
-            for path in pathlib.Path(FLAGS.pictures).rglob("*")
-            if path.suffix.lower() in (".jpg", ".jpeg")
-        )
-        if not paths:
-            sys.exit(f"error: there is no JPEG file in {FLAGS.pictures}")
-        images = [path.read_bytes() for path in paths]
+        images = read_jpegs(FLAGS.pictures)
     else:
         images = list(parts_of_photos())
     return [images[i % len(images)] for i in range(FLAGS.count)]
+
+
+def read_jpegs(folder):
+    """Returns the bytes of all JPEGs in a folder, also in folders below.
+
+    By their contents: in ImageNet there is a PNG file that is called .JPEG.
+    Ends the program with a line where there is none.
+    """
+    images = [
+        path.read_bytes()
+        for path in sorted(pathlib.Path(folder).expanduser().rglob("*"))
+        if path.suffix.lower() in (".jpg", ".jpeg") and path.is_file()
+    ]
+    jpegs = [image for image in images if image.startswith(b"\xff\xd8")]
+    if not jpegs:
+        sys.exit(
+            f"error: there is no JPEG in {folder}, nor below it; name a folder "
+            "with .jpg, .jpeg or .JPEG files"
+        )
+    if len(jpegs) < len(images):
+        print(f"{len(images) - len(jpegs)} files are no JPEGs and left out")
+    return jpegs
 
 
 def parts_of_photos():

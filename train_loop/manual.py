@@ -86,23 +86,25 @@ def meaning(field):
 
 
 def _modes():
-    rows = "\n".join(
-        _row(f"--mode={name}", mode.summary) for name, mode in MODES.items()
-    )
-    return f"What to do (by default, train):\n\n{rows}\n"
+    rows = {f"--mode={name}": mode.summary for name, mode in MODES.items()}
+    return f"What to do (by default, train):\n\n{_rows(rows)}\n"
 
 
 def _overview():
-    rows = "\n".join(
-        _row(group, " ".join(f"--{flag_name(field.name)}" for field in fields))
+    rows = {
+        group: " ".join(f"--{flag_name(field.name)}" for field in fields)
         for group, fields in grouped().items()
+    }
+    return f"Flags, in groups:\n\n{_rows(rows)}\n"
+
+
+def _rows(texts):
+    """Returns lines of names, and a text beside each."""
+    width = max(map(len, texts)) + 4
+    return "\n".join(
+        _wrapped(text, f"  {name}".ljust(width), " " * width)
+        for name, text in texts.items()
     )
-    return f"Flags, in groups:\n\n{rows}\n"
-
-
-def _row(name, text):
-    """Returns a name, and a text beside it."""
-    return _wrapped(text, f"  {name:16}", " " * 18)
 
 
 def _wrapped(text, first, others):

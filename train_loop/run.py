@@ -98,12 +98,13 @@ class Run:
     until: int | None = None
 
     @classmethod
-    def create(cls, settings):
+    def create(cls, settings, data=None):
         """Returns a new run, or one that goes on from its last checkpoint.
 
         Args:
           settings: `Settings`; what they leave open is settled here. Those
             with the `workdir` of an existing run go on with it.
+          data: a `Data` in place of what the settings name.
 
         Raises:
           UserError: something of it is not possible, or not to be had.
@@ -120,7 +121,8 @@ class Run:
         if settings.weights and not workdir.has_checkpoint:
             # Before the images are prepared, which may take hours.
             weights = find_given_weights(settings).path
-        data = open_data(settings, workdir)
+        if data is None:
+            data = open_data(settings, workdir)
         check_evaluated(settings, data)
         with strategy.scope():
             classifier = build_classifier(settings, data.class_names)

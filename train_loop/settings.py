@@ -578,6 +578,37 @@ class Settings:
         of_run=False,
         modes=("export",),
     )
+    benchmark: str = setting(
+        "What --mode=benchmark measures, with commas between: {TASKS}. Memory "
+        "is that of the process so far: ask for one at a time to know what "
+        "each takes.",
+        "train",
+        of_run=False,
+        modes=("benchmark",),
+        tables={"TASKS": Names("train_loop.timing:TASKS")},
+    )
+    benchmark_data: str = setting(
+        "What it is measured on: synthetic, one batch of noise that nobody "
+        "reads or prepares, so that only the model counts; or real, the "
+        "images of --dataset, read and augmented as in a run. Default: real "
+        "with a --dataset or the --workdir of a run, else synthetic.",
+        choices=("synthetic", "real"),
+        of_run=False,
+        modes=("benchmark",),
+    )
+    benchmark_rounds: int = setting(
+        "How many groups of steps are timed, behind those to warm up; a group "
+        "is one step, or as many as take a quarter of a second.",
+        20,
+        at_least=1,
+        of_run=False,
+        modes=("benchmark",),
+    )
+    benchmark_file: str = setting(
+        "A file for all numbers of a benchmark, as JSON. Default: none.",
+        of_run=False,
+        modes=("benchmark",),
+    )
 
     def __post_init__(self):
         # Names last, for some of them take TensorFlow.

@@ -48,12 +48,10 @@ def costs(model, image_size):
         parts[_part(layer.name)][1] += sum(
             v.shape.num_elements() for v in layer.trainable_variables
         )
-    for operation in _operations(model, image_size):
-        # "resnet50/stage1_block1/conv1/convolution", and a number after any of
-        # the names where a layer is called for the second time.
-        scope = operation.name.split("/")[1]
-        name = scope if scope in names else scope.rpartition("_")[0]
-        if name not in names:
+    _, operations = graph_of(model, image_size)
+    for operation in operations:
+        name = part_at(operation, names)
+        if name is None:
             continue
         counted = parts[_part(name)]
         output = operation.outputs[0]
@@ -90,10 +88,25 @@ def _part(name):
     return name.partition("_")[0]
 
 
-def _operations(model, image_size):
+def graph_of(model, image_size):
+    """Returns the graph that a model builds for one image, in inference.
+
+    Returns:
+      The tensor of the images, and all operations, in order.
+    """
     function = tf.function(
         lambda images: model(images, training=False), autograph=False
     )
     spec = tf.TensorSpec([1, image_size, image_size, 3])
-    operations = function.get_concrete_function(spec).graph.get_operations()
-    return [operation for operation in operations if "/" in operation.name]
+    concrete = function.get_concrete_function(spec)
+    return concrete.inputs[0], concrete.graph.get_operations()
+
+
+def part_at(operation, names):
+    """Returns in which of the named layers an operation stands, or None."""
+    # "resnet50/stage1_block1/conv1/convolution", and a number after any of the
+    # names where a layer is called for the second time.
+    _, _, scope = operation.name.partition("/")
+    scope, _, _ = scope.partition("/")
+    name = scope if scope in names else scope.rpartition("_")[0]
+    return name if name in names else None

@@ -51,6 +51,10 @@ MODES = {
         "prints what a model costs",
         "train_loop.modes.summary:summarize",
     ),
+    "benchmark": Mode(
+        "measures how fast a model is here, and could be",
+        "train_loop.modes.benchmark:benchmark",
+    ),
     "recipes": Mode(
         "lists the recipes, what they lead to and cost",
         "train_loop.modes.recipes:list_recipes",

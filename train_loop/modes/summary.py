@@ -20,7 +20,7 @@ SAYING = ("workdir", "dataset", "recipe", "weights")
 
 def summarize(settings):
     """Prints what the model costs, at the size of the images."""
-    settings = settle(_suited(settings))
+    settings = settle(suited(settings))
     check_image_size(settings)
     model = VARIANTS[settings.model](
         dtype=settings.precision, **_classes(settings.workdir)
@@ -34,7 +34,7 @@ def summarize(settings):
     print(table(costs.table(model, size)))
 
 
-def _suited(given):
+def suited(given):
     """Returns the settings, of a model alone with the size that suits it."""
     if given.model is None or any(name in given.given for name in SAYING):
         return given

@@ -1,0 +1,284 @@
+"""Measures how time and memory grow with the size of the work.
+
+    python -m benchmarks.scaling [--sweep batch_size replicas] [--rounds 1]
+        [--model resnet50] [--image_size 224] [--batch_size 32]
+        [--output scaling.json] [--plot scaling.png]
+
+Every point is `--mode=benchmark` in processes of its own; the points of all
+sweeps take turns, once a round, and the medians count. A sweep changes one
+thing, and leaves the others as the flags say:
+
+batch_size   images of a step
+image_size   height and width
+depth        layers of ResNets of bottleneck blocks
+replicas     virtual devices of one process, which share the batch
+workers      processes of `train_loop.launch`, which share the batch
+data_set     JPEGs in a folder, read as a run reads them; with resnet_tiny
+
+An exponent is the slope of a straight line through the logarithms: 1 where
+twice the work takes twice the time, 0 where it takes the same. Of replicas and
+workers, the efficiency is the time of one divided by the time of several, on
+the same batch and the same cores: 1 where sharing is free. Memory is that of
+one process at its most, TensorFlow included (about half a GB).
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+from matplotlib.figure import Figure
+
+from train_loop.speed.host import describe_host, versions
+
+ROOT = pathlib.Path(__file__).parents[1]
+MAIN = ("-m", "train_loop.main")
+# Pictures of the data set that is called 1, and their side.
+PICTURES, SIDE = 500, 64
+# What is measured -> its name in the file of `--mode=benchmark`.
+MEASURES = {
+    "seconds per step": lambda m: m["step_seconds"]["median"],
+    "seconds to the first step": lambda m: m["first_step_seconds"]["build"],
+    "GB of memory": lambda m: m["peak_memory_bytes"] / 1e9,
+}
+
+
+class Sweep(NamedTuple):
+    """What is changed from point to point.
+
+    `command` maps a value, and a folder with pictures, to what Python is told
+    in front of the flags that all points share, and to flags that win over
+    these. `values` are numbers, in order. With `is_shared`, several do what
+    one did.
+    """
+
+    values: tuple
+    command: Callable
+    is_shared: bool = False
+
+
+def with_flag(name):
+    """Returns a command that changes a flag."""
+    return lambda value, _: (MAIN, (f"--{name}={value}",))
+
+
+def with_depth(value, _):
+    return MAIN, (f"--model=resnet{value}",)
+
+
+def with_replicas(value, _):
+    return MAIN, (f"--virtual_devices={value}", "--strategy=mirrored")
+
+
+def with_workers(value, _):
+    return ("-m", "train_loop.launch", f"--workers={value}", "--"), ()
+
+
+def with_data_set(value, folder):
+    write_pictures(folder / f"{value}", value * PICTURES)
+    return MAIN, (
+        f"--dataset={folder / f'{value}'}",
+        "--model=resnet_tiny",
+        f"--image_size={SIDE}",
+        "--batch_size=64",
+    )
+
+
+SWEEPS = {
+    "batch_size": Sweep((8, 16, 32, 64), with_flag("batch_size")),
+    "image_size": Sweep((64, 96, 128, 192, 224), with_flag("image_size")),
+    "depth": Sweep((26, 50, 101, 152), with_depth),
+    "replicas": Sweep((1, 2), with_replicas, is_shared=True),
+    "workers": Sweep((1, 2), with_workers, is_shared=True),
+    "data_set": Sweep((1, 10), with_data_set),
+}
+
+
+def write_pictures(folder, count):
+    """Writes JPEGs of noise in two classes, where they are not there yet."""
+    if folder.exists():
+        return
+    random = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / f"{number % 2}/{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+        PIL.Image.fromarray(pixels).save(path, quality=90)
+
+
+def measure(command, options, file):
+    """Measures a point; returns {measure: number}, or None with a line why.
+
+    Args:
+      command: what a `Sweep` says.
+      options: what the command line says.
+      file: where the program may write its numbers.
+    """
+    program, changes = command
+    ended = subprocess.run(
+        [
+            sys.executable,
+            *program,
+            "--mode=benchmark",
+            f"--benchmark_file={file}",
+            f"--benchmark_rounds={options.steps}",
+            f"--model={options.model}",
+            f"--image_size={options.image_size}",
+            f"--batch_size={options.batch_size}",
+            # The last of several counts.
+            *changes,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ended.returncode:
+        said = ended.stderr.strip().splitlines() or [f"{ended.returncode}"]
+        print(f"left out: {said[-1]}", flush=True)
+        return None
+    measured = json.loads(file.read_text())["train"]
+    return {name: of(measured) for name, of in MEASURES.items()}
+
+
+def exponent(values, numbers):
+    """Returns the slope of the line through the logarithms, least squares."""
+    slope, _ = np.polyfit(np.log(values), np.log(numbers), 1)
+    return float(slope)
+
+
+def summarize(sweep, points):
+    """Returns what the points of a sweep come to.
+
+    Args:
+      sweep: a `Sweep`.
+      points: {value: [{measure: number}, for each round]}.
+    """
+    values = [value for value, rounds in points.items() if rounds]
+    measures = {
+        name: [
+            statistics.median(each[name] for each in points[value])
+            for value in values
+        ]
+        for name in MEASURES
+    }
+    summary = {"values": values, **measures}
+    if len(values) > 1:
+        summary["exponents"] = {
+            name: exponent(values, numbers)
+            for name, numbers in measures.items()
+        }
+    if sweep.is_shared and values:
+        seconds = measures["seconds per step"]
+        summary["efficiency"] = [seconds[0] / each for each in seconds]
+    return summary
+
+
+def draw(path, summaries):
+    """Draws all sweeps, a row each, on logarithmic axes."""
+    figure = Figure(
+        figsize=(4 * len(MEASURES), 3 * len(summaries)), layout="constrained"
+    )
+    grid = figure.subplots(len(summaries), len(MEASURES), squeeze=False)
+    for row, (name, summary) in zip(grid, summaries.items(), strict=True):
+        for axis, measure_name in zip(row, MEASURES, strict=True):
+            numbers = summary[measure_name]
+            axis.loglog(summary["values"], numbers, marker="o")
+            axis.set_xticks(summary["values"], map(str, summary["values"]))
+            # So that what hardly grows looks like it.
+            axis.set_ylim(min(numbers) / 2, max(numbers) * 2)
+            ends = sorted({min(numbers), max(numbers)})
+            axis.set_yticks(ends, map("{:.3g}".format, ends))
+            axis.minorticks_off()
+            axis.set_xlabel(name)
+            slope = summary.get("exponents", {}).get(measure_name)
+            told = "" if slope is None else f", exponent {slope:.2f}"
+            axis.set_title(f"{measure_name}{told}", fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def describe(name, summary):
+    """Returns the lines of a sweep's table."""
+    lines = [f"{name:11}" + "".join(f"{v:>10}" for v in summary["values"])]
+    for measure_name in MEASURES:
+        numbers = "".join(f"{n:10.3g}" for n in summary[measure_name])
+        slope = summary.get("exponents", {}).get(measure_name)
+        told = "" if slope is None else f"   exponent {slope:.2f}"
+        lines.append(f"  {measure_name:26}{numbers}{told}")
+    if "efficiency" in summary:
+        numbers = "".join(f"{n:10.3g}" for n in summary["efficiency"])
+        lines.append(f"  {'efficiency':26}{numbers}")
+    return "\n".join(lines)
+
+
+def read_options(arguments):
+    """Returns what the command line says."""
+    lines = __doc__.splitlines()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling",
+        description=lines[0],
+        epilog="\n".join(lines[1:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--sweep", nargs="+", choices=[*SWEEPS], default=[*SWEEPS])
+    add("--values", type=int, nargs="+", help="Of one sweep, not its own.")
+    add("--model", default="resnet50", help="A row of VARIANTS.")
+    add("--image_size", type=int, default=224, help="Height and width.")
+    add("--batch_size", type=int, default=32, help="Images per step.")
+    add("--rounds", type=int, default=1, help="How often each point.")
+    add("--steps", type=int, default=5, help="Groups of steps of a point.")
+    add("--output", type=pathlib.Path, help="A file for all, as JSON.")
+    add("--plot", type=pathlib.Path, default="scaling.png", help="The plot.")
+    options = parser.parse_args(arguments)
+    if options.values and len(options.sweep) > 1:
+        parser.error("--values is for one --sweep; name that")
+    return options
+
+
+def main(arguments=None):
+    options = read_options(arguments)
+    points = {
+        name: {value: [] for value in options.values or SWEEPS[name].values}
+        for name in options.sweep
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for number in range(options.rounds):
+            for name, of_sweep in points.items():
+                for value, rounds in of_sweep.items():
+                    command = SWEEPS[name].command(value, folder)
+                    found = measure(command, options, folder / "numbers.json")
+                    rounds += [] if found is None else [found]
+                    print(
+                        f"round {number + 1} of {options.rounds}: {name} "
+                        f"{value}",
+                        flush=True,
+                    )
+    summaries = {
+        name: summarize(SWEEPS[name], of_sweep)
+        for name, of_sweep in points.items()
+    }
+    for name, summary in summaries.items():
+        print(describe(name, summary))
+    draw(options.plot, summaries)
+    print(f"Drawn in {options.plot}.")
+    if options.output:
+        value = {
+            "machine": describe_host(),
+            "versions": versions("tensorflow", "keras"),
+            "sweeps": summaries,
+            "rounds": points,
+        }
+        options.output.write_text(json.dumps(value, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

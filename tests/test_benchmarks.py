@@ -1,0 +1,128 @@
+"""The scripts in `benchmarks/`: what they make of what they measure."""
+
+import io
+import json
+
+import PIL.Image
+import pytest
+
+from benchmarks import compare, input_pipeline, scaling
+
+CASE = compare.Case("resnet18", "train", "float32", 8, 32, 2, 3)
+
+
+def told(seconds, memory=1e9):
+    """Returns what a worker tells whose groups took so long per step."""
+    return {
+        "step_seconds": seconds,
+        "first_step_seconds": {"process": 9.0, "imports": 3.0},
+        "peak_memory_bytes": memory,
+        "device": "CPU",
+    }
+
+
+def test_ratios_are_taken_within_a_round():
+    """The machine was half as fast in the second one, for both."""
+    found = {
+        "ours": [told([1.0, 1.0, 5.0]), told([2.0]), told([1.0], 2e9)],
+        "torch_eager": [told([1.5]), told([3.0]), told([1.6])],
+    }
+    summary = compare.summarize(CASE, found)
+    ratio = summary["torch_eager"]["ours_is_faster"]
+    assert ratio == pytest.approx({"median": 1.5, "least": 1.5, "most": 1.6})
+    rates = summary["ours"]["images_per_second"]
+    assert rates == {"median": 8.0, "least": 4.0, "most": 8.0}
+    assert summary["ours"]["peak_memory_bytes"] == 2e9
+    head, _, ours, theirs = compare.markdown([(CASE, summary)]).splitlines()
+    assert head.count("|") == ours.count("|") == theirs.count("|")
+    assert "1.50 (1.50 to 1.60)x" in theirs
+    assert "| - |" in ours
+
+
+def test_peers_take_turns_and_those_that_fail_are_left_out(monkeypatch, capsys):
+    turns = []
+
+    def measure(name, case):
+        turns.append(name)
+        if name == "torch_compile":
+            raise ChildProcessError("no compiler")
+        return told([1.0])
+
+    monkeypatch.setitem(
+        compare.PEERS, "nobody", compare.Peer("nobody", None, ("no_such_lib",))
+    )
+    monkeypatch.setattr(compare, "LIBRARIES", ())
+    for name in ("ours", "torch_compile"):
+        peer = compare.PEERS[name]._replace(libraries=())
+        monkeypatch.setitem(compare.PEERS, name, peer)
+    names = ["ours", "nobody", "keras_fit", "torch_compile"]
+    found = compare.compare(CASE, names, 2, measure)
+    assert turns == ["ours", "torch_compile", "ours"]
+    assert {name: len(rounds) for name, rounds in found.items()} == {"ours": 2}
+    out = capsys.readouterr().out
+    assert "nobody is left out: no_such_lib is not installed" in out
+    assert "keras_fit is left out: it has no resnet18" in out
+    assert "torch_compile is left out: no compiler" in out
+
+
+def test_laps_leave_the_first_group_out():
+    laps = compare.Laps(CASE)
+    laps.imported()
+    steps = []
+    laps.run(steps.append)
+    # The first step, one group to warm up, two to time.
+    assert steps == [1, 3, 3, 3]
+    assert len(laps.numbers()["step_seconds"]) == 2
+
+
+@pytest.mark.parametrize("what", compare.WHAT)
+def test_ours_is_measured(what, small_net, capsys):
+    """In this process; the others are left to the script."""
+    case = CASE._replace(model="resnet_tiny", what=what, image_size=16)
+    compare.work("ours", case)
+    measured = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(measured["step_seconds"]) == 2
+    assert min(measured["step_seconds"]) > 0
+    first = measured["first_step_seconds"]
+    assert 0 < first["imports"] < first["process"]
+    assert measured["peak_memory_bytes"] > 1e8
+    assert measured["device"] == "CPU"
+
+
+def test_exponents_and_efficiency_are_those_of_the_numbers():
+    points = {
+        value: [
+            dict.fromkeys(scaling.MEASURES, 3 * value**power) for _ in range(2)
+        ]
+        for value, power in ((1, 2), (2, 2), (4, 2))
+    }
+    summary = scaling.summarize(scaling.SWEEPS["batch_size"], points)
+    assert [*summary["exponents"].values()] == pytest.approx([2, 2, 2])
+    assert "efficiency" not in summary
+    shared = scaling.summarize(scaling.SWEEPS["workers"], points)
+    assert shared["efficiency"] == pytest.approx([1, 1 / 4, 1 / 16])
+
+
+def test_plot_of_scaling_is_drawn_though_a_point_is_missing(tmp_path):
+    points = {1: [dict.fromkeys(scaling.MEASURES, 2.0)], 2: []}
+    summary = scaling.summarize(scaling.SWEEPS["replicas"], points)
+    assert summary["values"] == [1]
+    scaling.draw(tmp_path / "plot.png", {"replicas": summary})
+    with PIL.Image.open(tmp_path / "plot.png") as image:
+        assert image.width > 500
+    assert "efficiency" in scaling.describe("replicas", summary)
+
+
+def test_jpegs_are_found_in_capitals_and_by_their_contents(tmp_path):
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (4, 4)).save(file, "jpeg")
+    (tmp_path / "n01440764").mkdir()
+    (tmp_path / "n01440764/n01440764_10026.JPEG").write_bytes(file.getvalue())
+    (tmp_path / "folder.JPEG").mkdir()
+    (tmp_path / "picture.JPEG").write_bytes(b"\x89PNG")
+    assert input_pipeline.read_jpegs(tmp_path) == [file.getvalue()]
+
+
+def test_folder_without_jpegs_is_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="there is no JPEG in"):
+        input_pipeline.read_jpegs(tmp_path)

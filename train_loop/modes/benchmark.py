@@ -1,0 +1,272 @@
+"""A benchmark: how fast one configuration is here, and how fast it could be."""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+from functools import partial
+
+import tensorflow as tf
+
+from train_loop.defaults import DEFAULTS, MODE_DEFAULTS
+from train_loop.errors import check_choice
+from train_loop.modes.summary import suited
+from train_loop.settling import check_run_or_new
+from train_loop.speed.host import describe_host, versions
+from train_loop.speed.machine import Limits, measure_bytes, measure_flops
+from train_loop.speed.process import peak_memory
+from train_loop.speed.roofline import roofline
+from train_loop.speed.stopwatch import Stopwatch
+from train_loop.timing import TASKS
+from train_loop.training.reports import format_metric, table
+from train_loop.workdir import check_writable, write_text
+
+# What of the settings makes one configuration.
+TELLING = (
+    *("model", "image_size", "batch_size", "precision", "optimizer"),
+    *("strategy", "virtual_devices", "jit_compile", "accumulate_steps"),
+    *("average", "freeze", "synchronized_batch_norm", "dataset", "augment"),
+)
+
+
+def benchmark(settings):
+    """Measures one configuration, the machine that it runs on, and prints it.
+
+    Nothing is left behind but `--benchmark_file`.
+
+    Args:
+      settings: `Settings` that were given.
+
+    Returns:
+      What that file holds.
+
+    Raises:
+      UserError: it cannot be measured.
+    """
+    asked = settings.over(MODE_DEFAULTS)
+    names = asked.benchmark.split(",")
+    for name in names:
+        check_choice("--benchmark", name, TASKS)
+    path = asked.benchmark_file and pathlib.Path(asked.benchmark_file)
+    if path:
+        check_writable("--benchmark_file", path.parent)
+    check_run_or_new(settings)
+    is_synthetic = asked.benchmark_data == "synthetic" or (
+        asked.benchmark_data is None
+        and settings.dataset is None
+        and settings.workdir is None
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        given = _to_measure(settings, is_synthetic, folder)
+        tasks = {}
+        for name in names:
+            task, numbers = _timed(name, given, is_synthetic, asked)
+            tasks[name] = task, numbers
+    # Behind all that is timed, whose memory they would add to.
+    limits = _measure_limits(task)
+    rates = {name: limit.flops for name, limit in limits.items()}
+    found = {
+        "configuration": {
+            "data": "synthetic" if is_synthetic else "real",
+            "replicas": max(task.replicas for task, _ in tasks.values()),
+            "workers": task.workers.count,
+            **_configuration(task.settings, is_synthetic),
+        },
+        "machine": {
+            **describe_host(),
+            "devices": _devices(),
+            "versions": versions("tensorflow", "keras"),
+        },
+        "limits": {
+            "flops_per_second": rates,
+            "bytes_per_second": limits["float32"].bytes,
+        },
+        **{
+            name: {**numbers, **_against(limits[_dtype(task)], task, numbers)}
+            for name, (task, numbers) in tasks.items()
+        },
+    }
+    if task.workers.is_chief:
+        print(_described(found, names))
+        if path:
+            write_text(path, json.dumps(found, indent=2) + "\n")
+            print(f"All numbers are in {path}.")
+    return found
+
+
+def _to_measure(settings, is_synthetic, folder):
+    """Returns the settings of what is measured, without those of the mode."""
+    given = dataclasses.replace(
+        settings,
+        workdir=settings.workdir or folder,
+        **dict.fromkeys(MODE_DEFAULTS.given),
+        benchmark_data=None,
+        benchmark_file=None,
+    )
+    if not is_synthetic or settings.workdir is not None:
+        return given
+    # The model alone, with the size of images that it was made for.
+    alone = dataclasses.replace(
+        given, workdir=None, model=settings.model or DEFAULTS.model
+    )
+    return dataclasses.replace(suited(alone), workdir=folder)
+
+
+def _timed(name, given, is_synthetic, asked):
+    """Returns a `Task`, and what was measured of it."""
+    stopwatch = Stopwatch()
+    task = TASKS[name](given, is_synthetic)
+    stopwatch.time(
+        task.take,
+        asked.benchmark_rounds,
+        lambda steps: round(task.workers.of_chief(steps)),
+    )
+    return task, {
+        **stopwatch.numbers(task.batch_size),
+        "peak_memory_bytes": peak_memory(),
+        "peak_device_memory_bytes": _peak_device_memory(),
+    }
+
+
+def _peak_device_memory():
+    """Returns the bytes that the fullest GPU held at its most, or None."""
+    info = tf.config.experimental.get_memory_info
+    peaks = [
+        info(device.name.removeprefix("/device:"))["peak"]
+        for device in tf.config.list_logical_devices("GPU")
+    ]
+    return max(peaks, default=None)
+
+
+def _measure_limits(task):
+    """Returns {dtype: `Limits`}, of all devices of all workers together."""
+    # Replicas on CPUs share the cores that one product takes as well.
+    gpus = tf.config.list_logical_devices("GPU")
+    devices = task.replicas / task.workers.count if gpus else 1
+    moved = measure_bytes()
+    limits = {}
+    for dtype in dict.fromkeys(("float32", _dtype(task))):
+        here = Limits(measure_flops(dtype), moved).times(devices)
+        # They all measure at the same time.
+        limits[dtype] = Limits(*task.workers.sums(*here))
+    return limits
+
+
+def _dtype(task):
+    return tf.keras.DTypePolicy(task.settings.precision).compute_dtype
+
+
+def _against(limits, task, numbers):
+    """Returns what a step comes to, beside what the machine can do."""
+    least = roofline(task.works(), limits)
+    seconds = numbers["step_seconds"]["median"]
+    return {
+        "flops_per_second": least.flops / seconds,
+        "share_of_flops": least.products_seconds / seconds,
+        "share_of_bandwidth": least.memory_seconds / seconds,
+        "roofline": {
+            **least._asdict(),
+            "share": least.least_seconds / seconds,
+        },
+    }
+
+
+def _configuration(settings, is_synthetic):
+    texts = settings.texts()
+    unread = ("dataset", "augment") if is_synthetic else ()
+    return {
+        name: texts[name]
+        for name in TELLING
+        if name in texts and name not in unread
+    }
+
+
+def _devices():
+    gpus = tf.config.list_physical_devices("GPU")
+    details = tf.config.experimental.get_device_details
+    return [details(gpu).get("device_name", gpu.name) for gpu in gpus]
+
+
+def _described(found, names):
+    """Returns what was found as text."""
+    configuration, limits = found["configuration"], found["limits"]
+    size = configuration["image_size"]
+    head = (
+        f"{configuration['model']}, {size} x {size}, batches of "
+        f"{configuration['batch_size']}, {configuration['precision']}, "
+        f"{configuration['data']} images, {configuration['replicas']} "
+        "replica(s)"
+    )
+    rows = [["", *names]]
+    for title, text_of in ROWS.items():
+        texts = [text_of(found[name]) for name in names]
+        if any(texts):
+            rows.append([title, *texts])
+    products = ", ".join(
+        f"{rate / 1e9:,.0f} GFLOP/s in {dtype}"
+        for dtype, rate in limits["flops_per_second"].items()
+    )
+    machine = (
+        f"This machine, as TensorFlow reaches it: matrix products "
+        f"{products}; memory {limits['bytes_per_second'] / 1e9:,.1f} GB/s."
+    )
+    lines = [_roofline_line(name, found[name]["roofline"]) for name in names]
+    return "\n".join([head, table(rows), machine, *lines])
+
+
+def _roofline_line(name, least):
+    """Says what a step must take, and why."""
+    return (
+        f"A step of {name}: products of {least['flops'] / 1e9:,.1f} GFLOP take "
+        f"{_seconds(least['products_seconds'])}, {least['bytes'] / 1e9:,.2f} "
+        f"GB to move take {_seconds(least['memory_seconds'])}; operation by "
+        f"operation, whichever takes longer, at least "
+        f"{_seconds(least['least_seconds'])}: {least['share']:.0%} of that "
+        "speed is reached."
+    )
+
+
+def _seconds(seconds):
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def _spread(numbers, text_of):
+    low, high = text_of(numbers["p10"]), text_of(numbers["p90"])
+    return f"{text_of(numbers['median'])} ({low} to {high})"
+
+
+def _gigabytes(count):
+    return "" if count is None else f"{count / 1e9:.2f} GB"
+
+
+def _age(seconds):
+    return "" if seconds is None else _seconds(seconds)
+
+
+# Title -> (what was measured of a task) -> text; "" where nobody knows.
+ROWS = {
+    "images per second (10th to 90th percentile)": lambda m: _spread(
+        m["images_per_second"], partial(format_metric, "images_per_second")
+    ),
+    "seconds per step": lambda m: _spread(m["step_seconds"], _seconds),
+    "steps timed": lambda m: str(m["steps"]),
+    "first step, from the start of the process": lambda m: _age(
+        m["first_step_seconds"]["process"]
+    ),
+    "first step, from the build of the net": lambda m: _seconds(
+        m["first_step_seconds"]["build"]
+    ),
+    "waiting for input": lambda m: (
+        "" if m["input_wait"] is None else f"{m['input_wait']:.1%}"
+    ),
+    "memory at its most": lambda m: _gigabytes(m["peak_memory_bytes"]),
+    "memory of the GPU at its most": lambda m: _gigabytes(
+        m["peak_device_memory_bytes"]
+    ),
+    # Training: forward, and the gradients of inputs and of kernels, three
+    # times the products of the forward pass, but for the images' gradient.
+    "GFLOP/s": lambda m: f"{m['flops_per_second'] / 1e9:,.1f}",
+    "share of matrix products' speed": lambda m: f"{m['share_of_flops']:.0%}",
+    "share of memory's speed": lambda m: f"{m['share_of_bandwidth']:.0%}",
+    "share of the roofline": lambda m: f"{m['roofline']['share']:.0%}",
+}

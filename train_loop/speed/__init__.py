@@ -1,0 +1,1 @@
+"""How fast something is, and how fast it could be."""

@@ -1,0 +1,119 @@
+"""The limits of the machine, as TensorFlow reaches them."""
+
+import time
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# A call that is timed takes at least about so long.
+SECONDS_PER_CALL = 0.05
+# So often, and the best counts: what is asked is what the machine can do, and
+# whatever else runs on it only takes away.
+ROUNDS = 8
+LARGEST_MATRIX = 8192
+# More than caches hold.
+BYTES = {"CPU": 2**28, "GPU": 2**30}
+
+
+class Limits(NamedTuple):
+    """What a machine does in a second, at its most.
+
+    `flops` are those of a matrix product, where a product and the sum with it
+    are two; `bytes` are read or written in its memory.
+    """
+
+    flops: float
+    bytes: float
+
+    def times(self, factor):
+        """Returns the limits of so many of these."""
+        return Limits(self.flops * factor, self.bytes * factor)
+
+
+def measure_flops(dtype):
+    """Returns how many floating-point operations products make in a second.
+
+    Of square matrices, larger ones from time to time, until one takes long.
+
+    Args:
+      dtype: what is multiplied.
+    """
+    size, best = 512, 0.0
+    while size < LARGEST_MATRIX:
+        size *= 2
+        seconds = _seconds_of_product(size, dtype)
+        best = max(best, 2 * size**3 / seconds)
+        if seconds > SECONDS_PER_CALL:
+            break
+    return best
+
+
+def measure_bytes():
+    """Returns how many bytes of memory are read and written in a second.
+
+    The better one of a sum in place (two are read, one is written) and of a
+    maximum (all are read).
+    """
+    count = BYTES[_device()] // 4
+    target, ones = tf.Variable(tf.zeros(count)), tf.ones(count)
+
+    @tf.function
+    def add(times):
+        for _ in tf.range(times):
+            target.assign_add(ones)
+        return target.sparse_read([0])
+
+    @tf.function
+    def find_largest(times):
+        largest = 0.0
+        for number in tf.range(times):
+            # Another part each time, or it would be looked for once; where it
+            # begins is a multiple of 64 bytes, so that it is not copied.
+            largest += tf.reduce_max(ones[16 * number :])
+        return largest
+
+    return max(
+        3 * 4 * count / _best_seconds(add),
+        4 * count / _best_seconds(find_largest),
+    )
+
+
+def _seconds_of_product(size, dtype):
+    # Random, as zeros take less power; and of a size that products keep.
+    left, right = (
+        tf.cast(tf.random.normal([size, size], stddev=size**-0.5), dtype)
+        for _ in range(2)
+    )
+
+    @tf.function
+    def multiply(times):
+        product = left
+        for _ in tf.range(times):
+            # Each takes the one before, or they would be computed once.
+            product = product @ right
+        return product[0, 0]
+
+    return _best_seconds(multiply)
+
+
+def _best_seconds(repeat):
+    """Returns the seconds of a single time.
+
+    Args:
+      repeat: does something as many times as a tensor says, and returns a
+        tensor that is there when all is done.
+    """
+
+    def timed(times):
+        began = time.perf_counter()
+        repeat(tf.constant(times)).numpy()
+        return time.perf_counter() - began
+
+    timed(1)
+    # From one time to several, what a call costs by itself falls out.
+    times = max(round(SECONDS_PER_CALL / timed(1)), 1)
+    return min(timed(times) for _ in range(ROUNDS)) / times
+
+
+def _device():
+    return "GPU" if tf.config.list_logical_devices("GPU") else "CPU"

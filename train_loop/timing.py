@@ -1,0 +1,217 @@
+"""What is timed of a model: steps of training, evaluation and prediction."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from train_loop.assembly import (
+    build_classifier,
+    build_strategy,
+    check_image_size,
+    check_memory,
+    make_transforms,
+    open_whole_data,
+)
+from train_loop.classifier import Classifier
+from train_loop.data import batches
+from train_loop.data.synthetic import noise_batches, synthetic_data
+from train_loop.errors import UserError
+from train_loop.run import Run, load_classifier
+from train_loop.settings import Settings
+from train_loop.settling import settle
+from train_loop.speed.work import inference_work, maps_of, training_work
+from train_loop.training.workers import Workers
+from train_loop.workdir import Workdir
+
+# Of noise, where no run has names for them.
+SYNTHETIC_CLASSES = tuple(map(str, range(1000)))
+
+
+class Task(NamedTuple):
+    """Something that is done step by step, ready to begin.
+
+    `take` does as many steps as it is told, waits for their end, and returns
+    the seconds that it waited for images, None where nobody knows. `works`
+    counts the `Work`s of a step, in which `batch_size` images are seen.
+    """
+
+    take: Callable
+    classifier: Classifier
+    settings: Settings
+    workers: Workers
+    replicas: int
+    works: Callable
+
+    @property
+    def batch_size(self):
+        return self.settings.batch_size
+
+
+def training(settings, is_synthetic):
+    """Returns the `Task` of training, as a run does it.
+
+    Args:
+      settings: `Settings` that were given, with the `workdir` of a run or of
+        one that is not there yet.
+      is_synthetic: whether images are noise.
+    """
+    run, trainer = _open_run(settings, is_synthetic)
+    if is_synthetic:
+        training_batches = _noise(run, weighted=False)
+    else:
+        training_batches = run.training_batches()
+    iterator = iter(training_batches)
+
+    def take(count):
+        broken_step, waited = trainer.train(iterator, tf.constant(count))
+        # The step is over when its numbers are there.
+        int(broken_step)
+        return float(waited)
+
+    def works():
+        model = run.classifier.model
+        return training_work(
+            _maps(run.settings, model),
+            _num_bytes(model.trainable_variables),
+            _num_bytes(trainer.optimizer.variables),
+        )
+
+    return _task_of(run, take, works)
+
+
+def evaluation(settings, is_synthetic):
+    """Returns the `Task` of evaluating, as a run does it."""
+    run, trainer = _open_run(settings, is_synthetic)
+    split = run.data.evaluation
+    if split is None:
+        raise UserError(
+            "--benchmark=evaluate has nothing to evaluate on "
+            "(--validation_fraction=0); take --benchmark_data=synthetic"
+        )
+    if is_synthetic:
+        evaluation_batches = _noise(run, weighted=True)
+    else:
+        evaluation_batches = _distributed(
+            run,
+            lambda context: batches.evaluation_batches(
+                split, run.transforms, run.batch_size, context
+            ).repeat(),
+        )
+    iterator = iter(evaluation_batches)
+
+    def take(count):
+        trainer.evaluate(iterator, tf.constant(count))
+        trainer.results("eval")
+
+    def works():
+        return inference_work(_maps(run.settings, run.classifier.model))
+
+    return _task_of(run, take, works)
+
+
+def prediction(settings, is_synthetic):
+    """Returns the `Task` of answering, as `--mode=predict` does it.
+
+    On the first device, whatever the strategy.
+    """
+    settled = settle(settings)
+    # Other tasks of this process may need all of its devices.
+    workers = Workers(build_strategy(settled))
+    check_image_size(settled)
+    check_memory(settled)
+    size, split = settled.image_size, None
+    class_names = _class_names(settings)
+    if not is_synthetic:
+        data, _ = open_whole_data(settled)
+        class_names, split = data.class_names, data.evaluation or data.train
+    if Workdir.of(settings.workdir).is_run:
+        classifier = load_classifier(settings.workdir)
+    else:
+        classifier = build_classifier(settled, class_names)
+    if split is None:
+        context = tf.distribute.InputContext()
+        dataset = noise_batches(
+            settled.batch_size, size, len(class_names), context, weighted=True
+        )
+    else:
+        transforms = make_transforms(settled, data)
+        dataset = batches.evaluation_batches(
+            split, transforms, settled.batch_size
+        ).repeat()
+    iterator = iter(dataset)
+
+    def take(count):
+        waited = 0.0
+        for _ in range(count):
+            began = time.perf_counter()
+            images, *_ = next(iterator)
+            waited += time.perf_counter() - began
+            classifier.probabilities(images).numpy()
+        return waited
+
+    def works():
+        return inference_work(_maps(settled, classifier.model))
+
+    return Task(take, classifier, settled, workers, 1, works)
+
+
+# Name -> function like `training`.
+TASKS = {"train": training, "evaluate": evaluation, "predict": prediction}
+
+
+def _open_run(settings, is_synthetic):
+    """Returns a `Run`, with noise in place of its images, and its trainer."""
+    data = None
+    if is_synthetic:
+        batch_size = settle(settings).batch_size
+        data = synthetic_data(_class_names(settings), batch_size)
+    run = Run.create(settings, data)
+    return run, run.trainer
+
+
+def _class_names(settings):
+    """Returns the names of the classes of a run, or some."""
+    workdir = Workdir.of(settings.workdir)
+    if workdir.is_run:
+        return workdir.read_data()["class_names"]
+    return SYNTHETIC_CLASSES
+
+
+def _noise(run, weighted):
+    """Returns distributed batches of noise."""
+    return _distributed(
+        run,
+        lambda context: noise_batches(
+            run.batch_size,
+            run.settings.image_size,
+            len(run.data.class_names),
+            context,
+            weighted,
+        ),
+    )
+
+
+def _distributed(run, make):
+    strategy = run.trainer.strategy
+    return strategy.distribute_datasets_from_function(make)
+
+
+def _task_of(run, take, works):
+    trainer = run.trainer
+    replicas = trainer.strategy.num_replicas_in_sync
+    return Task(
+        take, run.classifier, run.settings, trainer.workers, replicas, works
+    )
+
+
+def _maps(settings, model):
+    return maps_of(model, settings.image_size, settings.batch_size)
+
+
+def _num_bytes(variables):
+    return sum(
+        variable.shape.num_elements() * tf.as_dtype(variable.dtype).size
+        for variable in variables
+    )
