@@ -1,7 +1,9 @@
 """Small splits, folders and files of images, and what runs leave behind."""
 
+import concurrent.futures
 import io
 import json
+import threading
 
 import h5py
 import numpy as np
@@ -11,6 +13,7 @@ import tensorflow as tf
 from train_loop import Settings
 from train_loop.data.split import Split
 from train_loop.data.stores import MemoryStore, RecordStore
+from train_loop.training.workers import Workers
 
 # A run that takes seconds, on images of any kind.
 SMALL_FLAGS = (
@@ -20,6 +23,39 @@ SMALL_FLAGS = (
     "--strategy=one_device",
     "--report_every=1",
 )
+
+
+# Who shares nothing with anybody.
+ALONE = Workers(tf.distribute.get_strategy())
+
+
+class WorkersInThreads(Workers):
+    """One of several workers that are threads of a test."""
+
+    def __init__(self, number, told):
+        self.number, self.count, self.told = number, told.parties, told
+
+    def sums(self, *numbers):
+        self.told.numbers[self.number] = numbers
+        self.told.wait(timeout=60)
+        columns = zip(*self.told.numbers.values(), strict=True)
+        found = [float(sum(column)) for column in columns]
+        # Nobody tells the next numbers before all have read these.
+        self.told.wait(timeout=60)
+        return found
+
+
+def together(function, count=2):
+    """Returns what a function of a `Workers` returns for each of several."""
+    told = threading.Barrier(count)
+    told.numbers = {}
+    with concurrent.futures.ThreadPoolExecutor(count) as executor:
+        return [
+            *executor.map(
+                lambda number: function(WorkersInThreads(number, told)),
+                range(count),
+            )
+        ]
 
 
 # The same for a run in Python, and nothing drawn at random.

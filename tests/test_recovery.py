@@ -16,7 +16,7 @@ from train_loop import Run, Settings, UserError, load_classifier
 from train_loop.assembly import thaw
 from train_loop.data.transforms import Transforms
 from train_loop.evaluation import charts
-from train_loop.modes.train import describe
+from train_loop.modes.train import describe, final_table
 from train_loop.showing import show_predictions
 from train_loop.stopping import StoppedError
 from train_loop.workdir import Workdir
@@ -66,7 +66,10 @@ def test_averages_are_evaluated_and_taken(folder, tmp_path):
     for variable in classifier.model.variables:
         if variable.path in means:
             np.testing.assert_array_equal(variable, means[variable.path])
-    # Which had the numbers of the evaluation.
+    # Which had the numbers of the evaluation, shown beside at the end.
+    head, *_, last = final_table(run).splitlines()
+    assert head.split()[2:6] == ["loss", "accuracy", "ema_loss", "ema_accuracy"]
+    assert f"{averaged[-1]:.4f}" in last
     for variable, mean in pairs:
         variable.assign(mean)
     assert run._evaluate(run.data.evaluation)["loss"] == averaged[-1]
@@ -206,6 +209,13 @@ def test_best_checkpoint_is_kept(folder, tmp_path):
     best = 2 * (1 + int(np.argmin(losses)))
     assert best < 8
     assert Workdir(workdir).steps == [best, 8]
+    images = np.zeros([1, 16, 16, 3], "uint8")
+    first, second, last = (
+        load_classifier(workdir, step=step).probabilities(images)
+        for step in ("best", best, None)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert np.any(first != last)
 
 
 def test_run_ends_early_and_stays_so(folder, tmp_path, monkeypatch):

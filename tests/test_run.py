@@ -18,9 +18,11 @@ from samples import (
 
 from resnet_layers import VARIANTS, ResNet, load_weights, save_safetensors
 from train_loop import Run, Settings, UserError, load_classifier
+from train_loop.run import find_checkpoint
 from train_loop.training import probe
 from train_loop.training.losses import sigmoid_cross_entropy
 from train_loop.training.optimizers import LARS
+from train_loop.workdir import Workdir, append_json_line
 
 pytestmark = pytest.mark.usefixtures("small_net")
 
@@ -183,6 +185,53 @@ def test_folder_that_is_no_run_is_one_clear_line(tmp_path, prepare, message):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "averaged", "best"),
+    [
+        ({}, True, 4),
+        ({"average": "ema"}, True, 6),
+        ({"average": "ema"}, False, 4),
+        ({"average": "ema", "keep_best": "loss"}, True, 2),
+    ],
+)
+def test_best_checkpoint_is_that_of_the_weights_taken(
+    flags, averaged, best, tmp_path
+):
+    workdir = write_evaluations(tmp_path, flags, steps=[2, 4, 6])
+    assert find_checkpoint(workdir, "best", averaged) == best
+
+
+@pytest.mark.parametrize(
+    ("steps", "lines", "message"),
+    [
+        ([2, 6], 3, "best .accuracy. at step 4, whose .* of step 2, 6 .*=STEP"),
+        ([2, 6], 0, "no record of an evaluation .* of step 2, 6 .*=STEP"),
+    ],
+)
+def test_best_checkpoint_that_is_not_known_is_one_clear_line(
+    steps, lines, message, tmp_path
+):
+    workdir = write_evaluations(tmp_path, {}, steps, lines)
+    with pytest.raises(UserError, match=message) as error:
+        find_checkpoint(workdir, "best")
+    assert "\n" not in str(error.value)
+
+
+def write_evaluations(folder, flags, steps, lines=3):
+    """Returns a `Workdir` with the records of a run, of steps 2, 4 and 6."""
+    workdir = Workdir(folder)
+    Settings(seed=1, **flags).write(workdir.flags)
+    workdir.checkpoints.mkdir()
+    for step in steps:
+        (workdir.checkpoints / f"ckpt-{step}.index").touch()
+    numbers = [(2, 0.1, 0.1, 0.1), (4, 0.2, 0.9, 0.1), (6, 0.3, 0.5, 0.8)]
+    names = ("step", "loss", "accuracy", "ema_accuracy")
+    for row in numbers[:lines]:
+        record = {"split": "eval", **dict(zip(names, row, strict=True))}
+        append_json_line(workdir.metrics, record)
+    return workdir
+
+
 def test_run_refuses_images_that_it_did_not_begin_with(tmp_path):
     """It would hold out some that it was trained on."""
     folder, workdir = tmp_path / "images", tmp_path / "run"

@@ -84,6 +84,34 @@ def test_epochs_win_over_the_steps_that_a_run_was_planned_for(earlier):
     assert (settled.steps, settled.epochs) == (None, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("clip_norm", 0.5),
+        ("steps", 9),
+        ("base_batch_size", 64),
+        ("momentum", 0.5),
+        ("early_stopping", 3),
+        ("virtual_devices", 2),
+        ("data_dir", "/data"),
+        ("data_service", "grpc://host:5050"),
+    ],
+)
+def test_what_a_run_need_not_have_can_be_taken_away(name, value, tmp_path):
+    settle(Settings(**{name: value})).write(tmp_path / "flags.txt")
+    settled = settle(Settings(workdir=tmp_path))
+    assert getattr(settled, name) == value
+    settled = settle(Settings(workdir=tmp_path, **{name: "none"}))
+    assert getattr(settled, name) is None
+    settled.write(tmp_path / "flags.txt")
+    assert getattr(settle(Settings(workdir=tmp_path)), name) is None
+
+
+def test_what_every_run_has_cannot_be_taken_away():
+    with pytest.raises(UserError, match="--epochs=none is not possible"):
+        Settings(epochs="none")
+
+
 @pytest.mark.parametrize("others", [{}, {"steps": 9}, {"learning_rate": 1}])
 def test_mistyped_workdir_does_not_become_a_run_of_digits(tmp_path, others):
     settle(Settings()).write(tmp_path / "S/flags.txt")

@@ -7,7 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-from samples import read_checkpoint, read_metrics
+from samples import read_checkpoint, read_metrics, together, write_folder
+
+from train_loop import Settings, UserError
+from train_loop.assembly import open_data
+from train_loop.settling import settle
+from train_loop.workdir import Workdir
 
 pytestmark = pytest.mark.slow
 
@@ -58,8 +63,10 @@ def test_two_workers_train_as_one_device_and_one_goes_on(tmp_path, run):
     alone, together = tmp_path / "alone", tmp_path / "together"
     arguments = (*FLAGS, "--strategy=one_device")
     assert run(*arguments, "--steps=6", f"--workdir={alone}").status == 0
+    # What they do by turns changes nothing.
+    by_turns = ("--cache=disk", "--skip_bad_images")
     status, output, errors = launch(
-        *FLAGS, "--steps=4", f"--workdir={together}"
+        *FLAGS, *by_turns, "--steps=4", f"--workdir={together}"
     )
     assert status == 0, errors
     assert errors == ""
@@ -82,16 +89,23 @@ def test_two_workers_train_as_one_device_and_one_goes_on(tmp_path, run):
         assert found == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--cache=disk", "--workdir=new"), "--cache=disk is not for"),
-        ((), "needs a --workdir"),
-    ],
-)
-def test_what_workers_cannot_share_is_refused(flags, message, run):
-    flags = ("--dataset=digits", "--strategy=multi_worker", *flags)
-    status, _, errors = run(*flags)
+def test_workers_that_find_other_images_are_refused(tmp_path):
+    for disk, count in (("a", 9), ("b", 8)):
+        write_folder(tmp_path / disk, {"train/cat": 9, "train/dog": count})
+
+    def refusal(workers):
+        dataset = tmp_path / "ab"[workers.number]
+        settings, workdir = settle(Settings(dataset=dataset)), tmp_path / "run"
+        with pytest.raises(UserError) as error:
+            open_data(settings, Workdir(workdir), workers)
+        return str(error.value)
+
+    for line in together(refusal):
+        assert line.startswith("1 of 2 workers find other images or classes in")
+
+
+def test_workers_without_a_folder_that_they_share_are_refused(run):
+    status, _, errors = run("--dataset=digits", "--strategy=multi_worker")
     assert status == 1
-    assert message in errors
+    assert "needs a --workdir" in errors
     assert errors.count("\n") == 1

@@ -5,6 +5,7 @@ values.
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import random
@@ -18,20 +19,21 @@ from train_loop.classifier import Classifier
 from train_loop.data import batches, cache, check, imagenet, sources
 from train_loop.data.hdf5 import SUFFIXES as HDF5_SUFFIXES
 from train_loop.data.service import check_service
+from train_loop.data.split import content_hash
 from train_loop.data.stored import choose_splits
 from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError, check_choice, first_few
-from train_loop.settings import to_text
 from train_loop.training.strategies import STRATEGIES, split_cpu
 
 
-def open_data(settings, workdir):
+def open_data(settings, workdir, workers):
     """Returns the `Data` that a run trains and evaluates on.
 
     Args:
       settings: settled `Settings`.
       workdir: the run's `Workdir`, for the list of broken images and for a
         cache on disk.
+      workers: the `Workers` that train on it.
 
     Raises:
       UserError: it is not there, or cannot be used as it is.
@@ -39,6 +41,7 @@ def open_data(settings, workdir):
     if settings.data_service:
         check_service(settings.data_service, settings.cache)
     data, refused = open_whole_data(settings)
+    _check_same(data, settings.dataset, workers)
     if workdir.is_run and workdir.data.is_file():
         difference = data.difference(workdir.read_data())
         if difference:
@@ -49,7 +52,9 @@ def open_data(settings, workdir):
                 f"the weights of this one if you like: --weights={workdir}"
             )
     if settings.skip_bad_images:
-        records = check.find_broken_once(data, refused, workdir.bad_images)
+        records = check.find_broken_once(
+            data, refused, workdir.bad_images, workers
+        )
         data = check.without_broken(data, records)
         print(
             f"{check.describe_left_out(data, records)}, named in "
@@ -63,7 +68,7 @@ def open_data(settings, workdir):
             counts = check.count_labels(split, name)
             lines = check.balance_warnings(counts, data.class_names)
             _warn(f"{name}: {line}" for line in lines)
-    return _cached(settings, workdir, data)
+    return _cached(settings, workdir, data, workers)
 
 
 def check_apart(workdir, dataset):
@@ -156,30 +161,18 @@ def make_batching(settings):
     )
 
 
-# What each worker would do by itself, in one folder.
-ALONE = {"cache": "disk", "skip_bad_images": True, "cached_embeddings": True}
-
-
 def build_strategy(settings):
     """Returns the devices that a run computes on.
 
     Raises:
       UserError: they are not to be had, or cannot share a batch evenly, or
-        something is not for several workers.
+        several workers have no folder that they share.
     """
-    if settings.strategy == "multi_worker":
-        if settings.workdir is None:
-            raise UserError(
-                "--strategy=multi_worker needs a --workdir, the same for all "
-                "workers, on a disk that they share"
-            )
-        for name, value in ALONE.items():
-            if getattr(settings, name) == value:
-                raise UserError(
-                    f"--{name}={to_text(value)} is not for "
-                    "--strategy=multi_worker; leave it out, or begin the run "
-                    "on one machine"
-                )
+    if settings.strategy == "multi_worker" and settings.workdir is None:
+        raise UserError(
+            "--strategy=multi_worker needs a --workdir, the same for all "
+            "workers, on a disk that they share"
+        )
     if settings.virtual_devices:
         split_cpu(settings.virtual_devices)
     if settings.deterministic:
@@ -339,7 +332,19 @@ def _warn(lines):
         print(f"warning: {line}")
 
 
-def _cached(settings, workdir, data):
+def _check_same(data, dataset, workers):
+    """Raises UserError where workers would train on different images."""
+    own = content_hash(json.dumps(data.contents))
+    [others] = workers.sums(own != workers.text_of_chief(own))
+    if others:
+        raise UserError(
+            f"{others:.0f} of {workers.count} workers find other images or "
+            f"classes in {dataset} than the first one; all of them need the "
+            "same, by name and class"
+        )
+
+
+def _cached(settings, workdir, data, workers):
     """Returns the data with their files where --cache wants them."""
     choice = settings.cache
     if choice == "auto":
@@ -351,7 +356,7 @@ def _cached(settings, workdir, data):
 
     def keep(name, split):
         with check.explained(split):
-            return cache.CACHES[choice](split, workdir.cache / name)
+            return cache.CACHES[choice](split, workdir.cache / name, workers)
 
     return data.map(keep)
 

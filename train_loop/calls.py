@@ -1,9 +1,49 @@
 """Calls as text: the name of a function, and numbers for its parameters."""
 
 import inspect
-from typing import get_type_hints
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple, get_type_hints
 
 from train_loop.errors import UserError, check_choice
+
+
+class _Named(NamedTuple):
+    name: str
+    arguments: tuple = ()
+
+
+class Call(_Named):
+    """A row of a table of functions, with numbers for its parameters.
+
+    As text it is `NAME` or `NAME:NUMBER:NUMBER`, such as `step:0.1:30:60:80`.
+    The numbers are the function's `parameters_of`, in the order of its
+    signature, which has the defaults of those that are not given.
+
+    A subclass names the `flag` that has such texts, and the `table`, {name:
+    function}.
+    """
+
+    __slots__ = ()
+
+    flag: ClassVar[str]
+    table: ClassVar[Mapping]
+
+    @classmethod
+    def parse(cls, text):
+        """Returns what a text describes.
+
+        Raises:
+          UserError: there is none of that name, or a number is not possible.
+        """
+        return cls(*parse_call(cls.flag, text, cls.table))
+
+    def __str__(self):
+        return ":".join([self.name, *map(repr, self.arguments)])
+
+    @property
+    def row(self):
+        """The function, which takes numbers for its parameters."""
+        return self.table[self.name]
 
 
 def parse_call(flag, text, table):
@@ -47,11 +87,6 @@ def parse_call(flag, text, table):
         bounds.check(f"{flag}={text}: {parameter}", value)
         arguments.append(value)
     return name, tuple(arguments)
-
-
-def call_text(name, arguments):
-    """Returns the text that `parse_call` makes the same of."""
-    return ":".join([name, *map(repr, arguments)])
 
 
 def parameters_of(function):

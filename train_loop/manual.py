@@ -5,7 +5,7 @@ import textwrap
 
 from train_loop.errors import check_choice, listed
 from train_loop.modes import MODES
-from train_loop.settings import Settings, flag_name, to_text
+from train_loop.settings import Settings, can_be_unset, flag_name, to_text
 
 WIDTH = 80
 EXAMPLES = """\
@@ -67,6 +67,8 @@ def meaning(field):
     parts = [field.metadata["help"].format(**tables)]
     if field.metadata["fixed"]:
         parts.append("An existing run keeps it.")
+    if can_be_unset(field):
+        parts.append("none: an existing run goes on as if it were not given.")
     if modes:
         parts.append(f"For {' and '.join(modes)}.")
     if choices is not None:

@@ -49,6 +49,9 @@ class Measurement:
         made_with = Settings()
         if given.workdir is not None:
             made_with = Settings.read(Workdir.of(given.workdir).flags)
+            if made_with.strategy == "multi_worker":
+                # They have gone, and one machine is enough to measure.
+                made_with = dataclasses.replace(made_with, strategy=None)
         elif given.weights is None or given.dataset is None:
             raise UserError(
                 "what is to be measured? Name the --workdir of a run, or "

@@ -54,6 +54,7 @@ from train_loop.training.selection import best_step, evaluations_since_best
 from train_loop.training.strategies import distribute
 from train_loop.training.tensorboard import TensorBoardReport
 from train_loop.training.trainer import Trainer
+from train_loop.training.workers import Workers
 from train_loop.workdir import (
     Workdir,
     append_json_line,
@@ -121,8 +122,10 @@ class Run:
         if settings.weights and not workdir.has_checkpoint:
             # Before the images are prepared, which may take hours.
             weights = find_given_weights(settings).path
+        workers = Workers(strategy)
         if data is None:
-            data = open_data(settings, workdir)
+            with workers.needed():
+                data = open_data(settings, workdir, workers)
         check_evaluated(settings, data)
         with strategy.scope():
             classifier = build_classifier(settings, data.class_names)
@@ -282,7 +285,12 @@ class Run:
     @property
     def steps(self):
         """The last step."""
-        return self.until or num_steps(self.settings, self.data)
+        return self.until or self.total_steps
+
+    @property
+    def total_steps(self):
+        """The last step of all phases."""
+        return num_steps(self.settings, self.data)
 
     @property
     def thaws_at(self):
@@ -539,14 +547,16 @@ class Run:
 
         def embed(name, split):
             folder = self.workdir.embeddings / name
-            steps = batches.num_evaluation_steps(split, self.batch_size)
+            steps = batches.num_evaluation_steps(
+                split, self.batch_size, trainer.workers.context
+            )
             bar = passing_bar(steps, "batch", f"embedding {name}")
-            with check.explained(split), bar:
+            with check.explained(split), trainer.workers.needed(), bar:
                 probe.write_embeddings(
                     folder,
-                    {**facts, **split.origin()},
+                    {**facts, **split.origin(trainer.workers)},
                     self.classifier.embed,
-                    trainer.strategy,
+                    trainer.workers,
                     self._evaluation_batches(split),
                     bar,
                 )
@@ -603,7 +613,8 @@ def load_classifier(
       model: row of `VARIANTS`, for weights that do not tell it themselves.
       class_names: of weights that do not have them beside; by default
         ImageNet's.
-      step: of a run, which checkpoint; None for the last that can be read.
+      step: of a run, which checkpoint; "best" for that of the best evaluation;
+        None for the last that can be read.
       averaged: take the averaged weights of a run that keeps some.
 
     Raises:
@@ -611,6 +622,11 @@ def load_classifier(
         are of no use.
     """
     if is_weights(source):
+        if step is not None:
+            raise UserError(
+                f"--checkpoint={step} is of a run, and {source} is a file of "
+                "weights; leave it out"
+            )
         return pretrained_classifier(str(source), model, class_names)
     workdir = _existing(source)
     settings = Settings.read(workdir.flags)
@@ -618,17 +634,61 @@ def load_classifier(
     classifier = build_classifier(settings, imagenet.in_words(names))
     path = workdir.path
     if step is not None:
-        if step not in workdir.steps:
-            raise UserError(
-                f"{workdir} has no checkpoint of step {step}, but of "
-                f"{', '.join(map(str, workdir.steps))}"
-            )
+        step = find_checkpoint(workdir, step, averaged)
         path = workdir.checkpoints / f"ckpt-{step}"
     try:
         load_weights(classifier.model, path, averaged=averaged)
     except WeightsError as error:
         raise UserError(str(error)) from error
     return classifier
+
+
+def find_checkpoint(workdir, step, averaged=True):
+    """Returns the step of a checkpoint that there is.
+
+    Args:
+      workdir: the `Workdir` of a run.
+      step: of the checkpoint; "best" for that of the best evaluation, by
+        --keep_best, or else by the accuracy of the weights that are taken;
+        None for the last.
+      averaged: whether these are the averaged ones, of a run that keeps some.
+
+    Raises:
+      UserError: there is none, or nothing tells which one is the best.
+    """
+    steps = workdir.steps
+    kept = f"there are checkpoints of step {', '.join(map(str, steps))}"
+    if step is None:
+        return steps[-1]
+    if step != "best":
+        if step not in steps:
+            raise UserError(
+                f"{workdir} has no checkpoint of step {step}; {kept}"
+            )
+        return step
+    settings = Settings.read(workdir.flags)
+    metric = settings.keep_best
+    if metric in (None, "none"):
+        has_average = averaged and settings.average not in (None, "none")
+        metric = f"{settings.average}_accuracy" if has_average else "accuracy"
+    evaluations = [
+        record
+        for record in read_json_lines(workdir.metrics)
+        if record["split"] == "eval"
+    ]
+    best = best_step(evaluations, metric)
+    if best is None:
+        raise UserError(
+            f"{workdir} has no record of an evaluation that would tell which "
+            f"checkpoint is the best; name one: {kept} (--checkpoint=STEP)"
+        )
+    if best not in steps:
+        raise UserError(
+            f"{workdir} was best ({metric}) at step {best}, whose checkpoint "
+            f"is not there any more; {kept} (--checkpoint=STEP). A run with "
+            "--keep_best keeps the best one"
+        )
+    return best
 
 
 def _existing(folder):

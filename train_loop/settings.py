@@ -22,6 +22,19 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 NUMBERS = (int, float)
 
 
+class _Unset:
+    """What stands for a value that is to be as if nobody had given it."""
+
+    def __bool__(self):
+        return False
+
+    def __str__(self):
+        return "none"
+
+
+UNSET = _Unset()
+
+
 def setting(
     help_text,
     default=None,
@@ -68,7 +81,8 @@ class Settings:
     None stands for what was not given: `settle` fills it in. Each setting is
     the flag of the same name, and `--help` explains it. Values may be given
     as they are, or as the text of a command line; one that is not possible
-    raises a `UserError`.
+    raises a `UserError`. What an existing run need not have, "none" takes away
+    (`can_be_unset`).
 
         Settings(dataset="photos", model="resnet18", epochs=5)
     """
@@ -106,12 +120,14 @@ class Settings:
     skip_bad_images: bool = setting(
         "Look through all images first, leave out those that cannot be "
         "decoded, and name them in bad_images.jsonl (--mode=data prints them). "
-        "Else the first one ends the run.",
+        "Else the first one ends the run. Of several workers, all leave out "
+        "what is broken for one; what breaks later on one of them ends all.",
         False,
     )
     cache: str = setting(
-        "Keeps the files of images in memory, or in the run's folder. auto: in "
-        "memory, if they fit into 256 MiB.",
+        "Keeps the files of images in memory, or in the run's folder, where "
+        "several workers share one copy. auto: in memory, if they fit into 256 "
+        "MiB.",
         "auto",
         choices=Names("train_loop.data.cache:CACHES", "auto"),
     )
@@ -422,8 +438,9 @@ class Settings:
     )
     cluster: str = setting(
         "How the workers of --strategy=multi_worker find each other: tf_config "
-        "(the environment variable TF_CONFIG), slurm, kubernetes:NAME=VALUE (a "
-        "label of pods), or gce:PROJECT/ZONE/GROUP.",
+        "(the environment variable TF_CONFIG), slurm (one task a node, or "
+        "--gpus-per-task), kubernetes:NAME=VALUE:COUNT (a label of so many "
+        "pods), or gce:PROJECT/ZONE/GROUP.",
         "tf_config",
     )
     virtual_devices: int = setting(
@@ -504,11 +521,12 @@ class Settings:
         modes=("evaluate", "compare", "predict", "export"),
         group="modes",
     )
-    checkpoint: int = setting(
-        "Step of the checkpoint to measure. Default: the last.",
-        at_least=1,
+    checkpoint: int | str = setting(
+        "Step of the checkpoint to take; or best: that of the best evaluation, "
+        "by --keep_best, which keeps it, or else by accuracy. Default: the "
+        "last.",
         of_run=False,
-        modes=("evaluate", "compare"),
+        modes=("evaluate", "compare", "predict", "export"),
     )
     test_time_augmentation: str = setting(
         "What a model sees of each image; its answers are averaged.",
@@ -640,7 +658,8 @@ class Settings:
 
     def over(self, other):
         """Returns what is given here, and beside it what another one gives."""
-        return dataclasses.replace(other, **self.given)
+        given = {n: None if v is UNSET else v for n, v in self.given.items()}
+        return dataclasses.replace(other, **given)
 
     def texts(self):
         """Returns {name: text} of what repeats the run."""
@@ -681,6 +700,13 @@ class Settings:
         return cls(**texts)
 
 
+def can_be_unset(field):
+    """Whether a run that was made with it can go on without it."""
+    options = field.metadata
+    is_needed = options["default"] is not None or options["fixed"]
+    return options["of_run"] and not is_needed and field.type is not bool
+
+
 def flag_name(name):
     """Returns the flag of a setting: `with_` would be a word of Python's."""
     return name.removesuffix("_")
@@ -711,6 +737,8 @@ def _normalization_text(value):
 def _convert(field, value):
     """Returns the value of a field in the field's type, if it is possible."""
     flag = f"--{flag_name(field.name)}"
+    if can_be_unset(field) and value in (UNSET, str(UNSET)):
+        return UNSET
     value = CONVERTERS[field.type](flag, value)
     if field.metadata["choices"] is not None:
         check_choice(flag, value, field.metadata["choices"])
@@ -734,6 +762,21 @@ def _to_int(flag, value):
     except (ValueError, TypeError, OverflowError):
         pass
     raise UserError(f"{flag}={value} is not possible; it takes a whole number")
+
+
+def _to_checkpoint(flag, value):
+    if value == "best":
+        return value
+    try:
+        step = _to_int(flag, value)
+    except UserError:
+        step = 0
+    if step < 1:
+        raise UserError(
+            f"{flag}={value} is not possible; it takes a step, from 1 on, or "
+            "best"
+        )
+    return step
 
 
 def _to_float(flag, value):
@@ -799,6 +842,7 @@ def _to_range(flag, value):
 CONVERTERS = {
     str: _to_str,
     int: _to_int,
+    int | str: _to_checkpoint,
     float: _to_float,
     bool: _to_bool,
     tuple: _to_operations,

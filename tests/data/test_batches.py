@@ -55,6 +55,13 @@ def pipelines(count):
     return [tf.distribute.InputContext(count, i, count) for i in range(count)]
 
 
+class Seeds(Numbers):
+    """Gives the seed of each position in place of its image."""
+
+    def train(self, encoded, seed):
+        return seed
+
+
 def take(
     split, count, batch_size=5, seed=0, step=0, transforms=None, **options
 ):
@@ -273,3 +280,21 @@ def test_data_service_hands_out_every_example_once_an_epoch(
     counts = np.bincount(labels, minlength=23)
     # Windows come in any order, so that an epoch or two may overlap.
     assert abs(counts - 12).max() <= 4
+    # Of two trainers, each gets its own part of every batch.
+    found = [
+        take(
+            split,
+            23,
+            4,
+            transforms=Seeds(),
+            data_service=data_service,
+            context=tf.distribute.InputContext(2, number, 2),
+        )[0]
+        for number in range(2)
+    ]
+    own, others = ({*map(tuple, seeds)} for seeds in found)
+    assert len(own) == len(others) == 2 * 23
+    assert not own & others
+    # What one alone reads, of some epochs more.
+    stream = {*map(tuple, take(split, 23 * 4, 4, transforms=Seeds())[0])}
+    assert own | others <= stream

@@ -1,9 +1,18 @@
 """Copies of splits: the same examples, names and orders, from elsewhere."""
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from samples import encoded, indexed, records, write_folder
+from samples import (
+    ALONE,
+    encoded,
+    indexed,
+    records,
+    together,
+    write_folder,
+)
 
 from train_loop.data import cache
 from train_loop.data.batches import (
@@ -59,7 +68,9 @@ def epochs(split):
 
 
 def test_orders_are_the_same_for_every_cache(split, tmp_path):
-    kept = [keep(split, tmp_path / "cache") for keep in cache.CACHES.values()]
+    kept = [
+        keep(split, tmp_path / "cache", ALONE) for keep in cache.CACHES.values()
+    ]
     orders = [epochs(each) for each in kept]
     assert orders[0] != sorted(orders[0])
     assert orders[1:] == [orders[0]] * (len(kept) - 1)
@@ -84,7 +95,7 @@ def batches_of_a_worker(split):
 def test_batches_of_a_worker_are_the_same_for_every_cache(kind, tmp_path):
     split = SPLITS[kind](tmp_path)
     expected, *others = (
-        batches_of_a_worker(keep(split, tmp_path / "cache"))
+        batches_of_a_worker(keep(split, tmp_path / "cache", ALONE))
         for keep in cache.CACHES.values()
     )
     assert others == [expected] * 2
@@ -97,7 +108,7 @@ def test_caches_hold_the_same_under_the_same_names(kind, name, tmp_path):
     path = tmp_path / "run" / "cache"
     names = [split.store.name(number) for number in split.indices]
     for _ in range(2):
-        kept = cache.CACHES[name](split, path)
+        kept = cache.CACHES[name](split, path, ALONE)
         assert stored(kept) == stored(split)
         assert [kept.store.name(number) for number in kept.indices] == names
         assert kept.num_examples == split.num_examples
@@ -121,11 +132,44 @@ def counting(split, loads):
 def test_cache_on_disk_is_read_instead_of_the_files(tmp_path):
     loads = []
     split = counting(indexed(23), loads)
-    kept = cache.on_disk(split, tmp_path / "cache")
+    kept = cache.on_disk(split, tmp_path / "cache", ALONE)
     assert len(loads) == 23
-    again = cache.on_disk(split, tmp_path / "cache")
+    again = cache.on_disk(split, tmp_path / "cache", ALONE)
     assert stored(kept) == stored(again) == list(range(23))
     assert len(loads) == 23
+
+
+@pytest.mark.parametrize(("places", "copies"), [("aa", 1), ("ab", 2)])
+def test_workers_write_one_copy_on_a_disk_that_they_share(
+    places, copies, tmp_path
+):
+    loads = []
+    split = counting(indexed(23), loads)
+
+    def keep(workers):
+        return cache.on_disk(split, tmp_path / places[workers.number], workers)
+
+    assert [stored(kept) for kept in together(keep)] == [[*range(23)]] * 2
+    assert len(loads) == copies * 23
+
+
+def test_copy_of_a_worker_is_out_of_date_where_the_chief_s_is(tmp_path):
+    for disk in "ab":
+        write_folder(tmp_path / disk, {"train/cat": 3, "train/dog": 3})
+
+    def keep(workers):
+        disk = tmp_path / "ab"[workers.number]
+        cache.on_disk(open_train(disk), disk.with_suffix(".copy"), workers)
+        return (disk.with_suffix(".copy") / "labels.npy").stat().st_mtime_ns
+
+    def touch(path):
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+    first = together(keep)
+    touch(tmp_path / "b/train/cat/0.jpeg")
+    assert together(keep) == first
+    touch(tmp_path / "a/train/cat/0.jpeg")
+    assert not set(together(keep)) & set(first)
 
 
 def test_cache_on_disk_is_complete_or_not_there(tmp_path):
@@ -136,10 +180,12 @@ def test_cache_on_disk_is_complete_or_not_there(tmp_path):
 
     folder = tmp_path / "cache"
     with pytest.raises(tf.errors.InvalidArgumentError):
-        cache.on_disk(indexed(23, loader=load), folder)
+        cache.on_disk(indexed(23, loader=load), folder, ALONE)
     assert not [*tmp_path.iterdir()]
     # A part of it without what cannot be read has another identity.
-    assert stored(cache.on_disk(indexed(9, loader=load), folder)) == [*range(9)]
+    assert stored(cache.on_disk(indexed(9, loader=load), folder, ALONE)) == [
+        *range(9)
+    ]
 
 
 def open_train(root):
@@ -153,16 +199,16 @@ def read_all(split):
 def test_copy_is_renewed_when_what_it_was_made_from_changes(tmp_path):
     root, folder = tmp_path / "images", tmp_path / "cache"
     write_folder(root, {"train/cat": 3, "train/dog": 3})
-    copies = [read_all(cache.on_disk(open_train(root), folder))]
+    copies = [read_all(cache.on_disk(open_train(root), folder, ALONE))]
     # Other bytes under the same name, other files, a part of them.
     pixels = np.full((9, 9, 3), 7, "uint8")
     (root / "train/cat/0.jpeg").write_bytes(encoded(pixels, "jpeg"))
-    copies.append(read_all(cache.on_disk(open_train(root), folder)))
+    copies.append(read_all(cache.on_disk(open_train(root), folder, ALONE)))
     (root / "train/cat/new.png").write_bytes(encoded(pixels, "png"))
-    copies.append(read_all(cache.on_disk(open_train(root), folder)))
+    copies.append(read_all(cache.on_disk(open_train(root), folder, ALONE)))
     assert copies[-1] == read_all(open_train(root))
     part = open_train(root).slice(0, 5)
-    copies.append(read_all(cache.on_disk(part, folder)))
+    copies.append(read_all(cache.on_disk(part, folder, ALONE)))
     assert copies[-1] == read_all(part)
     assert [len(copy) for copy in copies] == [6, 6, 7, 5]
     assert copies[0] != copies[1]
@@ -171,10 +217,10 @@ def test_copy_is_renewed_when_what_it_was_made_from_changes(tmp_path):
 def test_copy_stays_when_the_folder_is_moved(tmp_path):
     write_folder(tmp_path / "here", {"train/cat": 3, "train/dog": 3})
     folder = tmp_path / "cache"
-    cache.on_disk(open_train(tmp_path / "here"), folder)
+    cache.on_disk(open_train(tmp_path / "here"), folder, ALONE)
     written = (folder / "images.bin").stat().st_mtime_ns
     (tmp_path / "here").rename(tmp_path / "there")
-    kept = cache.on_disk(open_train(tmp_path / "there"), folder)
+    kept = cache.on_disk(open_train(tmp_path / "there"), folder, ALONE)
     assert (folder / "images.bin").stat().st_mtime_ns == written
     assert str(tmp_path / "there") in kept.store.name(0)
 

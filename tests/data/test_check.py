@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import resource
 import struct
@@ -12,7 +13,15 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from samples import broken_files, encoded, indexed, records, write_folder
+from samples import (
+    ALONE,
+    broken_files,
+    encoded,
+    indexed,
+    records,
+    together,
+    write_folder,
+)
 
 from train_loop.data import cache, check
 from train_loop.data.folder import open_folder
@@ -200,18 +209,42 @@ def test_broken_images_are_found_in_all_splits_and_left_out(root):
 def test_broken_images_are_looked_for_once(root, tmp_path, monkeypatch):
     path = tmp_path / "run" / "bad_images.jsonl"
     data, refused = open_data(root)
-    found = check.find_broken_once(data, refused, path)
+    found = check.find_broken_once(data, refused, path, ALONE)
     assert found == check.find_broken(data, refused)
     with monkeypatch.context() as patch:
         patch.setattr(check, "find_broken", None)
-        assert check.find_broken_once(data, refused, path) == found
+        assert check.find_broken_once(data, refused, path, ALONE) == found
     # And again where a file was changed, or the list is not complete.
     (root / "train/a/0.jpeg").write_bytes(b"gone bad")
     data, refused = open_data(root)
-    again = check.find_broken_once(data, refused, path)
+    again = check.find_broken_once(data, refused, path, ALONE)
     assert len(again) == len(found) + 1
     path.write_text('{"searched')
-    assert check.find_broken_once(data, refused, path) == again
+    assert check.find_broken_once(data, refused, path, ALONE) == again
+
+
+def test_workers_leave_out_what_is_broken_for_one_of_them(tmp_path):
+    for disk in "ab":
+        counts = {f"{s}/{c}": 2 for s in ("train", "test") for c in "ab"}
+        write_folder(tmp_path / disk, counts)
+    for broken in ("a/train/b/0.jpeg", "b/test/a/1.jpeg"):
+        (tmp_path / broken).write_bytes(b"gone bad")
+
+    def find(workers):
+        disk = tmp_path / "ab"[workers.number]
+        data, refused = open_data(disk)
+        path = disk.with_suffix(".jsonl")
+        found = check.find_broken_once(data, refused, path, workers)
+        assert check.find_broken_once(data, refused, path, workers) == found
+        left = check.without_broken(data, found)
+        return [
+            [os.path.relpath(split.store.name(n), disk) for n in split.indices]
+            for split in left.splits.values()
+        ]
+
+    ours, theirs = together(find)
+    assert [len(names) for names in ours] == [3, 3]
+    assert ours == theirs
 
 
 def test_split_of_nothing_but_broken_images_is_one_clear_line(root):
@@ -228,7 +261,7 @@ def test_errors_are_explained_by_the_image_that_they_come_from(
     root, tmp_path, keep
 ):
     data, _ = open_data(root)
-    split = keep(data.train, tmp_path / "cache")
+    split = keep(data.train, tmp_path / "cache", ALONE)
     raised = tf.errors.InvalidArgumentError(None, None, "somewhere")
     error = check.explain(raised, split)
     assert isinstance(error, UserError)

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from samples import SPLITS, indexed, records, write_folder
+from samples import ALONE, SPLITS, indexed, records, write_folder
 
 from train_loop.data.folder import open_folder
 from train_loop.data.split import Split, content_hash, shuffled
@@ -253,9 +253,9 @@ def change_to_an_older_file(path):
 @pytest.mark.parametrize("change", [change_newest, change_to_an_older_file])
 def test_origin_tells_that_a_file_was_changed(tmp_path, change):
     write_folder(tmp_path, {"train/cat": 3, "train/dog": 2})
-    before = open_train(tmp_path).origin()
-    assert before == open_train(tmp_path).origin()
+    before = open_train(tmp_path).origin(ALONE)
+    assert before == open_train(tmp_path).origin(ALONE)
     change(tmp_path / "train/cat/1.jpeg")
-    after = open_train(tmp_path).origin()
+    after = open_train(tmp_path).origin(ALONE)
     assert after["identity"] == before["identity"]
     assert after != before

@@ -16,6 +16,18 @@ from train_loop.data.stored import choose_splits
 from train_loop.errors import UserError
 
 
+def test_hub_that_is_not_reached_is_not_asked_again_and_again(monkeypatch):
+    def urlopen(request, timeout):
+        assert request.full_url == "https://mirror"
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror")
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    monkeypatch.setattr("tensorflow_datasets.builder", pytest.fail)
+    with pytest.raises(UserError, match="https://mirror, which .* no network"):
+        open_stored("huggingface:some/thing")
+
+
 def test_unreachable_pets_are_one_clear_line(tmp_path, monkeypatch):
     def urlopen(request, timeout):
         assert request.method == "HEAD"

@@ -9,6 +9,7 @@ import tensorflow as tf
 from samples import encoded, smooth_pixels
 
 from resnet_layers import Preprocessing
+from train_loop.calls import parameters_of
 from train_loop.data import augment, decode, mixing
 from train_loop.data.transforms import (
     KINDS,
@@ -16,7 +17,6 @@ from train_loop.data.transforms import (
     Operation,
     Transforms,
     Untransformed,
-    parameters_of,
     parse_operations,
     to_uint8,
 )

@@ -39,7 +39,9 @@ def step_of(model, strategy=None):
     strategy.run(step)
     local = strategy.experimental_local_results
     gradients = [local(part) for part in strategy.run(step)]
-    state = [local(variable.value) for variable in model.non_trainable_variables]
+    state = [
+        local(variable.value) for variable in model.non_trainable_variables
+    ]
     return [np.asarray(part) for parts in gradients + state for part in parts]
 
 

@@ -9,7 +9,9 @@ import pytest
 from samples import SMALL_FLAGS, encoded, smooth_pixels
 
 from train_loop import UserError, load_classifier
+from train_loop.modes.export import Weights, find_report
 from train_loop.shipping.formats import FORMATS
+from train_loop.workdir import Workdir
 
 pytestmark = [pytest.mark.usefixtures("small_net"), pytest.mark.slow]
 
@@ -119,6 +121,41 @@ def test_card_describes_all_that_was_written(trained, run, monkeypatch):
     assert (status, err) == (0, "")
     assert "keras/model" not in out
     assert card.read_text().count("/model.safetensors") == 2
+
+
+@pytest.mark.parametrize(
+    ("weights", "words", "measured"),
+    [
+        (Weights(8, "none", True), "those of step 8", "report"),
+        (Weights(6, "none", True), "those of step 6", "report-checkpoint=6"),
+        (
+            Weights(8, "ema", True),
+            "the average (`--average=ema`) of the steps up to 8",
+            "report-averaged=True",
+        ),
+        (
+            Weights(4, "ema", False),
+            "those of step 4 itself (`--averaged=false`), not the average "
+            "(`--average=ema`) of the steps up to it",
+            None,
+        ),
+    ],
+)
+def test_card_tells_which_weights_there_are_and_their_measures(
+    weights, words, measured, tmp_path
+):
+    assert str(weights) == words
+    for name, facts in {
+        "report": {"step": 8},
+        "report-checkpoint=6": {"step": 6, "average": "none"},
+        "report-averaged=True": {"step": 8, "average": "ema"},
+        # On other images.
+        "report-averaged=False-eval_split=train": {"step": 6},
+    }.items():
+        (tmp_path / name).mkdir()
+        text = json.dumps({**facts, "name": name})
+        (tmp_path / name / "report.json").write_text(text)
+    assert find_report(Workdir(tmp_path), weights).get("name") == measured
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,12 @@ def test_report_depends_on_neither_batch_size_nor_replicas(trained, run):
             assert other[name] == pytest.approx(report[name], rel=1e-5)
 
 
+def test_run_of_several_workers_is_measured_by_one_machine(tmp_path):
+    Settings(strategy="multi_worker").write(tmp_path / "flags.txt")
+    measurement = Measurement(Settings(workdir=tmp_path))
+    assert measurement.strategy.num_replicas_in_sync == 2
+
+
 def test_report_of_something_else_has_a_name_of_its_own(trained, run):
     flags = ("--mode=evaluate", f"--workdir={trained}", "--checkpoint=2")
     status, _, err = run(*flags, "--eval_split=train", "--image_size=20")

@@ -21,7 +21,13 @@ FILES = [["file", "MB"], ["onnx/model.onnx", "1.0"]]
 def card_of(report):
     return model_card(
         small_classifier(),
-        Card('my "pets": all', {"model": "small", "seed": "3"}, report, FILES),
+        Card(
+            'my "pets": all',
+            {"model": "small", "seed": "3"},
+            "those of step 1,200",
+            report,
+            FILES,
+        ),
     )
 
 
@@ -43,6 +49,7 @@ def test_people_read_what_was_done_and_how_well():
     assert "| Accuracy | 0.9321 | 0.9240 to 0.9410 |" in text
     assert "| Macro F1 | 0.9300 |  |" in text
     assert "On 3,669 pictures held out, at step 1,200." in text
+    assert "for a picture. Its weights are those of step 1,200." in text
     assert "16 x 16 (bilinear)" in text
     assert "123.675, 116.28, 103.53" in text
     assert "--seed=3" in text

@@ -68,6 +68,14 @@ def test_averages_follow_the_formula(one_device, two_replicas, replicas):
             )
 
 
+def test_average_that_is_not_finite_is_not_sound(one_device):
+    trainer = averaging_trainer(one_device)
+    assert trainer.is_sound()
+    _, mean = trainer.update.average.pairs[0]
+    mean.assign(mean * np.inf)
+    assert not trainer.is_sound()
+
+
 def test_averages_stand_in_place_and_go_back(two_replicas):
     trainer = averaging_trainer(two_replicas)
     trainer.train(make_batches(two_replicas), tf.constant(3))

@@ -1,11 +1,15 @@
 """How workers find each other, and what they tell."""
 
+import os
 import socket
+import sys
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
 
 from train_loop.errors import UserError
+from train_loop.training import clusters
 from train_loop.training.clusters import find_cluster, placed
 from train_loop.training.workers import Workers, _place
 
@@ -41,12 +45,114 @@ def test_one_worker_tells_itself(two_replicas):
     assert context.num_replicas_in_sync == 2
 
 
+def place_of(resolver):
+    """Returns the addresses that a resolver has found, and this one's."""
+    assert resolver.task_type == "worker"
+    addresses = resolver.cluster_spec().as_dict()["worker"]
+    return addresses, addresses[resolver.task_id]
+
+
 def test_machine_finds_itself_among_the_workers():
     own = socket.gethostname()
-    resolver = placed(cluster("", 0, worker=["other:8470", f"{own}:8470"]))
-    assert (resolver.task_type, resolver.task_id) == ("worker", 1)
+    addresses, mine = place_of(placed(["z", own]))
+    assert sorted(addresses) == sorted(["z:8470", f"{own}:8470"])
+    assert mine == f"{own}:8470"
     with pytest.raises(UserError, match="not one of the workers .* other"):
-        placed(cluster("", 0, worker=["other:8470"]))
+        placed(["other"])
+
+
+@pytest.mark.parametrize(
+    ("number", "mine"),
+    [(0, "n9:8470"), (1, "n9:8471"), (2, "n10:8470"), (3, "m:8470")],
+)
+def test_tasks_of_slurm_stand_in_its_own_order(
+    number, mine, tmp_path, monkeypatch
+):
+    # What a real one answers for n[9-10],m.
+    program = tmp_path / "scontrol"
+    program.write_text(
+        '#!/bin/sh\n[ "$*" = "show hostnames n[9-10],m" ] || exit 1\n'
+        "printf 'n9\\nn10\\nm\\n'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_PROCID", str(number))
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n[9-10],m")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2,1(x2)")
+    addresses, found = place_of(find_cluster("slurm"))
+    assert addresses == ["n9:8470", "n9:8471", "n10:8470", "m:8470"]
+    assert found == mine
+
+
+def fake_kubernetes(monkeypatch, tmp_path, answers):
+    """Has a package kubernetes answer with pods, [(phase, address)]."""
+    (tmp_path / "namespace").write_text("training\n")
+    monkeypatch.setattr(clusters, "NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setattr(clusters, "SECONDS_TO_ASK_AGAIN", 0)
+
+    class CoreV1Api:
+        def list_namespaced_pod(self, namespace, label_selector):
+            assert (namespace, label_selector) == ("training", "job-name=net")
+            return SimpleNamespace(
+                items=[
+                    SimpleNamespace(
+                        status=SimpleNamespace(phase=phase, pod_ip=address)
+                    )
+                    for phase, address in answers.pop(0)
+                ]
+            )
+
+    client = SimpleNamespace(CoreV1Api=CoreV1Api, ApiException=KeyError)
+    config = SimpleNamespace(
+        load_incluster_config=lambda: None, ConfigException=KeyError
+    )
+    package = SimpleNamespace(client=client, config=config)
+    monkeypatch.setitem(sys.modules, "kubernetes", package)
+
+
+def test_pods_wait_for_each_other(monkeypatch, tmp_path):
+    own = socket.gethostbyname(socket.gethostname())
+    answers = [
+        [("Running", own)],
+        [("Running", own), ("Pending", None)],
+        [("Running", own), ("Running", "10.9.8.7"), ("Succeeded", "10.0.0.1")],
+    ]
+    fake_kubernetes(monkeypatch, tmp_path, answers)
+    addresses, mine = place_of(find_cluster("kubernetes:job-name=net:2"))
+    assert answers == []
+    assert mine == f"{own}:8470"
+    assert sorted(addresses) == sorted([mine, "10.9.8.7:8470"])
+    monkeypatch.setattr(clusters, "SECONDS_TO_START", -1)
+    answers.append([("Running", own)])
+    with pytest.raises(UserError, match="found 1 pods that run.* must be 2"):
+        find_cluster("kubernetes:job-name=net:2")
+
+
+def test_instances_of_a_group_are_found_page_by_page(monkeypatch):
+    own = socket.gethostname()
+    pages = [f"https://x/instances/{name}" for name in (own, "zz")]
+
+    class Groups:
+        def listInstances(self, **named):  # noqa: N802
+            assert named.pop("body") == {"instanceState": "RUNNING"}
+            assert [*named.values()] == ["project", "zone", "group"]
+            assert [*named] == ["project", "zone", "instanceGroup"]
+            return self.listInstances_next(None, None)
+
+        def listInstances_next(self, request, answer):  # noqa: N802
+            if not pages:
+                return None
+            answer = {"items": [{"instance": pages.pop(0)}]}
+            return SimpleNamespace(execute=lambda: answer)
+
+    discovery = SimpleNamespace(
+        build=lambda *_: SimpleNamespace(instanceGroups=Groups)
+    )
+    package = SimpleNamespace(discovery=discovery)
+    monkeypatch.setitem(sys.modules, "googleapiclient", package)
+    addresses, mine = place_of(find_cluster("gce:project/zone/group"))
+    assert sorted(addresses) == sorted([f"{own}:8470", "zz:8470"])
+    assert mine == f"{own}:8470"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +160,11 @@ def test_machine_finds_itself_among_the_workers():
     [
         ("tf_config", "TF_CONFIG is not set"),
         ("slurm", "found no Slurm"),
-        ("kubernetes:job-name=resnet", "pip install kubernetes"),
+        (
+            "kubernetes:job-name=resnet",
+            "takes a label .* such as kubernetes:job",
+        ),
+        ("kubernetes:job-name=resnet:2", "pip install kubernetes"),
         ("gce:project/zone/group", "pip install google-api-python-client"),
         ("slurn", "did you mean slurm"),
     ],

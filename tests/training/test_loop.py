@@ -93,10 +93,12 @@ class FakeRun:
     batch_size: int = BATCH_SIZE
     profile: Profile = NO_PROFILE
     eval_loss: float = 1.0
+    ema_loss: float = 1.0
     eval_error: Exception | None = None
     owes_evaluation: bool = False
     enough_at: int | None = None
     full_at: tuple = ()
+    total_steps: int = 10
 
     @property
     def has_stopped_improving(self):
@@ -109,7 +111,7 @@ class FakeRun:
         self.trainer.log.append(("evaluate", self.trainer.step))
         if self.eval_error:
             raise self.eval_error
-        return {"loss": self.eval_loss}
+        return {"loss": self.eval_loss, "ema_loss": self.ema_loss}
 
     def save(self, *local_state):
         if self.trainer.step in self.full_at:
@@ -231,7 +233,7 @@ def test_evaluation_that_a_stop_cut_off_is_made_first(train, step):
     assert [name for name, _ in log[:3]] == ["evaluate", "report eval", "tidy"]
     assert {number for _, number in log[:3]} == {step}
     assert log.count(("evaluate", step)) == 1
-    assert metrics[0] == {"loss": 1.0}
+    assert metrics[0] == {"loss": 1.0, "ema_loss": 1.0}
 
 
 def test_run_goes_on_at_the_trainers_step(train):
@@ -254,7 +256,7 @@ def test_speed_and_waiting_are_measured(train):
             "images_per_second": BATCH_SIZE / SECONDS_PER_STEP,
             "input_wait": SECONDS_WAITED / SECONDS_PER_STEP,
         }
-    assert metrics[2:] == [{"loss": 1.0}]
+    assert metrics[2:] == [{"loss": 1.0, "ema_loss": 1.0}]
 
 
 @pytest.mark.parametrize(
@@ -312,6 +314,16 @@ def test_checkpoint_whose_evaluation_is_not_finite_is_taken_back(
     with pytest.raises(UserError, match=f"at step {step} of 10; {kept}"):
         train(options, step=start)
     assert train.log[-1] == ("discard", step)
+
+
+def test_average_that_is_not_finite_is_taken_back_too(train):
+    with pytest.raises(UserError, match="the ema_loss is not finite at step 4"):
+        train({"ema_loss": float("inf")})
+
+
+def test_run_that_diverges_in_its_first_phase_tells_its_own_last_step(train):
+    with pytest.raises(UserError, match="not finite at step 7 of 30;"):
+        train({"total_steps": 30}, breaks_at=7)
 
 
 def test_steps_before_a_broken_picture_are_saved(train):

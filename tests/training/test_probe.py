@@ -12,6 +12,7 @@ from resnet_layers import ResNet
 from train_loop.progress import passing_bar
 from train_loop.stopping import StoppedError, noting_signals
 from train_loop.training.probe import backbone_hash, write_embeddings
+from train_loop.training.workers import Workers
 
 IMAGES = np.random.default_rng(0).normal(size=(8, 2)).astype("float32")
 LABELS = np.arange(8)
@@ -32,7 +33,7 @@ def write(folder, strategy, origin=ORIGIN, embed=embed):
             folder,
             origin,
             embed,
-            strategy,
+            Workers(strategy),
             strategy.distribute_datasets_from_function(lambda context: batches),
             bar,
         )
@@ -53,6 +54,40 @@ def test_every_image_is_embedded_once_in_order(
     np.testing.assert_array_equal(embeddings, embed(IMAGES[:5]))
     np.testing.assert_array_equal(labels, LABELS[:5])
     assert json.loads((folder / "origin.json").read_text()) == ORIGIN
+
+
+class TwoWorkers(Workers):
+    """Two workers that find the same; a replica stands for each."""
+
+    count = 2
+
+    def __init__(self, strategy):
+        self.strategy, self.number = strategy, 0
+
+    def sums(self, *numbers):
+        return [2.0 * number for number in numbers]
+
+
+def test_parts_of_workers_are_put_back_into_the_order_of_the_split(
+    tmp_path, two_replicas
+):
+    # The first has 0, 1, 2, the second 3, 4; the rest fills up batches.
+    order = np.array([0, 1, 3, 4, 2, 5, 6, 7])
+    parts = (IMAGES[order], LABELS[order], WEIGHTS[order])
+    batches = tf.data.Dataset.from_tensor_slices(parts).batch(2)
+    with passing_bar(2, "batch") as bar:
+        write_embeddings(
+            tmp_path / "train",
+            ORIGIN,
+            embed,
+            TwoWorkers(two_replicas),
+            two_replicas.distribute_datasets_from_function(lambda _: batches),
+            bar,
+        )
+    embeddings, labels = read(tmp_path / "train")
+    np.testing.assert_array_equal(embeddings, embed(IMAGES[:5]))
+    np.testing.assert_array_equal(labels, LABELS[:5])
+    assert len([*(tmp_path / "train").iterdir()]) == 3
 
 
 def test_request_to_stop_is_answered_between_batches(tmp_path, one_device):

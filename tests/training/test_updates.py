@@ -14,7 +14,7 @@ from small_trainers import (
 
 from train_loop.training.averages import AVERAGES, Average
 from train_loop.training.loss_scale import LossScale
-from train_loop.training.optimizers import MomentumSGD
+from train_loop.training.optimizers import OPTIMIZERS, MomentumSGD
 from train_loop.training.trainer import Trainer, Update
 
 CLIP_NORM = 0.4
@@ -93,13 +93,14 @@ def test_batch_norm_sees_the_pieces(one_device):
 
 
 @pytest.mark.parametrize(
-    "optimizer",
-    [MomentumSGD, lambda rate: tf.keras.optimizers.AdamW(rate / 10)],
-    ids=["sgd", "adamw"],
+    ("name", "factor"), [("sgd", 1.0), ("adamw", 0.1), ("lars", 20.0)]
 )
 def test_replicas_agree_with_everything_switched_on(
-    one_device, two_replicas, optimizer
+    one_device, two_replicas, name, factor
 ):
+    def optimizer(rate):
+        return OPTIMIZERS[name](factor * rate, 1e-3)
+
     found, expected = (
         updated(
             strategy,

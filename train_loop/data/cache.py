@@ -17,32 +17,35 @@ from train_loop.workdir import is_made_from, made_from
 AUTO_BYTES = 2**28
 
 
-def uncached(split, folder):
+def uncached(split, folder, workers):
     """Returns the split as it is."""
-    del folder
+    del folder, workers
     return split
 
 
-def in_memory(split, folder):
+def in_memory(split, folder, workers):
     """Returns the split with the bytes of all its files in memory."""
-    del folder
+    del folder, workers
     images, labels = (
         _loaded(split).batch(split.num_examples).get_single_element()
     )
     return copy_of(split, images, labels.numpy())
 
 
-def on_disk(split, folder):
+def on_disk(split, folder, workers):
     """Returns the split from a file of its own, written where it is missing.
 
     Args:
       split: a `Split`.
       folder: that the copy is in, or is to be.
+      workers: a `Workers`: who has need of it. The first one writes it; on a
+        disk that they do not share, so does each of the others.
     """
-    folder, origin = pathlib.Path(folder), split.origin()
-    if not is_made_from(folder, origin):
-        with made_from(folder, origin) as unfinished:
-            _write(_loaded(split), unfinished)
+    folder, origin = pathlib.Path(folder), split.origin(workers)
+    with workers.in_turn():
+        if not is_made_from(folder, origin):
+            with made_from(folder, origin) as unfinished:
+                _write(_loaded(split), unfinished)
     ends = np.load(folder / "ends.npy")
     content = np.memmap(folder / "images.bin", np.uint8, "r")
 
@@ -60,7 +63,7 @@ def on_disk(split, folder):
     )
 
 
-# Name -> (split, folder to keep it in) -> split.
+# Name -> (split, folder to keep it in, workers) -> split.
 CACHES = {"none": uncached, "memory": in_memory, "disk": on_disk}
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 
+import numpy as np
 import tensorflow as tf
 
 from train_loop.data.decode import check_image
@@ -139,16 +140,46 @@ def find_broken(data, refused):
     return records
 
 
-def find_broken_once(data, refused, path):
-    """Returns the same from a file, which is written where it is missing."""
-    origin = {"searched": [split.origin() for split in data.splits.values()]}
+def find_broken_once(data, refused, path, workers):
+    """Returns the same from a file, which is written where it is missing.
+
+    Args:
+      data: a `Data`.
+      refused: see `find_broken`.
+      path: of the file.
+      workers: a `Workers`. Each looks through all images, for its files may be
+        others' copies, and what is broken for one is of no use for all.
+    """
+    splits = data.splits.values()
+    origin = {"searched": [split.origin(workers) for split in splits]}
     earlier = read_json_lines(path)
-    if earlier[:1] == [origin]:
+    if workers.sums(earlier[:1] == [origin]) == [workers.count]:
         return earlier[1:]
-    records = find_broken(data, refused)
-    lines = [json.dumps(line) + "\n" for line in (origin, *records)]
-    write_text(path, "".join(lines))
+    records = _broken_for_any(data, find_broken(data, refused), workers)
+    with workers.in_turn():
+        if read_json_lines(path) != [origin, *records]:
+            lines = [json.dumps(line) + "\n" for line in (origin, *records)]
+            write_text(path, "".join(lines))
     return records
+
+
+def _broken_for_any(data, records, workers):
+    """Returns the records of all workers; reasons are this one's."""
+    known = {record.get("number") for record in records}
+    counts = [n in known for n in range(data.train.store.num_examples)]
+    broken = np.flatnonzero(workers.sums(*counts))
+    of_others = [
+        {
+            "split": name,
+            "number": int(number),
+            "name": split.store.name(number),
+            "reason": "another worker cannot decode it",
+        }
+        for name, split in data.splits.items()
+        for number in split.indices[np.isin(split.indices, broken)]
+        if number not in known
+    ]
+    return records + of_others
 
 
 def without_broken(data, records):

@@ -79,15 +79,20 @@ class Split:
         """A hash of which examples these are, wherever they lie."""
         return content_hash(self.store.identity, self.indices.tobytes())
 
-    def origin(self):
+    def origin(self, workers):
         """Returns what a copy of the examples is made from, for JSON.
 
         A copy is out of date where this is not what it was.
+
+        Args:
+          workers: a `Workers`, who all take the same for out of date.
         """
         # Not the newest only: an older file may take the place of another.
         files = map(os.stat, self.store.files)
         states = [(file.st_size, file.st_mtime_ns) for file in files]
-        return {"identity": self.identity, "files": content_hash(states)}
+        # On a disk of its own, a worker's files have other dates.
+        files = workers.text_of_chief(content_hash(states))
+        return {"identity": self.identity, "files": files}
 
     def numbers(self, seed, start, count):
         """Returns which examples stand at some positions of an order.

@@ -1,5 +1,6 @@
 """Data sets of TFDS: prepared where necessary, and read as they are."""
 
+import os
 import pathlib
 import shutil
 import urllib.error
@@ -18,6 +19,7 @@ from train_loop.data.stored import Stored
 from train_loop.data.stores import RecordStore
 from train_loop.errors import UserError, check_choice
 
+SECONDS_TO_ANSWER = 20
 NEEDS_NOTHING = "--dataset=digits needs neither files nor network"
 
 
@@ -36,6 +38,7 @@ def open_tfds(name, manual_files=(), data_dir=None, manual_dir=None):
       UserError: it has no images with labels, or is not there and cannot be
         had.
     """
+    _check_hub(name)
     try:
         _check_config(name)
         builder = tfds.builder(name, data_dir=data_dir)
@@ -77,6 +80,24 @@ def open_tfds(name, manual_files=(), data_dir=None, manual_dir=None):
         tuple(builder.info.features[label_key].names),
         {name: Split(store, indices) for name, indices in splits.items()},
     )
+
+
+def _check_hub(name):
+    """Finds out at once what TFDS finds out after half a minute of retries."""
+    if not name.startswith("huggingface:"):
+        return
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    request = urllib.request.Request(endpoint, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER).close()
+    except urllib.error.HTTPError:
+        # It is there.
+        return
+    except OSError as error:
+        raise UserError(
+            f"--dataset={name} is on {endpoint}, which could not be reached "
+            f"({error}); {NEEDS_NOTHING}"
+        ) from error
 
 
 def _check_config(name):
@@ -202,7 +223,7 @@ def _check_reachable(builder, downloads, manual_dir):
             continue
         request = urllib.request.Request(url, method="HEAD")
         try:
-            urllib.request.urlopen(request, timeout=20).close()
+            urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER).close()
         except urllib.error.HTTPError:
             continue
         except OSError as error:

@@ -8,13 +8,11 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import tensorflow as tf
 
 from resnet_layers import Preprocessing
 from train_loop import calls
-from train_loop.calls import call_text, parameters_of, parse_call
 from train_loop.data.augment import AUGMENTATIONS
 from train_loop.data.decode import CROPS, center_crop
 from train_loop.data.mixing import MIXES, mix_one_of
@@ -31,35 +29,20 @@ OPERATIONS = {
 }
 
 
-class Operation(NamedTuple):
-    """An operation on training images, with numbers for its parameters.
+class Operation(calls.Call):
+    """An operation on training images, and numbers for its parameters."""
 
-    As text it is `NAME`, or `NAME:NUMBER:NUMBER`, such as `rand_augment:2:9`.
-    The numbers are the function's parameters behind the seed, in the order of
-    its signature, which has the defaults of those that are not given.
-    """
+    __slots__ = ()
 
-    name: str
-    arguments: tuple = ()
-
-    @classmethod
-    def parse(cls, text):
-        """Returns the operation that a text describes.
-
-        Raises:
-          UserError: there is none of that name, or a number is not possible.
-        """
-        return cls(*parse_call("--augment", text, OPERATIONS))
-
-    def __str__(self):
-        return call_text(*self)
+    flag = "--augment"
+    table = OPERATIONS
 
     @property
     def function(self):
         """The function, which takes only what comes before its parameters."""
-        row = OPERATIONS[self.name]
-        named = zip(parameters_of(row), self.arguments, strict=False)
-        return functools.partial(row, **dict(named))
+        parameters = calls.parameters_of(self.row)
+        named = zip(parameters, self.arguments, strict=False)
+        return functools.partial(self.row, **dict(named))
 
 
 def usage(name):

@@ -10,6 +10,7 @@ from train_loop.evaluation.folders import check_folder
 from train_loop.evaluation.measures import MEASURES
 from train_loop.evaluation.report import write_report
 from train_loop.measuring import Measurement
+from train_loop.run import find_checkpoint
 from train_loop.settings import to_text
 from train_loop.training.reports import table
 from train_loop.workdir import Workdir, read_json_lines
@@ -112,8 +113,10 @@ def _facts(settings, measurement):
     facts = {"model": used.model, "dataset": used.dataset}
     facts["split"] = settings.eval_split or used.eval_split or "eval"
     if settings.workdir is not None:
-        steps = Workdir.of(settings.workdir).steps
-        facts["step"] = settings.checkpoint or steps[-1]
+        workdir = Workdir.of(settings.workdir)
+        facts["step"] = find_checkpoint(
+            workdir, settings.checkpoint, used.averaged
+        )
         if used.average != "none":
             facts["average"] = used.average if used.averaged else "none"
     else:

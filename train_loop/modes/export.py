@@ -1,6 +1,8 @@
 """Export: a trained model in the files that other programs run."""
 
 import os
+import re
+from typing import NamedTuple
 
 from train_loop.assembly import open_whole_data
 from train_loop.classifier import read_file
@@ -8,7 +10,7 @@ from train_loop.data.samples import stored_files
 from train_loop.defaults import MODE_DEFAULTS
 from train_loop.errors import UserError
 from train_loop.prediction.pictures import find_pictures
-from train_loop.run import load_classifier
+from train_loop.run import find_checkpoint, load_classifier
 from train_loop.settings import Settings
 from train_loop.settling import settle
 from train_loop.shipping import comparison
@@ -28,6 +30,8 @@ from train_loop.workdir import (
     write_text,
 )
 
+# Names of reports on the images that a run evaluates on, as they are.
+REPORTS = re.compile(r"report(-checkpoint=\w+)?(-averaged=\w+)?")
 # How many pictures int8 is calibrated on, and files are compared on.
 NUM_PICTURES = 128
 
@@ -56,8 +60,13 @@ def export(settings):
     check_writable("--export_dir", folder)
     check_replaceable(names, folder)
     classifier = in_float32(
-        load_classifier(settings.workdir, averaged=settings.averaged)
+        load_classifier(
+            settings.workdir,
+            step=settings.checkpoint,
+            averaged=settings.averaged,
+        )
     )
+    step = find_checkpoint(workdir, settings.checkpoint, settings.averaged)
     # The images may have been moved.
     places = ("dataset", "data_dir", "manual_dir")
     moved = {name: getattr(settings, name) for name in places}
@@ -72,7 +81,8 @@ def export(settings):
     finally:
         # What was written is described, also where the next format fails.
         if measured[1:]:
-            path = write_card(folder, measured[0], shipment, made_with)
+            weights = Weights(step, made_with.average, settings.averaged)
+            path = write_card(folder, measured[0], shipment, made_with, weights)
             print(table(comparison.table_rows(measured)))
             print(
                 f"Compared on {len(compared.images)} pictures, each file run "
@@ -82,7 +92,45 @@ def export(settings):
     return measured
 
 
-def write_card(folder, of_model, shipment, made_with):
+class Weights(NamedTuple):
+    """Which weights of a run are exported.
+
+    Those of `step`; the average that the run keeps is `average`, "none" if it
+    keeps none, and is what was taken if `averaged`.
+    """
+
+    step: int
+    average: str
+    averaged: bool
+
+    def __str__(self):
+        if self.average == "none":
+            return f"those of step {self.step:,}"
+        mean = f"the average (`--average={self.average}`) of the steps up to"
+        if self.averaged:
+            return f"{mean} {self.step:,}"
+        return (
+            f"those of step {self.step:,} itself (`--averaged=false`), not "
+            f"{mean} it"
+        )
+
+    def are_of(self, report):
+        """Tells whether a report was made of them."""
+        taken = self.average if self.averaged else "none"
+        found = report.get("step"), report.get("average", "none")
+        return found == (self.step, taken)
+
+
+def find_report(workdir, weights):
+    """Returns what an evaluation measured of some weights; {} without one."""
+    for path in sorted(workdir.path.glob("report*/report.json")):
+        report = read_json(path)
+        if REPORTS.fullmatch(path.parent.name) and weights.are_of(report):
+            return report
+    return {}
+
+
+def write_card(folder, of_model, shipment, made_with, weights):
     """Writes the model card of all exports in a folder, and returns its path.
 
     Args:
@@ -90,8 +138,8 @@ def write_card(folder, of_model, shipment, made_with):
       of_model: `comparison.Measured`, of the model itself.
       shipment: the `Shipment`.
       made_with: settled `Settings` of the run.
+      weights: a `Weights`.
     """
-    report = Workdir.of(made_with.workdir).report / "report.json"
     recipe = {
         # Where things lay on this machine is nobody's business.
         name: os.path.basename(text) if os.path.isabs(text) else text
@@ -100,7 +148,8 @@ def write_card(folder, of_model, shipment, made_with):
     card = Card(
         recipe["dataset"],
         recipe,
-        read_json(report) if report.is_file() else {},
+        str(weights),
+        find_report(Workdir.of(made_with.workdir), weights),
         comparison.table_rows([of_model, *shipped(folder)]),
     )
     path = folder / "model_card.md"

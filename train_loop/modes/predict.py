@@ -36,7 +36,10 @@ def predict(settings):
     paths = find_pictures(settings.images, listed)
     with contextlib.redirect_stdout(sys.stderr):
         classifier = load_classifier(
-            source, settings.model, averaged=settings.averaged
+            source,
+            settings.model,
+            step=settings.checkpoint,
+            averaged=settings.averaged,
         )
     told = answers(classifier, paths, settings.top_k)
     if settings.explain:

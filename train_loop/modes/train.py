@@ -121,13 +121,18 @@ def final_table(run):
         for record in read_json_lines(run.workdir.metrics)
     }
     splits = run.data.splits
-    rows = [["split", "step", "loss", "accuracy", "images"]]
+    names = ["loss", "accuracy"]
+    if run.trainer.update.average is not None:
+        names += [f"{run.settings.average}_{name}" for name in names]
+    rows = [["split", "step", *names, "images"]]
     rows += [
         [
             split,
             str(record["step"]),
-            format_metric("loss", record["loss"]),
-            format_metric("accuracy", record["accuracy"]),
+            *(
+                format_metric(name, record[name]) if name in record else ""
+                for name in names
+            ),
             f"{splits[split].num_examples:,}",
         ]
         for split, record in last.items()

@@ -31,7 +31,8 @@ TEXT = """\
 
 # {name}
 
-{model}, trained on {dataset}: names one of {count} classes for a picture.
+{model}, trained on {dataset}: names one of {count} classes for a picture. \
+Its weights are {weights}.
 
 ## Licence
 
@@ -75,12 +76,14 @@ class Card(NamedTuple):
     """What a card tells beside the classifier itself.
 
     `dataset` is the name of what it was trained on, `recipe` {setting: text},
-    `report` what an evaluation measured (empty where there was none), and
-    `files` rows of text about the files, the header first.
+    `weights` which of the run's the files have, in words, `report` what an
+    evaluation of these measured (empty where there was none), and `files` rows
+    of text about the files, the header first.
     """
 
     dataset: str
     recipe: dict
+    weights: str
     report: dict
     files: list
 
@@ -102,6 +105,7 @@ def model_card(classifier, card):
         name=name,
         model=classifier.model.name,
         dataset=card.dataset,
+        weights=card.weights,
         count=len(classifier.class_names),
         results=_results(card.report),
         crop=preprocessing.crop_fraction,
@@ -147,8 +151,9 @@ def _results(report):
     """Returns a table of what was measured, with intervals where known."""
     if not report:
         return (
-            "None yet: `--mode=evaluate` measures the run, and another export "
-            "tells of it here."
+            "None of these weights yet: `--mode=evaluate`, with the same "
+            "`--checkpoint` and `--averaged`, measures them, and another "
+            "export tells of it here."
         )
     intervals = report.get("intervals", {})
     lines = ["| metric | value | 95 % interval |", "|---|---|---|"]

@@ -8,6 +8,8 @@ import contextlib
 
 import tensorflow as tf
 
+from train_loop.training.variables import is_float, path_below
+
 
 def exponential(decay, steps):
     """Returns how much the weights of a step count, which is 1 - decay.
@@ -73,15 +75,14 @@ class Average:
                 ),
             )
             for variable in model.variables
-            if tf.as_dtype(variable.dtype).is_floating
+            if is_float(variable)
         ]
 
     @property
     def by_path(self):
         """{path below the model: average}."""
         return {
-            variable.path.partition("/")[2]: average
-            for variable, average in self.pairs
+            path_below(variable): average for variable, average in self.pairs
         }
 
     def update(self, step):

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from train_loop.errors import UserError
+from train_loop.training.variables import path_below
 from train_loop.workdir import written_aside
 
 
@@ -186,8 +187,7 @@ class Checkpoints:
 def _by_path(model):
     """Returns {path below the model: variable}."""
     by_path = {
-        variable.path.partition("/")[2]: variable.value
-        for variable in model.variables
+        path_below(variable): variable.value for variable in model.variables
     }
     if len(by_path) < len(model.variables):
         raise ValueError(

@@ -1,16 +1,31 @@
 """Clusters: how a worker finds the others.
 
-As TensorFlow's own resolvers do. A row of `CLUSTERS` takes what stands behind
-the name in `--cluster=NAME:VALUE`, and returns a resolver.
+A row of `CLUSTERS` takes what stands behind the name in `--cluster=NAME:VALUE`,
+and returns a resolver. TensorFlow's own for Slurm, Kubernetes and Google
+Compute Engine are not used: the first sorts hosts by their text (n10 before n9)
+while Slurm counts tasks in its own order, and needs nvidia-smi; the second asks
+for the addresses of nodes, not of pods, with a file that no pod has; the third
+names a parameter that its service does not know.
 """
 
+import os
+import pathlib
+import re
 import socket
+import subprocess
+import time
 
 import tensorflow as tf
 
 from train_loop.errors import UserError, check_choice
 
 PORT = 8470
+# Where a pod finds the namespace that it is in.
+NAMESPACE = pathlib.Path(
+    "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+)
+SECONDS_TO_START = 600
+SECONDS_TO_ASK_AGAIN = 2
 
 
 def tf_config(_):
@@ -27,68 +42,148 @@ def tf_config(_):
 
 
 def slurm(_):
-    """Asks Slurm's environment variables; each task is a worker."""
+    """Asks Slurm for the tasks of this step; each is a worker.
+
+    GPUs are left to Slurm: several tasks on a node need --gpus-per-task.
+    """
     try:
-        return tf.distribute.cluster_resolver.SlurmClusterResolver(
-            port_base=PORT
-        )
-    except (RuntimeError, OSError) as error:
+        number = int(os.environ["SLURM_PROCID"])
+        nodes = os.environ["SLURM_STEP_NODELIST"]
+        tasks = os.environ["SLURM_STEP_TASKS_PER_NODE"]
+        hosts = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout.split()
+    except (KeyError, OSError, subprocess.CalledProcessError) as error:
         raise UserError(
             f"--cluster=slurm found no Slurm ({error}); start with srun"
         ) from error
+    counts = []
+    # Such as 2(x3),1: three nodes with two tasks, and one with one.
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks):
+        counts += [int(count)] * int(times or 1)
+    return resolver_of(
+        [
+            f"{host}:{PORT + place}"
+            for host, count in zip(hosts, counts, strict=True)
+            for place in range(count)
+        ],
+        number,
+    )
 
 
-def kubernetes(selector):
-    """Asks Kubernetes for the running pods with a label, NAME=VALUE.
+def kubernetes(value):
+    """Asks Kubernetes for pods with a label, NAME=VALUE:HOW_MANY.
 
-    With the package kubernetes, and the right to list pods.
+    With the package kubernetes, and the right to list the pods of the
+    namespace that this one is in. Waits until all of them run.
     """
-    try:
-        resolver = tf.distribute.cluster_resolver.KubernetesClusterResolver(
-            {"worker": [selector]}, tf_server_port=PORT
+    label, _, count = value.rpartition(":")
+    if "=" not in label or not count.isdigit():
+        raise UserError(
+            f"--cluster=kubernetes:{value} is not possible; it takes a label "
+            "of the pods and how many they are, such as "
+            "kubernetes:job-name=resnet:2"
         )
+    try:
+        from kubernetes import client, config
     except ImportError as error:
         raise UserError(
             "--cluster=kubernetes needs a package: pip install kubernetes"
         ) from error
-    return placed(resolver)
+    try:
+        config.load_incluster_config()
+        service, namespace = client.CoreV1Api(), NAMESPACE.read_text().strip()
+    except (config.ConfigException, OSError) as error:
+        raise UserError(
+            f"--cluster=kubernetes:{value} is for pods, and this is none "
+            f"({error})"
+        ) from error
+    deadline = time.monotonic() + SECONDS_TO_START
+    while True:
+        try:
+            pods = service.list_namespaced_pod(namespace, label_selector=label)
+        except client.ApiException as error:
+            raise UserError(
+                f"--cluster=kubernetes:{value}: this pod may not list pods "
+                f"({error.reason}); give its service account that right"
+            ) from error
+        addresses = [
+            pod.status.pod_ip
+            for pod in pods.items
+            if pod.status.phase == "Running"
+        ]
+        if len(addresses) == int(count):
+            return placed(addresses)
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"--cluster=kubernetes:{value} found {len(addresses)} pods "
+                f"that run, in {SECONDS_TO_START} s; there must be {count}"
+            )
+        time.sleep(SECONDS_TO_ASK_AGAIN)
 
 
 def gce(group):
-    """Asks Google Compute Engine for an instance group, PROJECT/ZONE/NAME."""
+    """Asks Google Compute Engine for an instance group, PROJECT/ZONE/NAME.
+
+    With the package google-api-python-client.
+    """
     project, _, rest = group.partition("/")
     zone, _, name = rest.partition("/")
     try:
-        resolver = tf.distribute.cluster_resolver.GCEClusterResolver(
-            project, zone, name, PORT
-        )
+        from googleapiclient import discovery
     except ImportError as error:
         raise UserError(
             "--cluster=gce needs a package: pip install "
             "google-api-python-client"
         ) from error
-    return placed(resolver)
+    groups = discovery.build("compute", "v1").instanceGroups()
+    request = groups.listInstances(
+        project=project,
+        zone=zone,
+        instanceGroup=name,
+        body={"instanceState": "RUNNING"},
+    )
+    hosts = []
+    while request is not None:
+        answer = request.execute()
+        # A URL, whose end is the name that the others know it by.
+        hosts += [
+            item["instance"].rpartition("/")[2]
+            for item in answer.get("items", ())
+        ]
+        request = groups.listInstances_next(request, answer)
+    return placed(hosts)
 
 
-def placed(resolver):
-    """Tells a resolver which of its workers this machine is.
-
-    Those of machines that a service lists do not know.
-    """
-    hosts = [
-        address.rpartition(":")[0]
-        for address in resolver.cluster_spec().as_dict().get("worker", ())
-    ]
+def placed(hosts):
+    """Returns the resolver of a worker on each host, of which this is one."""
+    hosts = sorted(hosts)
     name = socket.gethostname()
-    mine = {name, socket.getfqdn(), *socket.gethostbyname_ex(name)[2]}
+    short, _, _ = name.partition(".")
+    addresses = socket.gethostbyname_ex(name)[2]
+    mine = {name, short, socket.getfqdn(), *addresses}
     places = [place for place, host in enumerate(hosts) if host in mine]
     if len(places) != 1:
         raise UserError(
             f"this machine ({', '.join(sorted(mine))}) is not one of the "
             f"workers that were found: {', '.join(hosts) or 'none'}"
         )
-    resolver.task_type, resolver.task_id = "worker", places[0]
-    return resolver
+    return resolver_of([f"{host}:{PORT}" for host in hosts], places[0])
+
+
+def resolver_of(addresses, number):
+    """Returns the resolver of one of several workers."""
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": addresses}),
+        task_type="worker",
+        task_id=number,
+        # It does not look itself, and must not begin to compute here.
+        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+        rpc_layer="grpc",
+    )
 
 
 # Name -> (what stands behind it) -> resolver.

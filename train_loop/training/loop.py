@@ -12,19 +12,13 @@ from train_loop import stopping
 from train_loop.errors import UserError
 from train_loop.progress import passing_bar, progress_bar
 from train_loop.shortages import is_full_disk
+from train_loop.training.workers import LOST
 
 # The devices are left alone for about this long before the progress bar moves.
 SECONDS_PER_CALL = 1.0
 # Nats. A label whose probability is exp(-10,000) was not learned any more.
 LARGEST_LOSS = 1e4
-# How a worker learns that another one is gone, or does not answer.
-LOST = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-)
-NOT_FINITE = "the loss is not finite"
+NOT_FINITE = "the {} is not finite"
 
 
 class Cadence(NamedTuple):
@@ -98,8 +92,9 @@ def train(run, report):
 
     Args:
       run: has `trainer`, a `Trainer` at the step to go on from; `steps`, the
-        last one; `cadence`; `batch_size`; `training_batches()`, from the
-        trainer's step on; `profile`, a `Profile`; `evaluate()`, which returns
+        last one, and `total_steps`, that of all phases; `cadence`;
+        `batch_size`; `training_batches()`, from the trainer's step on;
+        `profile`, a `Profile`; `evaluate()`, which returns
         {metric: number}; `owes_evaluation`, whether that of its step is to be
         made yet; `has_stopped_improving`, whether evaluations say that it is
         enough; `save(local_state)`; `discard()`, which takes the last
@@ -145,7 +140,7 @@ def train(run, report):
             step, what = error.args
             if saved == step:
                 saved = run.discard()
-            raise DivergedError(step, run.steps, saved, what) from None
+            raise DivergedError(step, run.total_steps, saved, what) from None
         except (UserError, stopping.StoppedError):
             _keep(run, saved)
             raise
@@ -203,8 +198,10 @@ def _train_until(stop, run, batches, bar):
 
 def _evaluate(run):
     metrics = run.evaluate()
-    if not math.isfinite(metrics["loss"]):
-        raise _UselessError(run.trainer.step, NOT_FINITE)
+    for name, value in metrics.items():
+        # An average of the weights has one of its own.
+        if name.endswith("loss") and not math.isfinite(value):
+            raise _UselessError(run.trainer.step, NOT_FINITE.format(name))
     return metrics
 
 
@@ -225,7 +222,7 @@ def _save(run, saved):
     try:
         run.save()
     except (OSError, tf.errors.ResourceExhaustedError) as error:
-        if not is_full_disk(error) or run.trainer.step >= run.steps:
+        if not is_full_disk(error) or run.trainer.step >= run.total_steps:
             raise
         tqdm.tqdm.write(
             f"warning: the disk is full: step {run.trainer.step} is not saved; "
@@ -294,7 +291,8 @@ def _in_pieces(num_steps, bar, workers, take):
             seconds, signal is not None, broken_step >= 0, max(broken_step, 0)
         )
         if breaks:
-            raise _UselessError(round(broken_steps / breaks), NOT_FINITE)
+            step = round(broken_steps / breaks)
+            raise _UselessError(step, NOT_FINITE.format("loss"))
         num_steps -= piece
         bar.update(piece)
         if signals:

@@ -4,32 +4,40 @@ They are kept in the run's folder, and the classifier is trained on them: a
 linear probe.
 """
 
+import contextlib
 import hashlib
+import shutil
+from signal import SIGTERM
 
 import numpy as np
 import tensorflow as tf
 
 from train_loop import stopping
+from train_loop.errors import UserError
 from train_loop.workdir import is_made_from, made_from
 
 
-def write_embeddings(folder, origin, embed, strategy, batches, bar):
+def write_embeddings(folder, origin, embed, workers, batches, bar):
     """Writes the embeddings of all images of a split, where they are missing.
+
+    Several workers share the images, and the first one writes for all.
 
     Args:
       folder: that `embeddings.bin`, float32 [num_examples, channels], and
         `labels.npy` are to be in.
       origin: what they follow from, a value for JSON.
       embed: maps images [batch, ...] to embeddings, float32 [batch, channels].
-      strategy: a `tf.distribute.Strategy`.
+      workers: a `Workers`.
       batches: the distributed evaluation batches of the split.
       bar: a `tqdm` progress bar, to count the `total` batches.
 
     Raises:
       StoppedError: a signal asked to stop.
+      UserError: not all workers share the folder's disk.
     """
-    if is_made_from(folder, origin):
+    if _all_find(folder, origin, workers):
         return
+    strategy = workers.strategy
 
     @tf.function(autograph=False)
     def embed_batch(batch):
@@ -39,18 +47,60 @@ def write_embeddings(folder, origin, embed, strategy, batches, bar):
         outputs = strategy.run(on_replica, args=batch)
         return tuple(strategy.gather(output, axis=0) for output in outputs)
 
-    iterator, all_labels = iter(batches), []
-    with made_from(folder, origin) as unfinished:
-        with (unfinished / "embeddings.bin").open("wb") as file:
-            for _ in range(bar.total):
-                embeddings, labels, weights = embed_batch(next(iterator))
-                # Without the examples that fill up the last batch.
-                real = weights.numpy() > 0
-                file.write(embeddings.numpy()[real].tobytes())
-                all_labels.append(labels.numpy()[real])
-                bar.update(1)
-                stopping.check()
-        np.save(unfinished / "labels.npy", np.concatenate(all_labels))
+    def embedded():
+        """Yields [(embeddings, labels) of each worker], batch by batch."""
+        iterator = iter(batches)
+        for _ in range(bar.total):
+            outputs = [each.numpy() for each in embed_batch(next(iterator))]
+            parts = zip(
+                *(np.split(output, workers.count) for output in outputs),
+                strict=True,
+            )
+            # Without the examples that fill up the last batch.
+            yield [(e[weights > 0], n[weights > 0]) for e, n, weights in parts]
+            bar.update(1)
+            [signals] = workers.sums(stopping.noted() is not None)
+            if signals:
+                raise stopping.StoppedError(stopping.noted() or SIGTERM)
+
+    if workers.is_chief:
+        with made_from(folder, origin) as unfinished:
+            _write(embedded(), unfinished, workers.count)
+    else:
+        for _ in embedded():
+            pass
+    if not _all_find(folder, origin, workers):
+        raise UserError(
+            f"not all workers find {folder}, where the first one has written "
+            "the embeddings; all of them need the same --workdir, on a disk "
+            "that they share"
+        )
+
+
+def _write(batches, folder, count):
+    """Writes the parts of all workers, one behind the other."""
+    labels = [[] for _ in range(count)]
+    paths = [folder / "embeddings.bin"]
+    paths += [folder / f"embeddings-{number}.bin" for number in range(1, count)]
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        for batch in batches:
+            for number, (embeddings, of_images) in enumerate(batch):
+                files[number].write(embeddings.tobytes())
+                labels[number].append(of_images)
+        for path, file in zip(paths[1:], files[1:], strict=True):
+            file.close()
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, files[0])
+            path.unlink()
+    np.save(folder / "labels.npy", np.concatenate(sum(labels, [])))
+
+
+def _all_find(folder, origin, workers):
+    # All have come to the end of what they did before.
+    workers.meet()
+    found = is_made_from(folder, origin)
+    return workers.sums(found) == [workers.count]
 
 
 def backbone_hash(model):

@@ -123,26 +123,13 @@ SCHEDULES = {
 }
 
 
-class Schedule(NamedTuple):
-    """A row of `SCHEDULES`, with numbers for its parameters.
+class Schedule(calls.Call):
+    """A schedule, and numbers for its parameters."""
 
-    As text it is `NAME` or `NAME:NUMBER:NUMBER`, such as `step:0.1:30:60:80`.
-    """
+    __slots__ = ()
 
-    name: str
-    arguments: tuple = ()
-
-    @classmethod
-    def parse(cls, text):
-        """Returns the schedule that a text describes.
-
-        Raises:
-          UserError: there is none of that name, or a number is not possible.
-        """
-        return cls(*calls.parse_call("--schedule", text, SCHEDULES))
-
-    def __str__(self):
-        return calls.call_text(*self)
+    flag = "--schedule"
+    table = SCHEDULES
 
     def rates(self, learning_rate, warmup_steps, steps, steps_per_epoch):
         """Returns the learning rates of a run, a `LearningRateSchedule`.
@@ -156,8 +143,8 @@ class Schedule(NamedTuple):
           steps_per_epoch: a whole number or not.
         """
         span = Span(warmup_steps, max(steps - warmup_steps, 1), steps_per_epoch)
-        row = SCHEDULES[self.name]
-        return WarmedUp(row(learning_rate, span, *self.arguments), warmup_steps)
+        after = self.row(learning_rate, span, *self.arguments)
+        return WarmedUp(after, warmup_steps)
 
 
 def usage(name):

@@ -12,6 +12,7 @@ from train_loop.training import gradients
 from train_loop.training.averages import Average
 from train_loop.training.loss_scale import LossScale
 from train_loop.training.losses import cross_entropy, is_correct
+from train_loop.training.variables import is_float
 from train_loop.training.workers import Workers
 
 # Weights that are larger have exploded, though they are finite.
@@ -214,12 +215,17 @@ class Trainer:
 
         They are finite, and those of the model are not beyond all reason.
         """
-        parts = [(self.model, LARGEST_WEIGHT), (self.optimizer, math.inf)]
+        average = self.update.average
+        parts = [
+            (self.model.variables, LARGEST_WEIGHT),
+            (self.optimizer.variables, math.inf),
+            ([mean for _, mean in average.pairs] if average else [], math.inf),
+        ]
         return all(
-            bool(tf.reduce_all(tf.math.is_finite(variable.value)))
-            and float(tf.reduce_max(tf.abs(variable.value))) <= largest
-            for part, largest in parts
-            for variable in part.variables
+            bool(tf.reduce_all(tf.math.is_finite(variable)))
+            and float(tf.reduce_max(tf.abs(variable))) <= largest
+            for variables, largest in parts
+            for variable in variables
             if is_float(variable)
         )
 
@@ -449,8 +455,3 @@ class Trainer:
         self.accuracy.update_state(
             is_correct(labels, logits), sample_weight=weights
         )
-
-
-def is_float(variable):
-    """Tells a Keras variable of real numbers from a counter."""
-    return tf.as_dtype(variable.dtype).is_floating

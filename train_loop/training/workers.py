@@ -5,8 +5,20 @@ clock, a signal, a file) must be told to all before it decides anything, or they
 would wait for each other for ever.
 """
 
+import contextlib
+
 import numpy as np
 import tensorflow as tf
+
+from train_loop.errors import UserError
+
+# How a worker learns that another one is gone, or does not answer.
+LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
 
 
 class Workers:
@@ -53,6 +65,37 @@ class Workers:
         """Returns the chief's number; all workers must ask."""
         [number] = self.sums(number if self.is_chief else 0.0)
         return number
+
+    def text_of_chief(self, text):
+        """Returns the chief's text; all must ask, with one as long."""
+        letters = text.encode() if self.is_chief else bytes(len(text))
+        return bytes(map(round, self.sums(*letters))).decode()
+
+    @contextlib.contextmanager
+    def in_turn(self):
+        """Lets one worker after the other do something, the chief first.
+
+        What it leaves on a disk, those that share the disk find there.
+        """
+        with self.needed():
+            for _ in range(self.number):
+                self.meet()
+        yield
+        with self.needed():
+            for _ in range(self.number, self.count):
+                self.meet()
+
+    @contextlib.contextmanager
+    def needed(self):
+        """Says in a line where another worker has gone before training."""
+        try:
+            yield
+        except LOST as error:
+            raise UserError(
+                "another worker is gone or does not answer, says worker "
+                f"{self.number} of {self.count}; its own error tells why. "
+                "Start all of them again with the same command"
+            ) from error
 
 
 @tf.function(autograph=False)
