@@ -9,6 +9,7 @@ from resnet_layers.attention import (
 )
 from resnet_layers.blocks import BasicBlock, BottleneckBlock, ResidualBlock
 from resnet_layers.convolutions import PaddedConv2D, StandardizedConv2D
+from resnet_layers.folding import fold_batch_norms
 from resnet_layers.normalization import BatchNormalization
 from resnet_layers.phases import in_phase
 from resnet_layers.pooling import BlurPool2D, PaddedMaxPooling2D
@@ -51,6 +52,7 @@ __all__ = [
     "StochasticDepth",
     "WeightsError",
     "find_weights",
+    "fold_batch_norms",
     "in_phase",
     "load_weights",
     "read_preprocessing",

@@ -184,7 +184,6 @@ def test_folder_that_is_no_run_is_one_clear_line(tmp_path, prepare, message):
             function(tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "averaged", "best"),
     [
@@ -232,6 +231,7 @@ def write_evaluations(folder, flags, steps, lines=3):
     return workdir
 
 
+@pytest.mark.slow
 def test_run_refuses_images_that_it_did_not_begin_with(tmp_path):
     """It would hold out some that it was trained on."""
     folder, workdir = tmp_path / "images", tmp_path / "run"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from resnet_layers import fold_batch_norms
 from train_loop.assembly import build_strategy, check_memory, check_usable
 from train_loop.classifier import Classifier
 from train_loop.data import check, imagenet, sources
@@ -85,6 +86,8 @@ class Measurement:
             classifier = load_classifier(
                 source, averaged=self.settings.averaged, **options
             )
+            if self.settings.fold_batch_norm:
+                fold_batch_norms(classifier.model)
         given = self.given.preprocessing._asdict()
         changed = {name: v for name, v in given.items() if v is not None}
         preprocessing = classifier.preprocessing._replace(**changed)

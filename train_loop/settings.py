@@ -521,6 +521,13 @@ class Settings:
         modes=("evaluate", "compare", "predict", "export"),
         group="modes",
     )
+    fold_batch_norm: bool = setting(
+        "Compute batch norms as a part of the convolutions in front of them, "
+        "which is faster, and the same but for rounding.",
+        True,
+        of_run=False,
+        modes=("evaluate", "compare", "predict", "benchmark"),
+    )
     checkpoint: int | str = setting(
         "Step of the checkpoint to take; or best: that of the best evaluation, "
         "by --keep_best, which keeps it, or else by accuracy. Default: the "

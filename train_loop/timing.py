@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from resnet_layers import fold_batch_norms
 from train_loop.assembly import (
     build_classifier,
     build_strategy,
@@ -130,6 +131,8 @@ def prediction(settings, is_synthetic):
         classifier = load_classifier(settings.workdir)
     else:
         classifier = build_classifier(settled, class_names)
+    if settled.fold_batch_norm:
+        fold_batch_norms(classifier.model)
     if split is None:
         context = tf.distribute.InputContext()
         dataset = noise_batches(

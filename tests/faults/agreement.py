@@ -70,9 +70,12 @@ def difference(found, expected):
     """Returns the largest difference as a part of a variable's largest."""
     if found.keys() != expected.keys():
         raise SystemExit("they keep different variables")
-    return max(
-        np.abs(found[name] - value).max() / max(np.abs(value).max(), 1e-2)
-        for name, value in expected.items()
+    # NumPy's maximum, which keeps what is no number.
+    return np.max(
+        [
+            np.abs(found[name] - value).max() / max(np.abs(value).max(), 1e-2)
+            for name, value in expected.items()
+        ]
     )
 
 
@@ -98,8 +101,9 @@ def main():
             largest = difference(numbers, expected)
             failed |= not largest <= MOST_DIFFERENCE
             print(f"{optimizer}, {way}: {largest:.1e}", flush=True)
+    if failed:
+        raise SystemExit(f"they differ by more; the runs are in {folder}")
     shutil.rmtree(folder)
-    raise SystemExit(failed)
 
 
 if __name__ == "__main__":

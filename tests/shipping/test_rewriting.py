@@ -5,8 +5,8 @@ import pytest
 from classifiers import BGR, random_pixels, small_classifier
 
 from resnet_layers import BatchNormalization
+from resnet_layers.folding import convolutions_with_norms
 from train_loop.shipping.rewriting import (
-    convolutions_with_norms,
     in_float32,
     in_rgb,
     portable,

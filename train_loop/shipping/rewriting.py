@@ -3,15 +3,7 @@
 Each makes a copy, which needs less of whoever runs it.
 """
 
-import tensorflow as tf
-
-from resnet_layers import (
-    BasicBlock,
-    BatchNormalization,
-    BottleneckBlock,
-    Normalization,
-    PaddedConv2D,
-)
+from resnet_layers import Normalization, fold_batch_norms
 from train_loop.classifier import Classifier
 
 
@@ -46,44 +38,11 @@ def in_rgb(classifier):
 def with_folded_norms(classifier):
     """Returns the classifier with batch norms inside its convolutions.
 
-    What a batch norm right behind a convolution multiplies by goes into the
-    kernel, and what it adds becomes a bias: the norms of all nets but those
-    that pre-activation puts in front of a convolution. The result is for
-    inference only.
+    The result is for inference only, see `fold_batch_norms`.
     """
     model = copy_of(classifier)
-    for conv, norm in convolutions_with_norms(model):
-        factor = norm.gamma / tf.sqrt(norm.moving_variance + norm.epsilon)
-        # The convolution has no bias: it would not outlive the norm.
-        norm.beta.assign(norm.beta - norm.moving_mean * factor)
-        conv.kernel.assign(conv.kernel * factor)
-        # The layer stays where it is in the model, and adds what is left.
-        norm.call = _adder(norm.beta)
+    fold_batch_norms(model)
     return _with_model(classifier, model)
-
-
-def convolutions_with_norms(model):
-    """Yields (convolution, the batch norm right behind it) of a `ResNet`."""
-    stem = model.stem
-    pools = {layer.name: layer for layer in stem.pools}
-    pairs = [*zip(stem.convs, stem.bns, strict=False)]
-    pairs.append((pools.get("pool_conv"), pools.get("pool_bn")))
-    for block in model.blocks:
-        # In a block of somebody's own, they may be anywhere.
-        if isinstance(block, BasicBlock | BottleneckBlock):
-            pairs.append((block.projection_conv, block.projection_bn))
-            pairs += [
-                (
-                    getattr(block, f"conv{n}", None),
-                    getattr(block, f"bn{n}", None),
-                )
-                for n in (1, 2, 3)
-            ]
-    for conv, norm in pairs:
-        # What a standardised kernel is multiplied by is lost, and other norms
-        # have no statistics of their own.
-        if type(conv) is PaddedConv2D and isinstance(norm, BatchNormalization):
-            yield conv, norm
 
 
 def copy_of(classifier):
@@ -95,10 +54,6 @@ def copy_of(classifier):
     copy.build((None, size, size, 3))
     copy.set_weights(model.get_weights())
     return copy
-
-
-def _adder(bias):
-    return lambda inputs, **phase: tf.nn.bias_add(inputs, bias)
 
 
 def _with_model(classifier, model):
