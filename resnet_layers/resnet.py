@@ -60,8 +60,8 @@ class ResNet(Styled):
         `ResidualBlock` and `BottleneckBlock`; `name` and `dtype`.
 
     Attributes:
-      remat: set it to true to train with less memory: the blocks keep their
-        inputs only, and are run once more for the gradients. It changes no
+      remat: set it to true to train with less memory: all blocks but the last
+        keep their inputs only, and are run once more for the gradients. It changes no
         result, and stands in no config.
 
     Raises:
@@ -248,7 +248,9 @@ class ResNet(Styled):
         for place, block in zip(self._places(), self.blocks, strict=True):
             if place.begins_stage:
                 maps[f"P{len(maps) + 2}"] = x
-            if self.remat and training and tf.is_tensor(x):
+            # The last one's gradients are wanted first, and it is there still.
+            again = self.remat and training and block is not self.blocks[-1]
+            if again and tf.is_tensor(x):
                 x = recomputed(block, x, training)
             else:
                 x = block(x, **phase)
