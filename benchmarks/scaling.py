@@ -45,7 +45,7 @@ PICTURES, SIDE = 500, 64
 # What is measured -> its name in the file of `--mode=benchmark`.
 MEASURES = {
     "seconds per step": lambda m: m["step_seconds"]["median"],
-    "seconds to the first step": lambda m: m["first_step_seconds"]["build"],
+    "seconds to the first step": lambda m: m["first_step_seconds"]["task"],
     "GB of memory": lambda m: m["peak_memory_bytes"] / 1e9,
 }
 
@@ -155,13 +155,15 @@ def exponent(values, numbers):
 
 
 def summarize(sweep, points):
-    """Returns what the points of a sweep come to.
+    """Returns what the points of a sweep come to; None if all have failed.
 
     Args:
       sweep: a `Sweep`.
       points: {value: [{measure: number}, for each round]}.
     """
     values = [value for value, rounds in points.items() if rounds]
+    if not values:
+        return None
     measures = {
         name: [
             statistics.median(each[name] for each in points[value])
@@ -175,7 +177,7 @@ def summarize(sweep, points):
             name: exponent(values, numbers)
             for name, numbers in measures.items()
         }
-    if sweep.is_shared and values:
+    if sweep.is_shared and values[0] == 1:
         seconds = measures["seconds per step"]
         summary["efficiency"] = [seconds[0] / each for each in seconds]
     return summary
@@ -263,13 +265,12 @@ def main(arguments=None):
                         flush=True,
                     )
     summaries = {
-        name: summarize(SWEEPS[name], of_sweep)
+        name: summary
         for name, of_sweep in points.items()
+        if (summary := summarize(SWEEPS[name], of_sweep))
     }
     for name, summary in summaries.items():
         print(describe(name, summary))
-    draw(options.plot, summaries)
-    print(f"Drawn in {options.plot}.")
     if options.output:
         value = {
             "machine": describe_host(),
@@ -278,6 +279,9 @@ def main(arguments=None):
             "rounds": points,
         }
         options.output.write_text(json.dumps(value, indent=2) + "\n")
+    if summaries:
+        draw(options.plot, summaries)
+        print(f"Drawn in {options.plot}.")
 
 
 if __name__ == "__main__":

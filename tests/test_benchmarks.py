@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 
 import PIL.Image
 import pytest
@@ -65,6 +67,20 @@ def test_peers_take_turns_and_those_that_fail_are_left_out(monkeypatch, capsys):
     assert "torch_compile is left out: no compiler" in out
 
 
+def test_worker_finds_what_the_user_has_put_on_the_path(monkeypatch):
+    def told_path(command, env, **_):
+        paths = json.dumps(env["PYTHONPATH"].split(os.pathsep))
+        return subprocess.CompletedProcess(command, 0, paths, "")
+
+    monkeypatch.setattr(subprocess, "run", told_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/own", "/other"]))
+    root = str(compare.ROOT)
+    assert compare.measure("ours", CASE) == [root, "/own", "/other"]
+    # An empty one would be the folder that one stands in.
+    monkeypatch.delenv("PYTHONPATH")
+    assert compare.measure("ours", CASE) == [root]
+
+
 def test_laps_leave_the_first_group_out():
     laps = compare.Laps(CASE)
     laps.imported()
@@ -111,6 +127,32 @@ def test_plot_of_scaling_is_drawn_though_a_point_is_missing(tmp_path):
     with PIL.Image.open(tmp_path / "plot.png") as image:
         assert image.width > 500
     assert "efficiency" in scaling.describe("replicas", summary)
+
+
+def test_sweep_whose_first_point_failed_has_no_efficiency():
+    points = {1: [], 2: [dict.fromkeys(scaling.MEASURES, 2.0)]}
+    assert "efficiency" not in scaling.summarize(
+        scaling.SWEEPS["workers"], points
+    )
+
+
+@pytest.mark.parametrize("failing", [{"replicas"}, {"replicas", "workers"}])
+def test_sweep_that_fails_leaves_the_numbers_of_the_others(
+    failing, tmp_path, monkeypatch
+):
+    def measure(command, *_):
+        is_mirrored = "--strategy=mirrored" in command[1]
+        if ("replicas" if is_mirrored else "workers") in failing:
+            return None
+        return dict.fromkeys(scaling.MEASURES, 2.0)
+
+    monkeypatch.setattr(scaling, "measure", measure)
+    files = tmp_path / "s.json", tmp_path / "s.png"
+    flags = f"--output={files[0]}", f"--plot={files[1]}"
+    scaling.main(["--sweep", "replicas", "workers", *flags])
+    sweeps = json.loads(files[0].read_text())["sweeps"]
+    assert {*sweeps} == {"replicas", "workers"} - failing
+    assert files[1].exists() == bool(sweeps)
 
 
 def test_jpegs_are_found_in_capitals_and_by_their_contents(tmp_path):

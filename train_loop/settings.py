@@ -606,7 +606,9 @@ class Settings:
     benchmark: str = setting(
         "What --mode=benchmark measures, with commas between: {TASKS}. Memory "
         "is that of the process so far: ask for one at a time to know what "
-        "each takes.",
+        "each takes. Training with --freeze is timed on images, even where a "
+        "run would cache the embeddings of a frozen backbone, and with all of "
+        "it frozen, even where --thaw_after_epochs would train it later.",
         "train",
         of_run=False,
         modes=("benchmark",),
@@ -615,8 +617,10 @@ class Settings:
     benchmark_data: str = setting(
         "What it is measured on: synthetic, one batch of noise that nobody "
         "reads or prepares, so that only the model counts; or real, the "
-        "images of --dataset, read and augmented as in a run. Default: real "
-        "with a --dataset or the --workdir of a run, else synthetic.",
+        "images of --dataset, read and augmented as in a run; a --workdir "
+        "that is named then keeps what --cache=disk and --skip_bad_images "
+        "write. Default: real with a --dataset or the --workdir of a run, "
+        "else synthetic.",
         choices=("synthetic", "real"),
         of_run=False,
         modes=("benchmark",),

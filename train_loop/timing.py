@@ -1,5 +1,6 @@
 """What is timed of a model: steps of training, evaluation and prediction."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,16 +19,21 @@ from train_loop.assembly import (
 from train_loop.classifier import Classifier
 from train_loop.data import batches
 from train_loop.data.synthetic import noise_batches, synthetic_data
+from train_loop.defaults import MODE_DEFAULTS
 from train_loop.errors import UserError
 from train_loop.run import Run, load_classifier
 from train_loop.settings import Settings
 from train_loop.settling import settle
+from train_loop.speed.machine import Limits
 from train_loop.speed.work import inference_work, maps_of, training_work
+from train_loop.training.strategies import distribute
 from train_loop.training.workers import Workers
 from train_loop.workdir import Workdir
 
 # Of noise, where no run has names for them.
 SYNTHETIC_CLASSES = tuple(map(str, range(1000)))
+# More than any run has taken, whose epochs are not those of noise.
+SYNTHETIC_STEPS = 10**9
 
 
 class Task(NamedTuple):
@@ -49,9 +55,28 @@ class Task(NamedTuple):
     def batch_size(self):
         return self.settings.batch_size
 
+    def limits(self, of_device):
+        """Returns the `Limits` of all devices that it takes, of all workers.
+
+        All workers must ask.
+
+        Args:
+          of_device: `Limits` of one device of this worker.
+        """
+        if self.replicas < self.workers.count:
+            # Every worker does all of it by itself.
+            return of_device
+        # Replicas on CPUs share the cores that one product takes as well.
+        gpus = tf.config.list_logical_devices("GPU")
+        devices = self.replicas / self.workers.count if gpus else 1
+        return Limits(*self.workers.sums(*of_device.times(devices)))
+
 
 def training(settings, is_synthetic):
     """Returns the `Task` of training, as a run does it.
+
+    On images, though a run may cache the embeddings of a frozen backbone; and
+    with all frozen that `--freeze` names, though a run may thaw it later.
 
     Args:
       settings: `Settings` that were given, with the `workdir` of a run or of
@@ -94,8 +119,8 @@ def evaluation(settings, is_synthetic):
     if is_synthetic:
         evaluation_batches = _noise(run, weighted=True)
     else:
-        evaluation_batches = _distributed(
-            run,
+        evaluation_batches = distribute(
+            run.trainer.strategy,
             lambda context: batches.evaluation_batches(
                 split, run.transforms, run.batch_size, context
             ).repeat(),
@@ -115,7 +140,8 @@ def evaluation(settings, is_synthetic):
 def prediction(settings, is_synthetic):
     """Returns the `Task` of answering, as `--mode=predict` does it.
 
-    On the first device, whatever the strategy.
+    On the first device, whatever the strategy; a GPU gets the images from the
+    host in each step.
     """
     settled = settle(settings)
     # Other tasks of this process may need all of its devices.
@@ -131,7 +157,7 @@ def prediction(settings, is_synthetic):
         classifier = load_classifier(settings.workdir)
     else:
         classifier = build_classifier(settled, class_names)
-    if settled.fold_batch_norm:
+    if settings.over(MODE_DEFAULTS).fold_batch_norm:
         fold_batch_norms(classifier.model)
     if split is None:
         context = tf.distribute.InputContext()
@@ -170,6 +196,7 @@ def _open_run(settings, is_synthetic):
     if is_synthetic:
         batch_size = settle(settings).batch_size
         data = synthetic_data(_class_names(settings), batch_size)
+        settings = dataclasses.replace(settings, steps=SYNTHETIC_STEPS)
     run = Run.create(settings, data)
     return run, run.trainer
 
@@ -184,8 +211,8 @@ def _class_names(settings):
 
 def _noise(run, weighted):
     """Returns distributed batches of noise."""
-    return _distributed(
-        run,
+    return distribute(
+        run.trainer.strategy,
         lambda context: noise_batches(
             run.batch_size,
             run.settings.image_size,
@@ -194,11 +221,6 @@ def _noise(run, weighted):
             weighted,
         ),
     )
-
-
-def _distributed(run, make):
-    strategy = run.trainer.strategy
-    return strategy.distribute_datasets_from_function(make)
 
 
 def _task_of(run, take, works):

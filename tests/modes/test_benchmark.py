@@ -1,12 +1,21 @@
 """The mode that measures, on a net that takes no time."""
 
 import json
+from unittest import mock
 
 import pytest
-from samples import SMALL_FLAGS
+import tensorflow as tf
+from samples import ALONE, SMALL_FLAGS, together
 
+from train_loop import Settings, timing
+from train_loop.data import synthetic
+from train_loop.errors import UserError
+from train_loop.evaluation.costs import graph_of
+from train_loop.modes import benchmark
+from train_loop.settling import settle
 from train_loop.speed import machine
-from train_loop.timing import TASKS
+from train_loop.speed.machine import Limits
+from train_loop.timing import TASKS, Task
 
 pytestmark = pytest.mark.usefixtures("small_net", "small_machine")
 
@@ -21,7 +30,8 @@ SMALL = (
 
 @pytest.fixture
 def small_machine(monkeypatch):
-    """Measures the machine with next to nothing."""
+    """Measures the machine with next to nothing, and warms up shortly."""
+    monkeypatch.setattr(benchmark, "WARM_UP_SECONDS", 0.0)
     monkeypatch.setattr(machine, "LARGEST_MATRIX", 1024)
     monkeypatch.setattr(machine, "SECONDS_PER_CALL", 0.001)
     monkeypatch.setattr(machine, "ROUNDS", 1)
@@ -30,7 +40,7 @@ def small_machine(monkeypatch):
 
 def check(found, name):
     """Asserts that the numbers of a task belong together."""
-    numbers, limits = found[name], found["limits"]
+    numbers = found[name]
     rates, steps = numbers["images_per_second"], numbers["step_seconds"]
     assert rates["mean"] * numbers["seconds"] == pytest.approx(
         numbers["images"]
@@ -40,12 +50,12 @@ def check(found, name):
     assert 0 < steps["p10"] <= steps["median"] <= steps["p90"]
     assert 0 <= (numbers["input_wait"] or 0) <= 1
     first = numbers["first_step_seconds"]
-    assert 0 < first["build"] <= first["process"]
+    assert first["task"] > 0
     assert numbers["peak_memory_bytes"] > 1e8
     assert numbers["peak_device_memory_bytes"] is None
     least = numbers["roofline"]
     assert least["products_seconds"] == pytest.approx(
-        least["flops"] / limits["flops_per_second"]["float32"]
+        least["flops"] / numbers["limits"]["flops_per_second"]
     )
     parts = least["products_seconds"], least["memory_seconds"]
     # Sums of many numbers, in two orders.
@@ -59,6 +69,9 @@ def check(found, name):
 
 def test_benchmark_measures_all_that_a_model_does(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Batches wait on the devices as they do in a run.
+    distributing = mock.Mock(wraps=timing.distribute)
+    monkeypatch.setattr(timing, "distribute", distributing)
     status, out, err = run(
         *SMALL,
         "--strategy=one_device",
@@ -66,6 +79,7 @@ def test_benchmark_measures_all_that_a_model_does(tmp_path, run, monkeypatch):
         "--benchmark_file=b.json",
     )
     assert status == 0, err
+    assert distributing.call_count == 2
     assert "synthetic images, 1 replica(s)" in out
     assert "share of the roofline" in out
     found = json.loads((tmp_path / "b.json").read_text())
@@ -80,6 +94,16 @@ def test_benchmark_measures_all_that_a_model_does(tmp_path, run, monkeypatch):
     assert found["train"]["input_wait"] is not None
     assert found["configuration"]["image_size"] == "16"
     assert "dataset" not in found["configuration"]
+    # On one device, the limits of all are the same.
+    limits = found["limits"]["flops_per_second"]["float32"]
+    assert limits == found["predict"]["limits"]["flops_per_second"]
+    for name in {*TASKS} - {"train"}:
+        assert found[name]["first_step_seconds"]["process"] is None
+    first = found["train"]["first_step_seconds"]
+    assert first["task"] <= first["process"]
+    # All that changes the speed, and has a value.
+    told = {"loss", "remat", "deterministic", "fold_batch_norm"}
+    assert told <= {*found["configuration"]}
 
 
 @pytest.mark.slow
@@ -100,10 +124,14 @@ def test_benchmark_reads_the_images_that_are_named(folder, tmp_path, run):
 
 
 @pytest.mark.slow
-def test_benchmark_of_a_run_leaves_it_as_it_is(folder, workdir, run):
-    new = (f"--dataset={folder}", "--steps=1", *SMALL_FLAGS)
+def test_benchmark_of_a_run_leaves_it_as_it_is(
+    folder, workdir, run, monkeypatch
+):
+    new = (f"--dataset={folder}", "--epochs=1", *SMALL_FLAGS)
     assert run(f"--workdir={workdir}", *new).status == 0
     before = contents(workdir)
+    # An epoch of noise is shorter than one of the run.
+    monkeypatch.setattr(synthetic, "BATCHES", 1)
     for data in ("real", "synthetic"):
         status, out, err = run(
             "--mode=benchmark",
@@ -115,6 +143,72 @@ def test_benchmark_of_a_run_leaves_it_as_it_is(folder, workdir, run):
         assert status == 0, err
         assert f"batches of 6, float32, {data} images" in out
         assert contents(workdir) == before
+
+
+def test_predict_is_timed_with_folded_norms_unless_these_are_left(tmp_path):
+    given = Settings(
+        model="resnet_tiny",
+        image_size=16,
+        batch_size=4,
+        strategy="one_device",
+        workdir=tmp_path,
+    )
+    types, works = {}, {}
+    for folds in (None, False):
+        task = TASKS["predict"](given.over(Settings(fold_batch_norm=folds)), 1)
+        _, operations = graph_of(task.classifier.model, 16)
+        types[folds] = {operation.type for operation in operations}
+        works[folds] = task.works()
+    assert "FusedBatchNormV3" not in types[None]
+    assert "FusedBatchNormV3" in types[False]
+    # Both are counted as if norms cost nothing.
+    assert works[None] == works[False]
+
+
+@pytest.mark.parametrize(
+    ("flags", "model", "folds"),
+    [
+        ([], "resnet50", None),
+        (["--recipe=cifar_he2015", "--fold_batch_norm=false"], "resnet20", 0),
+        (
+            ["--dataset=digits", "--benchmark_data=synthetic"],
+            "resnet_tiny",
+            None,
+        ),
+    ],
+)
+def test_model_is_that_of_what_is_named(flags, model, folds, run, monkeypatch):
+    found = []
+
+    def stop(settings, is_synthetic):
+        assert is_synthetic
+        found.append((settle(settings).model, settings.fold_batch_norm))
+        raise UserError("seen enough")
+
+    monkeypatch.setitem(TASKS, "train", stop)
+    assert run("--mode=benchmark", *flags).status == 1
+    assert found == [(model, folds)]
+
+
+def test_limits_are_those_of_the_devices_that_a_task_takes():
+    """Two workers of two replicas each, who predict each by themselves."""
+
+    def limits(workers, replicas):
+        task = Task(None, None, None, workers, replicas, None)
+        return task.limits(Limits(2.0, 3.0))
+
+    on_gpus = mock.patch.object(
+        tf.config, "list_logical_devices", return_value=["GPU:0", "GPU:1"]
+    )
+    with on_gpus:
+        assert together(lambda w: limits(w, 4)) == [Limits(8.0, 12.0)] * 2
+        assert together(lambda w: limits(w, 1)) == [Limits(2.0, 3.0)] * 2
+        assert limits(ALONE, 2) == Limits(4.0, 6.0)
+        assert limits(ALONE, 1) == Limits(2.0, 3.0)
+    # On CPUs, the replicas of a worker share its cores.
+    assert limits(ALONE, 2) == Limits(2.0, 3.0)
+    assert together(lambda w: limits(w, 4)) == [Limits(4.0, 6.0)] * 2
+    assert together(lambda w: limits(w, 1)) == [Limits(2.0, 3.0)] * 2
 
 
 def contents(folder):

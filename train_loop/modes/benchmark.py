@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from train_loop.defaults import DEFAULTS, MODE_DEFAULTS
 from train_loop.errors import check_choice
-from train_loop.modes.summary import suited
+from train_loop.modes.summary import SAYING, suited
+from train_loop.settings import to_text
 from train_loop.settling import check_run_or_new
 from train_loop.speed.host import describe_host, versions
 from train_loop.speed.machine import Limits, measure_bytes, measure_flops
@@ -23,16 +24,25 @@ from train_loop.workdir import check_writable, write_text
 
 # What of the settings makes one configuration.
 TELLING = (
-    *("model", "image_size", "batch_size", "precision", "optimizer"),
+    *("model", "image_size", "batch_size", "precision", "optimizer", "loss"),
     *("strategy", "virtual_devices", "jit_compile", "accumulate_steps"),
-    *("average", "freeze", "synchronized_batch_norm", "dataset", "augment"),
+    *("average", "freeze", "frozen_batch_norm", "synchronized_batch_norm"),
+    *("stochastic_depth", "remat", "clip_norm", "deterministic"),
+    *("dataset", "augment", "cache"),
 )
+# Of these, what noise does not ask.
+OF_IMAGES = ("dataset", "augment", "cache")
+# Before real images are timed: what was read ahead while the step was traced
+# is used up by then.
+WARM_UP_SECONDS = 2.0
 
 
 def benchmark(settings):
     """Measures one configuration, the machine that it runs on, and prints it.
 
-    Nothing is left behind but `--benchmark_file`.
+    Nothing is left behind but `--benchmark_file`, and in a `--workdir` that is
+    named what reading its images leaves there: `--cache=disk`, and the list of
+    `--skip_bad_images`.
 
     Args:
       settings: `Settings` that were given.
@@ -60,25 +70,35 @@ def benchmark(settings):
         given = _to_measure(settings, is_synthetic, folder)
         tasks = {}
         for name in names:
-            task, numbers = _timed(name, given, is_synthetic, asked)
-            tasks[name] = task, numbers
+            # Only the first one begins when the process does.
+            stopwatch = Stopwatch(is_first=not tasks)
+            tasks[name] = _timed(stopwatch, name, given, is_synthetic, asked)
     # Behind all that is timed, whose memory they would add to.
-    limits = _measure_limits(task)
-    rates = {name: limit.flops for name, limit in limits.items()}
+    limits = _measure_limits(task for task, _ in tasks.values())
+    task, _ = tasks[names[0]]
     found = {
         "configuration": {
             "data": "synthetic" if is_synthetic else "real",
             "replicas": max(task.replicas for task, _ in tasks.values()),
             "workers": task.workers.count,
             **_configuration(task.settings, is_synthetic),
+            # The others compute norms as training does.
+            **(
+                {"fold_batch_norm": to_text(asked.fold_batch_norm)}
+                if "predict" in tasks
+                else {}
+            ),
         },
         "machine": {
             **describe_host(),
             "devices": _devices(),
             "versions": versions("tensorflow", "keras"),
         },
+        # Of one device.
         "limits": {
-            "flops_per_second": rates,
+            "flops_per_second": {
+                dtype: limit.flops for dtype, limit in limits.items()
+            },
             "bytes_per_second": limits["float32"].bytes,
         },
         **{
@@ -95,31 +115,25 @@ def benchmark(settings):
 
 
 def _to_measure(settings, is_synthetic, folder):
-    """Returns the settings of what is measured, without those of the mode."""
-    given = dataclasses.replace(
-        settings,
-        workdir=settings.workdir or folder,
-        **dict.fromkeys(MODE_DEFAULTS.given),
-        benchmark_data=None,
-        benchmark_file=None,
-    )
-    if not is_synthetic or settings.workdir is not None:
-        return given
-    # The model alone, with the size of images that it was made for.
-    alone = dataclasses.replace(
-        given, workdir=None, model=settings.model or DEFAULTS.model
-    )
-    return dataclasses.replace(suited(alone), workdir=folder)
+    """Returns the settings of what is measured."""
+    if settings.workdir is not None:
+        return settings
+    if is_synthetic:
+        if not any(name in settings.given for name in ("model", *SAYING)):
+            settings = dataclasses.replace(settings, model=DEFAULTS.model)
+        # The model alone, with the size of images that it was made for.
+        settings = suited(settings)
+    return dataclasses.replace(settings, workdir=folder)
 
 
-def _timed(name, given, is_synthetic, asked):
+def _timed(stopwatch, name, given, is_synthetic, asked):
     """Returns a `Task`, and what was measured of it."""
-    stopwatch = Stopwatch()
     task = TASKS[name](given, is_synthetic)
     stopwatch.time(
         task.take,
         asked.benchmark_rounds,
-        lambda steps: round(task.workers.of_chief(steps)),
+        lambda number: round(task.workers.of_chief(number)),
+        warm_up=0.0 if is_synthetic else WARM_UP_SECONDS,
     )
     return task, {
         **stopwatch.numbers(task.batch_size),
@@ -138,29 +152,27 @@ def _peak_device_memory():
     return max(peaks, default=None)
 
 
-def _measure_limits(task):
-    """Returns {dtype: `Limits`}, of all devices of all workers together."""
-    # Replicas on CPUs share the cores that one product takes as well.
-    gpus = tf.config.list_logical_devices("GPU")
-    devices = task.replicas / task.workers.count if gpus else 1
+def _measure_limits(tasks):
+    """Returns {dtype: `Limits`} of one device; workers measure together."""
     moved = measure_bytes()
-    limits = {}
-    for dtype in dict.fromkeys(("float32", _dtype(task))):
-        here = Limits(measure_flops(dtype), moved).times(devices)
-        # They all measure at the same time.
-        limits[dtype] = Limits(*task.workers.sums(*here))
-    return limits
+    dtypes = dict.fromkeys(("float32", *map(_dtype, tasks)))
+    return {dtype: Limits(measure_flops(dtype), moved) for dtype in dtypes}
 
 
 def _dtype(task):
     return tf.keras.DTypePolicy(task.settings.precision).compute_dtype
 
 
-def _against(limits, task, numbers):
-    """Returns what a step comes to, beside what the machine can do."""
+def _against(of_device, task, numbers):
+    """Returns what a step comes to, beside what its devices can do."""
+    limits = task.limits(of_device)
     least = roofline(task.works(), limits)
     seconds = numbers["step_seconds"]["median"]
     return {
+        "limits": {
+            "flops_per_second": limits.flops,
+            "bytes_per_second": limits.bytes,
+        },
         "flops_per_second": least.flops / seconds,
         "share_of_flops": least.products_seconds / seconds,
         "share_of_bandwidth": least.memory_seconds / seconds,
@@ -173,7 +185,7 @@ def _against(limits, task, numbers):
 
 def _configuration(settings, is_synthetic):
     texts = settings.texts()
-    unread = ("dataset", "augment") if is_synthetic else ()
+    unread = OF_IMAGES if is_synthetic else ()
     return {
         name: texts[name]
         for name in TELLING
@@ -207,7 +219,7 @@ def _described(found, names):
         for dtype, rate in limits["flops_per_second"].items()
     )
     machine = (
-        f"This machine, as TensorFlow reaches it: matrix products "
+        f"One device here, as TensorFlow reaches it: matrix products "
         f"{products}; memory {limits['bytes_per_second'] / 1e9:,.1f} GB/s."
     )
     lines = [_roofline_line(name, found[name]["roofline"]) for name in names]
@@ -253,8 +265,8 @@ ROWS = {
     "first step, from the start of the process": lambda m: _age(
         m["first_step_seconds"]["process"]
     ),
-    "first step, from the build of the net": lambda m: _seconds(
-        m["first_step_seconds"]["build"]
+    "first step, from the beginning of the task": lambda m: _seconds(
+        m["first_step_seconds"]["task"]
     ),
     "waiting for input": lambda m: (
         "" if m["input_wait"] is None else f"{m['input_wait']:.1%}"
