@@ -18,7 +18,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
 from keras.src.backend.common import global_state
-from samples import write_folder
+from samples import SMALL_NET, write_folder
 
 from resnet_layers import VARIANTS
 from train_loop import main, showing
@@ -75,9 +75,8 @@ def nothing_shown(monkeypatch):
 
 @pytest.fixture
 def small_net(monkeypatch):
-    """Makes `resnet_tiny` tinier: to trace it is most of a short run."""
-    smaller = {"block": "basic", "stage_sizes": (1,), "width": 8}
-    for argument, value in smaller.items():
+    """Makes `resnet_tiny` tinier."""
+    for argument, value in SMALL_NET.items():
         monkeypatch.setitem(VARIANTS["resnet_tiny"].arguments, argument, value)
 
 

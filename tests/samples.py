@@ -15,6 +15,16 @@ from train_loop.data.split import Split
 from train_loop.data.stores import MemoryStore, RecordStore
 from train_loop.training.workers import Workers
 
+# To trace it is most of a short run: what makes `resnet_tiny` tinier, here
+# and in programs that begin with the lines.
+SMALL_NET = {"block": "basic", "stage_sizes": (1,), "width": 8}
+SHRINK = f"""
+from train_loop import environment
+environment.import_tensorflow()
+from resnet_layers import VARIANTS
+VARIANTS["resnet_tiny"].arguments.update({SMALL_NET})
+"""
+
 # A run that takes seconds, on images of any kind.
 SMALL_FLAGS = (
     "--model=resnet_tiny",

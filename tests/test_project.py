@@ -133,7 +133,12 @@ def readme_code():
 
 @pytest.mark.slow
 def test_readme_code_of_the_layers_runs(tmp_path, monkeypatch):
+    """With a block in each stage; test_weight_parity.py has whole nets."""
     monkeypatch.chdir(tmp_path)
+    for name in ("resnet50", "resnet50d"):
+        arguments = VARIANTS[name].arguments
+        monkeypatch.setitem(arguments, "stage_sizes", (1, 1, 1, 1))
+        monkeypatch.setitem(arguments, "width", 8)
     own_model, weights, downloaded = (
         code for code in readme_code() if "train_loop" not in code
     )

@@ -314,7 +314,7 @@ def test_classifier_alone_is_trained(change, tmp_path):
 
 
 @pytest.mark.slow
-def test_embeddings_are_made_once(tmp_path, monkeypatch):
+def test_embeddings_are_made_once(folder, tmp_path, monkeypatch):
     """And lead to what the whole network says."""
     calls = []
     embed = ResNet.embed
@@ -324,27 +324,29 @@ def test_embeddings_are_made_once(tmp_path, monkeypatch):
         return embed(self, inputs, training=training)
 
     monkeypatch.setattr(ResNet, "embed", counted)
-    given = Settings(
-        workdir=tmp_path,
-        batch_size=60,
+    workdir = tmp_path / "run"
+    given = settings(
+        folder,
+        workdir,
+        strategy="mirrored",
         freeze="backbone",
         loss="sigmoid",
     )
     Run.create(Settings(epochs=1).over(given)).train()
-    # 1,437 and 360 images, on each of two replicas a part of every batch.
-    assert len(calls) == (24 + 6) * 2
-    early = read_checkpoint(tmp_path, 24)
+    # 18 and 6 images, on each of two replicas a part of every batch.
+    assert len(calls) == (3 + 1) * 2
+    early = read_checkpoint(workdir, 3)
     calls.clear()
-    run = Run.open(tmp_path, epochs=2)
+    run = Run.open(workdir, epochs=2)
     run.train()
     assert not calls
     monkeypatch.setattr(ResNet, "embed", embed)
-    late = read_checkpoint(tmp_path, run.steps)
+    late = read_checkpoint(workdir, run.steps)
     moved = {k for k in early if np.any(early[k] != late[k])}
     assert {k for k in moved if k.startswith("model/")} == {
         k for k in early if k.startswith("model/head")
     }
-    measured, last = run.evaluate(), read_metrics(tmp_path)[-1]
+    measured, last = run.evaluate(), read_metrics(workdir)[-1]
     for name in ("loss", "accuracy"):
         assert measured[name] == pytest.approx(last[name], rel=1e-4)
 
@@ -582,9 +584,11 @@ def test_imagenet_comes_from_tfds_own_builder(tmp_path):
 
 
 @pytest.mark.slow
-def test_reports_say_what_they_measured(tmp_path, monkeypatch):
-    monkeypatch.undo()
-    run = Run.create(Settings(workdir=tmp_path, steps=3, report_every=2))
+# And all is shown.
+@pytest.mark.parametrize("nothing_shown", [None])
+def test_reports_say_what_they_measured(tmp_path):
+    given = Settings(image_size=16, steps=3, report_every=2)
+    run = Run.create(Settings(workdir=tmp_path).over(given))
     run.train()
     records = [
         json.loads(line)

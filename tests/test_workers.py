@@ -7,7 +7,13 @@ import sys
 
 import numpy as np
 import pytest
-from samples import read_checkpoint, read_metrics, together, write_folder
+from samples import (
+    SHRINK,
+    read_checkpoint,
+    read_metrics,
+    together,
+    write_folder,
+)
 
 from train_loop import Settings, UserError
 from train_loop.assembly import open_data
@@ -33,12 +39,25 @@ FLAGS = (
 )
 
 
-def launch(*flags):
+# What starts other processes with itself, and trains a smaller net.
+PYTHON = f"""#!{sys.executable}
+import runpy, sys
+sys.executable, _, *sys.argv = sys.argv
+if sys.argv[0] == "train_loop.main":
+    {"    ".join(SHRINK.splitlines(keepends=True))}
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def launch(folder, *flags):
     """Runs two workers; returns (exit status, output, errors)."""
+    python = folder / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
     environment = {**os.environ}
     environment.pop("TF_NUM_INTRAOP_THREADS", None)
     process = subprocess.run(
-        [sys.executable, "-m", "train_loop.launch", "--workers=2", "--"]
+        [str(python), "-m", "train_loop.launch", "--workers=2", "--"]
         + [*map(str, flags)],
         env=environment,
         capture_output=True,
@@ -59,14 +78,16 @@ def assert_close(found, expected):
             )
 
 
-def test_two_workers_train_as_one_device_and_one_goes_on(tmp_path, run):
+def test_two_workers_train_as_one_device_and_one_goes_on(
+    tmp_path, run, small_net
+):
     alone, together = tmp_path / "alone", tmp_path / "together"
     arguments = (*FLAGS, "--strategy=one_device")
     assert run(*arguments, "--steps=6", f"--workdir={alone}").status == 0
     # What they do by turns changes nothing.
     by_turns = ("--cache=disk", "--skip_bad_images")
     status, output, errors = launch(
-        *FLAGS, *by_turns, "--steps=4", f"--workdir={together}"
+        tmp_path, *FLAGS, *by_turns, "--steps=4", f"--workdir={together}"
     )
     assert status == 0, errors
     assert errors == ""

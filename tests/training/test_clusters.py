@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
+from samples import ALONE, together
+from urllib3.exceptions import MaxRetryError
 
 from train_loop.errors import UserError
 from train_loop.training import clusters
@@ -35,6 +37,20 @@ def test_first_worker_is_the_chief(resolver, place):
     assert _place(resolver) == place
 
 
+def test_lost_connection_is_another_workers_only_where_there_is_one():
+    lost = tf.errors.UnavailableError(None, None, "no route to\ngs://images")
+    with pytest.raises(tf.errors.UnavailableError), ALONE.needed():
+        raise lost
+
+    def refusal(workers):
+        with pytest.raises(UserError) as error, workers.needed():
+            raise lost
+        return str(error.value)
+
+    for number, line in enumerate(together(refusal)):
+        assert f"says worker {number} of 2 (no route to gs://images)" in line
+
+
 def test_one_worker_tells_itself(two_replicas):
     workers = Workers(two_replicas)
     assert workers.is_chief
@@ -61,12 +77,26 @@ def test_machine_finds_itself_among_the_workers():
         placed(["other"])
 
 
+def test_machine_that_does_not_know_its_name_is_one_clear_line(monkeypatch):
+    def unknown(name):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "gethostbyname_ex", unknown)
+    with pytest.raises(UserError, match="not known.*/etc/hosts"):
+        placed(["other"])
+
+
 @pytest.mark.parametrize(
-    ("number", "mine"),
-    [(0, "n9:8470"), (1, "n9:8471"), (2, "n10:8470"), (3, "m:8470")],
+    ("node", "place", "mine"),
+    [
+        (0, 0, "n9:8470"),
+        (0, 1, "n9:8471"),
+        (1, 0, "n10:8470"),
+        (2, 0, "m:8470"),
+    ],
 )
-def test_tasks_of_slurm_stand_in_its_own_order(
-    number, mine, tmp_path, monkeypatch
+def test_tasks_of_slurm_are_known_by_their_nodes(
+    node, place, mine, tmp_path, monkeypatch
 ):
     # What a real one answers for n[9-10],m.
     program = tmp_path / "scontrol"
@@ -76,7 +106,11 @@ def test_tasks_of_slurm_stand_in_its_own_order(
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    # As --distribution=cyclic counts: one on each node, then the others.
+    number = {(0, 0): 0, (1, 0): 1, (2, 0): 2, (0, 1): 3}[node, place]
     monkeypatch.setenv("SLURM_PROCID", str(number))
+    monkeypatch.setenv("SLURM_NODEID", str(node))
+    monkeypatch.setenv("SLURM_LOCALID", str(place))
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n[9-10],m")
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2,1(x2)")
     addresses, found = place_of(find_cluster("slurm"))
@@ -85,7 +119,10 @@ def test_tasks_of_slurm_stand_in_its_own_order(
 
 
 def fake_kubernetes(monkeypatch, tmp_path, answers):
-    """Has a package kubernetes answer with pods, [(phase, address)]."""
+    """Has a package kubernetes answer with pods, or an error.
+
+    Each a (phase, address) or (phase, address, time of its deletion).
+    """
     (tmp_path / "namespace").write_text("training\n")
     monkeypatch.setattr(clusters, "NAMESPACE", tmp_path / "namespace")
     monkeypatch.setattr(clusters, "SECONDS_TO_ASK_AGAIN", 0)
@@ -93,16 +130,12 @@ def fake_kubernetes(monkeypatch, tmp_path, answers):
     class CoreV1Api:
         def list_namespaced_pod(self, namespace, label_selector):
             assert (namespace, label_selector) == ("training", "job-name=net")
-            return SimpleNamespace(
-                items=[
-                    SimpleNamespace(
-                        status=SimpleNamespace(phase=phase, pod_ip=address)
-                    )
-                    for phase, address in answers.pop(0)
-                ]
-            )
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return SimpleNamespace(items=[pod(*row) for row in answer])
 
-    client = SimpleNamespace(CoreV1Api=CoreV1Api, ApiException=KeyError)
+    client = SimpleNamespace(CoreV1Api=CoreV1Api, ApiException=AnsweredError)
     config = SimpleNamespace(
         load_incluster_config=lambda: None, ConfigException=KeyError
     )
@@ -110,11 +143,44 @@ def fake_kubernetes(monkeypatch, tmp_path, answers):
     monkeypatch.setitem(sys.modules, "kubernetes", package)
 
 
+class AnsweredError(Exception):
+    """What a service raises that answers with no."""
+
+    def __init__(self, status, reason):
+        super().__init__(f"({status})\nReason: {reason}\n")
+        self.status, self.reason = status, reason
+
+
+def pod(phase, address, deleted=None):
+    return SimpleNamespace(
+        status=SimpleNamespace(phase=phase, pod_ip=address),
+        metadata=SimpleNamespace(deletion_timestamp=deleted),
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (AnsweredError(403, "Forbidden"), "may not list pods .*Forbidden"),
+        (AnsweredError(404, "Not Found"), "the other workers .404 Not Found"),
+        (MaxRetryError(None, "/api"), "workers .*Max retries exceeded"),
+    ],
+)
+def test_pods_that_are_not_told_are_one_clear_line(
+    error, message, monkeypatch, tmp_path
+):
+    fake_kubernetes(monkeypatch, tmp_path, [error])
+    with pytest.raises(UserError, match=message) as line:
+        find_cluster("kubernetes:job-name=net:2")
+    assert "\n" not in str(line.value)
+
+
 def test_pods_wait_for_each_other(monkeypatch, tmp_path):
     own = socket.gethostbyname(socket.gethostname())
     answers = [
         [("Running", own)],
         [("Running", own), ("Pending", None)],
+        [("Running", own), ("Running", "10.0.0.2", "2026-01-01T00:00:00Z")],
         [("Running", own), ("Running", "10.9.8.7"), ("Succeeded", "10.0.0.1")],
     ]
     fake_kubernetes(monkeypatch, tmp_path, answers)
@@ -126,6 +192,44 @@ def test_pods_wait_for_each_other(monkeypatch, tmp_path):
     answers.append([("Running", own)])
     with pytest.raises(UserError, match="found 1 pods that run.* must be 2"):
         find_cluster("kubernetes:job-name=net:2")
+
+
+class CredentialsError(Exception):
+    """What Google's packages raise that find no credentials."""
+
+
+class TransportError(Exception):
+    """What they raise that find no server."""
+
+
+def fake_gce(monkeypatch, build):
+    """Has Google's packages build a service as a function does."""
+    for name, package in {
+        "googleapiclient": {"discovery": SimpleNamespace(build=build)},
+        "googleapiclient.errors": {"Error": AnsweredError},
+        "google.auth.exceptions": {"GoogleAuthError": CredentialsError},
+        "httplib2": {"HttpLib2Error": TransportError},
+    }.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**package))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (AnsweredError(404, "no such zone"), "workers .*no such zone"),
+        (CredentialsError("not found"), "workers .not found"),
+        (TransportError("no server"), "workers .no server"),
+        (TimeoutError("timed out"), "workers .timed out"),
+    ],
+)
+def test_group_that_is_not_told_is_one_clear_line(error, message, monkeypatch):
+    def build(*_):
+        raise error
+
+    fake_gce(monkeypatch, build)
+    with pytest.raises(UserError, match=message) as line:
+        find_cluster("gce:project/zone/group")
+    assert "\n" not in str(line.value)
 
 
 def test_instances_of_a_group_are_found_page_by_page(monkeypatch):
@@ -145,11 +249,7 @@ def test_instances_of_a_group_are_found_page_by_page(monkeypatch):
             answer = {"items": [{"instance": pages.pop(0)}]}
             return SimpleNamespace(execute=lambda: answer)
 
-    discovery = SimpleNamespace(
-        build=lambda *_: SimpleNamespace(instanceGroups=Groups)
-    )
-    package = SimpleNamespace(discovery=discovery)
-    monkeypatch.setitem(sys.modules, "googleapiclient", package)
+    fake_gce(monkeypatch, lambda *_: SimpleNamespace(instanceGroups=Groups))
     addresses, mine = place_of(find_cluster("gce:project/zone/group"))
     assert sorted(addresses) == sorted([f"{own}:8470", "zz:8470"])
     assert mine == f"{own}:8470"
@@ -166,13 +266,15 @@ def test_instances_of_a_group_are_found_page_by_page(monkeypatch):
         ),
         ("kubernetes:job-name=resnet:2", "pip install kubernetes"),
         ("gce:project/zone/group", "pip install google-api-python-client"),
+        ("gce:group", "takes an instance group as PROJECT/ZONE/NAME"),
+        ("gce:project//group", "takes an instance group as"),
         ("slurn", "did you mean slurm"),
     ],
 )
 def test_cluster_that_is_not_there_is_one_clear_line(
     text, message, monkeypatch
 ):
-    for name in ("TF_CONFIG", "SLURM_PROCID", "SLURM_STEP_NODELIST"):
+    for name in ("TF_CONFIG", "SLURM_NODEID", "SLURM_STEP_NODELIST"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=message):
         find_cluster(text)

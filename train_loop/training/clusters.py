@@ -47,7 +47,8 @@ def slurm(_):
     GPUs are left to Slurm: several tasks on a node need --gpus-per-task.
     """
     try:
-        number = int(os.environ["SLURM_PROCID"])
+        node = int(os.environ["SLURM_NODEID"])
+        place_on_node = int(os.environ["SLURM_LOCALID"])
         nodes = os.environ["SLURM_STEP_NODELIST"]
         tasks = os.environ["SLURM_STEP_TASKS_PER_NODE"]
         hosts = subprocess.run(
@@ -70,7 +71,8 @@ def slurm(_):
             for host, count in zip(hosts, counts, strict=True)
             for place in range(count)
         ],
-        number,
+        # SLURM_PROCID counts so only with --distribution=block.
+        sum(counts[:node]) + place_on_node,
     )
 
 
@@ -89,6 +91,7 @@ def kubernetes(value):
         )
     try:
         from kubernetes import client, config
+        from urllib3.exceptions import HTTPError
     except ImportError as error:
         raise UserError(
             "--cluster=kubernetes needs a package: pip install kubernetes"
@@ -106,14 +109,22 @@ def kubernetes(value):
         try:
             pods = service.list_namespaced_pod(namespace, label_selector=label)
         except client.ApiException as error:
-            raise UserError(
-                f"--cluster=kubernetes:{value}: this pod may not list pods "
-                f"({error.reason}); give its service account that right"
-            ) from error
+            if error.status == 403:
+                raise UserError(
+                    f"--cluster=kubernetes:{value}: this pod may not list pods "
+                    f"({error.reason}); give its service account that right"
+                ) from error
+            # Its whole text has all headers of the answer.
+            reason = f"{error.status} {error.reason}"
+            raise no_answer(f"kubernetes:{value}", reason) from error
+        except HTTPError as error:
+            raise no_answer(f"kubernetes:{value}", error) from error
         addresses = [
             pod.status.pod_ip
             for pod in pods.items
+            # One that is being deleted still has the phase Running.
             if pod.status.phase == "Running"
+            and pod.metadata.deletion_timestamp is None
         ]
         if len(addresses) == int(count):
             return placed(addresses)
@@ -130,16 +141,32 @@ def gce(group):
 
     With the package google-api-python-client.
     """
-    project, _, rest = group.partition("/")
-    zone, _, name = rest.partition("/")
+    parts = group.split("/")
+    if len(parts) != 3 or not all(parts):
+        raise UserError(
+            f"--cluster=gce:{group} is not possible; it takes an instance "
+            "group as PROJECT/ZONE/NAME, such as gce:mine/us-east1-b/resnet"
+        )
     try:
+        from google.auth.exceptions import GoogleAuthError
         from googleapiclient import discovery
+        from googleapiclient.errors import Error
+        from httplib2 import HttpLib2Error
     except ImportError as error:
         raise UserError(
             "--cluster=gce needs a package: pip install "
             "google-api-python-client"
         ) from error
-    groups = discovery.build("compute", "v1").instanceGroups()
+    try:
+        groups = discovery.build("compute", "v1").instanceGroups()
+        hosts = instances_of(groups, *parts)
+    except (Error, GoogleAuthError, HttpLib2Error, OSError) as error:
+        raise no_answer(f"gce:{group}", error) from error
+    return placed(hosts)
+
+
+def instances_of(groups, project, zone, name):
+    """Returns the names of the instances of a group that run."""
     request = groups.listInstances(
         project=project,
         zone=zone,
@@ -155,7 +182,16 @@ def gce(group):
             for item in answer.get("items", ())
         ]
         request = groups.listInstances_next(request, answer)
-    return placed(hosts)
+    return hosts
+
+
+def no_answer(cluster, reason):
+    """Returns what to raise where those to be asked do not answer."""
+    reason = " ".join(str(reason).split())
+    return UserError(
+        f"--cluster={cluster} could not ask for the other workers "
+        f"({reason}); mend that, or name them in TF_CONFIG"
+    )
 
 
 def placed(hosts):
@@ -163,7 +199,13 @@ def placed(hosts):
     hosts = sorted(hosts)
     name = socket.gethostname()
     short, _, _ = name.partition(".")
-    addresses = socket.gethostbyname_ex(name)[2]
+    try:
+        addresses = socket.gethostbyname_ex(name)[2]
+    except OSError as error:
+        raise UserError(
+            f"this machine does not find its own address: {name} is not known "
+            f"({error}); a line in /etc/hosts makes it known"
+        ) from error
     mine = {name, short, socket.getfqdn(), *addresses}
     places = [place for place, host in enumerate(hosts) if host in mine]
     if len(places) != 1:

@@ -91,10 +91,14 @@ class Workers:
         try:
             yield
         except LOST as error:
+            if self.count == 1:
+                # Something else is gone, such as a bucket with images.
+                raise
+            reason = " ".join(str(error).split())
             raise UserError(
                 "another worker is gone or does not answer, says worker "
-                f"{self.number} of {self.count}; its own error tells why. "
-                "Start all of them again with the same command"
+                f"{self.number} of {self.count} ({reason}); its own error "
+                "tells why. Start all of them again with the same command"
             ) from error
 
 
