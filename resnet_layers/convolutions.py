@@ -1,6 +1,7 @@
 """Convolutions that pad both sides alike."""
 
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from resnet_layers.arguments import one_of, pair, true_or_false, whole_number
 from resnet_layers.configs import KeepsArguments
@@ -80,6 +81,13 @@ class PaddedConv2D(KeepsArguments, tf.keras.layers.Conv2D):
             inputs = tf.pad(
                 inputs, [[0, 0], [rows, rows], [columns, columns], [0, 0]]
             )
+        # Without a tape, as in an export, it is a plain convolution.
+        if (
+            self.trainable
+            and set(self.dilation_rate) == {1}
+            and record.could_possibly_record()
+        ):
+            return _kernel_first(inputs, kernel, self.strides, padding)
         return tf.nn.convolution(
             inputs,
             kernel,
@@ -87,6 +95,40 @@ class PaddedConv2D(KeepsArguments, tf.keras.layers.Conv2D):
             padding=padding,
             dilations=self.dilation_rate,
         )
+
+
+def _kernel_first(inputs, kernel, strides, padding):
+    """Convolves, and computes the kernel's gradients before the inputs'.
+
+    TensorFlow takes them in any order. Where kernels wait, so does all that
+    their gradients need: a seventh of the memory that training takes.
+    """
+    inputs, kernel = map(tf.convert_to_tensor, (inputs, kernel))
+    steps, sizes = [1, *strides, 1], tf.shape(inputs)
+
+    @tf.custom_gradient
+    def convolve(inputs, kernel):
+        def gradients(upstream):
+            of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                input=inputs,
+                filter_sizes=tf.shape(kernel),
+                out_backprop=upstream,
+                strides=steps,
+                padding=padding,
+            )
+            with tf.control_dependencies([of_kernel]):
+                of_inputs = tf.raw_ops.Conv2DBackpropInput(
+                    input_sizes=sizes,
+                    filter=kernel,
+                    out_backprop=upstream,
+                    strides=steps,
+                    padding=padding,
+                )
+            return of_inputs, of_kernel
+
+        return tf.nn.conv2d(inputs, kernel, steps, padding), gradients
+
+    return convolve(inputs, kernel)
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")

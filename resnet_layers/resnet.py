@@ -61,8 +61,8 @@ class ResNet(Styled):
 
     Attributes:
       remat: set it to true to train with less memory: all blocks but the last
-        keep their inputs only, and are run once more for the gradients. It changes no
-        result, and stands in no config.
+        keep their inputs only, and are run once more for the gradients. It
+        changes no result, and stands in no config.
 
     Raises:
       ValueError: an argument has none of the values above.
