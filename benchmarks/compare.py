@@ -45,6 +45,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from train_loop.command_lines import parser_of
 from train_loop.speed.host import describe_host, versions
 from train_loop.speed.process import age, peak_memory
 
@@ -539,13 +540,7 @@ def read_options(arguments):
     def names(table):
         return {"choices": [*table], "nargs": "+"}
 
-    lines = __doc__.splitlines()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compare",
-        description=lines[0],
-        epilog="\n".join(lines[1:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("python -m benchmarks.compare", __doc__)
     add = parser.add_argument
     add("--model", nargs="+", default=["resnet50"], help="By timm's names.")
     add("--what", **names(WHAT), default=["train"])

@@ -22,7 +22,6 @@ the same batch and the same cores: 1 where sharing is free. Memory is that of
 one process at its most, TensorFlow included (about half a GB).
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -36,6 +35,7 @@ import numpy as np
 import PIL.Image
 from matplotlib.figure import Figure
 
+from train_loop.command_lines import parser_of
 from train_loop.speed.host import describe_host, versions
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -222,13 +222,7 @@ def describe(name, summary):
 
 def read_options(arguments):
     """Returns what the command line says."""
-    lines = __doc__.splitlines()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling",
-        description=lines[0],
-        epilog="\n".join(lines[1:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("python -m benchmarks.scaling", __doc__)
     add = parser.add_argument
     add("--sweep", nargs="+", choices=[*SWEEPS], default=[*SWEEPS])
     add("--values", type=int, nargs="+", help="Of one sweep, not its own.")

@@ -43,6 +43,7 @@ LAYERS = (
     ("data", "training", "evaluation"),
     ("choices", "calls"),
     ("workdir", "bounds", "progress", "environment", "console", "stopping"),
+    ("command_lines",),
     ("shortages",),
     ("errors",),
 )

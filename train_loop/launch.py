@@ -7,7 +7,6 @@ what stands behind the two hyphens, and shows what the first one prints. What
 others have to complain of is shown with their number.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -18,19 +17,15 @@ import sys
 import threading
 import time
 
+from train_loop.command_lines import parser_of
+
 # How long the others may take to find out that one is gone, and to end.
 SECONDS_TO_END = 20
 
 
 def main(argv):
     """Runs the workers; returns the exit status of the first that failed."""
-    lines = __doc__.splitlines()
-    parser = argparse.ArgumentParser(
-        prog="python -m train_loop.launch",
-        description=lines[0],
-        epilog="\n".join(lines[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("python -m train_loop.launch", __doc__)
     parser.add_argument(
         "--workers", type=int, default=2, help="How many. Default: 2."
     )

@@ -384,8 +384,8 @@ class Run:
         step = self.trainer.step
         return [
             record
-            for record in read_json_lines(self.workdir.metrics)
-            if record["split"] == "eval" and record["step"] <= step
+            for record in _evaluations_in(self.workdir)
+            if record["step"] <= step
         ]
 
     @property
@@ -595,7 +595,7 @@ def _restore(checkpoints, trainer):
         )
     state = checkpoints.local_state(step, workers)
     # Of all or of none, for they belong together.
-    if workers.sums(state is not None) == [workers.count]:
+    if workers.all(state is not None):
         trainer.restore_local_state(state)
 
 
@@ -671,12 +671,7 @@ def find_checkpoint(workdir, step, averaged=True):
     if metric in (None, "none"):
         has_average = averaged and settings.average not in (None, "none")
         metric = f"{settings.average}_accuracy" if has_average else "accuracy"
-    evaluations = [
-        record
-        for record in read_json_lines(workdir.metrics)
-        if record["split"] == "eval"
-    ]
-    best = best_step(evaluations, metric)
+    best = best_step(_evaluations_in(workdir), metric)
     if best is None:
         raise UserError(
             f"{workdir} has no record of an evaluation that would tell which "
@@ -689,6 +684,12 @@ def find_checkpoint(workdir, step, averaged=True):
             "--keep_best keeps the best one"
         )
     return best
+
+
+def _evaluations_in(workdir):
+    """Returns the records of all evaluations of a run."""
+    records = read_json_lines(workdir.metrics)
+    return [record for record in records if record["split"] == "eval"]
 
 
 def _existing(folder):

@@ -83,7 +83,8 @@ def training(settings, is_synthetic):
         one that is not there yet.
       is_synthetic: whether images are noise.
     """
-    run, trainer = _open_run(settings, is_synthetic)
+    run = _open_run(settings, is_synthetic)
+    trainer = run.trainer
     if is_synthetic:
         training_batches = _noise(run, weighted=False)
     else:
@@ -109,7 +110,8 @@ def training(settings, is_synthetic):
 
 def evaluation(settings, is_synthetic):
     """Returns the `Task` of evaluating, as a run does it."""
-    run, trainer = _open_run(settings, is_synthetic)
+    run = _open_run(settings, is_synthetic)
+    trainer = run.trainer
     split = run.data.evaluation
     if split is None:
         raise UserError(
@@ -120,7 +122,7 @@ def evaluation(settings, is_synthetic):
         evaluation_batches = _noise(run, weighted=True)
     else:
         evaluation_batches = distribute(
-            run.trainer.strategy,
+            trainer.strategy,
             lambda context: batches.evaluation_batches(
                 split, run.transforms, run.batch_size, context
             ).repeat(),
@@ -191,14 +193,13 @@ TASKS = {"train": training, "evaluate": evaluation, "predict": prediction}
 
 
 def _open_run(settings, is_synthetic):
-    """Returns a `Run`, with noise in place of its images, and its trainer."""
+    """Returns a `Run`, with noise in place of its images if that is wanted."""
     data = None
     if is_synthetic:
         batch_size = settle(settings).batch_size
         data = synthetic_data(_class_names(settings), batch_size)
         settings = dataclasses.replace(settings, steps=SYNTHETIC_STEPS)
-    run = Run.create(settings, data)
-    return run, run.trainer
+    return Run.create(settings, data)
 
 
 def _class_names(settings):

@@ -153,7 +153,7 @@ def find_broken_once(data, refused, path, workers):
     splits = data.splits.values()
     origin = {"searched": [split.origin(workers) for split in splits]}
     earlier = read_json_lines(path)
-    if workers.sums(earlier[:1] == [origin]) == [workers.count]:
+    if workers.all(earlier[:1] == [origin]):
         return earlier[1:]
     records = _broken_for_any(data, find_broken(data, refused), workers)
     with workers.in_turn():

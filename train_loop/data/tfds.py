@@ -1,5 +1,6 @@
 """Data sets of TFDS: prepared where necessary, and read as they are."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -87,17 +88,20 @@ def _check_hub(name):
     if not name.startswith("huggingface:"):
         return
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    request = urllib.request.Request(endpoint, method="HEAD")
     try:
-        urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER).close()
-    except urllib.error.HTTPError:
-        # It is there.
-        return
+        _ask(endpoint)
     except OSError as error:
         raise UserError(
             f"--dataset={name} is on {endpoint}, which could not be reached "
             f"({error}); {NEEDS_NOTHING}"
         ) from error
+
+
+def _ask(url):
+    """Raises OSError where nobody answers at a URL, whatever the answer."""
+    request = urllib.request.Request(url, method="HEAD")
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER).close()
 
 
 def _check_config(name):
@@ -221,11 +225,8 @@ def _check_reachable(builder, downloads, manual_dir):
             downloads.rglob(cached_name)
         ):
             continue
-        request = urllib.request.Request(url, method="HEAD")
         try:
-            urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER).close()
-        except urllib.error.HTTPError:
-            continue
+            _ask(url)
         except OSError as error:
             host = urllib.parse.urlsplit(url).netloc
             files = ", ".join(

@@ -99,8 +99,7 @@ def _write(batches, folder, count):
 def _all_find(folder, origin, workers):
     # All have come to the end of what they did before.
     workers.meet()
-    found = is_made_from(folder, origin)
-    return workers.sums(found) == [workers.count]
+    return workers.all(is_made_from(folder, origin))
 
 
 def backbone_hash(model):

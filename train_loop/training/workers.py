@@ -66,6 +66,10 @@ class Workers:
         [number] = self.sums(number if self.is_chief else 0.0)
         return number
 
+    def all(self, condition):
+        """Tells whether something holds for all workers; all must ask."""
+        return self.sums(condition) == [self.count]
+
     def text_of_chief(self, text):
         """Returns the chief's text; all must ask, with one as long."""
         letters = text.encode() if self.is_chief else bytes(len(text))
