@@ -377,16 +377,14 @@ def _keras_loss(keras):
 
 
 def _tensorflow_device():
-    import tensorflow as tf
+    from train_loop.speed.machine import gpu_names, peak_device_memory
 
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
+    names = gpu_names()
+    if not names:
         return {"device": "CPU"}
-    details = tf.config.experimental.get_device_details(gpus[0])
-    info = tf.config.experimental.get_memory_info("GPU:0")
     return {
-        "device": details.get("device_name", "GPU"),
-        "peak_device_memory_bytes": info["peak"],
+        "device": names[0],
+        "peak_device_memory_bytes": peak_device_memory(),
     }
 
 

@@ -14,7 +14,13 @@ from train_loop.modes.summary import SAYING, suited
 from train_loop.settings import to_text
 from train_loop.settling import check_run_or_new
 from train_loop.speed.host import describe_host, versions
-from train_loop.speed.machine import Limits, measure_bytes, measure_flops
+from train_loop.speed.machine import (
+    Limits,
+    gpu_names,
+    measure_bytes,
+    measure_flops,
+    peak_device_memory,
+)
 from train_loop.speed.process import peak_memory
 from train_loop.speed.roofline import roofline
 from train_loop.speed.stopwatch import Stopwatch
@@ -91,7 +97,7 @@ def benchmark(settings):
         },
         "machine": {
             **describe_host(),
-            "devices": _devices(),
+            "devices": gpu_names(),
             "versions": versions("tensorflow", "keras"),
         },
         # Of one device.
@@ -138,18 +144,8 @@ def _timed(stopwatch, name, given, is_synthetic, asked):
     return task, {
         **stopwatch.numbers(task.batch_size),
         "peak_memory_bytes": peak_memory(),
-        "peak_device_memory_bytes": _peak_device_memory(),
+        "peak_device_memory_bytes": peak_device_memory(),
     }
-
-
-def _peak_device_memory():
-    """Returns the bytes that the fullest GPU held at its most, or None."""
-    info = tf.config.experimental.get_memory_info
-    peaks = [
-        info(device.name.removeprefix("/device:"))["peak"]
-        for device in tf.config.list_logical_devices("GPU")
-    ]
-    return max(peaks, default=None)
 
 
 def _measure_limits(tasks):
@@ -191,12 +187,6 @@ def _configuration(settings, is_synthetic):
         for name in TELLING
         if name in texts and name not in unread
     }
-
-
-def _devices():
-    gpus = tf.config.list_physical_devices("GPU")
-    details = tf.config.experimental.get_device_details
-    return [details(gpu).get("device_name", gpu.name) for gpu in gpus]
 
 
 def _described(found, names):

@@ -1,4 +1,4 @@
-"""The limits of the machine, as TensorFlow reaches them."""
+"""The devices of the machine and their limits, as TensorFlow sees them."""
 
 import time
 from typing import NamedTuple
@@ -76,6 +76,23 @@ def measure_bytes():
         3 * 4 * count / _best_seconds(add),
         4 * count / _best_seconds(find_largest),
     )
+
+
+def gpu_names():
+    """Returns what the GPUs are called, none without."""
+    gpus = tf.config.list_physical_devices("GPU")
+    details = tf.config.experimental.get_device_details
+    return [details(gpu).get("device_name", gpu.name) for gpu in gpus]
+
+
+def peak_device_memory():
+    """Returns the bytes that the fullest GPU held at its most, or None."""
+    info = tf.config.experimental.get_memory_info
+    peaks = [
+        info(device.name.removeprefix("/device:"))["peak"]
+        for device in tf.config.list_logical_devices("GPU")
+    ]
+    return max(peaks, default=None)
 
 
 def _seconds_of_product(size, dtype):
