@@ -101,11 +101,15 @@ class Momentum(tf.keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         velocity = self.velocities[self._get_variable_index(variable)]
-        new_velocity = self.momentum * velocity + gradient
-        self.assign(velocity, new_velocity)
-        if self.nesterov:
-            new_velocity = gradient + self.momentum * new_velocity
-        self.assign_sub(variable, learning_rate * new_velocity)
+        # In one pass over the memory of the three.
+        tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle,
+            accum=velocity.value.handle,
+            lr=learning_rate,
+            grad=gradient,
+            momentum=tf.constant(self.momentum, variable.dtype),
+            use_nesterov=self.nesterov,
+        )
 
     def get_config(self):
         return {
