@@ -113,6 +113,22 @@ def test_the_most_probable_classes_come_first(classifier):
     assert classifier(pixels(), top_k=99) == [whole]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_constant_weights_answer_as_variables_do(dtype):
+    model = VARIANTS["resnet_tiny"](num_classes=len(NAMES), dtype=dtype)
+    model.build((None, 24, 24, 3))
+    classifier = Classifier(model, PREPROCESSING, NAMES)
+    images = np.stack([pixels(n)[:24, :24] for n in (0, 5, 9)])
+    expected = classifier.probabilities(images).numpy()
+    classifier.make_weights_constant()
+    model.set_weights([0.0 * weight for weight in model.get_weights()])
+    for count in (1, 3):
+        found = classifier.probabilities(images[:count]).numpy()
+        np.testing.assert_allclose(found, expected[:count], atol=1e-6)
+    graph = classifier._probabilities.get_concrete_function().graph
+    assert "ReadVariableOp" not in {o.type for o in graph.get_operations()}
+
+
 def message(classifier, given):
     with pytest.raises(UserError) as error:
         classifier(given)

@@ -8,8 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from resnet_layers import fold_batch_norms
-from train_loop.assembly import build_strategy, check_memory, check_usable
+from train_loop.assembly import (
+    build_strategy,
+    check_memory,
+    check_usable,
+    make_fast,
+)
 from train_loop.classifier import Classifier
 from train_loop.data import check, imagenet, sources
 from train_loop.data.split import Split
@@ -86,8 +90,7 @@ class Measurement:
             classifier = load_classifier(
                 source, averaged=self.settings.averaged, **options
             )
-            if self.settings.fold_batch_norm:
-                fold_batch_norms(classifier.model)
+            make_fast(self.settings, classifier)
         given = self.given.preprocessing._asdict()
         changed = {name: v for name, v in given.items() if v is not None}
         preprocessing = classifier.preprocessing._replace(**changed)

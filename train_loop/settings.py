@@ -528,6 +528,14 @@ class Settings:
         of_run=False,
         modes=("evaluate", "compare", "predict", "benchmark"),
     )
+    constant_weights: bool = setting(
+        "Compile the weights into the prediction: some seconds and many times "
+        "the memory of the weights at the start, and then single images are "
+        "answered faster, in bfloat16 above all. Batches are not.",
+        False,
+        of_run=False,
+        modes=("predict", "benchmark"),
+    )
     checkpoint: int | str = setting(
         "Step of the checkpoint to take; or best: that of the best evaluation, "
         "by --keep_best, which keeps it, or else by accuracy. Default: the "

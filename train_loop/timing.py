@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from resnet_layers import fold_batch_norms
 from train_loop.assembly import (
     build_classifier,
     build_strategy,
     check_image_size,
     check_memory,
+    make_fast,
     make_transforms,
     open_whole_data,
 )
@@ -159,8 +159,7 @@ def prediction(settings, is_synthetic):
         classifier = load_classifier(settings.workdir)
     else:
         classifier = build_classifier(settled, class_names)
-    if settings.over(MODE_DEFAULTS).fold_batch_norm:
-        fold_batch_norms(classifier.model)
+    make_fast(settings.over(MODE_DEFAULTS), classifier)
     if split is None:
         context = tf.distribute.InputContext()
         dataset = noise_batches(

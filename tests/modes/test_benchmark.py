@@ -3,6 +3,7 @@
 import json
 from unittest import mock
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from samples import ALONE, SMALL_FLAGS, together
@@ -103,7 +104,7 @@ def test_benchmark_measures_all_that_a_model_does(tmp_path, run, monkeypatch):
     assert first["task"] <= first["process"]
     # All that changes the speed, and has a value.
     told = {"loss", "remat", "deterministic", "fold_batch_norm"}
-    assert told <= {*found["configuration"]}
+    assert told | {"constant_weights"} <= {*found["configuration"]}
 
 
 @pytest.mark.slow
@@ -143,6 +144,27 @@ def test_benchmark_of_a_run_leaves_it_as_it_is(
         assert status == 0, err
         assert f"batches of 6, float32, {data} images" in out
         assert contents(workdir) == before
+
+
+@pytest.mark.parametrize("is_constant", [True, False])
+def test_predict_is_timed_with_constant_weights_where_asked(
+    is_constant, tmp_path
+):
+    given = Settings(
+        model="resnet_tiny",
+        image_size=16,
+        batch_size=1,
+        strategy="one_device",
+        constant_weights=is_constant,
+        workdir=tmp_path,
+    )
+    classifier = TASKS["predict"](given, 1).classifier
+    images = np.zeros((1, 16, 16, 3), np.uint8)
+    before = classifier.probabilities(images).numpy()
+    head = classifier.model.head
+    head.bias.assign(np.arange(head.units, dtype="float32"))
+    after = classifier.probabilities(images).numpy()
+    assert (before == after).all() == is_constant
 
 
 def test_predict_is_timed_with_folded_norms_unless_these_are_left(tmp_path):

@@ -5,11 +5,13 @@ import io
 import json
 import re
 import sys
+from unittest import mock
 
 import pytest
 from samples import SMALL_FLAGS, encoded, smooth_pixels, write_folder
 
 from train_loop import Run, Settings, load_classifier
+from train_loop.classifier import Classifier
 from train_loop.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("small_net")
@@ -52,17 +54,23 @@ def test_answers_are_the_classifiers_in_every_format(
     arguments = ("--mode=predict", f"--workdir={trained}", "--top_k=1")
     paths = sorted(map(str, photos.iterdir()))
     expected = [answer for [answer] in load_classifier(trained)(paths, top_k=1)]
-    status, out, err = run(
-        *arguments, f"--images={photos}/*.jpg", "--format=json"
+    made = mock.Mock(side_effect=Classifier.make_weights_constant)
+    monkeypatch.setattr(
+        Classifier, "make_weights_constant", lambda self: made(self)
     )
-    assert (status, err) == (0, "")
-    for record, path, (label, part) in zip(
-        json.loads(out), paths, expected, strict=True
-    ):
-        [prediction] = record.pop("predictions")
-        assert record == {"image": path}
-        assert prediction["label"] == label
-        assert prediction["probability"] == pytest.approx(part, abs=1e-6)
+    for others in ((), ("--constant_weights",)):
+        status, out, err = run(
+            *arguments, f"--images={photos}/*.jpg", "--format=json", *others
+        )
+        assert (status, err) == (0, "")
+        assert made.call_count == len(others)
+        for record, path, (label, part) in zip(
+            json.loads(out), paths, expected, strict=True
+        ):
+            [prediction] = record.pop("predictions")
+            assert record == {"image": path}
+            assert prediction["label"] == label
+            assert prediction["probability"] == pytest.approx(part, abs=1e-6)
     # A folder, and a list from another program.
     status, out, _ = run(*arguments, f"--images={photos}", "--format=csv")
     assert status == 0

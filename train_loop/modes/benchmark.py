@@ -90,7 +90,10 @@ def benchmark(settings):
             **_configuration(task.settings, is_synthetic),
             # The others compute norms as training does.
             **(
-                {"fold_batch_norm": to_text(asked.fold_batch_norm)}
+                {
+                    name: to_text(getattr(asked, name))
+                    for name in ("fold_batch_norm", "constant_weights")
+                }
                 if "predict" in tasks
                 else {}
             ),

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 
-from resnet_layers import fold_batch_norms
+from train_loop.assembly import make_fast
 from train_loop.defaults import MODE_DEFAULTS
 from train_loop.errors import UserError, check_choice
 from train_loop.prediction.answers import answers
@@ -42,8 +42,7 @@ def predict(settings):
             step=settings.checkpoint,
             averaged=settings.averaged,
         )
-    if settings.fold_batch_norm:
-        fold_batch_norms(classifier.model)
+    make_fast(settings, classifier)
     told = answers(classifier, paths, settings.top_k)
     if settings.explain:
         told = write_explanations(classifier, told, folder)

@@ -57,24 +57,18 @@ def measure_bytes():
     count = BYTES[_device()] // 4
     target, ones = tf.Variable(tf.zeros(count)), tf.ones(count)
 
-    @tf.function
-    def add(times):
-        for _ in tf.range(times):
-            target.assign_add(ones)
-        return target.sparse_read([0])
+    def add(number, done):
+        target.assign_add(ones)
+        return target.sparse_read([0])[0]
 
-    @tf.function
-    def find_largest(times):
-        largest = 0.0
-        for number in tf.range(times):
-            # Another part each time, or it would be looked for once; where it
-            # begins is a multiple of 64 bytes, so that it is not copied.
-            largest += tf.reduce_max(ones[16 * number :])
-        return largest
+    def find_largest(number, largest):
+        # Another part each time, or it would be looked for once; where it
+        # begins is a multiple of 64 bytes, so that it is not copied.
+        return largest + tf.reduce_max(ones[16 * number :])
 
     return max(
-        3 * 4 * count / _best_seconds(add),
-        4 * count / _best_seconds(find_largest),
+        3 * 4 * count / _best_seconds(add, tf.constant(0.0)),
+        4 * count / _best_seconds(find_largest, tf.constant(0.0)),
     )
 
 
@@ -102,24 +96,29 @@ def _seconds_of_product(size, dtype):
         for _ in range(2)
     )
 
-    @tf.function
-    def multiply(times):
-        product = left
-        for _ in tf.range(times):
-            # Each takes the one before, or they would be computed once.
-            product = product @ right
-        return product[0, 0]
-
-    return _best_seconds(multiply)
+    # Each takes the one before, or they would be computed once.
+    return _best_seconds(lambda number, product: product @ right, left)
 
 
-def _best_seconds(repeat):
+def _best_seconds(work, value):
     """Returns the seconds of a single time.
 
     Args:
-      repeat: does something as many times as a tensor says, and returns a
-        tensor that is there when all is done.
+      work: maps (the number of the time, a tensor) to the tensor of the next
+        time.
+      value: the first tensor.
     """
+
+    @tf.function(autograph=False)
+    def repeat(times):
+        _, result = tf.while_loop(
+            lambda number, _: number < times,
+            lambda number, result: (number + 1, work(number, result)),
+            [0, value],
+            parallel_iterations=1,
+        )
+        # Enough to know that all is done.
+        return tf.reshape(result, [-1])[0]
 
     def timed(times):
         began = time.perf_counter()
