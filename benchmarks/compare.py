@@ -152,6 +152,8 @@ def ours(case, laps):
             recipe="pictures",
             label_smoothing=0.0,
             strategy="one_device",
+            # What it is for.
+            constant_weights=case.batch_size == 1,
             workdir=folder,
         )
         laps.run(TASKS[case.what](settings, is_synthetic=True).take)

@@ -25,8 +25,8 @@ import numpy as np
 import PIL.Image
 import tensorflow as tf
 from absl import app, flags
-from sklearn.datasets import load_sample_images
 
+from benchmarks.photos import parts_of_photos
 from resnet_layers import NORMALIZATIONS, Preprocessing
 from train_loop.classifier import normalize
 from train_loop.data import batches
@@ -54,7 +54,7 @@ def read_images():
     if FLAGS.pictures:
         images = read_jpegs(FLAGS.pictures)
     else:
-        images = list(parts_of_photos())
+        images = list(parts_of_photos(FLAGS.count))
     return [images[i % len(images)] for i in range(FLAGS.count)]
 
 
@@ -78,22 +78,6 @@ def read_jpegs(folder):
     if len(jpegs) < len(images):
         print(f"{len(images) - len(jpegs)} files are no JPEGs and left out")
     return jpegs
-
-
-def parts_of_photos():
-    """Yields JPEGs of 500 x 375 pixels and about 110 kB."""
-    random = np.random.default_rng(0)
-    photos = load_sample_images().images
-    for number in range(FLAGS.count):
-        photo = PIL.Image.fromarray(photos[number % len(photos)])
-        width = random.integers(400, photo.width)
-        height = round(width * 375 / 500)
-        left = random.integers(0, photo.width - width)
-        top = random.integers(0, photo.height - height)
-        box = (left, top, left + width, top + height)
-        file = io.BytesIO()
-        photo.resize((500, 375), box=box).save(file, "jpeg", quality=92)
-        yield file.getvalue()
 
 
 def whole_pipeline(images):

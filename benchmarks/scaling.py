@@ -196,7 +196,10 @@ def draw(path, summaries):
             axis.set_xticks(summary["values"], map(str, summary["values"]))
             # So that what hardly grows looks like it.
             axis.set_ylim(min(numbers) / 2, max(numbers) * 2)
-            ends = sorted({min(numbers), max(numbers)})
+            ends = [min(numbers), max(numbers)]
+            if ends[1] < 1.3 * ends[0]:
+                # They would stand on top of each other.
+                ends = [statistics.median(numbers)]
             axis.set_yticks(ends, map("{:.3g}".format, ends))
             axis.minorticks_off()
             axis.set_xlabel(name)

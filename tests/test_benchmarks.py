@@ -3,12 +3,16 @@
 import io
 import json
 import os
+import pathlib
 import subprocess
+import time
 
 import PIL.Image
 import pytest
 
-from benchmarks import compare, input_pipeline, scaling
+from benchmarks import compare, input_pipeline, scaling, whole_run
+from benchmarks.photos import parts_of_photos
+from train_loop.training.tensorboard import TensorBoardReport
 
 CASE = compare.Case("resnet18", "train", "float32", 8, 32, 2, 3)
 
@@ -168,3 +172,43 @@ def test_jpegs_are_found_in_capitals_and_by_their_contents(tmp_path):
 def test_folder_without_jpegs_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match="there is no JPEG in"):
         input_pipeline.read_jpegs(tmp_path)
+
+
+def test_parts_of_photos_are_jpegs_of_imagenets_size():
+    photos = [*parts_of_photos(12)]
+    assert len({*photos}) == 12
+    for photo in photos:
+        with PIL.Image.open(io.BytesIO(photo)) as image:
+            assert (image.format, image.size) == ("JPEG", (500, 375))
+
+
+def test_whole_run_is_held_to_its_bare_step(monkeypatch, capsys):
+    def end(command, **_):
+        flags = dict(flag[2:].split("=", 1) for flag in command[3:])
+        if flags.get("mode") == "benchmark":
+            measured = {"train": {"step_seconds": {"median": 2.0}}}
+            file = pathlib.Path(flags["benchmark_file"])
+            file.write_text(json.dumps(measured))
+        else:
+            pictures = pathlib.Path(flags["dataset"]).glob("*/*.jpg")
+            assert len({path.parent for path in pictures}) == 2
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(whole_run, "PICTURES", 4)
+    monkeypatch.setattr(subprocess, "run", end)
+    monkeypatch.setattr(whole_run, "seconds_per_step", lambda workdir: 2.5)
+    whole_run.main(["--rounds=2"])
+    told = capsys.readouterr().out
+    assert "is 0.800 (0.800 to 0.800) times as fast as its bare step" in told
+
+
+def test_time_of_a_run_is_that_between_its_reports(tmp_path):
+    began = time.perf_counter()
+    report = TensorBoardReport(tmp_path, {"train": 0})
+    for step in (5, 10, 15):
+        report(step, "train", {"images_per_second": 1.0})
+        time.sleep(0.05)
+    report.close()
+    whole = time.perf_counter() - began
+    # Behind the first one come two of five steps each.
+    assert 0.01 < whole_run.seconds_per_step(tmp_path) < whole / 10
