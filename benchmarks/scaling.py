@@ -22,11 +22,10 @@ the same batch and the same cores: 1 where sharing is free. Memory is that of
 one process at its most, TensorFlow included (about half a GB).
 """
 
+import io
 import json
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -35,10 +34,11 @@ import numpy as np
 import PIL.Image
 from matplotlib.figure import Figure
 
+from benchmarks.photos import write_classes
+from benchmarks.programs import run_python
 from train_loop.command_lines import parser_of
 from train_loop.speed.host import describe_host, versions
 
-ROOT = pathlib.Path(__file__).parents[1]
 MAIN = ("-m", "train_loop.main")
 # Pictures of the data set that is called 1, and their side.
 PICTURES, SIDE = 500, 64
@@ -82,9 +82,12 @@ def with_workers(value, _):
 
 
 def with_data_set(value, folder):
-    write_pictures(folder / f"{value}", value * PICTURES)
+    data_set = folder / f"{value}"
+    # It stays for the rounds to come.
+    if not data_set.exists():
+        write_classes(data_set, pictures_of_noise(value * PICTURES))
     return MAIN, (
-        f"--dataset={folder / f'{value}'}",
+        f"--dataset={data_set}",
         "--model=resnet_tiny",
         f"--image_size={SIDE}",
         "--batch_size=64",
@@ -101,16 +104,14 @@ SWEEPS = {
 }
 
 
-def write_pictures(folder, count):
-    """Writes JPEGs of noise in two classes, where they are not there yet."""
-    if folder.exists():
-        return
+def pictures_of_noise(count):
+    """Yields the bytes of JPEGs."""
     random = np.random.default_rng(0)
-    for number in range(count):
-        path = folder / f"{number % 2}/{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(count):
         pixels = random.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-        PIL.Image.fromarray(pixels).save(path, quality=90)
+        file = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(file, "jpeg", quality=90)
+        yield file.getvalue()
 
 
 def measure(command, options, file):
@@ -122,9 +123,8 @@ def measure(command, options, file):
       file: where the program may write its numbers.
     """
     program, changes = command
-    ended = subprocess.run(
-        [
-            sys.executable,
+    try:
+        run_python(
             *program,
             "--mode=benchmark",
             f"--benchmark_file={file}",
@@ -134,15 +134,9 @@ def measure(command, options, file):
             f"--batch_size={options.batch_size}",
             # The last of several counts.
             *changes,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ended.returncode:
-        said = ended.stderr.strip().splitlines() or [f"{ended.returncode}"]
-        print(f"left out: {said[-1]}", flush=True)
+        )
+    except ChildProcessError as error:
+        print(f"left out: {error}", flush=True)
         return None
     measured = json.loads(file.read_text())["train"]
     return {name: of(measured) for name, of in MEASURES.items()}

@@ -16,7 +16,6 @@ take turns, and their ratio is taken within a round.
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 
@@ -24,22 +23,13 @@ from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
 
-from benchmarks.photos import parts_of_photos
+from benchmarks.photos import parts_of_photos, write_classes
+from benchmarks.programs import run_python
 from train_loop.command_lines import parser_of
 from train_loop.speed.host import describe_host, versions
 
-ROOT = pathlib.Path(__file__).parents[1]
-# In two classes.
 PICTURES = 1000
 TAG = "speed/images_per_second"
-
-
-def write_pictures(folder):
-    """Writes the photos of a data set, a folder for each class."""
-    for number, content in enumerate(parts_of_photos(PICTURES)):
-        path = folder / f"{number % 2}/{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
 
 
 def program(options, *flags):
@@ -48,9 +38,8 @@ def program(options, *flags):
     Raises:
       SystemExit: it failed, with the last thing that it said.
     """
-    ended = subprocess.run(
-        [
-            sys.executable,
+    try:
+        run_python(
             "-m",
             "train_loop.main",
             f"--model={options.model}",
@@ -58,15 +47,9 @@ def program(options, *flags):
             f"--image_size={options.image_size}",
             f"--precision={options.precision}",
             *flags,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ended.returncode:
-        said = ended.stderr.strip().splitlines() or [f"{ended.returncode}"]
-        sys.exit(said[-1])
+        )
+    except ChildProcessError as error:
+        sys.exit(str(error))
 
 
 def bare_step(options, folder):
@@ -123,7 +106,7 @@ def main(arguments=None):
     shares = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        write_pictures(folder / "pictures")
+        write_classes(folder / "pictures", parts_of_photos(PICTURES))
         for number in range(options.rounds):
             bare = bare_step(options, folder)
             whole = step_of_run(options, folder, number)

@@ -146,19 +146,25 @@ def test_benchmark_of_a_run_leaves_it_as_it_is(
         assert contents(workdir) == before
 
 
+def prediction_of(workdir, **asked):
+    """Returns the task of predicting on noise."""
+    given = Settings(
+        model="resnet_tiny",
+        image_size=16,
+        batch_size=4,
+        strategy="one_device",
+        workdir=workdir,
+        **asked,
+    )
+    return TASKS["predict"](given, is_synthetic=True)
+
+
 @pytest.mark.parametrize("is_constant", [True, False])
 def test_predict_is_timed_with_constant_weights_where_asked(
     is_constant, tmp_path
 ):
-    given = Settings(
-        model="resnet_tiny",
-        image_size=16,
-        batch_size=1,
-        strategy="one_device",
-        constant_weights=is_constant,
-        workdir=tmp_path,
-    )
-    classifier = TASKS["predict"](given, 1).classifier
+    task = prediction_of(tmp_path, constant_weights=is_constant)
+    classifier = task.classifier
     images = np.zeros((1, 16, 16, 3), np.uint8)
     before = classifier.probabilities(images).numpy()
     head = classifier.model.head
@@ -168,16 +174,9 @@ def test_predict_is_timed_with_constant_weights_where_asked(
 
 
 def test_predict_is_timed_with_folded_norms_unless_these_are_left(tmp_path):
-    given = Settings(
-        model="resnet_tiny",
-        image_size=16,
-        batch_size=4,
-        strategy="one_device",
-        workdir=tmp_path,
-    )
     types, works = {}, {}
     for folds in (None, False):
-        task = TASKS["predict"](given.over(Settings(fold_batch_norm=folds)), 1)
+        task = prediction_of(tmp_path, fold_batch_norm=folds)
         _, operations = graph_of(task.classifier.model, 16)
         types[folds] = {operation.type for operation in operations}
         works[folds] = task.works()
