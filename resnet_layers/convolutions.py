@@ -5,6 +5,7 @@ from tensorflow.python.eager import record
 
 from resnet_layers.arguments import one_of, pair, true_or_false, whole_number
 from resnet_layers.configs import KeepsArguments
+from resnet_layers.kernel_gradients import convolve
 
 # He et al., "Delving Deep into Rectifiers", 2015,
 # https://arxiv.org/abs/1502.01852, with the fan-out that torchvision and timm
@@ -34,6 +35,11 @@ class PaddedConv2D(KeepsArguments, tf.keras.layers.Conv2D):
       strides: step between outputs, for both directions.
       data_format: "channels_last", whatever Keras's own setting says.
       **kwargs: `keras.layers.Conv2D`'s other arguments.
+
+    Attributes:
+      kernel_products: whether matrix products may take the place of a slower
+        convolution in the kernel's gradients, the same but for rounding. It
+        stands in no config.
 
     Raises:
       ValueError: an even kernel size, another padding, channels first, or
@@ -70,6 +76,7 @@ class PaddedConv2D(KeepsArguments, tf.keras.layers.Conv2D):
                 "`kernel_size` must be odd. "
                 f"Received: kernel_size={kernel_size!r}"
             )
+        self.kernel_products = True
 
     def convolution_op(self, inputs, kernel):
         # Not by way of Keras, which compiles convolutions with groups on CPUs
@@ -87,7 +94,9 @@ class PaddedConv2D(KeepsArguments, tf.keras.layers.Conv2D):
             and set(self.dilation_rate) == {1}
             and record.could_possibly_record()
         ):
-            return _kernel_first(inputs, kernel, self.strides, padding)
+            return convolve(
+                inputs, kernel, self.strides, padding, self.kernel_products
+            )
         return tf.nn.convolution(
             inputs,
             kernel,
@@ -95,40 +104,6 @@ class PaddedConv2D(KeepsArguments, tf.keras.layers.Conv2D):
             padding=padding,
             dilations=self.dilation_rate,
         )
-
-
-def _kernel_first(inputs, kernel, strides, padding):
-    """Convolves, and computes the kernel's gradients before the inputs'.
-
-    TensorFlow takes them in any order. Where kernels wait, so does all that
-    their gradients need: a seventh of the memory that training takes.
-    """
-    inputs, kernel = map(tf.convert_to_tensor, (inputs, kernel))
-    steps, sizes = [1, *strides, 1], tf.shape(inputs)
-
-    @tf.custom_gradient
-    def convolve(inputs, kernel):
-        def gradients(upstream):
-            of_kernel = tf.raw_ops.Conv2DBackpropFilter(
-                input=inputs,
-                filter_sizes=tf.shape(kernel),
-                out_backprop=upstream,
-                strides=steps,
-                padding=padding,
-            )
-            with tf.control_dependencies([of_kernel]):
-                of_inputs = tf.raw_ops.Conv2DBackpropInput(
-                    input_sizes=sizes,
-                    filter=kernel,
-                    out_backprop=upstream,
-                    strides=steps,
-                    padding=padding,
-                )
-            return of_inputs, of_kernel
-
-        return tf.nn.conv2d(inputs, kernel, steps, padding), gradients
-
-    return convolve(inputs, kernel)
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")

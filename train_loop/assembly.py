@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from resnet_layers import (
     VARIANTS,
+    PaddedConv2D,
     WeightsError,
     fold_batch_norms,
     load_weights,
@@ -237,6 +238,9 @@ def build_classifier(settings, class_names):
         )
         model.build((None, settings.image_size, settings.image_size, 3))
     model.remat = settings.remat
+    for layer in model._flatten_layers():
+        if isinstance(layer, PaddedConv2D):
+            layer.kernel_products = settings.kernel_products
     freeze(settings, model)
     return Classifier(model, settings.preprocessing, class_names)
 

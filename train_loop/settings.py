@@ -458,6 +458,11 @@ class Settings:
         "their inputs, and run once more for the gradients.",
         False,
     )
+    kernel_products: bool = setting(
+        "On CPUs, compute gradients of 1x1 kernels, and of others on small "
+        "maps, as matrix products: faster, and the same but for rounding.",
+        True,
+    )
     deterministic: bool = setting(
         "Make a GPU repeat a run bit by bit, more slowly. A CPU always does.",
         False,

@@ -8,7 +8,6 @@ from layer_nets import assert_close, normal, scramble
 from resnet_layers import (
     BlurPool2D,
     EfficientChannelAttention,
-    PaddedConv2D,
     PaddedMaxPooling2D,
     StandardizedConv2D,
 )
@@ -80,78 +79,3 @@ def test_standardized_kernels_have_mean_0_and_variance_1():
     # It does not matter how large kernels are, or what is added to them.
     layer.kernel.assign(3 * kernel + 5)
     assert_close(layer(inputs), expected, 1e-4)
-
-
-def convolution(**options):
-    """Returns a built convolution, and the same as TensorFlow has it."""
-    layer = PaddedConv2D(8, 3, **options)
-    layer.build((None, 7, 7, 4))
-    rate, strides = layer.dilation_rate, layer.strides
-
-    def plain(inputs):
-        if set(strides) != {1}:
-            inputs = tf.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 0]])
-        padding = "SAME" if set(strides) == {1} else "VALID"
-        kernel = layer.kernel.value
-        return tf.nn.convolution(inputs, kernel, strides, padding, None, rate)
-
-    return layer, plain
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"strides": 2}, {"groups": 2}, {"dilation_rate": 2}],
-    ids=str,
-)
-def test_gradients_of_convolutions_are_tensorflows_own(options):
-    layer, plain = convolution(**options)
-    inputs = tf.constant(normal(2, 7, 7, 4))
-
-    def gradients_of(call):
-        @tf.function
-        def first_and_second():
-            with tf.GradientTape() as outer:
-                outer.watch(inputs)
-                with tf.GradientTape() as tape:
-                    tape.watch(inputs)
-                    loss = tf.reduce_sum(call(inputs) ** 3)
-                first = tape.gradient(loss, [inputs, layer.kernel.value])
-                norm = tf.reduce_sum(first[0] ** 2)
-            second = outer.gradient(norm, [inputs, layer.kernel.value])
-            return *first, *second
-
-        return first_and_second()
-
-    for ours, theirs in zip(
-        gradients_of(layer), gradients_of(plain), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def test_gradients_of_kernels_come_before_those_of_inputs():
-    layer, _ = convolution()
-
-    @tf.function
-    def gradients(inputs):
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            loss = tf.reduce_sum(layer(inputs))
-        return tape.gradient(loss, [inputs, layer.kernel.value])
-
-    graph = gradients.get_concrete_function(normal(2, 7, 7, 4)).graph
-    [of_inputs] = [
-        operation
-        for operation in graph.get_operations()
-        if operation.type == "Conv2DBackpropInput"
-    ]
-    waits_for = [operation.type for operation in of_inputs.control_inputs]
-    assert waits_for == ["Conv2DBackpropFilter"]
-
-
-def test_convolution_without_a_tape_is_a_plain_one():
-    layer, _ = convolution()
-    call = tf.function(lambda inputs: layer(inputs))
-    graph = call.get_concrete_function(normal(2, 7, 7, 4)).graph
-    types = {operation.type for operation in graph.get_operations()}
-    assert "Conv2D" in types
-    assert "IdentityN" not in types

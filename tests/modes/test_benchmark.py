@@ -8,7 +8,9 @@ import pytest
 import tensorflow as tf
 from samples import ALONE, SMALL_FLAGS, together
 
+from resnet_layers import PaddedConv2D
 from train_loop import Settings, timing
+from train_loop.assembly import build_classifier
 from train_loop.data import synthetic
 from train_loop.errors import UserError
 from train_loop.evaluation.costs import graph_of
@@ -104,7 +106,8 @@ def test_benchmark_measures_all_that_a_model_does(tmp_path, run, monkeypatch):
     assert first["task"] <= first["process"]
     # All that changes the speed, and has a value.
     told = {"loss", "remat", "deterministic", "fold_batch_norm"}
-    assert told | {"constant_weights"} <= {*found["configuration"]}
+    told |= {"constant_weights", "kernel_products"}
+    assert told <= {*found["configuration"]}
 
 
 @pytest.mark.slow
@@ -171,6 +174,18 @@ def test_predict_is_timed_with_constant_weights_where_asked(
     head.bias.assign(np.arange(head.units, dtype="float32"))
     after = classifier.probabilities(images).numpy()
     assert (before == after).all() == is_constant
+
+
+@pytest.mark.parametrize("are_wanted", [False, True])
+def test_kernels_get_their_gradients_by_products_unless_refused(are_wanted):
+    given = Settings(model="resnet18", kernel_products=are_wanted)
+    model = build_classifier(settle(given), ["a", "b"]).model
+    found = [
+        layer.kernel_products
+        for layer in model._flatten_layers()
+        if isinstance(layer, PaddedConv2D)
+    ]
+    assert found == [are_wanted] * 20
 
 
 def test_predict_is_timed_with_folded_norms_unless_these_are_left(tmp_path):

@@ -33,8 +33,8 @@ TELLING = (
     *("model", "image_size", "batch_size", "precision", "optimizer", "loss"),
     *("strategy", "virtual_devices", "jit_compile", "accumulate_steps"),
     *("average", "freeze", "frozen_batch_norm", "synchronized_batch_norm"),
-    *("stochastic_depth", "remat", "clip_norm", "deterministic"),
-    *("dataset", "augment", "cache"),
+    *("stochastic_depth", "remat", "kernel_products", "clip_norm"),
+    *("deterministic", "dataset", "augment", "cache"),
 )
 # Of these, what noise does not ask.
 OF_IMAGES = ("dataset", "augment", "cache")
