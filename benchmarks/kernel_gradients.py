@@ -1,10 +1,11 @@
 """Times both ways to the gradients of kernels, layer by layer.
 
-As a convolution and as matrix products, in turn, for all convolutions of a net
-but those of large kernels. What training takes is marked:
+    python -m benchmarks.kernel_gradients [--model resnet50]
+        [--dtype float32] [--batch_size 32] [--image_size 224] [--rounds 9]
 
-    python -m benchmarks.kernel_gradients
-    python -m benchmarks.kernel_gradients --dtype=bfloat16 --image_size=64
+As a convolution and as matrix products, in turn, for all convolutions of a net
+but those of large kernels and those in groups, which are never products. What
+training takes on this machine is marked.
 """
 
 import collections
@@ -13,41 +14,40 @@ import time
 from unittest import mock
 
 import tensorflow as tf
-from absl import app, flags
 from tqdm import tqdm
 
 from resnet_layers import VARIANTS, convolutions, kernel_gradients
+from train_loop.command_lines import parser_of
 from train_loop.training.reports import table
-
-FLAGS = flags.FLAGS
-
-flags.DEFINE_string("model", "resnet50", "A row of VARIANTS.")
-flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of tensors.")
-flags.DEFINE_integer("batch_size", 32, "Pictures per step.", lower_bound=1)
-flags.DEFINE_integer("image_size", 224, "Height and width.", lower_bound=1)
-flags.DEFINE_integer("rounds", 9, "Timed calls of each way.", lower_bound=1)
 
 Call = collections.namedtuple("Call", "inputs kernel strides padding")
 
 
-def main(argv):
-    del argv
-    model = VARIANTS[FLAGS.model]()
-    size = FLAGS.image_size
-    counts = collections.Counter(
-        call
-        for call in calls_of(model, (FLAGS.batch_size, size, size, 3))
-        if call.kernel[0] * call.kernel[1] <= kernel_gradients.MOST_PLACES
-    )
+def read_options(arguments):
+    """Returns what the command line says."""
+    parser = parser_of("python -m benchmarks.kernel_gradients", __doc__)
+    add = parser.add_argument
+    add("--model", default="resnet50", help="A row of VARIANTS.")
+    add("--dtype", default="float32", help="Of all tensors, or bfloat16.")
+    add("--batch_size", type=int, default=32, help="Images per step.")
+    add("--image_size", type=int, default=224, help="Height and width.")
+    add("--rounds", type=int, default=9, help="Timed calls of each way.")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = read_options(arguments)
+    shape = (options.batch_size, options.image_size, options.image_size, 3)
+    counts = collections.Counter(calls_of(VARIANTS[options.model](), shape))
     rows = [("inputs", "kernel", "strides", "layers", "ms", "products", "")]
     totals = collections.Counter()
     for call, count in tqdm(counts.items(), unit="layer"):
-        convolution, products, are_taken = measure(call, FLAGS.dtype)
+        convolution, products, are_taken = measure(
+            call, options.dtype, options.rounds
+        )
         rows.append(
             (
-                " x ".join(map(str, call.inputs)),
-                " x ".join(map(str, call.kernel)),
-                " x ".join(map(str, call.strides)),
+                *(" x ".join(map(str, numbers)) for numbers in call[:3]),
                 str(count),
                 f"{convolution * 1e3:.2f}",
                 f"{products * 1e3:.2f}",
@@ -64,7 +64,12 @@ def main(argv):
 
 
 def calls_of(model, shape):
-    """Returns the `Call` of each convolution of a model, in order."""
+    """Returns the `Call` of each convolution that could be products, in order.
+
+    Args:
+      model: a `ResNet` that is not built.
+      shape: of its inputs.
+    """
     calls = []
 
     def remember(inputs, kernel, strides, padding, products):
@@ -83,10 +88,15 @@ def calls_of(model, shape):
         tf.function(model).get_concrete_function(
             tf.TensorSpec(shape), training=True
         )
-    return calls
+    return [
+        call
+        for call in calls
+        if call.kernel[2] == call.inputs[3]
+        and call.kernel[0] * call.kernel[1] <= kernel_gradients.MOST_PLACES
+    ]
 
 
-def measure(call, dtype):
+def measure(call, dtype, rounds):
     """Returns seconds as a convolution, as products, and which one is taken."""
     inputs, kernel = (
         tf.cast(tf.random.normal(shape), dtype)
@@ -99,7 +109,7 @@ def measure(call, dtype):
         for products in (False, True)
     ]
     seconds = [[], []]
-    for _ in range(FLAGS.rounds):
+    for _ in range(rounds):
         for way, spent in zip(ways, seconds, strict=True):
             began = time.perf_counter()
             way(inputs).numpy()
@@ -131,4 +141,4 @@ def gradients_of(kernel, upstream, call, products):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -10,8 +10,15 @@ import time
 import PIL.Image
 import pytest
 
-from benchmarks import compare, input_pipeline, scaling, whole_run
+from benchmarks import (
+    compare,
+    input_pipeline,
+    kernel_gradients,
+    scaling,
+    whole_run,
+)
 from benchmarks.photos import parts_of_photos
+from resnet_layers import ResNet
 from train_loop.training.tensorboard import TensorBoardReport
 
 CASE = compare.Case("resnet18", "train", "float32", 8, 32, 2, 3)
@@ -212,3 +219,17 @@ def test_time_of_a_run_is_that_between_its_reports(tmp_path):
     whole = time.perf_counter() - began
     # Behind the first one come two of five steps each.
     assert 0.01 < whole_run.seconds_per_step(tmp_path) < whole / 10
+
+
+def test_both_ways_to_gradients_of_kernels_are_timed(small_net, capsys):
+    """Those in groups, and of the stem's large kernel, have but one."""
+    small = ["--image_size=16", "--batch_size=2", "--rounds=1"]
+    kernel_gradients.main(["--model=resnet_tiny", *small])
+    table, total = capsys.readouterr().out.split("all as convolutions: ")
+    assert "3 x 3 x 8 x 8" in table
+    assert float(total.split()[0]) > 0
+    net = ResNet(stage_sizes=(1,), width=32, groups=32, base_width=4)
+    kernels = [
+        call.kernel for call in kernel_gradients.calls_of(net, (2, 32, 32, 3))
+    ]
+    assert [kernel[:2] for kernel in kernels] == [(1, 1)] * 3
