@@ -36,8 +36,6 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -403,25 +401,19 @@ def measure(name, case):
     Raises:
       ChildProcessError: with the last thing that it said.
     """
+    # Here, and the worker by its path: the package of the benchmarks imports
+    # TensorFlow, which is not every worker's.
+    from benchmarks.programs import run_python
+
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # By its path: the package of the benchmarks imports TensorFlow, which is
-    # not everybody's.
-    ended = subprocess.run(
-        [
-            sys.executable,
-            __file__,
-            f"--worker={name}",
-            f"--case={json.dumps(case._asdict())}",
-        ],
+    printed = run_python(
+        __file__,
+        f"--worker={name}",
+        f"--case={json.dumps(case._asdict())}",
+        cwd=None,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        check=False,
     )
-    if ended.returncode:
-        said = ended.stderr.strip().splitlines() or [f"{ended.returncode}"]
-        raise ChildProcessError(said[-1])
-    return json.loads(ended.stdout.splitlines()[-1])
+    return json.loads(printed.splitlines()[-1])
 
 
 def missing(peer, case):

@@ -91,8 +91,7 @@ def calls_of(model, shape):
     return [
         call
         for call in calls
-        if call.kernel[2] == call.inputs[3]
-        and call.kernel[0] * call.kernel[1] <= kernel_gradients.MOST_PLACES
+        if kernel_gradients.can_be_products(call.inputs, call.kernel)
     ]
 
 
@@ -105,7 +104,7 @@ def measure(call, dtype, rounds):
     outputs = kernel_gradients.convolve(inputs, kernel, *call[2:])
     upstream = tf.cast(tf.random.normal(outputs.shape), dtype)
     ways = [
-        gradients_of(kernel, upstream, call, products)
+        gradients_of(inputs, kernel, upstream, call, products)
         for products in (False, True)
     ]
     seconds = [[], []]
@@ -120,7 +119,7 @@ def measure(call, dtype, rounds):
     return *map(statistics.median, seconds), are_taken
 
 
-def gradients_of(kernel, upstream, call, products):
+def gradients_of(inputs, kernel, upstream, call, products):
     """Returns a function of a convolution's inputs, warmed up."""
 
     @tf.function(autograph=False)
@@ -136,7 +135,7 @@ def gradients_of(kernel, upstream, call, products):
         kernel_gradients, "products_are_faster", return_value=products
     ):
         for _ in range(2):
-            gradients(tf.cast(tf.random.normal(call.inputs), kernel.dtype))
+            gradients(inputs)
     return gradients
 
 

@@ -27,9 +27,9 @@ from benchmarks.photos import parts_of_photos, write_classes
 from benchmarks.programs import run_python
 from train_loop.command_lines import parser_of
 from train_loop.speed.host import describe_host, versions
+from train_loop.training.tensorboard import TAGS
 
 PICTURES = 1000
-TAG = "speed/images_per_second"
 
 
 def program(options, *flags):
@@ -84,7 +84,7 @@ def seconds_per_step(workdir):
     events = EventAccumulator(str(workdir / "train"))
     events.Reload()
     # Scalars of TensorFlow 2 are tensors to TensorBoard.
-    first, *_, last = events.Tensors(TAG)
+    first, *_, last = events.Tensors(TAGS["images_per_second"])
     return (last.wall_time - first.wall_time) / (last.step - first.step)
 
 

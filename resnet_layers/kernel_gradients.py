@@ -75,17 +75,28 @@ def products_are_faster(inputs, kernel, outputs, strides):
     devices = {
         device.device_type for device in tf.config.list_logical_devices()
     }
-    height, width, channels, _ = kernel
-    if (
-        not devices <= {"CPU"}
-        or None in (*inputs[1:], *outputs[1:])
-        or channels != inputs[3]
-        or height * width > MOST_PLACES
-    ):
+    if not devices <= {"CPU"} or not can_be_products(inputs, kernel):
         return False
+    height, width, channels, _ = kernel
     rows, columns = outputs[1:3]
     places = 4 * rows * columns // (strides[0] * strides[1])
     return height * width == 1 or places < channels
+
+
+def can_be_products(inputs, kernel):
+    """Tells whether a kernel's gradients can be a few matrix products.
+
+    Those of groups, of large kernels and of sides that nobody knows are not.
+
+    Args:
+      inputs: static shape of the convolution's inputs; so is `kernel`.
+    """
+    height, width, channels, _ = kernel
+    return (
+        None not in inputs[1:]
+        and channels == inputs[3]
+        and height * width <= MOST_PLACES
+    )
 
 
 def _by_products(inputs, upstream, kernel_shape, strides, padding):
