@@ -31,6 +31,10 @@ class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
       synchronized: compute batch statistics over all replicas.
       **kwargs: `keras.layers.BatchNormalization`'s other arguments.
 
+    Attributes:
+      fused: whether the kernel is used where it can be. It stands in no
+        config.
+
     Raises:
       ValueError: an argument has none of the values possible.
 
@@ -46,11 +50,13 @@ class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
             synchronized=true_or_false("synchronized", synchronized),
             **kwargs,
         )
+        self.fused = True
 
     def runs_fused(self, inputs, mask=None):
         """Tells whether a call on `inputs` will use the fused kernel."""
         return (
-            len(inputs.shape) == 4
+            self.fused
+            and len(inputs.shape) == 4
             and self.axis in (-1, 3)
             and mask is None
             and not self.synchronized

@@ -5,20 +5,24 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 import time
 
 import PIL.Image
 import pytest
+from absl.testing import flagsaver
 
 from benchmarks import (
     compare,
     input_pipeline,
     kernel_gradients,
     scaling,
+    turns,
     whole_run,
 )
 from benchmarks.photos import parts_of_photos
 from resnet_layers import ResNet
+from train_loop import main
 from train_loop.training.tensorboard import TensorBoardReport
 
 CASE = compare.Case("resnet18", "train", "float32", 8, 32, 2, 3)
@@ -233,3 +237,57 @@ def test_both_ways_to_gradients_of_kernels_are_timed(small_net, capsys):
         call.kernel for call in kernel_gradients.calls_of(net, (2, 32, 32, 3))
     ]
     assert [kernel[:2] for kernel in kernels] == [(1, 1)] * 3
+
+
+# Answers a line with the seconds of a step, and ends after so many.
+WAITS = """
+import os, sys
+for _, line in zip(range(4), sys.stdin):
+    print(os.environ["SECONDS"], flush=True)
+sys.exit(3)
+"""
+
+
+def waiting_side(words):
+    """Returns a `Side` whose process takes steps of a length that is told."""
+    side = turns.Side(words, turns.read_options(["--", "--model=resnet_tiny"]))
+    assert side.command[-3:-1] == ["--", "--model=resnet_tiny"]
+    assert side.command[-1] == "--clip_norm=1"
+    side.command = [sys.executable, "-c", WAITS]
+    return side
+
+
+def test_two_processes_take_a_step_each_in_turn():
+    options = turns.read_options(["--first=SECONDS=2 --clip_norm=1"])
+    with (
+        waiting_side(options.first) as first,
+        waiting_side(["--clip_norm=1", "SECONDS=3"]) as second,
+    ):
+        first.warm_up()
+        turns.take_turns([first, second], 1)
+        assert (first.seconds, second.seconds) == ([2.0], [3.0])
+        # It has said why; its status is ours.
+        first.process.wait()
+        with pytest.raises(SystemExit) as ended:
+            first.step()
+        assert ended.value.code == 3
+
+
+def test_turns_are_compared_one_by_one():
+    """The machine was half as fast in the second one, for both."""
+    told = turns.described([1.0, 2.0, 1.0], [1.5, 3.0, 1.2])
+    assert "the first is 1.50 times as fast (1.20 to 1.50 in 3 turns)" in told
+
+
+def test_steps_are_taken_when_told_to(small_net, capsys):
+    flags = ["--model=resnet_tiny", "--image_size=16", "--batch_size=2"]
+    with flagsaver.flagsaver():
+        main.FLAGS.unparse_flags()
+        turns.serve("train", [*flags, "--freeze=backbone"], "\n\n")
+        told = capsys.readouterr()
+        assert "what is frozen is random" in told.err
+        seconds = told.out.split()
+        assert len(seconds) == 2
+        assert min(map(float, seconds)) > 0
+        with pytest.raises(SystemExit, match="--model=resnetty is unknown"):
+            turns.serve("train", ["--model=resnetty"], "\n")

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from resnet_layers import (
     VARIANTS,
+    BatchNormalization,
     PaddedConv2D,
     WeightsError,
     fold_batch_norms,
@@ -241,6 +242,8 @@ def build_classifier(settings, class_names):
     for layer in model._flatten_layers():
         if isinstance(layer, PaddedConv2D):
             layer.kernel_products = settings.kernel_products
+        if isinstance(layer, BatchNormalization):
+            layer.fused = settings.fused_batch_norm
     freeze(settings, model)
     return Classifier(model, settings.preprocessing, class_names)
 

@@ -463,6 +463,11 @@ class Settings:
         "maps, as matrix products: faster, and the same but for rounding.",
         True,
     )
+    fused_batch_norm: bool = setting(
+        "Take TensorFlow's fused kernel for batch norms where it can be: "
+        "faster, and the same as Keras's own operations but for rounding.",
+        True,
+    )
     deterministic: bool = setting(
         "Make a GPU repeat a run bit by bit, more slowly. A CPU always does.",
         False,

@@ -72,6 +72,16 @@ def test_fused_kernel_agrees_within_bfloat16_rounding(training):
     assert_same(ours.weights, theirs.weights, 1e-5)
 
 
+def test_kernel_can_be_refused():
+    ours, theirs = make_pair()
+    ours.fused = False
+    inputs = make_inputs()
+    assert not ours.runs_fused(inputs)
+    outputs = ours(inputs, training=True)
+    np.testing.assert_array_equal(outputs, theirs(inputs, training=True))
+    assert "fused" not in ours.get_config()
+
+
 def test_moving_statistics_follow_plain_numpy():
     layer = BatchNormalization(momentum=0.9)
     inputs = make_inputs()

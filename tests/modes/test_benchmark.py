@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from samples import ALONE, SMALL_FLAGS, together
 
-from resnet_layers import PaddedConv2D
+from resnet_layers import BatchNormalization, PaddedConv2D
 from train_loop import Settings, timing
 from train_loop.assembly import build_classifier
 from train_loop.data import synthetic
@@ -106,7 +106,7 @@ def test_benchmark_measures_all_that_a_model_does(tmp_path, run, monkeypatch):
     assert first["task"] <= first["process"]
     # All that changes the speed, and has a value.
     told = {"loss", "remat", "deterministic", "fold_batch_norm"}
-    told |= {"constant_weights", "kernel_products"}
+    told |= {"constant_weights", "kernel_products", "fused_batch_norm"}
     assert told <= {*found["configuration"]}
 
 
@@ -177,15 +177,22 @@ def test_predict_is_timed_with_constant_weights_where_asked(
 
 
 @pytest.mark.parametrize("are_wanted", [False, True])
-def test_kernels_get_their_gradients_by_products_unless_refused(are_wanted):
-    given = Settings(model="resnet18", kernel_products=are_wanted)
+def test_faster_ways_are_taken_unless_refused(are_wanted):
+    given = Settings(
+        model="resnet18",
+        kernel_products=are_wanted,
+        fused_batch_norm=are_wanted,
+    )
     model = build_classifier(settle(given), ["a", "b"]).model
-    found = [
-        layer.kernel_products
-        for layer in model._flatten_layers()
-        if isinstance(layer, PaddedConv2D)
-    ]
-    assert found == [are_wanted] * 20
+    layers = model._flatten_layers()
+    inputs = tf.keras.KerasTensor((None, 8, 8, 64))
+    found = {
+        BatchNormalization: lambda layer: layer.runs_fused(inputs),
+        PaddedConv2D: lambda layer: layer.kernel_products,
+    }
+    for kind, of_layer in found.items():
+        ways = [of_layer(each) for each in layers if isinstance(each, kind)]
+        assert ways == [are_wanted] * 20
 
 
 def test_predict_is_timed_with_folded_norms_unless_these_are_left(tmp_path):

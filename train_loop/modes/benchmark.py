@@ -33,8 +33,8 @@ TELLING = (
     *("model", "image_size", "batch_size", "precision", "optimizer", "loss"),
     *("strategy", "virtual_devices", "jit_compile", "accumulate_steps"),
     *("average", "freeze", "frozen_batch_norm", "synchronized_batch_norm"),
-    *("stochastic_depth", "remat", "kernel_products", "clip_norm"),
-    *("deterministic", "dataset", "augment", "cache"),
+    *("stochastic_depth", "remat", "kernel_products", "fused_batch_norm"),
+    *("clip_norm", "deterministic", "dataset", "augment", "cache"),
 )
 # Of these, what noise does not ask.
 OF_IMAGES = ("dataset", "augment", "cache")
@@ -73,7 +73,7 @@ def benchmark(settings):
         and settings.workdir is None
     )
     with tempfile.TemporaryDirectory() as folder:
-        given = _to_measure(settings, is_synthetic, folder)
+        given = to_measure(settings, is_synthetic, folder)
         tasks = {}
         for name in names:
             # Only the first one begins when the process does.
@@ -123,8 +123,14 @@ def benchmark(settings):
     return found
 
 
-def _to_measure(settings, is_synthetic, folder):
-    """Returns the settings of what is measured."""
+def to_measure(settings, is_synthetic, folder):
+    """Returns the settings of what is measured.
+
+    Args:
+      settings: `Settings` that were given.
+      is_synthetic: whether images are noise.
+      folder: where a run may write that no `workdir` was given for.
+    """
     if settings.workdir is not None:
         return settings
     if is_synthetic:
