@@ -9,6 +9,7 @@ import tensorflow as tf
 from samples import ALONE, SMALL_FLAGS, together
 
 from resnet_layers import BatchNormalization, PaddedConv2D
+from resnet_layers.folding import convolutions_with_norms
 from train_loop import Settings, timing
 from train_loop.assembly import build_classifier
 from train_loop.data import synthetic
@@ -193,6 +194,13 @@ def test_faster_ways_are_taken_unless_refused(are_wanted):
     for kind, of_layer in found.items():
         ways = [of_layer(each) for each in layers if isinstance(each, kind)]
         assert ways == [are_wanted] * 20
+
+
+def test_new_net_is_timed_as_if_it_were_trained(tmp_path):
+    """Sums of zero would be left out of its graph, and nothing be fused."""
+    model = prediction_of(tmp_path).classifier.model
+    for _, norm in convolutions_with_norms(model):
+        assert np.all(norm.beta.numpy() != 0)
 
 
 def test_predict_is_timed_with_folded_norms_unless_these_are_left(tmp_path):
