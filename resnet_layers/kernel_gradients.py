@@ -136,6 +136,9 @@ def _seen_by_places(inputs, sides, kernel_sides, strides, padding):
       strides: (rows, columns) between outputs.
       padding: "SAME" or "VALID".
     """
+    if {*kernel_sides, *strides} == {1}:
+        yield inputs
+        return
     paddings, grid = [[0, 0]], [-1]
     for given, side, size, stride in zip(
         inputs.shape[1:3], sides, kernel_sides, strides, strict=True

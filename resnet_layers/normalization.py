@@ -99,16 +99,21 @@ class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
         return outputs
 
     def _update_moving_statistics(self, inputs, mean, variance):
-        # The kernel returns the unbiased variance, Keras keeps the biased one.
-        count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), variance.dtype)
-        variance *= (count - 1.0) / count
-        for moving, value in (
-            (self.moving_mean, mean),
-            (self.moving_variance, variance),
+        # A graph has two of these for each layer: what is known is computed
+        # here, not there.
+        count = inputs.shape[:-1].num_elements()
+        if count is None:
+            count = tf.size(inputs, tf.int64) // inputs.shape[-1]
+            count = tf.cast(count, mean.dtype)
+        fresh = 1.0 - self.momentum
+        for moving, value, weight in (
+            (self.moving_mean, mean, fresh),
+            # The kernel returns the unbiased variance, Keras keeps the biased
+            # one.
+            (self.moving_variance, variance, fresh * (count - 1) / count),
         ):
-            moving.assign(
-                moving * self.momentum + value * (1.0 - self.momentum)
-            )
+            kept = tf.convert_to_tensor(moving) * self.momentum
+            moving.assign(kept + value * weight)
 
 
 NORMS = {

@@ -51,7 +51,7 @@ class PerVariable:
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        rate = tf.cast(learning_rate, variable.dtype) * self._factors[index]
+        rate = self.own_rate(index, tf.cast(learning_rate, variable.dtype))
         gradient = tf.cast(gradient, variable.dtype)
         if is_kernel(variable):
             gradient = self.penalized(gradient, variable)
@@ -59,6 +59,12 @@ class PerVariable:
                 self.assign_sub(variable, rate * self.decay * variable)
         rate = self.begun(rate, self._begins[index])
         super().update_step(gradient, variable, rate)
+
+    def own_rate(self, index, rate):
+        """Returns the learning rate of the variable of that index."""
+        factor = self._factors[index]
+        # A graph would have as many products by 1 as there are variables.
+        return rate if factor == 1.0 else rate * factor
 
     def begun(self, rate, begin):
         """Returns the rate of a variable that is trained from a step on."""
@@ -201,7 +207,7 @@ class LAMB(PerVariable, tf.keras.optimizers.Adam):
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        rate = tf.cast(learning_rate, variable.dtype) * self._factors[index]
+        rate = self.own_rate(index, tf.cast(learning_rate, variable.dtype))
         gradient = tf.cast(gradient, variable.dtype)
         step = self.iterations + 1 - self._begins[index]
         step = tf.cast(step, variable.dtype)
