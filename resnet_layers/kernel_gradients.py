@@ -75,28 +75,36 @@ def products_are_faster(inputs, kernel, outputs, strides):
     devices = {
         device.device_type for device in tf.config.list_logical_devices()
     }
-    if not devices <= {"CPU"} or not can_be_products(inputs, kernel):
+    if not devices <= {"CPU"} or not can_be_products(inputs, kernel, strides):
         return False
     height, width, channels, _ = kernel
+    if height * width == 1:
+        return True
     rows, columns = outputs[1:3]
-    places = 4 * rows * columns // (strides[0] * strides[1])
-    return height * width == 1 or places < channels
+    return 4 * rows * columns // (strides[0] * strides[1]) < channels
 
 
-def can_be_products(inputs, kernel):
+def can_be_products(inputs, kernel, strides):
     """Tells whether a kernel's gradients can be a few matrix products.
 
-    Those of groups, of large kernels and of sides that nobody knows are not.
+    Those of groups and of large kernels are not, nor those that need sides
+    that nobody knows.
 
     Args:
       inputs: static shape of the convolution's inputs; so is `kernel`.
+      strides: (rows, columns) between outputs.
     """
     height, width, channels, _ = kernel
     return (
-        None not in inputs[1:]
-        and channels == inputs[3]
+        channels == inputs[3]
         and height * width <= MOST_PLACES
+        and (_is_pointwise(kernel[:2], strides) or None not in inputs[1:3])
     )
+
+
+def _is_pointwise(kernel_sides, strides):
+    """Tells whether each output is made of the pixel in its place."""
+    return {*kernel_sides, *strides} == {1}
 
 
 def _by_products(inputs, upstream, kernel_shape, strides, padding):
@@ -136,7 +144,7 @@ def _seen_by_places(inputs, sides, kernel_sides, strides, padding):
       strides: (rows, columns) between outputs.
       padding: "SAME" or "VALID".
     """
-    if {*kernel_sides, *strides} == {1}:
+    if _is_pointwise(kernel_sides, strides):
         yield inputs
         return
     paddings, grid = [[0, 0]], [-1]

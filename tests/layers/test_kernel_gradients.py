@@ -83,8 +83,12 @@ def test_convolution_without_a_tape_is_a_plain_one():
     assert "IdentityN" not in types
 
 
-def kernel_and_input_gradients(layer, inputs):
-    """Returns gradients, of first and second order, and types of operations."""
+def kernel_and_input_gradients(layer, inputs, sides=None):
+    """Returns gradients, of first and second order, and types of operations.
+
+    In a graph for inputs of these sides, by default their own.
+    """
+    sides = sides or inputs.shape[1:3]
 
     @tf.function(autograph=False)
     def gradients(inputs):
@@ -99,7 +103,7 @@ def kernel_and_input_gradients(layer, inputs):
         return first, outer.gradient(norm, sources)
 
     graph = gradients.get_concrete_function(
-        tf.TensorSpec([None, *inputs.shape[1:]], inputs.dtype)
+        tf.TensorSpec([None, *sides, inputs.shape[-1]], inputs.dtype)
     ).graph
     types = [operation.type for operation in graph.get_operations()]
     return tf.nest.flatten(gradients(inputs)), types
@@ -120,6 +124,17 @@ def test_products_are_the_same_gradients(kernel_size, strides, sides):
     convolved, types = kernel_and_input_gradients(layer, inputs)
     assert "MatMul" not in types
     for ours, theirs in zip(products, convolved, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_products_of_single_pixels_need_no_sides():
+    layer = PaddedConv2D(6, 1, dtype="float64")
+    inputs = tf.constant(normal(2, 3, 4, 5), "float64")
+    layer.build(inputs.shape)
+    known, _ = kernel_and_input_gradients(layer, inputs)
+    unknown, types = kernel_and_input_gradients(layer, inputs, (None, None))
+    assert "MatMul" in types
+    for ours, theirs in zip(unknown, known, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
@@ -160,10 +175,13 @@ def test_products_are_as_exact_as_convolutions(kernel_size, strides, dtype):
         ((32, 28, 28, 256), (3, 3, 256, 256), 2, True),
         ((32, 14, 14, 256), (3, 3, 256, 256), 1, False),
         ((32, 56, 56, 64), (3, 3, 64, 64), 1, False),
-        # In groups, with large kernels, and of sides that nobody knows.
+        # In groups, with large kernels, and of sides that nobody knows, but
+        # where they make no difference.
         ((32, 7, 7, 512), (1, 1, 64, 512), 1, False),
         ((32, 2, 2, 512), (5, 5, 512, 512), 1, False),
-        ((32, None, None, 64), (1, 1, 64, 256), 1, False),
+        ((32, None, None, 64), (1, 1, 64, 256), 2, False),
+        ((32, None, None, 512), (3, 3, 512, 512), 1, False),
+        ((32, None, None, 64), (1, 1, 64, 256), 1, True),
         ((None, 7, 7, 64), (1, 1, 64, 256), 1, True),
     ],
 )
