@@ -38,7 +38,7 @@ def read_options(arguments):
     """Returns what the command line says."""
     parser = parser_of("python -m benchmarks.turns", __doc__)
     add = parser.add_argument
-    side = {"type": shlex.split, "default": []}
+    side = {"type": split, "default": []}
     add("--first", **side, help="--flag=value or VARIABLE=value, or several.")
     add("--second", **side, help="The same for the other one.")
     add("--what", choices=TASKS, default="train", help="What is done.")
@@ -46,7 +46,25 @@ def read_options(arguments):
     add("flags", nargs="*", help="Those of train_loop.main, behind --.")
     # What a process of its own is told.
     add("--waits", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.turns < 1:
+        parser.error(f"--turns={options.turns}: take at least 1")
+    return options
+
+
+def split(text):
+    """Returns the flags and variables of a side.
+
+    Raises:
+      argparse.ArgumentTypeError: a word is neither.
+    """
+    words = shlex.split(text)
+    for word in words:
+        if not word.startswith("-") and "=" not in word:
+            raise argparse.ArgumentTypeError(
+                f"{word!r} is neither --flag=value nor VARIABLE=value"
+            )
+    return words
 
 
 def main(arguments=None):

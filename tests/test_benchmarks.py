@@ -273,6 +273,19 @@ def test_two_processes_take_a_step_each_in_turn():
         assert ended.value.code == 3
 
 
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ("--first=--batch_size 8", "'8' is neither --flag=value nor VARIABLE"),
+        ("--turns=0", "--turns=0: take at least 1"),
+    ],
+)
+def test_turns_refuse_what_they_do_not_know(mistake, told, capsys):
+    with pytest.raises(SystemExit):
+        turns.read_options([mistake])
+    assert told in capsys.readouterr().err
+
+
 def test_turns_are_compared_one_by_one():
     """The machine was half as fast in the second one, for both."""
     told = turns.described([1.0, 2.0, 1.0], [1.5, 3.0, 1.2])
