@@ -504,7 +504,7 @@ def markdown(cases):
         for name, numbers in summary.items():
             ratio = "-"
             if name != "ours" and "ours_is_faster" in numbers:
-                ratio = f"{_spread(numbers['ours_is_faster'], '{:.2f}')}x"
+                ratio = f"{spread_text(numbers['ours_is_faster'], '{:.2f}')}x"
             kind = "peak_memory_bytes"
             if "peak_device_memory_bytes" in numbers:
                 kind = "peak_device_memory_bytes"
@@ -512,7 +512,7 @@ def markdown(cases):
             cells = [
                 str(case),
                 PEERS[name].title,
-                _spread(numbers["images_per_second"], "{:.4g}"),
+                spread_text(numbers["images_per_second"], "{:.4g}"),
                 ratio,
                 f"{numbers[kind] / 1e9:.2f} GB",
                 f"{first['process']:.1f} s, {first['imports']:.1f} s",
@@ -521,7 +521,8 @@ def markdown(cases):
     return "\n".join(lines)
 
 
-def _spread(numbers, form):
+def spread_text(numbers, form):
+    """Returns what `spread` found as text, each number in a form."""
     median, least, most = map(form.format, numbers.values())
     return f"{median} ({least} to {most})"
 

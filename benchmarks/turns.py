@@ -26,6 +26,7 @@ import time
 
 from tqdm import tqdm
 
+from benchmarks.compare import spread
 from benchmarks.programs import ROOT
 from train_loop import main as program
 from train_loop.command_lines import parser_of
@@ -146,12 +147,12 @@ def take_turns(sides, count):
 
 def described(first, second):
     """Returns what is told of the seconds of all steps of the two."""
-    ratios = sorted(b / a for a, b in zip(first, second, strict=True))
+    ratio = spread([b / a for a, b in zip(first, second, strict=True)])
     return (
         f"first {statistics.median(first):.4g} s, second "
         f"{statistics.median(second):.4g} s for a step; the first is "
-        f"{statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to "
-        f"{ratios[-1]:.2f} in {len(ratios)} turns)"
+        f"{ratio['median']:.2f} times as fast ({ratio['least']:.2f} to "
+        f"{ratio['most']:.2f} in {len(first)} turns)"
     )
 
 

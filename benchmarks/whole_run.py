@@ -15,7 +15,6 @@ take turns, and their ratio is taken within a round.
 
 import json
 import pathlib
-import statistics
 import sys
 import tempfile
 
@@ -23,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
 
+from benchmarks.compare import spread, spread_text
 from benchmarks.photos import parts_of_photos, write_classes
 from benchmarks.programs import run_python
 from train_loop.command_lines import parser_of
@@ -120,8 +120,8 @@ def main(arguments=None):
     print(
         f"{options.model}, {options.precision}, batch {options.batch_size}, "
         f"{options.image_size} x {options.image_size}: a run is "
-        f"{statistics.median(shares):.3f} ({min(shares):.3f} to "
-        f"{max(shares):.3f}) times as fast as its bare step. "
+        f"{spread_text(spread(shares), '{:.3f}')} times as fast as its bare "
+        "step. "
         f"{host['processor']}, {host['cores']} cores; "
         + ", ".join(f"{name} {version}" for name, version in libraries.items())
     )
