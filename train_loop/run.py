@@ -175,11 +175,14 @@ class Run:
 
         Raises:
           UserError: another process trains in the folder, an image cannot be
-            read, or the loss is not finite any more. What was learned before
-            is saved.
+            read, the loss is not finite any more, or another format of the
+            folder computes otherwise. What was learned before is saved.
           StoppedError: a signal asked to stop; the same holds.
         """
         is_chief = self.trainer.workers.is_chief
+        is_new = self.trainer.step == 0
+        if not (is_new or self.is_finished):
+            self.workdir.check_format()
         locked = self.workdir.locked if is_chief else contextlib.nullcontext
         with locked(), stopping.noting_signals():
             if self.checkpoints.changed_by_others():
@@ -192,6 +195,8 @@ class Run:
                 self.settings.write(self.workdir.flags)
                 contents = json.dumps(self.data.contents)
                 write_text(self.workdir.data, contents + "\n")
+                if is_new:
+                    self.workdir.write_config()
             while not self._reaches_the_end():
                 stopping.check()
 

@@ -1,8 +1,10 @@
 """Settings: everything that makes up a run, as one value."""
 
 import dataclasses
+import functools
 import math
 import os
+import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -53,7 +55,8 @@ def setting(
       at_most: the largest number that is possible.
       **options: `choices`, the names that are possible; `fixed=True`, an
         existing run cannot change it; `of_run=False`, it is no part of what
-        repeats a run; `modes`, those that it is for, where it is not for all;
+        repeats a run; `absent`, what a `flags.txt` from before this setting
+        existed means; `modes`, those that it is for, where it is not for all;
         `group`, of those in `--help` that begins with it; `tables`, {TABLE:
         names} in the help text.
     """
@@ -66,6 +69,7 @@ def setting(
             "choices": None,
             "fixed": False,
             "of_run": True,
+            "absent": None,
             "modes": (),
             "group": None,
             "tables": {},
@@ -708,25 +712,39 @@ class Settings:
     def read(cls, path):
         """Returns the settings in a file of `write`; none without a file.
 
+        A setting that no longer exists is ignored, with a warning.
+
         Raises:
-          UserError: it is of another version of this program, or damaged.
+          UserError: the file is damaged.
         """
         if not path.is_file():
             return cls()
-        # What is no text makes a name that nobody knows.
+        # What is no text is no flag.
         lines = path.read_text(errors="replace").splitlines()
-        pairs = (line.removeprefix("--").partition("=") for line in lines)
-        texts = {name: text for name, _, text in pairs}
-        unknown = texts.keys() - {field.name for field in fields(cls)}
-        if unknown or not texts:
-            fault = f"it has --{min(unknown)}" if unknown else "it is empty"
+        flags = [re.fullmatch("--([a-z_0-9]+)=(.*)", line) for line in lines]
+        if None in flags or not flags:
+            fault = "it is empty"
+            if flags:
+                fault = f"not a flag: {lines[flags.index(None)][:80]!r}"
             raise UserError(
-                f"{path} is of another version, or damaged: {fault}; go on "
-                "with the version that wrote it, put it back from a copy, or "
+                f"{path} is damaged: {fault}. Restore it from a backup, or "
                 f"start a new run from the weights: --weights={path.parent} "
                 "and its --model"
             )
-        return cls(**texts)
+        texts = {flag[1]: flag[2] for flag in flags}
+        known = {field.name: field.metadata["absent"] for field in fields(cls)}
+        for name in texts.keys() - known.keys():
+            _warn_once(
+                f"{path}: --{name}={texts[name]}: no longer a setting, ignored"
+            )
+            del texts[name]
+        return cls(**{**known, **texts})
+
+
+@functools.cache
+def _warn_once(line):
+    """Prints a warning the first time that a program comes to it."""
+    print(f"warning: {line}")
 
 
 def can_be_unset(field):

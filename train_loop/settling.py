@@ -41,6 +41,12 @@ def settle(given):
             # Whoever writes to a run finds out whether that is possible.
             workdir.check_writable()
         earlier = Settings.read(workdir.flags)
+        if earlier.recipe not in (None, *RECIPES):
+            print(
+                f"warning: {workdir.flags}: --recipe={earlier.recipe}: no "
+                "longer a recipe, ignored; the settings it had stay"
+            )
+            earlier = replace(earlier, recipe=None)
         _check_unchanged(given, earlier)
     if given.recipe == "auto":
         # Of an existing run, its own; of a new one, it is the default.

@@ -12,6 +12,15 @@ import filelock
 
 from train_loop.errors import UserError
 
+# Format of a run's folder -> what training computes differently from there on.
+FORMATS = {
+    1: "",
+    2: (
+        "the order of images, random crops, resizing, MixUp and CutMix under "
+        "--augment_repeats, and the targets of --loss=sigmoid"
+    ),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
@@ -54,6 +63,35 @@ class Workdir:
                 f"{error}, or start a new run from the weights of this one: "
                 f"--weights={self}"
             ) from error
+
+    @property
+    def config(self):
+        """The format of the folder, a JSON object."""
+        return self.path / "config.json"
+
+    def write_config(self):
+        """Marks the folder as a run of this version of the program."""
+        write_text(self.config, json.dumps({"format_version": max(FORMATS)}))
+
+    def check_format(self):
+        """Raises UserError where the run cannot be trained any further.
+
+        It would go on with other arithmetic than it began with. Its weights
+        stay readable.
+        """
+        version = 1
+        if self.config.is_file():
+            version = read_json(self.config, "format_version")["format_version"]
+        if version == max(FORMATS):
+            return
+        changes = "; ".join(FORMATS[n] for n in FORMATS if n > version)
+        if version not in FORMATS:
+            changes = "which only a newer version of this program knows"
+        raise UserError(
+            f"--workdir={self}: a run of format {version} cannot be trained "
+            f"further; format {max(FORMATS)} changes {changes}. Start a new "
+            f"run from its weights: --weights={self}"
+        )
 
     @property
     def metrics(self):
