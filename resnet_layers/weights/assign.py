@@ -8,6 +8,7 @@ beside the model.
 
 import contextlib
 import functools
+import json
 import pathlib
 from typing import NamedTuple
 
@@ -26,6 +27,11 @@ from resnet_layers.weights.names import DIALECTS, WeightsError, torch_targets
 from resnet_layers.weights.preprocessing import (
     Preprocessing,
     read_preprocessing,
+)
+from resnet_layers.weights.variants import (
+    TRAITS,
+    check_function,
+    find_traits,
 )
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -77,6 +83,7 @@ def load_weights(model, path, replace_head=False, averaged=True):
     with errors_as_one_line(path), contextlib.ExitStack() as opened:
         dialect, tensors = open_tensors(model, path, opened, averaged)
         pairs, head_used = _pair(model, path, tensors, dialect, replace_head)
+        check_function(model, path, dialect)
         for name, (tensor, target) in pairs.items():
             _check_values(_read(tensor, target), path, name, target)
         for tensor, target in pairs.values():
@@ -103,7 +110,8 @@ def save_safetensors(model, path):
       OSError: the file cannot be written.
     """
     tensors = {}
-    for name, target in torch_targets(_built_net(model)).items():
+    model = _built_net(model)
+    for name, target in torch_targets(model).items():
         outline = _outline(target)
         tensors[name] = Stored(
             outline.shape,
@@ -111,7 +119,15 @@ def save_safetensors(model, path):
             # Not the loop's own, which is another one by then.
             lambda target=target: target.write(np.asarray(target.variable)),
         )
-    write_safetensors(path, tensors)
+    traits = find_traits(model.get_config())
+    # What no name shows, so that it is not taken for a model of theirs.
+    stated = {
+        name: value
+        for name, value in traits.items()
+        if name != "shortcut" and value != TRAITS[name]
+    }
+    metadata = {"resnet_layers": json.dumps(stated)} if stated else {}
+    write_safetensors(path, tensors, metadata)
 
 
 def _built_net(model):

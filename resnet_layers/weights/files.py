@@ -247,6 +247,12 @@ def _open_safetensors(model, path, opened):
     return tensors
 
 
+def read_metadata(path):
+    """Returns {name: text} that a safetensors file says of itself."""
+    with _import_safetensors().safe_open(path, framework="np") as file:
+        return file.metadata() or {}
+
+
 def _import_safetensors():
     """Returns the package, which is an extra, or raises `WeightsError`."""
     try:
@@ -259,7 +265,7 @@ def _import_safetensors():
     return safetensors
 
 
-def write_safetensors(path, tensors):
+def write_safetensors(path, tensors, metadata=None):
     """Writes a file of safetensors, one tensor after the other.
 
     A file that was there stays as it was until the new one is whole.
@@ -267,13 +273,14 @@ def write_safetensors(path, tensors):
     Args:
       path: of the file.
       tensors: {name: `Stored`}; each is read when its turn comes.
+      metadata: {name: text} for `read_metadata`.
 
     Raises:
       OSError: the file cannot be written.
     """
     codes = {dtype: code for code, dtype in SAFETENSORS_TYPES.items()}
     # For torch, as the package itself would write it, to the last byte.
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header, end = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0
     for name, tensor in sorted(tensors.items()):
         begin = end
         end += math.prod(tensor.shape) * tf.as_dtype(tensor.dtype).size
@@ -353,6 +360,25 @@ def _open_own_keras(model, path, opened):
         # its beginning.
         weights = archive.extract("model.weights.h5", folder)
     return _open_own_h5(model, weights, opened)
+
+
+def read_model_config(path):
+    """Returns the arguments of the `ResNet` in a `.keras` file, else None."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        content = json.loads(archive.read("config.json"))
+    # The model itself, or a layer of it.
+    waiting = [content]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            if "stage_sizes" in part:
+                return part
+            part = part.values()
+        if not isinstance(part, str | int | float | None):
+            waiting.extend(part)
+    return None
 
 
 def _open_own_h5(model, path, opened):

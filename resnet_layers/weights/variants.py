@@ -1,9 +1,17 @@
-"""The variants that files of weights are of."""
+"""The variants that files of weights are of, and what these compute."""
+
+import json
+import re
 
 from resnet_layers.variants import VARIANTS, nearest_names
 from resnet_layers.weights.configs import config_beside
 from resnet_layers.weights.errors import errors_as_one_line
-from resnet_layers.weights.files import find_dialect
+from resnet_layers.weights.files import (
+    find_dialect,
+    read_layer_names,
+    read_metadata,
+    read_model_config,
+)
 from resnet_layers.weights.names import WeightsError
 from resnet_layers.weights.runs import settings_beside
 
@@ -30,6 +38,29 @@ HUB_VARIANTS = {
     "resnet152d": (*_DEEP, "bottleneck_block_vd", [3, 8, 36, 3], False),
 }
 
+# By the stages of keras.applications' models.
+KERAS_SIZES = {
+    (3, 4, 6, 3): "resnet50",
+    (3, 4, 23, 3): "resnet101",
+    (3, 8, 36, 3): "resnet152",
+}
+
+# Arguments of `ResNet` that change what the same names and shapes compute, and
+# their defaults.
+TRAITS = {
+    "stride_site": "3x3",
+    "shortcut": "projection",
+    "downsample": "first",
+    "antialias": None,
+    "pool": "max",
+    "weight_standardization": False,
+}
+# What all files of a dialect have in common, where nothing else is known.
+COMMON_TRAITS = {
+    "torch": {"stride_site": "3x3", "downsample": "first"},
+    "hub": {"stride_site": "3x3", "downsample": "first", "antialias": None},
+}
+
 
 def read_variant(path):
     """Returns the row of `VARIANTS` that weights are of, None if not known.
@@ -48,6 +79,8 @@ def read_variant(path):
         dialect = find_dialect(path)
         if dialect == "own":
             name = settings_beside(path).get("model")
+        elif dialect == "keras":
+            name = _of_keras(read_layer_names(path))
     if dialect in READERS:
         with config_beside(path, "config.json") as config:
             name = READERS[dialect](config)
@@ -61,6 +94,86 @@ def read_variant(path):
         f"{path} is of the architecture {name}, which is no row of VARIANTS"
         f"{nearest}"
     )
+
+
+def find_traits(arguments):
+    """Returns {name: value} of `TRAITS` of a model.
+
+    Args:
+      arguments: {name: value} of a `ResNet`.
+    """
+    stem = arguments.get("stem")
+    pool = stem.get("pool") if isinstance(stem, dict) else None
+    traits = {**arguments, "pool": pool or TRAITS["pool"]}
+    return {name: traits.get(name, TRAITS[name]) for name in TRAITS}
+
+
+def check_function(model, path, dialect):
+    """Raises WeightsError where a file's model computes something else.
+
+    Names and shapes do not show it: a stride in another convolution, say.
+
+    Args:
+      model: a built `ResNet`.
+      path: a `pathlib.Path` that `find_file` has returned.
+      dialect: of the file.
+    """
+    origin, traits = _read_traits(path, dialect)
+    own = find_traits(model.get_config())
+    if not model.preactivation:
+        # Behind a ReLU, zeros and infinities pad alike.
+        traits.pop("pool", None)
+    if dialect == "torch":
+        # Names show it there.
+        traits.pop("shortcut", None)
+    if not hasattr(model.blocks[0], "stride_site"):
+        traits.pop("stride_site", None)
+    for name, value in traits.items():
+        if own[name] != value:
+            raise WeightsError(
+                f"{path} does not fit {model.name}: it is of {origin}, with "
+                f"{name}={value!r}, and the model has {name}={own[name]!r}; "
+                "load it into a model of that kind"
+            )
+
+
+def _read_traits(path, dialect):
+    """Returns (what a file is of, in words, and the traits of its model)."""
+    if dialect == "keras":
+        layers = read_layer_names(path)
+        name = _of_keras(layers)
+        if name is None:
+            name = "resnet50_v2" if "post_bn" in layers else "resnet50_keras"
+        return "keras.applications", find_traits(VARIANTS[name].arguments)
+    if dialect == "own":
+        name = settings_beside(path).get("model")
+        config = read_model_config(path)
+        if config is not None:
+            return "such a model", find_traits(config)
+    else:
+        with config_beside(path, "config.json") as config:
+            name = READERS[dialect](config)
+    if isinstance(name, str) and name in VARIANTS:
+        return name, find_traits(VARIANTS[name].arguments)
+    stated = {}
+    if dialect == "torch":
+        stated = json.loads(read_metadata(path).get("resnet_layers", "{}"))
+    common = COMMON_TRAITS.get(dialect, {})
+    return f"the {dialect} kind", {**common, **stated}
+
+
+def _of_keras(layers):
+    """Returns the variant that layers of keras.applications are of."""
+    blocks = {
+        match.groups()
+        for name in layers
+        if (match := re.match(r"conv(\d)_block(\d+)_", name))
+    }
+    stages = [stage for stage, _ in blocks]
+    sizes = tuple(stages.count(stage) for stage in sorted({*stages}))
+    name = KERAS_SIZES.get(sizes)
+    kind = "v2" if "post_bn" in layers else "keras"
+    return name and f"{name}_{kind}"
 
 
 def _of_timm(config):

@@ -4,7 +4,17 @@ import json
 
 import pytest
 import tensorflow as tf
-from weight_nets import OWN_WAYS, assert_same_weights, small
+from applications import build_short, make_short_application, save_legacy
+from hub_presets import write_config as write_hub_config
+from hub_presets import write_preset
+from weight_nets import (
+    OWN_WAYS,
+    assert_refused,
+    assert_same_weights,
+    build,
+    save_keras,
+    small,
+)
 
 from resnet_layers import (
     NORMALIZATIONS,
@@ -17,6 +27,7 @@ from resnet_layers import (
     read_preprocessing,
     save_safetensors,
 )
+from resnet_layers.weights import variants
 
 
 @pytest.fixture
@@ -108,6 +119,86 @@ def test_architectures_of_no_variant_are_one_line(folder):
     write_config(folder, architecture="vit")
     with pytest.raises(WeightsError, match="no row of VARIANTS$"):
         find_weights(str(folder))
+
+
+@pytest.mark.parametrize("name", ["resnet50_keras", "resnet50_v2"])
+def test_files_of_keras_applications_tell_their_variant(
+    name, tmp_path, monkeypatch
+):
+    path = tmp_path / "model.h5"
+    save_legacy(make_short_application(name), path)
+    sizes = {(2, 2): "resnet50"}
+    assert find_weights(str(path)).variant is None
+    monkeypatch.setattr(variants, "KERAS_SIZES", sizes)
+    assert find_weights(str(path)).variant == name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "trait"),
+    [
+        ("resnet50_keras", {"stride_site": "3x3"}, "stride_site='3x3'"),
+        ("resnet50_v2", {"downsample": "first"}, "downsample='first'"),
+        ("resnet50_v2", {"stem": "imagenet"}, "pool='max'"),
+    ],
+)
+def test_files_of_keras_applications_fit_models_that_compute_the_same(
+    name, options, trait, tmp_path
+):
+    path = tmp_path / "model.h5"
+    save_legacy(make_short_application(name), path)
+    load_weights(build_short(name), path)
+    if name == "resnet50_keras":
+        load_weights(build_short("resnet50_v1"), path)
+    assert_refused(build_short(name, **options), path, trait)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride_site": "1x1"},
+        {"antialias": "average"},
+        {"weight_standardization": True},
+    ],
+)
+@pytest.mark.parametrize("save", ["safetensors", "keras"])
+def test_our_files_say_what_names_do_not_show(options, save, tmp_path):
+    path = tmp_path / "model.safetensors"
+    theirs = small(**options)
+    if save == "keras":
+        path = save_keras(theirs, tmp_path)
+    else:
+        save_safetensors(theirs, path)
+    [(name, value)] = options.items()
+    assert_refused(small(seed=2), path, f"{name}={value!r}")
+    model = small(seed=2, **options)
+    load_weights(model, path)
+    assert_same_weights(model, theirs)
+
+
+def test_torchs_files_are_of_models_with_the_stride_in_the_3x3(folder):
+    path = folder / "model.safetensors"
+    assert_refused(small(stride_site="1x1"), path, "stride_site='3x3'")
+    write_config(folder, architecture="resnetblur50")
+    assert_refused(small(), path, "of resnetblur50, with antialias='blur'")
+    load_weights(small(seed=2, antialias="blur"), path)
+
+
+def test_presets_do_not_fit_models_that_compute_something_else(tmp_path):
+    write_preset(tmp_path)
+    options = {"stage_sizes": (1, 1)}
+    load_weights(build("resnet50", **options), tmp_path)
+    path = tmp_path / "model.weights.h5"
+    model = build("resnet50_v1", **options)
+    assert_refused(model, path, "stride_site='3x3'")
+    # Shortcuts that pool have the same names and shapes.
+    write_hub_config(
+        tmp_path,
+        input_conv_filters=[32, 32, 64],
+        input_conv_kernel_sizes=[3, 3, 3],
+        block_type="bottleneck_block_vd",
+    )
+    model = build("resnet50", **options)
+    assert_refused(model, path, "shortcut='pooled_projection'")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"architecture": ["a"]}'])
