@@ -311,6 +311,7 @@ def start_from(path, settings, classifier, class_names):
         loaded = load_weights(model, path, replace_head=True)
     except WeightsError as error:
         raise UserError(f"--weights={settings.weights}: {error}") from error
+    report_notes(path, loaded)
     head = "with a new classifier"
     if loaded.head_used and class_names is None:
         head = (
@@ -336,6 +337,12 @@ def start_from(path, settings, classifier, class_names):
         f"({settings.interpolation}, the middle {settings.crop_fraction:.3g} "
         f"in evaluation) and normalised as {texts['normalization']}"
     )
+
+
+def report_notes(path, loaded):
+    """Prints what `load_weights` had to change to read a file, if anything."""
+    if loaded.notes:
+        print(f"{path}: {'; '.join(loaded.notes)}.")
 
 
 def warn_of_random_parts(settings):

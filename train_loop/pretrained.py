@@ -9,7 +9,7 @@ from resnet_layers import (
     WeightsError,
     load_weights,
 )
-from train_loop.assembly import build_classifier
+from train_loop.assembly import build_classifier, report_notes
 from train_loop.data import imagenet
 from train_loop.errors import UserError, check_choice
 from train_loop.recipes import OTHERS
@@ -55,9 +55,10 @@ def pretrained_classifier(weights, model=None, class_names=None):
     names = class_names or beside.get("class_names") or imagenet.class_names()
     classifier = build_classifier(settings, imagenet.in_words(names))
     try:
-        load_weights(classifier.model, found.path)
+        loaded = load_weights(classifier.model, found.path)
     except WeightsError as error:
         raise UserError(f"--weights={weights}: {error}") from error
+    report_notes(found.path, loaded)
     return classifier
 
 

@@ -7,6 +7,7 @@ beside the model.
 """
 
 import contextlib
+import difflib
 import functools
 import json
 import pathlib
@@ -28,6 +29,7 @@ from resnet_layers.weights.preprocessing import (
     Preprocessing,
     read_preprocessing,
 )
+from resnet_layers.weights.renaming import rename
 from resnet_layers.weights.variants import (
     TRAITS,
     check_function,
@@ -43,12 +45,13 @@ class Loaded(NamedTuple):
 
     `dialect` is "keras", "torch", "hub" or "own"; `head_used` tells whether the
     file's classifier was taken, or the model kept its own; `preprocessing` is
-    a `Preprocessing`.
+    a `Preprocessing`. `notes` are words on names that had to be changed.
     """
 
     dialect: str
     head_used: bool
     preprocessing: Preprocessing
+    notes: tuple = ()
 
 
 def load_weights(model, path, replace_head=False, averaged=True):
@@ -82,7 +85,9 @@ def load_weights(model, path, replace_head=False, averaged=True):
     preprocessing = read_preprocessing(path)
     with errors_as_one_line(path), contextlib.ExitStack() as opened:
         dialect, tensors = open_tensors(model, path, opened, averaged)
-        pairs, head_used = _pair(model, path, tensors, dialect, replace_head)
+        pairs, head_used, notes = _pair(
+            model, path, tensors, dialect, replace_head
+        )
         check_function(model, path, dialect)
         for name, (tensor, target) in pairs.items():
             _check_values(_read(tensor, target), path, name, target)
@@ -91,7 +96,7 @@ def load_weights(model, path, replace_head=False, averaged=True):
             # way looks at shapes again, and copies arrays once more.
             values = tf.constant(_packed(_read(tensor, target)))
             target.variable.value.assign(values)
-    return Loaded(dialect, head_used, preprocessing)
+    return Loaded(dialect, head_used, preprocessing, notes)
 
 
 def save_safetensors(model, path):
@@ -147,7 +152,7 @@ def _built_net(model):
 
 
 def _pair(model, path, tensors, dialect, replace_head):
-    """Returns ({name: (`Stored`, `Target`)}, whether the head is among them).
+    """Returns ({name: (`Stored`, `Target`)}, whether the head is in it, notes).
 
     Names, shapes and types are checked; numbers are not read.
     """
@@ -164,6 +169,7 @@ def _pair(model, path, tensors, dialect, replace_head):
                 f"{path} cannot be used: {name}, of shape {tensor.shape}, has "
                 f"the type {tensor.dtype}; weights are real numbers"
             )
+    tensors, notes = rename(tensors, targets, dialect)
     if dialect is DIALECTS["keras"]:
         tensors = _fold_biases(tensors, targets)
     tensors, targets, head_used = _settle_head(
@@ -174,12 +180,13 @@ def _pair(model, path, tensors, dialect, replace_head):
             shape = tuple(targets[name].variable.shape)
             raise WeightsError(
                 f"{path} does not fit {model.name}: it has no {name}, which "
-                f"the model has with shape {shape}"
+                f"the model has with shape {shape}{_nearest(name, tensors)}"
             )
         if name not in targets:
             raise WeightsError(
                 f"{path} does not fit {model.name}: the model has no {name}, "
                 f"which the file has with shape {tensors[name].shape}"
+                f"{_nearest(name, targets)}"
             )
     for name, target in targets.items():
         expected = _outline(target).shape
@@ -189,7 +196,13 @@ def _pair(model, path, tensors, dialect, replace_head):
                 f"{tensors[name].shape} there, and {expected} in the model"
             )
     pairs = {name: (tensors[name], targets[name]) for name in targets}
-    return pairs, head_used
+    return pairs, head_used, notes
+
+
+def _nearest(name, names):
+    """Returns the few of many names that may be the same, as words."""
+    near = difflib.get_close_matches(name, names, 3, cutoff=0.5)
+    return f"; the nearest there: {', '.join(near)}" if near else ""
 
 
 def _outline(target):

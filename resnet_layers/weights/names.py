@@ -262,18 +262,26 @@ def _block_layers(block, position):
 
 
 class Dialect(NamedTuple):
-    """How files name tensors; the classifier's names begin with `head`."""
+    """How files name tensors.
+
+    `head` has the names that the classifier may have; `separator` stands
+    between a layer and its variable, `kernel` is what weights are called.
+    """
 
     find_targets: Callable
-    head: str
+    head: tuple
+    separator: str = "/"
+    kernel: str = "kernel"
 
 
 DIALECTS = {
     "torch": Dialect(
         torch_targets,
         (TORCH_NAMES["head"], TORCH_V2_NAMES["convolutional_head"]),
+        ".",
+        "weight",
     ),
-    "keras": Dialect(keras_targets, KERAS_NAMES["head"]),
-    "hub": Dialect(hub_targets, HUB_NAMES["head"]),
-    "own": Dialect(own_targets, "head"),
+    "keras": Dialect(keras_targets, (KERAS_NAMES["head"],)),
+    "hub": Dialect(hub_targets, (HUB_NAMES["head"],)),
+    "own": Dialect(own_targets, ("head",)),
 }

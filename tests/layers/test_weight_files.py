@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from applications import build_short, make_short_application, save_legacy
 from safetensors.numpy import load_file, save, save_file
-from weight_nets import assert_refused, build, save_keras, small
+from weight_nets import (
+    assert_refused,
+    assert_same_weights,
+    build,
+    save_keras,
+    small,
+)
 
 from resnet_layers import (
     VARIANTS,
@@ -100,6 +106,79 @@ def test_another_architecture_is_named_with_both_shapes(tmp_path):
     assert "layer1.0.conv2.weight" in str(error.value)
     assert "(128, 4, 3, 3)" in str(error.value)
     assert "(128, 128, 3, 3)" in str(error.value)
+
+
+def renamed(path, rename):
+    save_file({rename(n): t for n, t in load_file(path).items()}, path)
+
+
+@pytest.mark.parametrize(
+    ("rename", "notes"),
+    [
+        (lambda n: n, ()),
+        (lambda n: f"module.{n}", ("its names begin with module.",)),
+        (
+            lambda n: f"_orig_mod.model.{n}",
+            ("its names begin with _orig_mod.model.",),
+        ),
+        (
+            lambda n: n.replace("fc.", "fc.1."),
+            ("its classifier is called fc.1",),
+        ),
+        (
+            lambda n: f"backbone.{n}".replace("backbone.fc", "head.linear"),
+            (
+                "its names begin with backbone.",
+                "its classifier is called head.linear",
+            ),
+        ),
+    ],
+)
+def test_prefixes_and_names_of_classifiers_are_found(rename, notes, tmp_path):
+    path = tmp_path / "model.safetensors"
+    theirs, model = small(), small(seed=2)
+    save_safetensors(theirs, path)
+    renamed(path, rename)
+    assert load_weights(model, path).notes == notes
+    for mine, read in zip(model.weights, theirs.weights, strict=True):
+        np.testing.assert_array_equal(mine, read)
+    without_head = small(seed=3, num_classes=None)
+    assert not load_weights(without_head, path).head_used
+    assert_same_weights(without_head, theirs)
+
+
+def test_classifiers_that_are_convolutions_are_found(tmp_path):
+    path = tmp_path / "model.safetensors"
+    options = {"preactivation": True, "use_bias": False}
+    theirs, model = small(**options), small(seed=2, **options)
+    save_safetensors(theirs, path)
+    renamed(path, lambda n: f"module.{n}")
+    assert load_weights(model, path).notes == ("its names begin with module.",)
+    assert_same_weights(model, theirs)
+
+
+def test_averages_are_taken_of_files_with_both(tmp_path):
+    path = tmp_path / "model.safetensors"
+    theirs, model = small(), small(seed=2)
+    save_safetensors(model, path)
+    last = load_file(path)
+    save_safetensors(theirs, path)
+    average = load_file(path)
+    both = {f"model.{n}": t for n, t in last.items()}
+    save_file({**both, **{f"ema.{n}": t for n, t in average.items()}}, path)
+    assert load_weights(model, path).notes == ("its names begin with ema.",)
+    assert_same_weights(model, theirs)
+    # Nothing says which of these is meant.
+    save_file({**both, **{f"other.{n}": t for n, t in last.items()}}, path)
+    assert_refused(model, path, "other.conv1.weight, model.conv1.weight")
+
+
+def test_names_that_do_not_fit_are_shown_with_the_nearest(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_safetensors(small(), path)
+    renamed(path, lambda n: n.replace("layer1.0.conv1", "layer1.0.conv_1"))
+    expected = "the nearest there: layer1.0.conv_1.weight"
+    assert_refused(small(seed=2), path, expected)
 
 
 @pytest.mark.parametrize(

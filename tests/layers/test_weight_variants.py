@@ -51,7 +51,7 @@ def test_a_folder_as_downloaded_is_like_its_file(place, folder):
     assert read_preprocessing(folder / place) == found.preprocessing
     model = small(seed=2)
     loaded = load_weights(model, folder / place)
-    assert loaded == ("torch", True, found.preprocessing)
+    assert loaded == ("torch", True, found.preprocessing, ())
     assert_same_weights(model, small())
 
 

@@ -1,0 +1,80 @@
+"""Names of a file brought to those of its dialect: prefixes, classifiers."""
+
+
+def rename(tensors, targets, dialect):
+    """Returns ({name: `Stored`} as the dialect names them, notes about it).
+
+    A prefix is stripped where everything fits without it. If a file has
+    several whole copies, the average is used, known by "ema" in its prefix.
+    The only matrix with a bias beside the backbone is the classifier. What
+    does not fit stays as it is.
+
+    Args:
+      tensors: {name: `Stored`} of a file.
+      targets: {name: `Target`} of a model.
+      dialect: the `Dialect` of both.
+    """
+    body = [name for name in targets if not name.startswith(dialect.head)]
+    prefixes = [
+        prefix
+        for prefix in _prefixes(tensors, body[0], dialect.separator)
+        if all(prefix + name in tensors for name in body)
+    ]
+    averages = [prefix for prefix in prefixes if "ema" in prefix.lower()]
+    chosen = averages if len(prefixes) > 1 else prefixes
+    if len(chosen) != 1:
+        return tensors, ()
+    [prefix] = chosen
+    others = tuple(other for other in prefixes if other != prefix)
+    renamed = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix) or not name.startswith(others)
+    }
+    notes = [f"its names begin with {prefix}"] if prefix else []
+    rest = {name: renamed[name] for name in renamed if name not in body}
+    theirs = find_classifier(rest, dialect)
+    heads = [name for name in targets if name not in body]
+    # A model without a classifier has none of these names.
+    ours = dialect.head[0]
+    if heads:
+        ours = heads[0].rpartition(dialect.separator)[0]
+    if theirs not in (None, ours):
+        for variable in (dialect.kernel, "bias"):
+            old, new = (
+                f"{layer}{dialect.separator}{variable}"
+                for layer in (theirs, ours)
+            )
+            renamed[new] = renamed.pop(old)
+        notes.append(f"its classifier is called {theirs}")
+    return renamed, tuple(notes)
+
+
+def find_classifier(tensors, dialect):
+    """Returns the name of the only layer that can be the classifier, or None.
+
+    Args:
+      tensors: {name: `Stored`}.
+      dialect: the `Dialect` of their names.
+    """
+    found = []
+    for name, tensor in tensors.items():
+        layer, _, variable = name.rpartition(dialect.separator)
+        bias = tensors.get(f"{layer}{dialect.separator}bias")
+        if variable != dialect.kernel or bias is None:
+            continue
+        is_matrix = len(tensor.shape) == 2
+        # A 1x1 convolution in timm's resnetv2.py; squeeze-and-excitation has
+        # such ones too.
+        if is_matrix or layer.endswith("head.fc"):
+            found.append(layer)
+    return found[0] if len(found) == 1 else None
+
+
+def _prefixes(tensors, anchor, separator):
+    """Returns what stands in front of a name wherever it is in a file."""
+    return [
+        name.removesuffix(anchor)
+        for name in tensors
+        if name == anchor or name.endswith(separator + anchor)
+    ]
