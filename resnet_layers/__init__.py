@@ -25,6 +25,7 @@ from resnet_layers.weights import (
     WeightsError,
     find_weights,
     load_weights,
+    read_num_classes,
     read_preprocessing,
     save_safetensors,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "fold_batch_norms",
     "in_phase",
     "load_weights",
+    "read_num_classes",
     "read_preprocessing",
     "save_safetensors",
 ]

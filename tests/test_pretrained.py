@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from classifiers import BGR, random_pixels, small_classifier
+from samples import write_folder
 
 from resnet_layers import (
     NORMALIZATIONS,
@@ -12,8 +13,10 @@ from resnet_layers import (
     find_weights,
     save_safetensors,
 )
-from train_loop import UserError, load_classifier, settling
+from train_loop import Settings, UserError, load_classifier, settling
 from train_loop.classifier import Classifier
+from train_loop.measuring import Measurement
+from train_loop.pretrained import given_class_names
 from train_loop.shipping.formats import FORMATS
 from train_loop.shipping.rewriting import portable
 from train_loop.shipping.shipment import CONTENTS, Shipment
@@ -121,10 +124,84 @@ def test_weights_that_tell_nothing_take_names_and_model(weights):
         ((path, "resnet19"), "did you mean resnet"),
         (
             (path, "resnet18", ["cat", "dog"]),
-            "does not fit resnet18: fc.weight",
+            "1000 classes, and 2 names. Pass as many with --class_names=FILE",
         ),
         ((path.with_name("none.h5"),), "is not the folder of a run"),
     ):
         with pytest.raises(UserError, match=expected) as error:
             load_classifier(*arguments)
         assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def three_classes(tmp_path):
+    """Returns a file of three classes, and the model it is of."""
+    model = VARIANTS["resnet18"](num_classes=3)
+    model.build((None, 32, 32, 3))
+    path = tmp_path / "three.safetensors"
+    save_safetensors(model, path)
+    return path, model
+
+
+def test_the_head_is_as_large_as_the_files(three_classes, tmp_path, capsys):
+    path, model = three_classes
+    with pytest.raises(UserError, match="3 classes without names. Pass them"):
+        load_classifier(path, model="resnet18")
+    # As many in a data set are in its order, as far as anybody knows.
+    names = ["no", "yes", "perhaps"]
+    classifier = load_classifier(path, model="resnet18", data_names=names)
+    assert classifier.class_names == ("no", "yes", "perhaps")
+    assert (
+        "those of the data set, in its order: no, yes" in capsys.readouterr()[0]
+    )
+    np.testing.assert_array_equal(
+        classifier.model.head.bias, model.head.bias.numpy()
+    )
+    with pytest.raises(UserError, match="3 classes without names"):
+        load_classifier(path, model="resnet18", data_names=["no", "yes"])
+    config = {"architecture": "resnet18", "label_names": ["a", "b", "c"]}
+    path.with_name("config.json").write_text(json.dumps(config))
+    assert load_classifier(path).class_names == ("a", "b", "c")
+    given = load_classifier(path, class_names=names)
+    assert given.class_names == ("no", "yes", "perhaps")
+
+
+def test_weights_of_few_classes_are_measured_on_data_of_as_many(
+    three_classes, tmp_path
+):
+    path, _ = three_classes
+    write_folder(tmp_path / "images", {"x": 1, "y": 1, "z": 1})
+    measurement = Measurement(
+        Settings(weights=path, dataset=tmp_path / "images", image_size=32)
+    )
+    classifier = measurement.open_classifier(path, model="resnet18")
+    assert classifier.class_names == ("x", "y", "z")
+    assert classifier.preprocessing.image_size == 32
+
+
+def test_names_of_classes_come_from_a_file(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("\ufeffcat\nice\u2028cream\r\nd\u00f6g\n", "utf-8")
+    names = given_class_names(Settings(class_names=path))
+    assert names == ["cat", "ice\u2028cream", "d\u00f6g"]
+    assert given_class_names(Settings()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "not readable \\(No such file"),
+        (b"cat\n\xff\n", "not readable \\(it is not UTF-8"),
+        (b"cat\n\ndog\n", "line 2, '', is empty"),
+        (b"cat\ndog\ncat\n", "line 3, 'cat', is there twice"),
+    ],
+)
+def test_bad_files_of_names_are_one_line(text, expected, tmp_path):
+    path = tmp_path / "names.txt"
+    if text is not None:
+        path.write_bytes(text)
+    with pytest.raises(UserError, match=expected) as error:
+        given_class_names(Settings(class_names=str(path)))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="cannot be combined with --workdir"):
+        given_class_names(Settings(class_names=str(path), workdir="run"))

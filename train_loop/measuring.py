@@ -1,6 +1,7 @@
 """A classifier and a data set with its classes, made into predictions."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from train_loop.defaults import DEFAULTS, MODE_DEFAULTS
 from train_loop.errors import UserError
 from train_loop.evaluation.views import VIEWS
 from train_loop.prediction.splits import predict_split
+from train_loop.pretrained import is_weights
 from train_loop.run import load_classifier
 from train_loop.settings import Settings
 from train_loop.workdir import Workdir
@@ -87,6 +89,8 @@ class Measurement:
           **options: see `load_classifier`.
         """
         with self.strategy.scope():
+            if is_weights(source):
+                options["data_names"] = self._stored.class_names
             classifier = load_classifier(
                 source, averaged=self.settings.averaged, **options
             )
@@ -117,9 +121,7 @@ class Measurement:
             classifier does not know.
         """
         settings = self.settings
-        stored = sources.open_stored(
-            settings.dataset, settings.data_dir, settings.manual_dir
-        )
+        stored = self._stored
         eval_split = eval_split or self.given.eval_split
         data = None if eval_split else self._data_of_run(stored)
         if data is None:
@@ -138,6 +140,14 @@ class Measurement:
         else:
             check_usable(stored.refused)
         return Examples(split, *_match(stored.class_names, class_names))
+
+    @functools.cached_property
+    def _stored(self):
+        """The data set that models are measured on."""
+        settings = self.settings
+        return sources.open_stored(
+            settings.dataset, settings.data_dir, settings.manual_dir
+        )
 
     def _data_of_run(self, stored):
         """Returns the `Data` of the run, None where they are others."""

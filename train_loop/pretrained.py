@@ -8,10 +8,11 @@ from resnet_layers import (
     Normalization,
     WeightsError,
     load_weights,
+    read_num_classes,
 )
 from train_loop.assembly import build_classifier, report_notes
 from train_loop.data import imagenet
-from train_loop.errors import UserError, check_choice
+from train_loop.errors import UserError, check_choice, first_few
 from train_loop.recipes import OTHERS
 from train_loop.settings import Settings
 from train_loop.settling import find_given_weights, settle
@@ -22,14 +23,17 @@ from train_loop.workdir import Workdir, read_json
 HUBS = ("timm/", "keras/")
 
 
-def pretrained_classifier(weights, model=None, class_names=None):
+def pretrained_classifier(
+    weights, model=None, class_names=None, data_names=None
+):
     """Returns the `Classifier` of a file, of "imagenet" or of "timm/NAME".
 
     Args:
       weights: what `--weights` takes, but a run.
       model: row of `VARIANTS`; by default what the weights say of themselves.
-      class_names: by default those that are beside the weights, and else
-        ImageNet's.
+      class_names: by default those that are beside the weights, else ImageNet's
+        for 1,000 classes, else `data_names`.
+      data_names: of the classes of the data set that it is for, if any.
 
     Raises:
       UserError: the weights are not to be had, or of another model, or do not
@@ -52,7 +56,12 @@ def pretrained_classifier(weights, model=None, class_names=None):
             **beside.get("preprocessing", {}),
         )
     )
-    names = class_names or beside.get("class_names") or imagenet.class_names()
+    names = _names_for(
+        weights,
+        read_num_classes(found.path),
+        class_names or beside.get("class_names"),
+        data_names,
+    )
     classifier = build_classifier(settings, imagenet.in_words(names))
     try:
         loaded = load_weights(classifier.model, found.path)
@@ -60,6 +69,75 @@ def pretrained_classifier(weights, model=None, class_names=None):
         raise UserError(f"--weights={weights}: {error}") from error
     report_notes(found.path, loaded)
     return classifier
+
+
+def given_class_names(settings):
+    """Returns the lines of --class_names, None where it is not given.
+
+    Raises:
+      UserError: it cannot be read, a name is empty or there twice, or it is
+        given for a run.
+    """
+    path = settings.class_names
+    if path is None:
+        return None
+    if settings.workdir is not None:
+        raise UserError(
+            f"--class_names={path}: cannot be combined with --workdir, whose "
+            "run has names. Leave it out."
+        )
+    try:
+        text = pathlib.Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(
+            f"--class_names={path}: not readable ({reason}). Pass a text file "
+            "with the name of a class on each line."
+        ) from error
+    # Not `splitlines`, for which a name may hold ends of lines.
+    names = [name.strip() for name in text.rstrip("\n").split("\n")]
+    for number, name in enumerate(names, start=1):
+        if not name or name in names[: number - 1]:
+            problem = "is there twice" if name else "is empty"
+            raise UserError(
+                f"--class_names={path}: line {number}, {name!r}, {problem}. "
+                "Write the name of each class once."
+            )
+    return names
+
+
+def _names_for(weights, count, names, data_names):
+    """Returns the names of the classes of weights.
+
+    Args:
+      weights: what `--weights` takes.
+      count: how many there are; None if that is not known.
+      names: known ones, or None.
+      data_names: of the data set that the weights are measured on, or None.
+
+    Raises:
+      UserError: they are not known, or not as many.
+    """
+    thousand = imagenet.class_names()
+    if names is None and count in (None, len(thousand)):
+        names = thousand
+    if names is None and count == len(data_names or ()):
+        print(
+            f"The classes of {weights} have no names; they are taken to be "
+            f"those of the data set, in its order: {first_few(data_names)}."
+        )
+        names = data_names
+    if names is None:
+        raise UserError(
+            f"--weights={weights}: {count} classes without names. Pass them "
+            "with --class_names=FILE, one on each line."
+        )
+    if count not in (None, len(names)):
+        raise UserError(
+            f"--weights={weights}: {count} classes, and {len(names)} names. "
+            "Pass as many with --class_names=FILE, one on each line."
+        )
+    return names
 
 
 def class_names_of(weights, path):

@@ -605,7 +605,12 @@ def _restore(checkpoints, trainer):
 
 
 def load_classifier(
-    source, model=None, class_names=None, step=None, averaged=True
+    source,
+    model=None,
+    class_names=None,
+    step=None,
+    averaged=True,
+    data_names=None,
 ):
     """Returns the `Classifier` of a run, or of weights.
 
@@ -616,11 +621,12 @@ def load_classifier(
       source: the folder of a run; or a file of weights, "imagenet" or
         "timm/NAME", as `--weights` takes them.
       model: row of `VARIANTS`, for weights that do not tell it themselves.
-      class_names: of weights that do not have them beside; by default
-        ImageNet's.
+      class_names: of weights; by default those beside them, else ImageNet's
+        if there are 1,000, else `data_names`.
       step: of a run, which checkpoint; "best" for that of the best evaluation;
         None for the last that can be read.
       averaged: take the averaged weights of a run that keeps some.
+      data_names: of the classes of the data set that weights are measured on.
 
     Raises:
       UserError: there is no such run, it has no checkpoint yet, or the weights
@@ -632,7 +638,9 @@ def load_classifier(
                 f"--checkpoint={step} is of a run, and {source} is a file of "
                 "weights; leave it out"
             )
-        return pretrained_classifier(str(source), model, class_names)
+        return pretrained_classifier(
+            str(source), model, class_names, data_names
+        )
     workdir = _existing(source)
     settings = Settings.read(workdir.flags)
     names = workdir.read_data()["class_names"]

@@ -557,6 +557,14 @@ class Settings:
         of_run=False,
         modes=("evaluate", "compare", "predict", "export"),
     )
+    class_names: str = setting(
+        "Text file with the names of the classes of --weights, one on each "
+        "line, in the order of the logits. Default: those beside the weights, "
+        "ImageNet's for 1,000 classes, or those of the data set that they are "
+        "evaluated on.",
+        of_run=False,
+        modes=("evaluate", "compare", "predict"),
+    )
     test_time_augmentation: str = setting(
         "What a model sees of each image; its answers are averaged.",
         "none",

@@ -17,6 +17,7 @@ from resnet_layers.weights.sources import (
     Found,
     find_weights,
 )
+from resnet_layers.weights.variants import read_num_classes
 
 __all__ = [
     "IMAGENET_FILES",
@@ -28,6 +29,7 @@ __all__ = [
     "WeightsError",
     "find_weights",
     "load_weights",
+    "read_num_classes",
     "read_preprocessing",
     "save_safetensors",
 ]

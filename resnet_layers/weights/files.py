@@ -115,7 +115,8 @@ def open_tensors(model, path, opened, averaged=True):
     No numbers are read, but those of checkpoints that must prove to be whole.
 
     Args:
-      model: a built `ResNet`; a `.weights.h5` file only counts its blocks.
+      model: a built `ResNet`, whose blocks a `.weights.h5` file is read by, or
+        None where no name of a block matters.
       path: a `pathlib.Path` that `find_file` has returned.
       opened: a `contextlib.ExitStack`; until it is closed, tensors can be
         read.
@@ -399,7 +400,7 @@ def _open_own_h5(model, path, opened):
         # Blocks go by number there: bottleneck_block, bottleneck_block_1.
         if owners[:1] == ["blocks"]:
             number = int(re.search(r"\d*$", owners[1])[0] or 0)
-            if number < len(model.blocks):
+            if model is not None and number < len(model.blocks):
                 owners[1] = model.blocks[number].path.split("/")[-1]
         layer = [part for part in owners if part not in KERAS_CONTAINERS]
         layer.append(_layer_name(name, group))

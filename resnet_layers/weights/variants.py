@@ -1,6 +1,8 @@
 """The variants that files of weights are of, and what these compute."""
 
+import contextlib
 import json
+import pathlib
 import re
 
 from resnet_layers.variants import VARIANTS, nearest_names
@@ -8,11 +10,14 @@ from resnet_layers.weights.configs import config_beside
 from resnet_layers.weights.errors import errors_as_one_line
 from resnet_layers.weights.files import (
     find_dialect,
+    find_file,
+    open_tensors,
     read_layer_names,
     read_metadata,
     read_model_config,
 )
-from resnet_layers.weights.names import WeightsError
+from resnet_layers.weights.names import DIALECTS, WeightsError
+from resnet_layers.weights.renaming import find_classifier
 from resnet_layers.weights.runs import settings_beside
 
 # What Keras Hub's configs say of a net: filters and sizes of the kernels of
@@ -94,6 +99,29 @@ def read_variant(path):
         f"{path} is of the architecture {name}, which is no row of VARIANTS"
         f"{nearest}"
     )
+
+
+def read_num_classes(path):
+    """Returns how many classes weights have, None if they do not tell.
+
+    Tensors are not read.
+
+    Args:
+      path: what `load_weights` takes.
+
+    Raises:
+      WeightsError: there is no such file, or it is not a file of weights.
+    """
+    path = find_file(pathlib.Path(path))
+    with errors_as_one_line(path), contextlib.ExitStack() as opened:
+        name, tensors = open_tensors(None, path, opened)
+        dialect = DIALECTS[name]
+        biases = {f"{layer}{dialect.separator}bias" for layer in dialect.head}
+        found = biases.intersection(tensors)
+        layer = find_classifier(tensors, dialect)
+        if not found and layer is not None:
+            found = {f"{layer}{dialect.separator}bias"}
+        return tensors[found.pop()].shape[0] if found else None
 
 
 def find_traits(arguments):

@@ -9,6 +9,7 @@ from hub_presets import write_config as write_hub_config
 from hub_presets import write_preset
 from weight_nets import (
     OWN_WAYS,
+    READ_APART,
     assert_refused,
     assert_same_weights,
     build,
@@ -24,16 +25,22 @@ from resnet_layers import (
     WeightsError,
     find_weights,
     load_weights,
+    read_num_classes,
     read_preprocessing,
     save_safetensors,
 )
 from resnet_layers.weights import variants
 
 
+def save_torch(model, folder):
+    save_safetensors(model, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Returns a folder as the hub has it, without a config."""
-    save_safetensors(small(), tmp_path / "model.safetensors")
+    save_torch(small(), tmp_path)
     return tmp_path
 
 
@@ -74,6 +81,23 @@ def test_without_a_name_no_variant_is_known(config, folder):
 def test_of_our_own_files_no_variant_is_known(save, tmp_path):
     path = save(small(), tmp_path)
     assert find_weights(str(path)) == (path, None, Preprocessing())
+
+
+@pytest.mark.parametrize("save", [*READ_APART, save_torch])
+def test_files_tell_how_many_classes_they_have(save, tmp_path):
+    # Squeeze-and-excitation has matrices and biases, too.
+    path = save(small(attention="se", stem="deep"), tmp_path)
+    assert read_num_classes(path) == 7
+
+
+def test_files_without_a_classifier_have_no_number_of_classes(tmp_path):
+    path = save_torch(small(num_classes=None), tmp_path)
+    assert read_num_classes(path) is None
+
+
+def test_files_of_others_tell_how_many_classes_they_have(tmp_path):
+    write_preset(tmp_path)
+    assert read_num_classes(tmp_path) == 7
 
 
 FLAGS = """--model=resnet50d
@@ -146,6 +170,7 @@ def test_files_of_keras_applications_fit_models_that_compute_the_same(
 ):
     path = tmp_path / "model.h5"
     save_legacy(make_short_application(name), path)
+    assert read_num_classes(path) == 7
     load_weights(build_short(name), path)
     if name == "resnet50_keras":
         load_weights(build_short("resnet50_v1"), path)

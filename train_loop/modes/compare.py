@@ -15,6 +15,7 @@ from train_loop.evaluation.folders import check_folder
 from train_loop.measuring import Measurement, images_per_second
 from train_loop.modes.evaluate import report_folder
 from train_loop.prediction.splits import only_classes
+from train_loop.pretrained import given_class_names
 from train_loop.training import reports
 
 
@@ -45,7 +46,10 @@ def compare(settings):
     check_folder(folder, "comparison.json")
     classifiers = [
         measurement.open_classifier(
-            measurement.source, model=settings.model, step=settings.checkpoint
+            measurement.source,
+            model=settings.model,
+            class_names=given_class_names(settings),
+            step=settings.checkpoint,
         ),
         measurement.open_classifier(settings.with_),
     ]

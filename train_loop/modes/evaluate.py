@@ -10,6 +10,7 @@ from train_loop.evaluation.folders import check_folder
 from train_loop.evaluation.measures import MEASURES
 from train_loop.evaluation.report import write_report
 from train_loop.measuring import Measurement
+from train_loop.pretrained import given_class_names
 from train_loop.run import find_checkpoint
 from train_loop.settings import to_text
 from train_loop.training.reports import table
@@ -47,7 +48,10 @@ def evaluate(settings):
     folder = report_folder(settings)
     check_folder(folder, "report.json")
     classifier = measurement.open_classifier(
-        measurement.source, model=settings.model, step=settings.checkpoint
+        measurement.source,
+        model=settings.model,
+        class_names=given_class_names(settings),
+        step=settings.checkpoint,
     )
     examples = measurement.open_examples(classifier.class_names)
     if examples.note:

@@ -10,6 +10,7 @@ from train_loop.prediction.answers import answers
 from train_loop.prediction.explanations import write_explanations
 from train_loop.prediction.formats import ANSWER_FORMATS
 from train_loop.prediction.pictures import LIST, find_pictures
+from train_loop.pretrained import given_class_names
 from train_loop.progress import passing_bar
 from train_loop.run import load_classifier
 from train_loop.workdir import Workdir, check_writable
@@ -39,6 +40,7 @@ def predict(settings):
         classifier = load_classifier(
             source,
             settings.model,
+            given_class_names(settings),
             step=settings.checkpoint,
             averaged=settings.averaged,
         )
