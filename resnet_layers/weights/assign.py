@@ -19,7 +19,6 @@ import tensorflow as tf
 from resnet_layers.resnet import ResNet
 from resnet_layers.weights.errors import errors_as_one_line
 from resnet_layers.weights.files import (
-    Stored,
     find_file,
     open_tensors,
     write_safetensors,
@@ -30,6 +29,7 @@ from resnet_layers.weights.preprocessing import (
     read_preprocessing,
 )
 from resnet_layers.weights.renaming import rename
+from resnet_layers.weights.tensors import Stored
 from resnet_layers.weights.variants import (
     TRAITS,
     check_function,

@@ -7,26 +7,18 @@ import math
 import os
 import pathlib
 import re
-import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable
-from typing import NamedTuple
 
-import h5py
 import tensorflow as tf
 
-from resnet_layers.weights.configs import config_beside
 from resnet_layers.weights.errors import one_line
-from resnet_layers.weights.names import TORCH_NORM, TORCH_OTHER, WeightsError
+from resnet_layers.weights.hdf5 import KERAS_READERS, find_keras_dialect
+from resnet_layers.weights.names import WeightsError
+from resnet_layers.weights.tensors import Stored
 
 # What a folder of the Hugging Face hub keeps its weights in.
 FILES_OF_FOLDERS = ("model.safetensors", "model.weights.h5")
-# In Keras Hub's nets alone, stages are stacks.
-HUB_PREFIX = "stack0_block0_"
-
-# Between a model and its layers, groups of Keras 3's HDF5 files.
-KERAS_CONTAINERS = ("blocks", "layers", "convs", "bns", "pools")
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".pickle", ".tar")
 
 # Types of numbers, as safetensors and as NumPy call them.
@@ -46,17 +38,6 @@ SAFETENSORS_TYPES = {
     "BOOL": "bool",
     "C64": "complex64",
 }
-
-
-class Stored(NamedTuple):
-    """A tensor in a file: its shape, the name of its type, and a function.
-
-    `read()` returns the numbers, read from the file each time.
-    """
-
-    shape: tuple
-    dtype: str
-    read: Callable
 
 
 def find_file(path):
@@ -153,14 +134,8 @@ def _find_reader(path, averaged=True):
         return "own", functools.partial(_open_checkpoints, parts)
     if path.suffix.lower() == ".safetensors":
         return "torch", _open_safetensors
-    if zipfile.is_zipfile(path):
-        return "own", _open_own_keras
-    with h5py.File(path) as file:
-        if _find_own_net(file) is not None:
-            return "own", _open_own_h5
-        if any(n.startswith(HUB_PREFIX) for n in _find_keras_layers(file)):
-            return "hub", _open_hub_h5
-    return "keras", _open_keras_h5
+    dialect = find_keras_dialect(path)
+    return dialect, KERAS_READERS[dialect]
 
 
 def find_checkpoints(path):
@@ -303,163 +278,3 @@ def write_safetensors(path, tensors, metadata=None):
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def read_layer_names(path):
-    """Returns the names of the layers in a file of keras.applications."""
-    with h5py.File(path) as file:
-        return list(_find_keras_layers(file))
-
-
-def _open_keras_h5(model, path, opened):
-    """Returns {"layer/variable": `Stored`} of a file of keras.applications."""
-    file = opened.enter_context(h5py.File(path))
-    return {
-        f"{layer}/{name}": tensor
-        for layer, group in _find_keras_layers(file).items()
-        for name, tensor in _open_variables(group)
-    }
-
-
-def _open_hub_h5(model, path, opened):
-    """Returns the same of a preset of Keras Hub, the classifier included."""
-    tensors = _open_keras_h5(model, path, opened)
-    head = path.with_name("task.weights.h5")
-    if head.is_file():
-        with config_beside(path, "task.json") as task:
-            pooling = task.get("config", {}).get("pooling", "avg")
-        if pooling != "avg":
-            raise WeightsError(
-                f"{path} is of a classifier with pooling {pooling}; here all "
-                "take the mean"
-            )
-        tensors |= _open_keras_h5(model, head, opened)
-    return tensors
-
-
-def _find_keras_layers(file):
-    """Returns {layer: group of its variables} of either format of Keras."""
-    # Of a whole model, weights are a part.
-    file = file.get("model_weights", file)
-    if "layer_names" in file.attrs:
-        return {
-            name: file[name] for name in map(_text, file.attrs["layer_names"])
-        }
-    groups = [group["vars"] for group in file["layers"].values()]
-    return {_text(group.attrs["name"]): group for group in groups}
-
-
-def _open_own_keras(model, path, opened):
-    """Returns {path below the `ResNet` in a `.keras` file: `Stored`}.
-
-    The file's model is not built: that would take its memory once more, and
-    run what code there is in it.
-    """
-    folder = opened.enter_context(tempfile.TemporaryDirectory())
-    with zipfile.ZipFile(path) as archive:
-        # HDF5 jumps to and fro, and in a zip file every jump back begins at
-        # its beginning.
-        weights = archive.extract("model.weights.h5", folder)
-    return _open_own_h5(model, weights, opened)
-
-
-def read_model_config(path):
-    """Returns the arguments of the `ResNet` in a `.keras` file, else None."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        content = json.loads(archive.read("config.json"))
-    # The model itself, or a layer of it.
-    waiting = [content]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            if "stage_sizes" in part:
-                return part
-            part = part.values()
-        if not isinstance(part, str | int | float | None):
-            waiting.extend(part)
-    return None
-
-
-def _open_own_h5(model, path, opened):
-    """Returns {path below the model: `Stored`} of a `.weights.h5` file.
-
-    Not by Keras, which overwrites half of a model before it notices that the
-    rest does not fit, and does not look at what is left over.
-    """
-    tensors = {}
-
-    def add(name, group):
-        # The optimizer of a compiled model stands beside the layers.
-        if name.startswith("optimizer/"):
-            return
-        if not name.endswith("/vars") or not len(group):
-            return
-        owners = name.removeprefix(prefix).split("/")[:-2]
-        # Blocks go by number there: bottleneck_block, bottleneck_block_1.
-        if owners[:1] == ["blocks"]:
-            number = int(re.search(r"\d*$", owners[1])[0] or 0)
-            if model is not None and number < len(model.blocks):
-                owners[1] = model.blocks[number].path.split("/")[-1]
-        layer = [part for part in owners if part not in KERAS_CONTAINERS]
-        layer.append(_layer_name(name, group))
-        for variable, tensor in _open_variables(group):
-            tensors["/".join([*layer, variable])] = tensor
-
-    file = opened.enter_context(h5py.File(path))
-    net = _find_own_net(file)
-    if net is None:
-        raise OSError("there is no ResNet of this library in it")
-    prefix = f"{net}/"
-    file.visititems(add)
-    return tensors
-
-
-def _find_own_net(file):
-    """Returns the path of a `ResNet` in a `.weights.h5` file, or None.
-
-    It is "" where the file is of the net alone, not of a model around it.
-    """
-    if "blocks" in file:
-        return ""
-    return file.visit(
-        lambda name: (
-            name.removesuffix("/blocks") if name.endswith("/blocks") else None
-        )
-    )
-
-
-def _layer_name(path, group):
-    """Returns the name that a layer was built with."""
-    name, attribute = _text(group.attrs["name"]), path.split("/")[-2]
-    # `ResNet.features` puts the net's name in front of those of its layers.
-    return attribute if name.endswith(f"_{attribute}") else name
-
-
-def _open_variables(group):
-    """Returns [(name, `Stored`)] of one layer's group."""
-    # Only Keras 2 wrote the names down.
-    if "weight_names" in group.attrs:
-        return [
-            (name.split("/")[-1].split(":")[0], _open_dataset(group[name]))
-            for name in map(_text, group.attrs["weight_names"])
-        ]
-    tensors = [_open_dataset(group[key]) for key in sorted(group)]
-    norm = len(tensors) == len(TORCH_NORM)
-    names = (TORCH_NORM if norm else TORCH_OTHER).values()
-    return list(zip(names, tensors, strict=False))
-
-
-def _open_dataset(dataset):
-    # HDF5 has no bfloat16; Keras writes the bytes, and says so beside them.
-    if dataset.attrs.get("dtype") == "bfloat16":
-        dtype = tf.bfloat16.as_numpy_dtype
-        return Stored(
-            dataset.shape, "bfloat16", lambda: dataset[()].view(dtype)
-        )
-    return Stored(dataset.shape, dataset.dtype.name, lambda: dataset[()])
-
-
-def _text(name):
-    return name.decode() if isinstance(name, bytes) else name

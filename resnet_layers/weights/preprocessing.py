@@ -11,8 +11,8 @@ from resnet_layers.weights.errors import errors_as_one_line
 from resnet_layers.weights.files import (
     find_dialect,
     find_file,
-    read_layer_names,
 )
+from resnet_layers.weights.hdf5 import read_layer_names
 from resnet_layers.weights.runs import settings_beside
 
 

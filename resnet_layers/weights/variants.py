@@ -12,10 +12,9 @@ from resnet_layers.weights.files import (
     find_dialect,
     find_file,
     open_tensors,
-    read_layer_names,
     read_metadata,
-    read_model_config,
 )
+from resnet_layers.weights.hdf5 import read_layer_names, read_model_config
 from resnet_layers.weights.names import DIALECTS, WeightsError
 from resnet_layers.weights.renaming import find_classifier
 from resnet_layers.weights.runs import settings_beside

@@ -48,7 +48,7 @@ def test_own_weights_come_back_exactly(save, options, tmp_path):
     other = small(**options, name="ours", seed=2)
     has_head = "num_classes" not in options
     loaded = load_weights(other, save(model, tmp_path))
-    assert loaded == ("own", has_head, Preprocessing())
+    assert loaded == ("own", has_head, Preprocessing(), ())
     for mine, read in zip(model.weights, other.weights, strict=True):
         np.testing.assert_array_equal(mine, read, err_msg=mine.path)
 

@@ -3,6 +3,7 @@
 import os
 import zipfile
 
+import h5py
 import numpy as np
 import pytest
 from applications import build_short, make_short_application, save_legacy
@@ -12,6 +13,7 @@ from weight_nets import (
     assert_same_weights,
     build,
     save_keras,
+    save_weights_h5,
     small,
 )
 
@@ -188,6 +190,76 @@ def test_bad_h5_is_one_clear_line(tmp_path, content):
     path = tmp_path / "model.h5"
     path.write_bytes(content)
     assert_refused(small(), path, "cannot be read")
+
+
+def link_outside(file, name, other):
+    file[name] = h5py.ExternalLink(other, "secret")
+
+
+def store_outside(file, name, other):
+    with h5py.File(other) as content:
+        offset = content["secret"].id.get_offset()
+    shape = (7,)
+    file.create_dataset(name, shape, "f4", external=[(other, offset, 28)])
+
+
+def show_outside(file, name, other):
+    layout = h5py.VirtualLayout((7,), "f4")
+    layout[:] = h5py.VirtualSource(other, "secret", (7,))
+    file.create_virtual_dataset(name, layout)
+
+
+@pytest.mark.parametrize(
+    "lead_out", [link_outside, store_outside, show_outside]
+)
+@pytest.mark.parametrize("save", [save_weights_h5, save_keras])
+def test_files_that_lead_out_of_themselves_are_rejected(
+    lead_out, save, tmp_path
+):
+    """Else weights of a stranger read any file into the model."""
+    other = tmp_path / "other.h5"
+    with h5py.File(other, "w") as file:
+        file["secret"] = np.arange(7, dtype="f4")
+    path = save_weights_h5(small(), tmp_path)
+    with h5py.File(path, "a") as file:
+        assert file["head/vars/1"].shape == (7,)
+        del file["head/vars/1"]
+        lead_out(file, "head/vars/1", str(other))
+    with h5py.File(path) as file:
+        # It is what it pretends to be.
+        assert file["head/vars/1"][6] == 6
+    if save is save_keras:
+        weights, path = path, save(small(), tmp_path)
+        replace_member(path, "model.weights.h5", weights.read_bytes())
+    model = small(seed=2)
+    before = [np.array(weight) for weight in model.weights]
+    with pytest.raises(WeightsError, match="is kept in another file") as error:
+        load_weights(model, path)
+    assert "head/vars/1" in str(error.value)
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def replace_member(path, name, content, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path) as file:
+        members = {each: file.read(each) for each in file.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for each, value in {**members, name: content}.items():
+            file.writestr(each, value)
+
+
+@pytest.mark.parametrize("name", ["model.weights.h5", "config.json"])
+def test_archives_are_looked_at_before_they_are_unpacked(
+    name, tmp_path, monkeypatch
+):
+    path = save_keras(small(), tmp_path)
+    weights = zipfile.ZipFile(path).read("model.weights.h5")
+    # Packed by somebody, it is read all the same.
+    replace_member(path, "model.weights.h5", weights, zipfile.ZIP_DEFLATED)
+    load_weights(small(seed=2), path)
+    replace_member(path, name, b" " * 10**6, zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(zipfile.ZipFile, "extract", None)
+    assert_refused(small(seed=2), path, f"{name} in it would unpack to 1,000,")
 
 
 @pytest.fixture(scope="module")

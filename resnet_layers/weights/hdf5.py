@@ -1,0 +1,297 @@
+"""HDF5 files of Keras, and the `.keras` files around them.
+
+Such a file may come from a stranger: nothing is read that lies outside of it,
+and nothing is unpacked that is much larger than what it takes in the file.
+"""
+
+import json
+import re
+import tempfile
+import zipfile
+
+import h5py
+import tensorflow as tf
+
+from resnet_layers.weights.configs import config_beside
+from resnet_layers.weights.names import TORCH_NORM, TORCH_OTHER, WeightsError
+from resnet_layers.weights.tensors import Stored
+
+# Names of a layer in Keras Hub's nets alone, where stages are stacks, and in
+# those of keras.applications.
+HUB_PREFIX = "stack0_block0_"
+KERAS_LAYER = "conv1_conv"
+
+# Between a model and its layers, groups of Keras 3's HDF5 files.
+KERAS_CONTAINERS = ("blocks", "layers", "convs", "bns", "pools")
+
+# Keras does not pack, and numbers of a trained model hardly become smaller.
+MOST_PACKED = 20
+
+
+def find_keras_dialect(path):
+    """Returns the row of `DIALECTS` of an HDF5 or `.keras` file.
+
+    Raises:
+      Exception: it is neither, or not one of weights.
+    """
+    if not zipfile.is_zipfile(path):
+        with _opened_hdf5(path) as file:
+            if _find_own_net(file) is not None:
+                return "own"
+    elif read_model_config(path) is not None:
+        return "own"
+    names = read_layer_names(path)
+    if any(name.startswith(HUB_PREFIX) for name in names):
+        return "hub"
+    if zipfile.is_zipfile(path) and KERAS_LAYER not in names:
+        raise OSError(
+            "the model in it has no ResNet of this library, of "
+            "keras.applications or of Keras Hub"
+        )
+    return "keras"
+
+
+def read_layer_names(path):
+    """Returns the names of all layers, also of those inside of others."""
+    if zipfile.is_zipfile(path):
+        parts = _parts_of_config(path)
+        return [part["name"] for part in parts if "name" in part]
+    with _opened_hdf5(path) as file:
+        return list(_find_keras_layers(file))
+
+
+def read_model_config(path):
+    """Returns the arguments of the `ResNet` in a `.keras` file, else None."""
+    if not zipfile.is_zipfile(path):
+        return None
+    parts = _parts_of_config(path)
+    return next((part for part in parts if "stage_sizes" in part), None)
+
+
+def _parts_of_config(path):
+    """Yields every dict in the config of a `.keras` file, outer ones first."""
+    with zipfile.ZipFile(path) as archive:
+        _check_packing(archive, "config.json")
+        waiting = [json.loads(archive.read("config.json"))]
+    for part in waiting:
+        if isinstance(part, dict):
+            yield part
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
+
+
+def _check_packing(archive, name):
+    """Raises WeightsError where a member is a bomb: it says its size first."""
+    member = archive.getinfo(name)
+    if member.file_size > MOST_PACKED * member.compress_size:
+        raise WeightsError(
+            f"{archive.filename} cannot be used: {name} in it would unpack to "
+            f"{member.file_size:,} bytes from {member.compress_size:,}, more "
+            f"than {MOST_PACKED} times as many"
+        )
+
+
+def _opened_hdf5(path):
+    """Returns an open `h5py.File` from which nothing leads out.
+
+    Raises:
+      WeightsError: a link or a dataset is kept in another file.
+    """
+    file = h5py.File(path)
+    try:
+        # A name, or None where there is nothing of the kind.
+        outside = file.visititems_links(
+            lambda name, link: (
+                None
+                if isinstance(link, h5py.HardLink | h5py.SoftLink)
+                else name
+            )
+        ) or file.visititems(
+            lambda name, item: (
+                name
+                if isinstance(item, h5py.Dataset)
+                and (item.external or item.is_virtual)
+                else None
+            )
+        )
+        if outside:
+            raise WeightsError(
+                f"{path} cannot be used: {outside} in it is kept in another "
+                "file, and a file of weights must be complete in itself"
+            )
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _opened_weights(path, opened):
+    """Returns the open `h5py.File` of an HDF5 file, or in a `.keras` file.
+
+    Args:
+      path: of the file.
+      opened: a `contextlib.ExitStack` that closes it.
+    """
+    if zipfile.is_zipfile(path):
+        folder = opened.enter_context(tempfile.TemporaryDirectory())
+        with zipfile.ZipFile(path) as archive:
+            _check_packing(archive, "model.weights.h5")
+            # HDF5 jumps to and fro, and in a zip file every jump back begins
+            # at its beginning.
+            path = archive.extract("model.weights.h5", folder)
+    return opened.enter_context(_opened_hdf5(path))
+
+
+def _open_keras(model, path, opened):
+    """Returns {"layer/variable": `Stored`} of a model of Keras's own layers."""
+    file = _opened_weights(path, opened)
+    return {
+        f"{layer}/{name}": tensor
+        for layer, variables in _find_keras_layers(file).items()
+        for name, tensor in variables
+    }
+
+
+def _open_hub(model, path, opened):
+    """Returns the same of a preset of Keras Hub, the classifier included."""
+    tensors = _open_keras(model, path, opened)
+    head = path.with_name("task.weights.h5")
+    if head.is_file() and not zipfile.is_zipfile(path):
+        with config_beside(path, "task.json") as task:
+            pooling = task.get("config", {}).get("pooling", "avg")
+        if pooling != "avg":
+            raise WeightsError(
+                f"{path} is of a classifier with pooling {pooling}; here all "
+                "take the mean"
+            )
+        tensors |= _open_keras(model, head, opened)
+    return tensors
+
+
+def _find_keras_layers(file):
+    """Returns {layer: [(variable, `Stored`)]} of either format of Keras.
+
+    Layers of models inside the model are among them.
+    """
+    # Of a whole model, weights are a part.
+    file = file.get("model_weights", file)
+    layers = {}
+
+    def add(layer, variables):
+        if variables and layer in layers:
+            raise OSError(f"two layers in it are called {layer}")
+        if variables:
+            layers[layer] = variables
+
+    def add_group(path, group):
+        # The optimizer of a compiled model stands beside the layers.
+        if path.endswith("/vars") and not path.startswith("optimizer/"):
+            add(_text(group.attrs["name"]), _open_variables(group))
+
+    if "layer_names" in file.attrs:
+        for layer in map(_text, file.attrs["layer_names"]):
+            for name, variables in _split_legacy(layer, file[layer]).items():
+                add(name, variables)
+    else:
+        file.visititems(add_group)
+    if not layers:
+        raise OSError("there are no layers of Keras in it")
+    return layers
+
+
+def _split_legacy(layer, group):
+    """Returns {layer: [(variable, `Stored`)]} of one group of older files.
+
+    A model inside the model has one group for all of its layers.
+    """
+    layers = {}
+    for path in map(_text, group.attrs["weight_names"]):
+        *owners, name = path.split("/")
+        owner = owners[-1] if owners else layer
+        tensor = _open_dataset(group[path])
+        layers.setdefault(owner, []).append((name.split(":")[0], tensor))
+    # A layer's own names need not be those of its variables.
+    return layers if len(layers) > 1 else {layer: sum(layers.values(), [])}
+
+
+def _open_own(model, path, opened):
+    """Returns {path below the model: `Stored`} of a file of our models.
+
+    Not by Keras, which overwrites half of a model before it notices that the
+    rest does not fit, does not look at what is left over, and runs what code
+    there is in a `.keras` file.
+    """
+    tensors = {}
+
+    def add(name, group):
+        # The optimizer of a compiled model stands beside the layers.
+        if name.startswith("optimizer/"):
+            return
+        if not name.endswith("/vars") or not len(group):
+            return
+        owners = name.removeprefix(prefix).split("/")[:-2]
+        # Blocks go by number there: bottleneck_block, bottleneck_block_1.
+        if owners[:1] == ["blocks"]:
+            number = int(re.search(r"\d*$", owners[1])[0] or 0)
+            if model is not None and number < len(model.blocks):
+                owners[1] = model.blocks[number].path.split("/")[-1]
+        layer = [part for part in owners if part not in KERAS_CONTAINERS]
+        layer.append(_layer_name(name, group))
+        for variable, tensor in _open_variables(group):
+            tensors["/".join([*layer, variable])] = tensor
+
+    file = _opened_weights(path, opened)
+    net = _find_own_net(file)
+    if net is None:
+        raise OSError("there is no ResNet of this library in it")
+    prefix = f"{net}/"
+    file.visititems(add)
+    return tensors
+
+
+# By dialect: a model, a path and a `contextlib.ExitStack` -> {name: `Stored`}.
+KERAS_READERS = {"own": _open_own, "hub": _open_hub, "keras": _open_keras}
+
+
+def _find_own_net(file):
+    """Returns the path of a `ResNet` in a `.weights.h5` file, or None.
+
+    It is "" where the file is of the net alone, not of a model around it.
+    """
+    if "blocks" in file:
+        return ""
+    return file.visit(
+        lambda name: (
+            name.removesuffix("/blocks") if name.endswith("/blocks") else None
+        )
+    )
+
+
+def _layer_name(path, group):
+    """Returns the name that a layer was built with."""
+    name, attribute = _text(group.attrs["name"]), path.split("/")[-2]
+    # `ResNet.features` puts the net's name in front of those of its layers.
+    return attribute if name.endswith(f"_{attribute}") else name
+
+
+def _open_variables(group):
+    """Returns [(name, `Stored`)] of the group of a layer of Keras 3."""
+    tensors = [_open_dataset(group[key]) for key in sorted(group)]
+    norm = len(tensors) == len(TORCH_NORM)
+    names = (TORCH_NORM if norm else TORCH_OTHER).values()
+    return list(zip(names, tensors, strict=False))
+
+
+def _open_dataset(dataset):
+    # HDF5 has no bfloat16; Keras writes the bytes, and says so beside them.
+    if dataset.attrs.get("dtype") == "bfloat16":
+        dtype = tf.bfloat16.as_numpy_dtype
+        return Stored(
+            dataset.shape, "bfloat16", lambda: dataset[()].view(dtype)
+        )
+    return Stored(dataset.shape, dataset.dtype.name, lambda: dataset[()])
+
+
+def _text(name):
+    return name.decode() if isinstance(name, bytes) else name
