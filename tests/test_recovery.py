@@ -128,7 +128,7 @@ def poisoned(folder, monkeypatch):
     white = np.full((20, 20, 3), 255, "uint8")
     PIL.Image.fromarray(white).save(folder / "train/cat/white.png")
 
-    def finish(self, images, labels, seed):
+    def finish(self, images, labels, partners, seed):
         is_white = tf.reduce_all(images == 255, axis=[1, 2, 3])
         labels = tf.one_hot(labels, 2)
         return images, tf.where(is_white[:, None], np.nan, labels)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from samples import SPLITS, records
+from samples import SPLITS, indexed, records
 
 from train_loop.data.batches import (
     Batching,
@@ -34,20 +34,30 @@ class Numbers:
     def evaluate(self, encoded):
         return tf.reshape(tf.strings.to_number(encoded), [1])
 
-    def finish(self, images, labels, seed):
+    def finish(self, images, labels, partners, seed):
         return images, labels
 
 
 class Raised(Numbers):
     """Adds a random number to a whole batch."""
 
-    def finish(self, images, labels, seed):
+    def finish(self, images, labels, partners, seed):
         return images + tf.random.stateless_uniform([], seed), labels
 
 
 class Reversed(Numbers):
-    def finish(self, images, labels, seed):
+    def finish(self, images, labels, partners, seed):
         return images + tf.reverse(images, [0]), labels
+
+
+class Partners(Numbers):
+    """Gives the number of each example's partner in place of its image."""
+
+    def train(self, encoded, seed):
+        return self.evaluate(encoded)
+
+    def finish(self, images, labels, partners, seed):
+        return tf.gather(images, partners), labels
 
 
 def pipelines(count):
@@ -197,6 +207,23 @@ def test_repeated_images_differ_and_resume(split):
         later = take(split, 12 - step, step=step, repeats=3)
         np.testing.assert_array_equal(later[0], images[step * 5 :])
         np.testing.assert_array_equal(later[1], labels[step * 5 :])
+
+
+@pytest.mark.parametrize(
+    "context",
+    [tf.distribute.InputContext(1, 0, 2), *pipelines(2)],
+    ids=["two replicas", "first worker", "second worker"],
+)
+def test_repeats_are_mixed_with_other_images(context):
+    """As without repeats; batches begin and end among repeats."""
+    options = {"transforms": Partners(), "context": context}
+    split = indexed(23)
+    partners, labels = take(split, 24, 10, repeats=3, **options)
+    assert not np.any(partners[:, 0] == labels)
+    # One device mixes the same batch as two replicas.
+    if context.num_input_pipelines == 1:
+        whole, _ = take(split, 12, 10, repeats=3, transforms=Partners())
+        np.testing.assert_array_equal(partners, whole)
 
 
 def test_mixing_follows_seed_and_position(split):

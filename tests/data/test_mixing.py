@@ -2,12 +2,19 @@
 
 import collections
 import functools
+import itertools
 
 import numpy as np
 import pytest
 from seeds import rectangles, run
 
-from train_loop.data.mixing import MIXES, cutmix, mix_one_of, mixup
+from train_loop.data.mixing import (
+    MIXES,
+    cutmix,
+    find_partners,
+    mix_one_of,
+    mixup,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -16,6 +23,11 @@ def batch(size=6, height=12, width=16):
     """Returns random images, and targets that tell the examples apart."""
     images = RNG.normal(size=(size, height, width, 3)).astype(np.float32)
     return images, np.eye(size, dtype=np.float32)
+
+
+def before(size):
+    """Returns the partners of a batch whose images all differ."""
+    return np.roll(np.arange(size), 1)
 
 
 def shares(targets):
@@ -31,8 +43,9 @@ def shares(targets):
 
 def run_batches(function, num_seeds, *arguments, **sizes):
     images, targets = batch(**sizes)
+    order = before(len(images))
     mixed = run(
-        lambda seed: function(images, targets, seed, *arguments),
+        lambda seed: function(images, targets, order, seed, *arguments),
         num_seeds=num_seeds,
     )
     return images, mixed[0].numpy(), shares(mixed[1].numpy())
@@ -54,6 +67,30 @@ def is_cutmix(images, mixed, share):
         and np.array_equal(mixed, expected)
         and np.isclose(kept, share, atol=1e-6)
     )
+
+
+@pytest.mark.parametrize("repeats", range(1, 6))
+def test_partners_are_never_repeats_where_there_are_others(repeats):
+    for start, size in itertools.product(range(repeats), range(1, 18)):
+        positions = start + np.arange(size)
+        partners = find_partners(positions, repeats).numpy()
+        images = positions // repeats
+        if len({*images}) > 1:
+            assert (images[partners] != images).all()
+        if size >= 2 * repeats:
+            assert sorted(partners) == [*range(size)]
+        if repeats == 1:
+            np.testing.assert_array_equal(partners, before(size))
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_mixes_take_the_partner(name):
+    images, targets = batch(size=4)
+    _, mixed = MIXES[name](images, targets, [2, 3, 1, 1], [0, 5])
+    share = float(mixed[0, 0])
+    expected = share * targets + (1 - share) * targets[[2, 3, 1, 1]]
+    assert 0 < share < 1
+    np.testing.assert_allclose(mixed, expected, atol=1e-6)
 
 
 def test_mixup_blends_with_the_example_before():
@@ -86,7 +123,7 @@ def test_cutmixs_rectangle_has_the_papers_distribution():
     images[1] = 1.0
     targets = np.eye(2, dtype=np.float32)
     mixed, _ = run(
-        lambda seed: cutmix(images, targets, seed, alpha=1.0),
+        lambda seed: cutmix(images, targets, before(2), seed, alpha=1.0),
         num_seeds=1500,
     )
     masks = mixed[:, 0, :, :, 0].numpy() > 0
@@ -119,10 +156,13 @@ def test_mixes_follow_their_seed(name):
     function = MIXES[name]
     images, targets = batch()
     mixed, new_targets = run(
-        lambda seed: function(images, targets, seed, 1.0), num_seeds=6
+        lambda seed: function(images, targets, before(6), seed, 1.0),
+        num_seeds=6,
     )
     for index in range(6):
-        again, targets_again = function(images, targets, [0, index], 1.0)
+        again, targets_again = function(
+            images, targets, before(6), [0, index], 1.0
+        )
         np.testing.assert_array_equal(mixed[index], again)
         np.testing.assert_array_equal(new_targets[index], targets_again)
     assert len({float(kept) for kept in shares(new_targets.numpy())}) == 6

@@ -247,7 +247,8 @@ def test_mixed_batches_have_probabilities_for_labels(name):
     transforms = Transforms(PREPROCESSING, operations, num_classes=4)
     images = np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3), "uint8")
     labels = np.arange(6) % 4
-    mixed, targets = transforms.finish(images, labels, [1, 2])
+    before = np.roll(np.arange(6), 1)
+    mixed, targets = transforms.finish(images, labels, before, [1, 2])
     assert mixed.dtype == tf.uint8
     assert mixed.shape == images.shape
     assert np.any(mixed != images)
@@ -262,7 +263,8 @@ def test_mixed_batches_have_probabilities_for_labels(name):
 def test_batches_stay_as_they_are_without_a_mix():
     transforms = Transforms(PREPROCESSING, parse_operations("flip"), 4)
     images, labels = tf.zeros([2, 4, 4, 3], tf.uint8), tf.constant([3, 1])
-    assert transforms.finish(images, labels, [1, 2]) == (images, labels)
+    finished = transforms.finish(images, labels, [1, 0], [1, 2])
+    assert finished == (images, labels)
 
 
 def test_images_are_rounded_to_the_nearest_whole_numbers():
@@ -277,4 +279,5 @@ def test_embeddings_are_not_transformed():
     vector, labels = tf.constant([1.5]), tf.constant([2])
     assert transforms.train(vector, [1, 2]) is vector
     assert transforms.evaluate(vector) is vector
-    assert transforms.finish(vector, labels, [1, 2]) == (vector, labels)
+    finished = transforms.finish(vector, labels, [0], [1, 2])
+    assert finished == (vector, labels)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from train_loop.data.mixing import find_partners
+
 # All examples, for one replica.
 WHOLE = tf.distribute.InputContext()
 
@@ -73,7 +75,10 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
 
     def finish(images, labels, positions):
         return transforms.finish(
-            images, labels, _fold([batching.seed, 2], positions[0])
+            images,
+            labels,
+            find_partners(positions, batching.repeats),
+            _fold([batching.seed, 2], positions[0]),
         )
 
     size = part.size

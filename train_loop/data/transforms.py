@@ -133,12 +133,13 @@ class Transforms:
         """The functions that blend whole batches; one is drawn for each."""
         return [o.function for o in self.operations if o.name in MIXES]
 
-    def finish(self, images, labels, seed):
-        """Blends a training batch, where that was asked for.
+    def finish(self, images, labels, partners, seed):
+        """Mixes a training batch, if `--augment` lists a mix.
 
         Args:
           images: uint8 [batch, size, size, 3].
           labels: int64 [batch].
+          partners: int32 [batch], which example each is mixed with.
           seed: int [2].
 
         Returns:
@@ -149,7 +150,9 @@ class Transforms:
             return images, labels
         targets = tf.one_hot(labels, self.num_classes)
         images = tf.cast(images, tf.float32)
-        images, targets = mix_one_of(self.mixes, images, targets, seed)
+        images, targets = mix_one_of(
+            self.mixes, images, targets, partners, seed
+        )
         return to_uint8(images), targets
 
 
@@ -171,6 +174,6 @@ class Untransformed:
     def evaluate(self, example):
         return example
 
-    def finish(self, examples, labels, seed):
-        del seed
+    def finish(self, examples, labels, partners, seed):
+        del partners, seed
         return examples, labels
