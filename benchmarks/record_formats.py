@@ -38,6 +38,8 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
+from train_loop.data.split import shuffled
+
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("count", 4000, "How many examples.", lower_bound=512)
 flags.DEFINE_integer("files", 40, "How many files they are in.", lower_bound=1)
@@ -53,6 +55,7 @@ FEATURES = {
     "label": tf.io.FixedLenFeature([], tf.int64),
 }
 CACHES = ("cold", "warm")
+SEED = (1, 2)
 
 
 def array_record():
@@ -122,7 +125,7 @@ def in_windows(files, start, window_mib, per_call):
     count = sum(counts)
     share = window_mib * 2**20 / sum(map(os.path.getsize, paths))
     window = min(round(share * count), count)
-    order = shuffled(tf.range(len(files)), len(files))
+    order = shuffled(tf.range(len(files)), SEED, len(files))
     paths = tf.gather(tf.constant(paths), order)
     ends = tf.cumsum(tf.gather(tf.constant(counts, tf.int64), order))
 
@@ -144,7 +147,7 @@ def in_windows(files, start, window_mib, per_call):
             .get_single_element()
         )
         unread = tf.maximum(start - begin, 0)
-        positions = shuffled(tf.range(size), size)[unread:]
+        positions = shuffled(tf.range(size), SEED, size)[unread:]
         return {k: tf.gather(v, positions) for k, v in examples.items()}
 
     begins = tf.data.Dataset.range(start // window * window, count, window)
@@ -170,7 +173,7 @@ def at_random(files, start, window_mib, per_call):
         return np.array(source.__getitems__(indices), object)
 
     def read_some(positions):
-        indices = shuffled(positions, len(source))
+        indices = shuffled(positions, SEED, len(source))
         records = tf.numpy_function(read, [indices], tf.string)
         return parse(tf.ensure_shape(records, [None]))
 
@@ -189,15 +192,6 @@ def parse(records):
     if records.shape.rank:
         return tf.io.parse_example(records, FEATURES)
     return tf.io.parse_single_example(records, FEATURES)
-
-
-def shuffled(index, count):
-    return tf.raw_ops.RandomIndexShuffle(
-        index=index,
-        seed=tf.constant([1, 2, 3], tf.uint32),
-        max_index=tf.cast(count - 1, index.dtype),
-        rounds=4,
-    )
 
 
 def measure(way, files, start, window_mib, per_call, whole):

@@ -138,7 +138,7 @@ def poisoned(folder, monkeypatch):
 
 
 def test_rollback_leaves_out_what_broke_the_run(poisoned, tmp_path, capsys):
-    options = {"steps": 7, "seed": 5}
+    options = {"steps": 7, "seed": 4}
     with pytest.raises(UserError, match="the loss is not finite at step 3 of"):
         train(poisoned, tmp_path / "stopped", **options)
     workdir, other = tmp_path / "run", tmp_path / "other"

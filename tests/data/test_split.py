@@ -138,34 +138,91 @@ def test_epochs_of_records_go_through_each_file_once_and_forwards(
 
 
 def test_orders_do_not_come_again():
-    fold_in = tf.random.experimental.stateless_fold_in
-    orders = (
-        tf.data.Dataset.range(1000)
-        .map(lambda epoch: fold_in([3, 0], tf.cast(epoch, tf.int32)))
-        .map(lambda seed: shuffled(tf.range(20), seed, 20))
-        .batch(1000)
-        .get_single_element()
-        .numpy()
-    )
-    assert (np.sort(orders) == range(20)).all()
-    assert len({order.tobytes() for order in orders}) == 1000
+    orders = {
+        shuffled(tf.range(20), [3, epoch], 20).numpy().tobytes()
+        for epoch in range(200)
+    }
+    assert len(orders) == 200
 
 
-@pytest.mark.slow
-def test_every_place_is_as_likely():
-    """Over 2,000 orders of 5; four standard deviations are allowed."""
-    orders = (
-        tf.data.Dataset.range(2000)
-        .map(lambda seed: shuffled(tf.range(5), tf.stack([seed, 7]), 5))
-        .batch(2000)
-        .get_single_element()
-        .numpy()
+@pytest.mark.parametrize("count", range(1, 11))
+def test_small_orders_are_permutations_with_every_place_as_likely(count):
+    """Four standard deviations are allowed for each of the places."""
+    orders = np.stack(
+        [shuffled(tf.range(count), [seed, 7], count) for seed in range(100)]
     )
-    assert (np.sort(orders) == range(5)).all()
-    places = np.zeros([5, 5])
-    for order in orders:
-        places[order, range(5)] += 1
-    np.testing.assert_allclose(places, 400, atol=4 * (2000 * 0.2 * 0.8) ** 0.5)
+    assert (np.sort(orders) == range(count)).all()
+    places = np.stack([np.sum(orders == i, axis=0) for i in range(count)])
+    likely = 1 / count
+    deviation = (100 * likely * (1 - likely)) ** 0.5
+    assert np.abs(places - 100 * likely).max() <= 4 * deviation
+
+
+def autocorrelations(order):
+    """Returns them at lags below half, in standard deviations of chance."""
+    count = len(order)
+    values = (order - order.mean()) / order.std()
+    spectrum = np.fft.rfft(values, 1 << (2 * count).bit_length())
+    sums = np.fft.irfft(spectrum * spectrum.conj())[1 : count // 2]
+    return sums / np.sqrt(count - np.arange(1, count // 2))
+
+
+def assert_random(order):
+    """Fails where a permutation of 0 .. count - 1 differs from chance."""
+    count = len(order)
+    np.testing.assert_array_equal(np.sort(order), np.arange(count))
+    assert np.abs(autocorrelations(order)).max() < 6
+    # Rises: as many as falls.
+    rises = np.count_nonzero(np.diff(order) > 0)
+    assert abs(rises - (count - 1) / 2) < 5 * ((count + 1) / 12) ** 0.5
+    # Classes in each batch, of data that was sorted by class.
+    classes, batch = 10, 64
+    batches = (order[: count // batch * batch] * classes // count).reshape(
+        -1, batch
+    )
+    counts = np.stack([np.sum(batches == i, axis=1) for i in range(classes)])
+    share = batch / classes
+    chi_squared = np.sum((counts - share) ** 2 / share, axis=0)
+    # Without putting back, a batch is a little more even.
+    expected = (classes - 1) * (count - batch) / (count - 1)
+    deviation = (2 * (classes - 1) / len(batches)) ** 0.5
+    assert abs(chi_squared.mean() - expected) < 5 * deviation
+
+
+def test_numpys_orders_are_random():
+    """That is: what is asked of ours is not too much."""
+    for count in (1000, 4096, 50_000, 2**20):
+        assert_random(np.random.default_rng(count).permutation(count))
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        1000,
+        *(2**12 - 1, 2**12, 2**12 + 1),
+        50_000,
+        *(2**16 - 15, 2**16 - 1, 2**16, 2**16 + 1),
+        *(2**18 + 1, 2**20, 2**20 + 1),
+        1_281_167,
+    ],
+)
+def test_orders_are_random(count):
+    """Primes, powers of two and their neighbors, and ImageNet among them."""
+    numbers = tf.range(tf.constant(count, tf.int64))
+    assert_random(shuffled(numbers, [0, 1], count).numpy())
+
+
+def test_orders_of_files_and_within_windows_are_random():
+    files, per_file = 128, 64
+    groups = np.repeat(np.arange(files), per_file)
+    split = indexed(files * per_file, groups=groups, window=32 * per_file)
+    epoch = windows(split, 3)
+    assert len(epoch) == 4
+    for window in epoch:
+        # Ranks: which numbers are in a window depends on its files.
+        assert_random(np.argsort(np.argsort(window)))
+    split = indexed(files * per_file, groups=groups, window=per_file)
+    assert_random(np.array([groups[w[0]] for w in windows(split, 3)]))
 
 
 def test_overlap_counts_what_is_in_both(split):

@@ -14,6 +14,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+# Of the shuffle. Orders of a million examples correlate with themselves after
+# 8, by 80 standard deviations of chance, and not after 12.
+ROUNDS = 16
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
@@ -196,9 +200,20 @@ def shuffled(index, seed, count):
     """
     # Hashed, because the shuffle looks at some bits of the seed only.
     seed = tf.random.stateless_uniform([3], seed, None, None, tf.int32)
-    return tf.raw_ops.RandomIndexShuffle(
-        index=index,
-        seed=tf.bitcast(seed, tf.uint32),
-        max_index=tf.cast(count - 1, index.dtype),
-        rounds=4,
-    )
+    # For a largest index of 2**16, 2**18 and so on, TensorFlow's operation
+    # returns one number twice and another one never: it counts a bit too few.
+    # An odd largest index is no such power. Where that makes the order one
+    # longer, the index that leads to the surplus number takes its place.
+    last = tf.cast(count - 1, index.dtype)
+    largest = tf.bitwise.bitwise_or(last, 1)
+
+    def permute(index):
+        return tf.raw_ops.RandomIndexShuffle(
+            index=index,
+            seed=tf.bitcast(seed, tf.uint32),
+            max_index=largest,
+            rounds=ROUNDS,
+        )
+
+    order = permute(index)
+    return tf.where(order > last, permute(largest), order)
