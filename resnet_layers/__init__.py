@@ -3,6 +3,12 @@
 from resnet_layers import VARIANTS, BasicBlock, BottleneckBlock, ResNet
 """
 
+# ruff: noqa: E402
+from resnet_layers.backend import check_backend
+
+# Before anything imports Keras.
+check_backend()
+
 from resnet_layers.attention import (
     EfficientChannelAttention,
     SqueezeExcitation,

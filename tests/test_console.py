@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pty
+import subprocess
 import sys
 import termios
 
@@ -87,3 +88,47 @@ def test_others_draw_no_bars_into_files(monkeypatch):
     # Whoever follows the file sees lines as they come.
     print("a line")
     assert sys.stdout.buffer.getvalue() == b"a line\n"
+
+
+def started(script, redirection="", **variables):
+    """Returns what becomes of a Python script that a shell starts."""
+    return subprocess.run(
+        ["sh", "-c", f'"$0" -c "$1" {redirection}', sys.executable, script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
+    )
+
+
+def test_streams_that_are_closed_lead_nowhere():
+    script = """
+import os, sys
+from train_loop import console
+console.prepare()
+print("a line")
+print("an error", file=sys.stderr)
+with console.ended_by_keyboard(), console.lasting():
+    print("a line")
+# Files that are opened later do not become standard output.
+sys.exit(40 + (os.open(os.devnull, os.O_RDONLY) > 2))
+"""
+    result = started(script, "<&- >&- 2>&-")
+    assert result.returncode == 41
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [
+        ("ascii", b"\\u732b \\xe9\n"),
+        ("latin-1", b"\\u732b \xe9\n"),
+        ("utf-8", "猫 é\n".encode()),
+    ],
+)
+def test_what_an_encoding_lacks_is_written_in_escapes(
+    encoding, expected, monkeypatch
+):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    console.prepare()
+    print("猫 é")
+    assert stream.buffer.getvalue() == expected

@@ -1,14 +1,18 @@
-"""AMX without tiles, and TensorFlow without its chatter."""
+"""AMX without tiles, other backends of Keras, and TensorFlow's chatter."""
 
+import json
+import os
 import platform
 import re
 import struct
 import subprocess
 import sys
 
+import keras
 import PIL.Image
 import pytest
 
+from resnet_layers.backend import check_backend
 from train_loop import environment
 from train_loop.environment import (
     ALL_BUT_AMX,
@@ -18,6 +22,7 @@ from train_loop.environment import (
     avoid_broken_amx,
     read_cpuid,
     read_cpuinfo,
+    use_tensorflow_backend,
 )
 
 AMX = "vendor_id\t: GenuineIntel\nflags\t\t: fpu amx_bf16 amx_tile amx_int8\n"
@@ -151,3 +156,67 @@ except ValueError:
         [sys.executable, "-c", script], capture_output=True, text=True
     )
     assert result.stderr.strip() == "Errors are seen again."
+
+
+@pytest.mark.parametrize(
+    ("variables", "config", "found"),
+    [
+        ({}, None, []),
+        ({"KERAS_BACKEND": "tensorflow"}, {"backend": "jax"}, []),
+        ({"KERAS_BACKEND": "jax"}, {"backend": "jax"}, ["KERAS_BACKEND=jax"]),
+        ({"KERAS_BACKEND": ""}, {"backend": "torch"}, ["backend=torch in "]),
+        ({"TF_USE_LEGACY_KERAS": "1"}, None, ["TF_USE_LEGACY_KERAS=1"]),
+        ({"TF_USE_LEGACY_KERAS": "0"}, None, []),
+        (
+            {},
+            {"floatx": "float16", "image_data_format": "channels_first"},
+            ["floatx=float16 in ", "image_data_format=channels_first in "],
+        ),
+        ({}, "not a dictionary", []),
+    ],
+)
+def test_keras_runs_on_tensorflow_whatever_it_is_asked_for(
+    variables, config, found, tmp_path
+):
+    if config:
+        (tmp_path / "keras.json").write_text(json.dumps(config))
+    variables["KERAS_HOME"] = str(tmp_path)
+    notes = use_tensorflow_backend(variables)
+    assert len(notes) == len(found)
+    assert all(map(str.startswith, notes, found))
+    assert variables["KERAS_BACKEND"] == "tensorflow"
+    assert variables.get("TF_USE_LEGACY_KERAS", "0") == "0"
+
+
+@pytest.mark.slow
+def test_program_tells_in_a_line_that_keras_runs_on_tensorflow(tmp_path):
+    (tmp_path / "keras.json").write_text(json.dumps({"floatx": "float16"}))
+    script = """
+from train_loop import environment
+environment.import_tensorflow()
+environment.import_tensorflow()
+import tensorflow as tf
+print(tf.keras.config.backend(), tf.keras.config.floatx())
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "KERAS_HOME": str(tmp_path)},
+    )
+    assert result.stdout == "tensorflow float32\n"
+    [line] = result.stderr.splitlines()
+    assert line.startswith(f"warning: floatx=float16 in {tmp_path}")
+
+
+def test_layers_refuse_another_backend_of_keras(monkeypatch):
+    check_backend()
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    with pytest.raises(ImportError, match="this process has Keras on jax"):
+        check_backend()
+
+
+def test_layers_refuse_keras_2(monkeypatch):
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
+    with pytest.raises(ImportError, match="TF_USE_LEGACY_KERAS must be 0"):
+        check_backend()

@@ -94,6 +94,16 @@ def test_help_begins_with_examples_and_fits_on_a_screen(run):
         assert f"--{flag_name(field.name)}" in words
 
 
+def test_package_is_the_program(run):
+    result = subprocess.run(
+        [sys.executable, "-m", "train_loop", "--help=image_size"],
+        capture_output=True,
+        text=True,
+    )
+    _, output, _ = run("--help=image_size")
+    assert result.stdout == output
+
+
 def test_help_of_a_group_explains_its_flags_and_no_others(run):
     explained = {}
     for group in manual.grouped():

@@ -25,6 +25,7 @@ FILES = sorted(
 # From the top down. Who stands on a line may import from those below it, and
 # wings of the same line do not know of each other.
 LAYERS = (
+    ("__main__",),
     ("main", "launch"),
     ("manual",),
     ("modes",),

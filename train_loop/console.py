@@ -75,10 +75,28 @@ def prepare():
     Before anything imports tqdm: others' libraries draw bars with it, which
     belong on a terminal and nowhere else.
     """
+    _open_missing_streams()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     # Whoever reads the file in the meantime sees every line that is complete.
-    sys.stdout.reconfigure(line_buffering=True)
+    # What its encoding lacks, such as names of classes, is written in escapes.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+
+
+def _open_missing_streams():
+    """Opens streams that the parent process closed (`>&-`) to nowhere."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        # A file of the run would get the number of the stream, and whatever
+        # C++ code prints.
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        if nowhere != number:
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+        stream = open(number, "w" if number else "r")  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def to_nowhere(stream):

@@ -8,11 +8,14 @@ import; what only reads flags does without it.
 import contextlib
 import ctypes
 import gc
+import json
 import logging
 import mmap
 import os
 import pathlib
 import sys
+
+from train_loop.errors import UserError
 
 INSTRUCTIONS = "ONEDNN_MAX_CPU_ISA"
 ALL_BUT_AMX = "AVX512_CORE_FP16"
@@ -41,12 +44,72 @@ _CPUID = bytes.fromhex(
 _TILES = 0x1D
 
 
+# Settings of Keras that this program runs with, whatever keras.json says.
+KERAS_CONFIG = {
+    "floatx": "float32",
+    "epsilon": 1e-7,
+    "image_data_format": "channels_last",
+}
+# What Keras and TensorFlow were asked for and do not get, in words.
+overridden = []
+
+
 def prepare():
-    """Makes oneDNN avoid AMX where it would fail, and TensorFlow say less."""
+    """Makes oneDNN avoid AMX where it would fail, and TensorFlow say less.
+
+    Keras runs on TensorFlow, unless this process has it already.
+    """
     # It tells of its caches of fonts.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     avoid_broken_amx(os.environ, read_cpuinfo(), read_cpuid)
+    if "keras" not in sys.modules:
+        overridden.extend(use_tensorflow_backend(os.environ))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def use_tensorflow_backend(environment):
+    """Makes Keras 3 run on TensorFlow; before Keras is imported.
+
+    Args:
+      environment: the variables; it is changed.
+
+    Returns:
+      What asked for something else, as texts.
+    """
+    found = []
+    # What TensorFlow takes for yes.
+    if environment.get("TF_USE_LEGACY_KERAS") in ("true", "True", "1"):
+        found.append(
+            f"TF_USE_LEGACY_KERAS={environment['TF_USE_LEGACY_KERAS']}"
+        )
+        del environment["TF_USE_LEGACY_KERAS"]
+    path, config = _keras_json(environment)
+    backend = environment.get("KERAS_BACKEND")
+    if backend and backend != "tensorflow":
+        found.append(f"KERAS_BACKEND={backend}")
+    elif not backend and config.get("backend", "tensorflow") != "tensorflow":
+        found.append(f"backend={config['backend']} in {path}")
+    environment["KERAS_BACKEND"] = "tensorflow"
+    found += [
+        f"{name}={config[name]} in {path}"
+        for name, value in KERAS_CONFIG.items()
+        if config.get(name, value) != value
+    ]
+    return found
+
+
+def _keras_json(environment):
+    """Returns (path, content) of the file that Keras reads when imported."""
+    home = os.path.expanduser("~")
+    if not os.access(home, os.W_OK):
+        home = "/tmp"
+    folder = environment.get("KERAS_HOME", os.path.join(home, ".keras"))
+    path = pathlib.Path(folder, "keras.json").expanduser()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = {}
+    return path, content if isinstance(content, dict) else {}
 
 
 def amx_was_masked():
@@ -141,9 +204,34 @@ def import_tensorflow():
     """Imports TensorFlow without the lines that its C++ code prints.
 
     It prints them before it reads the level that is to hide them.
+
+    Raises:
+      UserError: Keras cannot be imported with its environment.
     """
-    if "tensorflow" in sys.modules:
-        return
+    if "tensorflow" not in sys.modules:
+        _import_silently()
+    try:
+        import keras
+    except (ImportError, TypeError, ValueError, AttributeError) as error:
+        path, _ = _keras_json(os.environ)
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"Keras cannot be imported ({reason}). Check {path} and the "
+            "environment variables KERAS_*."
+        ) from error
+    if overridden:
+        for name, value in KERAS_CONFIG.items():
+            getattr(keras.config, f"set_{name}")(value)
+        print(
+            f"warning: {', '.join(overridden)}: ignored. This program requires "
+            "Keras 3 on TensorFlow, with its own floatx, epsilon and image "
+            "data format.",
+            file=sys.stderr,
+        )
+        overridden.clear()
+
+
+def _import_silently():
     was_enabled = gc.isenabled()
     # There is no garbage among what it makes, and to look for some all the
     # while takes a fifth of the time.

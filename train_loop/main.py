@@ -141,6 +141,12 @@ def main(argv):
 
 define_flags()
 
-if __name__ == "__main__":
+
+def run_program():
+    """Runs the program and ends the process with its exit status."""
     console.prepare()
     sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    run_program()

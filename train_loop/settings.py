@@ -728,7 +728,7 @@ class Settings:
         if not path.is_file():
             return cls()
         # What is no text is no flag.
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_text("utf-8", errors="replace").splitlines()
         flags = [re.fullmatch("--([a-z_0-9]+)=(.*)", line) for line in lines]
         if None in flags or not flags:
             fault = "it is empty"

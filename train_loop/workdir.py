@@ -250,7 +250,7 @@ def written_aside(path):
 def write_text(path, text):
     """Writes a text file, whole or not at all."""
     with written_aside(path) as unfinished:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

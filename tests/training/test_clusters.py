@@ -278,3 +278,23 @@ def test_cluster_that_is_not_there_is_one_clear_line(
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=message):
         find_cluster(text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{oops",
+        "3",
+        '{"cluster": 3}',
+        '{"cluster": {"worker": ["a:1"]}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": 3}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "w", "index": 0}}',
+        '{"cluster": {"w": ["a:1"]}, "task": {"type": "w", "index": 1}}',
+    ],
+)
+def test_tf_config_that_is_broken_is_one_clear_line(value, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", value)
+    with pytest.raises(UserError, match="must be JSON with cluster") as caught:
+        find_cluster("tf_config")
+    assert str(caught.value).startswith(f"TF_CONFIG={value}: ")
+    assert "\n" not in str(caught.value)

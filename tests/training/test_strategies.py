@@ -1,5 +1,7 @@
 """Devices, as they are asked for."""
 
+import os
+
 import pytest
 import tensorflow as tf
 
@@ -12,6 +14,12 @@ from train_loop.training.strategies import STRATEGIES, distribute, split_cpu
 )
 def test_strategies_take_the_devices_that_are_there(name, replicas):
     assert STRATEGIES[name]("").num_replicas_in_sync == replicas
+
+
+def test_one_machine_does_not_parse_tf_config(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{oops")
+    assert STRATEGIES["mirrored"]("").num_replicas_in_sync == 2
+    assert os.environ["TF_CONFIG"] == "{oops"
 
 
 def test_cpu_is_split_before_anything_runs(two_replicas):

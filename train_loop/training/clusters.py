@@ -31,7 +31,20 @@ SECONDS_TO_ASK_AGAIN = 2
 def tf_config(_):
     """Reads the environment variable TF_CONFIG."""
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    if not resolver.cluster_spec().as_dict():
+    try:
+        found = resolver.cluster_spec().as_dict()
+        if found:
+            # It needs the address of this very worker.
+            found[resolver.task_type][resolver.task_id]
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"TF_CONFIG={' '.join(os.environ['TF_CONFIG'].split())}: must be "
+            "JSON with cluster, lists of addresses by type, and task, the type "
+            f"and index of this worker ({reason}). Set it so, or start workers "
+            "on this machine with python -m train_loop.launch."
+        ) from error
+    if not found:
         raise UserError(
             "--strategy=multi_worker finds no other workers: the environment "
             "variable TF_CONFIG is not set. python -m train_loop.launch "

@@ -1,5 +1,8 @@
 """Strategies: the devices that a run computes on."""
 
+import contextlib
+import os
+
 import tensorflow as tf
 
 from train_loop.errors import UserError
@@ -44,16 +47,29 @@ def one_device(_):
 def mirrored(_=None):
     """Returns a strategy with a replica on every GPU, or else every CPU."""
     if tf.config.list_logical_devices("GPU"):
-        return tf.distribute.MirroredStrategy()
+        with _without_tf_config():
+            return tf.distribute.MirroredStrategy()
     devices = [
         device.name.removeprefix("/device:")
         for device in tf.config.list_logical_devices("CPU")
     ]
     # The default collectives of two strategies in one process get into each
     # other's way on CPUs and crash.
-    return tf.distribute.MirroredStrategy(
-        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
-    )
+    with _without_tf_config():
+        return tf.distribute.MirroredStrategy(
+            devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+        )
+
+
+@contextlib.contextmanager
+def _without_tf_config():
+    """Hides TF_CONFIG, which is parsed even where it is not used."""
+    value = os.environ.pop("TF_CONFIG", None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ["TF_CONFIG"] = value
 
 
 def multi_worker(cluster):
