@@ -1,16 +1,24 @@
 """Intervals, against resampling by hand and by how often they are right."""
 
+import itertools
+
 import numpy as np
 import pytest
+import scipy.stats
 from drawn_predictions import draw_predictions
-from sklearn import metrics
 
 from train_loop.evaluation.bootstrap import (
     interval,
+    permutation_test,
+    proportion_interval,
     resamples,
+    swaps,
     weighted_sums,
 )
 from train_loop.evaluation.findings import Findings
+from train_loop.evaluation.measures import MEASURES, count_classes, measure
+from train_loop.evaluation.predictions import Predictions
+from train_loop.evaluation.ranking import rank
 
 
 @pytest.mark.parametrize("count", [1, 7, 255, 256, 3000])
@@ -41,45 +49,75 @@ def test_sums_are_those_of_the_whole_product():
     )
 
 
-def test_interval_is_that_of_naive_resampling():
-    predictions = draw_predictions(300, 5)
-    findings, random = Findings.of(predictions), np.random.default_rng(1)
-    scores = predictions.log_probabilities(slice(None)).T
-    drawn = {"accuracy": [], "mean_average_precision": []}
-    for _ in range(300):
-        images = random.integers(300, size=300)
-        labels = predictions.labels[images]
-        predicted = predictions.predicted[images]
-        drawn["accuracy"].append((labels == predicted).mean())
-        drawn["mean_average_precision"].append(
-            np.mean(
-                [
-                    metrics.average_precision_score(
-                        labels == number, scores[images, number]
-                    )
-                    for number in range(5)
-                ]
-            )
-        )
-    for name, values in drawn.items():
-        centre = findings.estimates[name] - np.mean(values)
-        expected = np.percentile(values, [2.5, 97.5]) + centre
-        width = expected[1] - expected[0]
-        found = findings.intervals[name]
-        assert found == pytest.approx(expected, abs=0.14 * width), name
+@pytest.mark.parametrize("probability", [0.5, 0.8, 0.994, 0.999, 1.0])
+def test_exact_intervals_hold_the_truth_as_often_as_they_say(probability):
+    """By the probabilities of all that 360 images may show."""
+    held = 0.0
+    for right in range(361):
+        chance = scipy.stats.binom.pmf(right, 360, probability)
+        # What is less likely does not count.
+        if chance > 1e-6:
+            low, high = proportion_interval(right, 360)
+            held += chance * (low <= probability <= high)
+    assert held > 0.9499
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
-    """Of a net that is right 80 % of the time, on 100 images each."""
-    random, weights = np.random.default_rng(0), resamples(100, 300)
-    held = 0
-    for _ in range(400):
-        correct = random.random(100) < 0.8
-        [values] = weighted_sums(correct[None], weights) / 100
-        low, high = interval(values)
-        held += low <= 0.8 <= high
-    # The bootstrap's own, for 100 images: a little too narrow.
-    assert 0.90 < held / 400 < 0.97
+def test_no_mistake_leaves_room_for_some():
+    low, high = proportion_interval(360, 360)
+    assert (low, high) == pytest.approx((0.025 ** (1 / 360), 1))
+    found = Findings.of(draw_predictions(360, 10, skill=50))
+    for name in set(MEASURES) - {"loss", "expected_calibration_error"}:
+        assert found.estimates[name] == 1
+        # Classes of unequal sizes count alike: a little more room.
+        assert found.intervals[name] == pytest.approx((low, 1), abs=2e-3), name
+    assert found.intervals["expected_calibration_error"][0] == 0
+    assert found.intervals["expected_calibration_error"][1] > 0.01
+    assert found.intervals["loss"][1] > 0.02
+
+
+def calibrated(random, count, classes, skill):
+    """Returns predictions whose confidences are true."""
+    labels = random.integers(classes, size=count)
+    logits = random.normal(size=(count, classes))
+    logits[np.arange(count), labels] += skill
+    numbers = range(max(count, classes))
+    return Predictions(
+        (logits * skill).astype("float32"), labels, numbers[:classes], numbers
+    )
+
+
+# How far the right class's logit lies above the others'.
+@pytest.mark.parametrize(("skill", "classes"), [(1.5, 4), (3.0, 12), (4.5, 4)])
+def test_intervals_hold_the_truth_as_often_as_they_say(skill, classes):
+    """Of models that are often, mostly and nearly always right."""
+    random, trials = np.random.default_rng(0), 50
+    count = 15 * classes
+    population = calibrated(random, 20_000, classes, skill)
+    themselves = np.ones([len(population), 1], np.uint16)
+    counts = count_classes(population, themselves)
+    truth = measure(
+        population, themselves, counts, rank(population, themselves)
+    )
+    truth["expected_calibration_error"] = [0.0]
+    held = dict.fromkeys(MEASURES, 0)
+    for _ in range(trials):
+        findings = Findings.of(calibrated(random, count, classes, skill))
+        for name, (low, high) in findings.intervals.items():
+            held[name] += low <= truth[name][0] <= high
+    for name in MEASURES:
+        assert held[name] / trials > 0.88, name
+
+
+def test_intervals_of_many_small_classes_are_wide_enough():
+    """Of 300 classes, most of which have one to four images."""
+    found = Findings.of(draw_predictions(600, 300, skill=50))
+    present = found.examples[found.examples > 0]
+    assert 1 == present.min() < present.max()
+    low, _ = found.intervals["mean_class_accuracy"]
+    # As if there were fewer images: those of small classes count for more.
+    effective = len(present) ** 2 / (1 / present).sum()
+    assert effective < 500
+    assert low == pytest.approx(1 + np.log(0.025) / effective)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -104,3 +142,14 @@ def test_what_is_not_defined_has_no_interval():
     assert np.isnan(interval(np.array([np.nan, 0.5, 0.6]))).all()
     low, high = interval(np.array([0.5, np.nan, 0.5, 0.5]))
     assert low == high == 0.5
+
+
+def test_permutation_test_is_that_of_all_swaps():
+    """Of ten images, all 1,024 ways in which two models may be swapped."""
+    gaps = np.random.default_rng(4).normal(0.5, size=10)
+    signs = np.array(list(itertools.product([-1, 1], repeat=10)))
+    sums = signs @ gaps
+    expected = (np.abs(sums) >= abs(gaps.sum()) - 1e-12).mean()
+    drawn = gaps @ (2.0 * swaps(10, 20_000) - 1)
+    assert permutation_test(drawn) == pytest.approx(expected, abs=0.01)
+    assert np.isnan(permutation_test(np.array([np.nan, 1.0])))

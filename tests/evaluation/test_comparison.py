@@ -6,12 +6,16 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from drawn_predictions import draw_predictions
 from test_page import Outline
 
 from train_loop.errors import UserError
+from train_loop.evaluation.bootstrap import swaps
 from train_loop.evaluation.comparison import (
     Comparison,
+    _page,
+    _swapped_differences,
     table,
     verdict,
     write_comparison,
@@ -76,6 +80,99 @@ def test_a_model_does_not_differ_from_itself(comparison):
     assert own.mcnemar.p_value == 1
 
 
+def one_apart(count, discordant):
+    """Returns a comparison; only the first model is right on some images."""
+    labels = np.arange(count) % 10
+    logits = np.full((count, 10), -5, "float32")
+    logits[np.arange(count), labels] = 5
+    first = draw_predictions(count, 10, labels=labels)
+    others = logits.copy()
+    others[:discordant] = np.roll(others[:discordant], 1, axis=1)
+    both = {
+        name: Findings.of(dataclasses.replace(first, logits=each))
+        for name, each in (("first", logits), ("second", others))
+    }
+    return Comparison.of(both)
+
+
+@pytest.mark.parametrize("discordant", [0, 1, 3, 5, 6, 20])
+@pytest.mark.parametrize("count", [100, 362])
+def test_differences_are_marked_where_their_test_rejects(count, discordant):
+    """From six images on, which all are in favor of one model."""
+    compared = one_apart(count, discordant)
+    expected = min(1, 2 * 0.5**discordant)
+    assert compared.mcnemar.p_value == pytest.approx(expected)
+    is_significant = discordant >= 6
+    for name, (difference, low, high) in compared.differences.items():
+        if name in ("top_5_accuracy", "expected_calibration_error"):
+            continue
+        p_value = compared.p_values[name]
+        assert (p_value <= 0.05) == is_significant, name
+        # From 200 draws.
+        assert p_value == pytest.approx(expected, abs=0.1), name
+        assert low <= difference <= high
+        assert (low > 0 or high < 0) <= is_significant, name
+    source = _page(compared)
+    for name, p_value in compared.p_values.items():
+        cells = source.split(f"<td>{MEASURES[name].title}</td>")[1]
+        assert ("<b>" in cells.partition("</tr>")[0]) == (p_value <= 0.05)
+
+
+def test_few_discordant_images_leave_either_sign_open():
+    """Newcombe's interval, from exact (Clopper-Pearson) ones."""
+    for discordant in (1, 2, 3):
+        test = scipy.stats.binomtest(discordant, 362)
+        high = test.proportion_ci(method="exact").high
+        none = scipy.stats.binomtest(0, 362).proportion_ci(method="exact").high
+        difference, *found = one_apart(362, discordant).differences["accuracy"]
+        expected = difference - none, high
+        assert found == pytest.approx(expected, abs=0.35 * none)
+
+
+@pytest.mark.parametrize("skill", [1.0, 4.5])
+def test_equal_models_are_seldom_told_apart(skill):
+    """In 1 of 20 comparisons at most, but for chance."""
+    random, found, trials = np.random.default_rng(0), [], 40
+    for _ in range(trials):
+        labels = random.integers(3, size=100)
+        first = draw_predictions(100, 3, skill, labels)
+        both = []
+        for _ in range(2):
+            noise = random.normal(size=first.logits.shape).astype("float32")
+            both.append(
+                Findings.of(
+                    dataclasses.replace(first, logits=first.logits + noise)
+                )
+            )
+        compared = Comparison.of(dict(zip("ab", both, strict=True)))
+        found.append(list(compared.p_values.values()))
+        for (_, low, high), p_value in zip(
+            compared.differences.values(), found[-1], strict=True
+        ):
+            assert low <= 0 <= high or p_value <= 0.05
+    rejected = (np.array(found) <= 0.05).sum(0)
+    assert (rejected <= scipy.stats.binom.ppf(0.999, trials, 0.05)).all()
+
+
+def test_swapped_differences_are_measured_as_on_swapped_predictions(comparison):
+    first, second = (f.predictions for f in comparison.findings)
+    drawn = _swapped_differences(first, second)
+    chosen = swaps(len(first))
+    for column in (0, 1, 7):
+        roles = chosen[:, column : column + 1] == 1
+        swapped = [
+            Findings.of(
+                dataclasses.replace(
+                    first, logits=np.where(mine, first.logits, second.logits)
+                )
+            )
+            for mine in (roles, ~roles)
+        ]
+        for name in MEASURES:
+            expected = np.subtract(*(f.estimates[name] for f in swapped))
+            assert drawn[name][column] == pytest.approx(expected, abs=1e-12)
+
+
 def test_disagreements_are_the_images_that_one_gets_right(comparison):
     first, second = (f.predictions for f in comparison.findings)
     only_first, only_second = map(comparison.only_right, (0, 1))
@@ -95,10 +192,11 @@ def test_table_has_a_row_for_every_measure_and_fact(comparison):
         *(measure.title for measure in MEASURES.values()),
         *FACTS,
     ]
-    assert {len(row) for row in rows} == {5}
+    assert {len(row) for row in rows} == {len(header)} == {6}
     assert rows[-2][1:4] == ["2,000", "1,000", "x 2.00"]
     assert rows[-1][1:4] == ["–", "50.5", ""]
     assert rows[0][3][0] in "+-"
+    assert rows[0][5] == f"{comparison.mcnemar.p_value:.3g}"
 
 
 def test_comparison_is_written(comparison, tmp_path):

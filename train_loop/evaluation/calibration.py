@@ -6,7 +6,7 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from train_loop.evaluation.bootstrap import weighted_sums
+from train_loop.evaluation.bootstrap import REPLICATES, weighted_sums
 from train_loop.evaluation.predictions import BLOCK, blocks_of
 
 EDGES = np.linspace(0, 1, 16)
@@ -50,7 +50,30 @@ def expected_calibration_errors(predictions, weights):
     places = _bins(predictions), np.arange(len(predictions))
     shape = len(EDGES) - 1, len(predictions)
     matrix = scipy.sparse.csr_matrix((gaps, places), shape)
-    return np.abs(weighted_sums(matrix, weights)).sum(0) / len(predictions)
+    return np.abs(weighted_sums(matrix, weights)).sum(0) / weights[:, 0].sum()
+
+
+def errors_if_calibrated(predictions, replicates=REPLICATES):
+    """Draws calibration errors of a model whose confidences are all true.
+
+    Chance alone makes them larger than 0 (consistency resampling, Bröcker and
+    Smith, 2007).
+
+    Args:
+      predictions: `Predictions`; whether each is correct is drawn anew.
+      replicates: how often.
+
+    Returns:
+      float64 [replicates].
+    """
+    random = np.random.default_rng(len(predictions))
+    bins, confidences = _bins(predictions), predictions.confidences
+    errors = np.empty(replicates)
+    for number in range(replicates):
+        correct = random.random(len(bins)) < confidences
+        gaps = np.bincount(bins, correct - confidences)
+        errors[number] = np.abs(gaps).sum() / len(bins)
+    return errors
 
 
 def fit_temperature(logits, labels):

@@ -10,18 +10,28 @@ import scipy.stats
 
 from train_loop.errors import UserError
 from train_loop.evaluation import page
-from train_loop.evaluation.bootstrap import interval
+from train_loop.evaluation.bootstrap import (
+    interval,
+    permutation_test,
+    swaps,
+)
 from train_loop.evaluation.findings import Findings
 from train_loop.evaluation.folders import number, replacing, write_json
-from train_loop.evaluation.measures import MEASURES
+from train_loop.evaluation.measures import MEASURES, count_classes, measure
+from train_loop.evaluation.ranking import rank
 
 # How many disagreements of a kind the page shows.
 SHOWN = 24
 
+# A difference is marked where its p-value is not larger.
+SIGNIFICANT = 0.05
+
 INTERVALS = (
-    "The difference is the first model less the second. Beside it: between "
-    "which two it would lie for 95 % of other sets of as many images, by "
-    "bootstrap; printed bold where that is on one side of 0."
+    "The difference is the first model minus the second, with its 95 % "
+    "confidence interval. A p-value is the probability of a difference at "
+    "least as large between two equally good models: McNemar's exact test for "
+    "accuracies, a paired permutation test for the other metrics. Bold: p is "
+    f"at most {SIGNIFICANT}."
 )
 
 
@@ -83,29 +93,51 @@ class Comparison:
 
     @functools.cached_property
     def differences(self):
-        """{name of a measure: (difference, low, high)}, first less second."""
-        first, second = (each.values for each in self.findings)
+        """{name of a measure: (difference, low, high)}, first less second.
+
+        The interval holds 0 wherever the test of `p_values` rejects nothing.
+        """
+        first, second = self.findings
         found = {}
-        for name in MEASURES:
+        for name, p_value in self.p_values.items():
             # Both were measured on the same resamples.
-            drawn = first[name] - second[name]
-            found[name] = float(drawn[0]), *interval(drawn)
+            drawn = first.values[name] - second.values[name]
+            sizes = (each.mistake_sizes[name] for each in self.findings)
+            if self._is_of_one_model:
+                sizes = (0.0,)
+            largest = MEASURES[name].largest
+            low, high = interval(drawn, max(sizes), -largest, largest)
+            if p_value > SIGNIFICANT:
+                low, high = min(low, 0.0), max(high, 0.0)
+            found[name] = float(drawn[0]), low, high
+        return found
+
+    @functools.cached_property
+    def p_values(self):
+        """{name of a measure: two-sided p-value of a paired test}.
+
+        McNemar's exact test for accuracies; for the others the permutation
+        test that swaps the models' predictions of images.
+        """
+        first, second = (each.predictions for each in self.findings)
+        found = {
+            name: permutation_test(drawn)
+            for name, drawn in _swapped_differences(first, second).items()
+        }
+        found["accuracy"] = self.mcnemar.p_value
+        found["top_5_accuracy"] = _mcnemar(first.in_top_5, second.in_top_5)[-1]
         return found
 
     @functools.cached_property
     def mcnemar(self):
         """The `McNemar` test of the two."""
-        first, second = (each.predictions.correct for each in self.findings)
-        alone = int((first & ~second).sum()), int((second & ~first).sum())
-        p_value = 1.0
-        if sum(alone):
-            p_value = scipy.stats.binomtest(alone[0], sum(alone)).pvalue
-        return McNemar(
-            int((first & second).sum()),
-            *alone,
-            int((~first & ~second).sum()),
-            float(p_value),
-        )
+        return _mcnemar(*(each.predictions.correct for each in self.findings))
+
+    @property
+    def _is_of_one_model(self):
+        """Whether no image tells the two apart."""
+        first, second = (each.predictions.logits for each in self.findings)
+        return np.array_equal(first, second)
 
     def only_right(self, which):
         """Returns the images that only one model gets right.
@@ -125,18 +157,48 @@ class Comparison:
         return images[np.argsort(-gaps, kind="stable")]
 
 
+def _swapped_differences(first, second):
+    """Returns {name of a measure: differences, measured on `swaps`}."""
+    # Each image stands there twice, and counts once for either role.
+    pooled = dataclasses.replace(
+        first,
+        logits=np.concatenate([first.logits, second.logits]),
+        labels=np.tile(first.labels, 2),
+        images=[*first.images, *second.images],
+    )
+    chosen = swaps(len(first))
+    roles = np.block([[chosen, 1 - chosen], [1 - chosen, chosen]])
+    counts = count_classes(pooled, roles)
+    values = measure(pooled, roles, counts, rank(pooled, roles))
+    return {
+        name: np.subtract(*np.split(drawn, 2)) for name, drawn in values.items()
+    }
+
+
+def _mcnemar(first, second):
+    """Returns the `McNemar` test of two models; bool [images] each."""
+    alone = int((first & ~second).sum()), int((second & ~first).sum())
+    p_value = 1.0
+    if sum(alone):
+        p_value = float(scipy.stats.binomtest(alone[0], sum(alone)).pvalue)
+    both, neither = int((first & second).sum()), int((~first & ~second).sum())
+    return McNemar(both, *alone, neither, p_value)
+
+
 def table(comparison):
     """Returns the rows of a table, as strings; the header first."""
-    rows = [["", *comparison.names, "difference", "95 % interval"]]
-    for name, measure in MEASURES.items():
+    rows = [["", *comparison.names, "difference", "95 % interval", "p-value"]]
+    for name, p_value in comparison.p_values.items():
+        row = MEASURES[name]
         values = [each.estimates[name] for each in comparison.findings]
         difference, *ends = comparison.differences[name]
         rows.append(
             [
-                measure.title,
-                *map(measure.format, values),
-                measure.format(difference, "+"),
-                measure.format_interval(*ends, "+"),
+                row.title,
+                *map(row.format, values),
+                row.format(difference, "+"),
+                row.format_interval(*ends, "+"),
+                "–" if np.isnan(p_value) else f"{p_value:.3g}",
             ]
         )
     for what, values in comparison.facts.items():
@@ -144,7 +206,7 @@ def table(comparison):
         if None not in values and values[1]:
             ratio = f"x {values[0] / values[1]:.2f}"
         known = ["–" if n is None else f"{n:,.10g}" for n in values]
-        rows.append([what, *known, ratio, ""])
+        rows.append([what, *known, ratio, "", ""])
     return rows
 
 
@@ -191,6 +253,7 @@ def summarize(comparison):
             ],
             "difference": difference,
             "interval": [low, high],
+            "p_value": number(comparison.p_values[name]),
         }
     return {
         "models": list(comparison.names),
@@ -203,10 +266,10 @@ def summarize(comparison):
 
 def _page(comparison):
     rows = [[page.text(cell) for cell in row] for row in table(comparison)]
-    for row, (_, low, high) in zip(
-        rows[1:], comparison.differences.values(), strict=False
+    for row, p_value in zip(
+        rows[1:], comparison.p_values.values(), strict=False
     ):
-        if low > 0 or high < 0:
+        if p_value <= SIGNIFICANT:
             row[3] = f"<b>{row[3]}</b>"
     sections = [
         page.section(

@@ -6,13 +6,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from train_loop.evaluation.bootstrap import interval, resamples
-from train_loop.evaluation.calibration import expected_calibration_errors
+from train_loop.evaluation.bootstrap import (
+    interval,
+    proportion_interval,
+    resamples,
+)
+from train_loop.evaluation.calibration import (
+    errors_if_calibrated,
+    expected_calibration_errors,
+)
 from train_loop.evaluation.measures import (
     MEASURES,
     ClassCounts,
     count_classes,
     measure,
+    mistake_sizes,
 )
 from train_loop.evaluation.predictions import Predictions
 from train_loop.evaluation.ranking import Ranking, rank
@@ -56,12 +64,35 @@ class Findings:
         return {name: float(drawn[0]) for name, drawn in self.values.items()}
 
     @functools.cached_property
+    def mistake_sizes(self):
+        """{name: how far one more mistake would move the number}."""
+        return mistake_sizes(self.values, self.examples)
+
+    @functools.cached_property
     def intervals(self):
-        """{name: (low, high)} of the bootstrap, 95 %."""
-        return {
-            name: interval(drawn, 0.0, MEASURES[name].largest)
+        """{name: (low, high)}, 95 % confidence intervals.
+
+        Exact (Clopper-Pearson) for accuracies; for the others, see
+        `bootstrap.interval`. That of the calibration error begins at 0 where
+        chance alone makes errors as large.
+        """
+        predictions = self.predictions
+        found = {
+            name: interval(
+                drawn, self.mistake_sizes[name], 0.0, MEASURES[name].largest
+            )
             for name, drawn in self.values.items()
         }
+        for name, right in (
+            ("accuracy", predictions.correct),
+            ("top_5_accuracy", predictions.in_top_5),
+        ):
+            found[name] = proportion_interval(int(right.sum()), len(right))
+        name = "expected_calibration_error"
+        chance = np.quantile(errors_if_calibrated(predictions), 0.975)
+        if self.estimates[name] <= chance:
+            found[name] = 0.0, found[name][1]
+        return found
 
     @functools.cached_property
     def examples(self):

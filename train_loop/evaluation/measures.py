@@ -16,12 +16,14 @@ from train_loop.evaluation.calibration import expected_calibration_errors
 class Measure(NamedTuple):
     """How a number is presented to people.
 
-    `largest` is the most that it can be; the least is always 0.
+    `largest` is the most that it can be; the least is always 0. `by_class`
+    says that every class counts alike, not every image.
     """
 
     title: str
     meaning: str
     largest: float = 1.0
+    by_class: bool = False
 
     def format(self, value, sign=""):
         """Returns a value, or a difference (sign="+"), as text."""
@@ -45,19 +47,25 @@ MEASURES = {
     ),
     "loss": Measure("Loss", "mean cross entropy, in nats", largest=np.inf),
     "mean_class_accuracy": Measure(
-        "Mean class accuracy", "accuracy, with every class counting alike"
+        "Mean class accuracy",
+        "accuracy, with every class counting alike",
+        by_class=True,
     ),
-    "macro_f1": Measure("Macro F1", "mean over classes"),
+    "macro_f1": Measure("Macro F1", "mean over classes", by_class=True),
     "weighted_f1": Measure("Weighted F1", "mean over classes by their images"),
     "expected_calibration_error": Measure(
         "Expected calibration error",
         "how far confidence is from accuracy, in 15 bins",
     ),
     "mean_average_precision": Measure(
-        "Mean average precision", "area below precision and recall, by class"
+        "Mean average precision",
+        "area below precision and recall, by class",
+        by_class=True,
     ),
     "mean_roc_auc": Measure(
-        "Mean ROC-AUC", "each class against the rest; 50 % is chance"
+        "Mean ROC-AUC",
+        "each class against the rest; 50 % is chance",
+        by_class=True,
     ),
 }
 
@@ -121,10 +129,12 @@ def measure(predictions, weights, counts, ranking):
     Returns:
       {name of a row of MEASURES: float64 [1 + replicates]}.
     """
-    in_top_5 = (predictions.top_5 == predictions.labels[:, None]).any(1)
-    of_images = np.stack([predictions.correct, in_top_5, predictions.losses])
-    accuracy, top_5, loss = weighted_sums(of_images, weights) / len(predictions)
-    weighted_f1 = np.nansum(counts.f1 * counts.examples, 0) / len(predictions)
+    images = weights[:, 0].sum()
+    of_images = np.stack(
+        [predictions.correct, predictions.in_top_5, predictions.losses]
+    )
+    accuracy, top_5, loss = weighted_sums(of_images, weights) / images
+    weighted_f1 = np.nansum(counts.f1 * counts.examples, 0) / images
     return {
         "accuracy": accuracy,
         "top_5_accuracy": top_5,
@@ -138,6 +148,42 @@ def measure(predictions, weights, counts, ranking):
         "mean_average_precision": _mean(ranking.average_precisions),
         "mean_roc_auc": _mean(ranking.roc_aucs),
     }
+
+
+def mistake_sizes(values, examples):
+    """Returns how far one more mistake would move each number.
+
+    For scores from 0 (worst) to 1, that is twice the mean size of the mistakes
+    that were made, as the variance tells it, and at most that of an image with
+    the worst score: with such images alone, accuracy's variance is
+    `error * (1 - error) / images`. One more mistake adds at least the loss of
+    a guess. Mistakes that calibration errors contain cancel each other, and
+    tell nothing.
+
+    Args:
+      values: of `measure`, for `resamples`.
+      examples: int [classes].
+
+    Returns:
+      {name of a row of MEASURES: float}.
+    """
+    present = examples[examples > 0]
+    of_image = 1 / present.sum()
+    of_class = (1 / present).mean() / len(present)
+    sizes = {}
+    for name, row in MEASURES.items():
+        sizes[name] = whole = of_class if row.by_class else of_image
+        error = 1 - values[name][0]
+        variance = error * (1 - error)
+        if variance > 0:
+            drawn = np.nanvar(values[name])
+            sizes[name] = min(2 * drawn / variance or whole, whole)
+    sizes["expected_calibration_error"] = of_image
+    loss = values["loss"]
+    sizes["loss"] = max(
+        2 * loss.var() / loss[0], np.log(len(examples)) * of_image
+    )
+    return sizes
 
 
 def _ratio(numbers, wholes):

@@ -88,6 +88,11 @@ class Predictions:
         """Whether these are right, bool [images]."""
         return self.predicted == self.labels
 
+    @property
+    def in_top_5(self):
+        """Whether the label is among `top_5`, bool [images]."""
+        return (self.top_5 == self.labels[:, None]).any(1)
+
     @functools.cached_property
     def confidences(self):
         """The probabilities of the likeliest classes, float64 [images]."""

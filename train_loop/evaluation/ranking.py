@@ -108,8 +108,9 @@ def _rank_class(scores, positive, blocks):
         return _Thresholds(own, true, false, everyone[2::2] - (true - own))
 
     # The first replicate are the images themselves.
-    curves = _curves(count(blocks[0][:, :1]), len(scores))
-    areas = [_areas(count(block), len(scores)) for block in blocks]
+    num_images = int(blocks[0][:, 0].sum())
+    curves = _curves(count(blocks[0][:, :1]), num_images)
+    areas = [_areas(count(block), num_images) for block in blocks]
     return *map(np.concatenate, zip(*areas, strict=True)), *curves
 
 
@@ -134,7 +135,7 @@ def _curves(thresholds, num_images):
     recall, negatives = true / true[-1], num_images - true[-1]
     # With at least so many of the class's own images found.
     places = np.searchsorted(recall, RECALLS - 1e-9)
-    precisions = (true / (true + false))[places]
+    precisions = (true / np.maximum(true + false, 1))[places]
     if not negatives:
         return precisions, np.full(len(FALSE_RATES), np.nan)
     # With at most so many of the others taken for them.

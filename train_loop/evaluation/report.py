@@ -10,8 +10,8 @@ from train_loop.evaluation.folders import number, replacing, write_json
 from train_loop.evaluation.measures import MEASURES
 
 INTERVALS = (
-    "Below each number: between which two it would lie for 95 % of other sets "
-    "of as many images, by bootstrap."
+    "Below each number: its 95 % confidence interval, exact (Clopper-Pearson) "
+    "for accuracies, by bootstrap for the other metrics."
 )
 
 # What is shown on the page.
