@@ -18,9 +18,11 @@ from train_loop import (
     load_classifier,
     showing,
 )
+from train_loop.errors import UserError
 from train_loop.evaluation.measures import MEASURES
 from train_loop.evaluation.views import VIEWS
 from train_loop.measuring import Measurement
+from train_loop.modes.evaluate import report_folder
 from train_loop.settling import settle
 
 FLAGS = dict(flag[2:].split("=") for flag in SMALL_FLAGS)
@@ -129,6 +131,146 @@ def test_report_of_something_else_has_a_name_of_its_own(trained, run):
     report = report_of(trained, name)
     assert (report["step"], report["examples"]) == (2, 18)
     assert (report["split"], report["image_size"]) == ("train", 20)
+    status, _, err = run(*flags, "--eval_split=test", f"--report={name}")
+    assert status == 1
+    [line] = err.splitlines()
+    assert f"--report={name}: must be new, or an earlier report" in line
+    assert "(--eval_split=train, --image_size=20). Use another name" in line
+
+
+def reported(settings, **options):
+    """Returns the name of a report, after writing it (but for its numbers)."""
+    folder, subject = report_folder(settings, **options)
+    folder.mkdir(exist_ok=True)
+    content = json.dumps({"examples": 1, "subject": subject})
+    (folder / options.get("result", "report.json")).write_text(content)
+    return folder.name
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Returns a folder with others of the same names, to be in."""
+    monkeypatch.chdir(tmp_path)
+    for place in ("siteA/test", "siteB/test", "b/siteB/test", "run", "other"):
+        (tmp_path / place).mkdir(parents=True)
+    return tmp_path
+
+
+def test_reports_on_folders_of_one_name_have_names_of_their_own(places):
+    expected = {
+        "siteA/test": "report-dataset=test",
+        "siteB/test": "report-dataset=siteB_test",
+        "b/siteB/test": "report-dataset=b_siteB_test",
+        "digits": "report-dataset=digits",
+    }
+    for _ in range(2):
+        # The second time, each takes the place of its own.
+        for dataset, name in expected.items():
+            assert reported(Settings(workdir="run", dataset=dataset)) == name
+    # However it is written.
+    again = Settings(workdir=places / "run", dataset=places / "siteB/test")
+    assert reported(again) == expected["siteB/test"]
+    assert {path.name for path in (places / "run").iterdir()} == set(
+        expected.values()
+    )
+
+
+def test_report_is_of_what_a_link_points_to(places):
+    settings = Settings(workdir="run", dataset="latest")
+    (places / "latest").symlink_to("siteA/test")
+    assert reported(settings) == reported(settings) == "report-dataset=latest"
+    (places / "latest").unlink()
+    (places / "latest").symlink_to("siteB/test")
+    assert reported(settings).endswith("_latest")
+    # A link to the run is the run.
+    (places / "link").symlink_to("run")
+    assert reported(Settings(workdir="run")) == "report"
+    assert reported(Settings(workdir="link")) == "report"
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"weights": "a/x.h5"}, "report-weights=x.h5-dataset=test"),
+        ({"weights": "b/x.h5"}, "report-weights=b_x.h5-dataset=siteA_test"),
+        (
+            {"weights": "a/x.h5", "model": "resnet18"},
+            "report-weights=x.h5-dataset=test-model=resnet18",
+        ),
+        (
+            {"weights": "a/x.h5", "skip_bad_images": True},
+            "report-weights=x.h5-dataset=test-skip_bad_images=True",
+        ),
+    ],
+)
+def test_reports_on_weights_are_kept_apart(places, options, name):
+    for folder in ("a", "b"):
+        (places / folder).mkdir(exist_ok=True)
+        (places / folder / "x.h5").touch()
+    reported(Settings(weights="a/x.h5", dataset="siteA/test"))
+    assert reported(Settings(dataset="siteA/test", **options)) == name
+
+
+def test_names_run_out_but_numbers_do_not(places):
+    for number in ("", "-2", "-3"):
+        moved = Settings(workdir="run", eval_split="b")
+        assert reported(moved) == f"report-eval_split=b{number}"
+        subject = {"workdir": "elsewhere"}
+        path = places / "run" / f"report-eval_split=b{number}" / "report.json"
+        path.write_text(json.dumps({"examples": 1, "subject": subject}))
+
+
+def test_comparisons_with_runs_of_one_name_are_kept_apart(places):
+    names = [
+        reported(
+            Settings(workdir="run", with_=place),
+            result="comparison.json",
+            name="comparison-test",
+        )
+        for place in ("siteA/test", "siteB/test", "siteA/test")
+    ]
+    assert names == [
+        "comparison-test",
+        "comparison-test-with=test",
+        "comparison-test",
+    ]
+
+
+def test_named_report_is_replaced_by_its_own_only(places):
+    named = {"report": places / "shared"}
+    settings = Settings(workdir="run", dataset="siteA/test", **named)
+    assert reported(settings) == reported(settings) == "shared"
+    for other in (
+        Settings(workdir="run", dataset="siteB/test", **named),
+        Settings(workdir="other", dataset="siteA/test", **named),
+        Settings(workdir="run", **named),
+    ):
+        with pytest.raises(UserError, match=r"^--report=.*Use another name\.$"):
+            report_folder(other)
+
+
+def test_reports_of_before_are_replaced_by_their_own_only(places):
+    """They have no subject."""
+    for name, dataset in (
+        ("report", "anything"),
+        ("report-dataset=test", "siteA/test"),
+    ):
+        folder = places / "run" / name
+        folder.mkdir()
+        old = {"dataset": dataset, "examples": 1}
+        (folder / "report.json").write_text(json.dumps(old))
+    for dataset, name in (
+        ("siteB/test", "report-dataset=siteB_test"),
+        ("siteA/test", "report-dataset=test"),
+    ):
+        assert reported(Settings(workdir="run", dataset=dataset)) == name
+    assert reported(Settings(workdir="run")) == "report"
+
+
+def test_report_moves_with_its_run(places):
+    assert reported(Settings(workdir="run")) == "report"
+    (places / "run").rename(places / "b/moved")
+    assert reported(Settings(workdir="b/moved")) == "report"
 
 
 def test_classes_are_matched_by_name(trained, tmp_path, run):

@@ -220,13 +220,14 @@ def verdict(comparison):
     )
 
 
-def write_comparison(folder, comparison):
+def write_comparison(folder, comparison, subject=None):
     """Writes a comparison as JSON and as a page, in place of an earlier one.
 
     Args:
       folder: to write `comparison.json` and `comparison.html` to; it may not
         exist yet.
       comparison: a `Comparison`.
+      subject: see `write_report`.
 
     Returns:
       What `comparison.json` holds.
@@ -234,7 +235,7 @@ def write_comparison(folder, comparison):
     Raises:
       UserError: the folder cannot be written, or holds no comparison.
     """
-    summary = summarize(comparison)
+    summary = {**summarize(comparison), "subject": subject or {}}
     with replacing(folder, "comparison.json") as unfinished:
         write_json(unfinished / "comparison.json", summary)
         text = _page(comparison)

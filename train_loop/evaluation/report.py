@@ -18,7 +18,7 @@ INTERVALS = (
 PAIRS, IMAGES_OF_A_PAIR, MISTAKES = 8, 6, 24
 
 
-def write_report(folder, findings, facts=None):
+def write_report(folder, findings, facts=None, subject=None):
     """Writes a report, in the place of an earlier one.
 
     Until it is complete, the earlier one stays.
@@ -28,6 +28,8 @@ def write_report(folder, findings, facts=None):
       findings: `Findings`.
       facts: {name: value for JSON} to stand in front of the numbers, such as
         what was measured.
+      subject: what tells this report from those of something else, a value for
+        JSON; nothing by default.
 
     Returns:
       What `report.json` holds.
@@ -36,7 +38,7 @@ def write_report(folder, findings, facts=None):
       UserError: the folder cannot be written, or holds no report.
     """
     facts = facts or {}
-    report = {**facts, **summarize(findings)}
+    report = {**facts, **summarize(findings), "subject": subject or {}}
     with replacing(folder, "report.json") as unfinished:
         write_json(unfinished / "report.json", report)
         write_predictions(unfinished / "predictions.csv", findings.predictions)

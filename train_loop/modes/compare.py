@@ -11,7 +11,6 @@ from train_loop.evaluation.comparison import (
 )
 from train_loop.evaluation.costs import costs
 from train_loop.evaluation.findings import Findings
-from train_loop.evaluation.folders import check_folder
 from train_loop.measuring import Measurement, images_per_second
 from train_loop.modes.evaluate import report_folder
 from train_loop.prediction.splits import only_classes
@@ -42,8 +41,8 @@ def compare(settings):
     names = [pathlib.Path(s).name for s in (measurement.source, settings.with_)]
     if names[0] == names[1]:
         names = [f"{name} ({i})" for i, name in enumerate(names, start=1)]
-    folder = report_folder(settings, f"comparison-{names[1]}")
-    check_folder(folder, "comparison.json")
+    place = settings, "comparison.json", f"comparison-{names[1]}"
+    report_folder(*place)
     classifiers = [
         measurement.open_classifier(
             measurement.source,
@@ -74,7 +73,9 @@ def compare(settings):
         for what, number in _costs(classifier, measurement).items():
             facts.setdefault(what, []).append(number)
     comparison = Comparison.of(findings, facts)
-    summary = write_comparison(folder, comparison)
+    # Another comparison may have taken the name meanwhile.
+    folder, subject = report_folder(*place)
+    summary = write_comparison(folder, comparison, subject)
     print(reports.table(table(comparison)))
     print(verdict(comparison))
     print(f"Look at {folder / 'comparison.html'}.")

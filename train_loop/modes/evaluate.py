@@ -1,5 +1,6 @@
 """Evaluation: a report on a trained model, on any data with its classes."""
 
+import itertools
 import os
 import pathlib
 
@@ -14,7 +15,7 @@ from train_loop.pretrained import given_class_names
 from train_loop.run import find_checkpoint
 from train_loop.settings import to_text
 from train_loop.training.reports import table
-from train_loop.workdir import Workdir, read_json_lines
+from train_loop.workdir import Workdir, read_json, read_json_lines
 
 # What makes a measurement another one than that which a run makes of itself.
 TELLING = (
@@ -26,7 +27,13 @@ TELLING = (
     "crop_fraction",
     "interpolation",
     "test_time_augmentation",
+    "normalization",
+    "train_split",
+    "validation_fraction",
 )
+# What does so too, and is part of a report's name only where that is taken.
+ALSO_TELLING = ("with_", "model", "data_dir", "manual_dir", "skip_bad_images")
+PATHS = ("weights", "dataset", "with_", "data_dir", "manual_dir")
 
 
 def evaluate(settings):
@@ -45,8 +52,7 @@ def evaluate(settings):
       UserError: it cannot be measured, or the report not be written.
     """
     measurement = Measurement(settings)
-    folder = report_folder(settings)
-    check_folder(folder, "report.json")
+    report_folder(settings)
     classifier = measurement.open_classifier(
         measurement.source,
         model=settings.model,
@@ -70,7 +76,10 @@ def evaluate(settings):
         temperature = fit_temperature(fitted_on.logits, fitted_on.labels)
     predictions = measurement.predict(classifier, examples)
     findings = Findings.of(predictions, temperature, _records(settings))
-    report = write_report(folder, findings, _facts(settings, measurement))
+    # Another evaluation may have taken the name meanwhile.
+    folder, subject = report_folder(settings)
+    facts = _facts(settings, measurement)
+    report = write_report(folder, findings, facts, subject)
     print(table(_rows(findings, report)))
     if report["mean_roc_auc"] is None:
         print(
@@ -81,28 +90,118 @@ def evaluate(settings):
     return report
 
 
-def report_folder(settings, name="report"):
-    """Returns where a report goes: into the run's folder, by a name.
+def report_folder(settings, result="report.json", name="report"):
+    """Returns where a report goes, into the run's folder, and what it is of.
+
+    The folder is new, or holds an earlier report of the same subject.
 
     Args:
       settings: `Settings` that were given.
+      result: the name of a file that every such folder holds.
       name: where none was given; what differs from the run is put behind it.
+
+    Returns:
+      The `pathlib.Path` of the folder, and {name: text} to keep in `result`,
+      as "subject".
+
+    Raises:
+      UserError: the folder cannot be written, or holds something else.
     """
+    root = Workdir.of(settings.workdir or ".").path
+    names = _report_names(settings, name)
     if settings.report is not None:
-        name = settings.report
-    else:
-        told = {
-            key: to_text(settings.given[key])
-            for key in TELLING
-            if key in settings.given
-        }
-        if settings.workdir is None:
-            told = {"weights": settings.weights, **told}
+        names = [os.path.expanduser(settings.report)]
+    for name in names:
+        folder = root / name
+        check_folder(folder, result)
+        subject = _subject(settings, folder)
+        differences = _differences(settings, subject, folder / result)
+        if not differences:
+            return folder, subject
+    raise UserError(
+        f"--report={settings.report}: must be new, or an earlier report of the "
+        f"same. It has another subject ({', '.join(differences)}). Use another "
+        "name."
+    )
+
+
+def _report_names(settings, name):
+    """Yields names for a report, the shortest first."""
+    told = {key: to_text(value) for key, value in settings.given.items()}
+    keys = TELLING
+    if settings.workdir is None:
+        keys = ("weights", *TELLING)
+
+    def named(keys, length):
         parts = [
-            f"{key}={pathlib.Path(text).name}" for key, text in told.items()
+            f"{key.rstrip('_')}={_shorten(key, told[key], length)}"
+            for key in keys
+            if key in told
         ]
-        name = "-".join([name, *parts]).replace("/", "_")
-    return Workdir.of(settings.workdir or ".").path / os.path.expanduser(name)
+        return "-".join([name, *parts]).replace("/", "_")
+
+    yield named(keys, 1)
+    for length in (1, 2, 3):
+        yield named((*keys, *ALSO_TELLING), length)
+    for number in itertools.count(2):
+        yield f"{named(keys, 1)}-{number}"
+
+
+def _shorten(key, text, length):
+    """Returns the last parts of a path, or of another setting."""
+    if length > 1 and key in PATHS and os.path.exists(text):
+        text = os.path.abspath(text)
+    return "_".join(pathlib.Path(text).parts[-length:])
+
+
+def _subject(settings, folder):
+    """Returns {name: text} of all settings that a report depends on.
+
+    Paths are absolute, with links resolved. That of the run is seen from the
+    report, so that a folder with both may be moved.
+    """
+    given, subject = settings.given, {}
+    keys = ("weights", *TELLING, *ALSO_TELLING)
+    if settings.workdir is not None:
+        workdir = Workdir.of(settings.workdir).path
+        beside = os.path.realpath(folder.parent)
+        subject["workdir"] = os.path.relpath(os.path.realpath(workdir), beside)
+        # It is the run that is measured.
+        keys = keys[1:]
+    for key in keys:
+        if key in given:
+            text = to_text(given[key])
+            path = os.path.expanduser(text)
+            if key in PATHS and os.path.exists(path):
+                text = os.path.realpath(path)
+            subject[key] = text
+    return subject
+
+
+def _differences(settings, subject, path):
+    """Returns in words how the subject of an earlier report differs.
+
+    Args:
+      settings: `Settings` that were given.
+      subject: of the new report.
+      path: of the earlier report's JSON, which may not exist.
+    """
+    if not path.exists():
+        return []
+    report = read_json(path, "examples")
+    # Before there were subjects, a report kept the names that were typed, and
+    # a comparison none.
+    earlier = report.get("subject", subject)
+    if "subject" not in report:
+        for key in {"weights", "dataset", "with_"} & subject.keys():
+            typed = to_text(settings.given[key])
+            if report.get(key) != typed:
+                earlier = {**earlier, key: report.get(key, "unknown")}
+    return [
+        f"--{key.rstrip('_')}={earlier.get(key, 'not given')}"
+        for key in {**earlier, **subject}
+        if earlier.get(key) != subject.get(key)
+    ]
 
 
 def _records(settings):
