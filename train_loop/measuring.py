@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import statistics
 import time
 from typing import NamedTuple
 
@@ -201,29 +200,37 @@ def _match(theirs, ours):
     return np.array([ours.index(name) for name in theirs]), note
 
 
-def images_per_second(classifier, strategy, batch_size, rounds=5):
-    """Returns how many images a classifier takes in a second, as a median.
+def images_per_second(classifiers, strategy, batch_size, rounds=5):
+    """Returns how many images classifiers take in a second.
 
-    Without reading any.
+    Without reading any. They take turns, so that the ratios in a round do not
+    depend on what else the machine does.
 
     Args:
-      classifier: a `Classifier`.
-      strategy: that it was made in the scope of.
+      classifiers: several `Classifier`s.
+      strategy: that they were made in the scope of.
       batch_size: images at once, over all replicas.
-      rounds: how often it is measured, after once to warm up.
+      rounds: how often each is measured, after once to warm up.
+
+    Returns:
+      float64 [rounds, classifiers].
     """
-    size = classifier.preprocessing.image_size
     share = batch_size // strategy.num_replicas_in_sync
-    images = tf.zeros([share, size, size, 3], tf.uint8)
 
-    @tf.function(autograph=False)
-    def step():
-        return strategy.run(classifier.logits, args=(images,))
+    def step_of(classifier):
+        size = classifier.preprocessing.image_size
+        images = tf.zeros([share, size, size, 3], tf.uint8)
+        return tf.function(
+            lambda: strategy.run(classifier.logits, args=(images,)),
+            autograph=False,
+        )
 
-    seconds = []
-    for _ in range(1 + rounds):
-        began = time.perf_counter()
-        for part in strategy.experimental_local_results(step()):
-            part.numpy()
-        seconds.append(time.perf_counter() - began)
-    return batch_size / statistics.median(seconds[1:])
+    steps = [step_of(classifier) for classifier in classifiers]
+    seconds = np.empty([1 + rounds, len(steps)])
+    for row in seconds:
+        for number, step in enumerate(steps):
+            began = time.perf_counter()
+            for part in strategy.experimental_local_results(step()):
+                part.numpy()
+            row[number] = time.perf_counter() - began
+    return batch_size / seconds[1:]

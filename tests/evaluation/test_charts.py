@@ -1,6 +1,7 @@
 """Charts of few classes and many, whatever they are called."""
 
 import contextlib
+import dataclasses
 import re
 import warnings
 
@@ -13,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from train_loop.evaluation.charts import CHARTS, write_charts
+from train_loop.evaluation.charts.learning import trailing_means
 from train_loop.evaluation.charts.look import STYLE, label
 from train_loop.evaluation.findings import Findings
 
@@ -140,6 +142,39 @@ def test_learning_curves_are_the_reports():
             [text.get_text() for text in axis.texts] for axis in figure.axes
         ]
         assert ends == [["eval 1.2", "train 1"], ["train 0.6", "eval 0.5"]]
+
+
+def test_learning_curves_have_no_hook_at_their_end():
+    """Reports of a batch or two are averaged with those before them."""
+    steps = (50, 67, 100, 150, 151)
+    losses = (2.0, 1.0, 1.2, 0.8, 3.0)
+    records = [
+        {"step": step, "split": "train", "loss": loss}
+        for step, loss in zip(steps, losses, strict=True)
+    ]
+    findings = dataclasses.replace(draw_findings(20, 3), records=records)
+    with drawn("learning_curves", findings) as figure:
+        [axis] = figure.axes
+        expected = [
+            2.0,
+            (50 * 2 + 17) / 67,
+            (17 + 33 * 1.2) / 50,
+            0.8,
+            (50 * 0.8 + 3) / 51,
+        ]
+        points = axis.lines[0].get_xydata()
+        np.testing.assert_allclose(points.T, [steps, expected])
+        assert [text.get_text() for text in axis.texts] == ["train 0.843"]
+
+
+def test_trailing_means_cover_a_span():
+    steps, values = [2, 4, 5], [[1.0, 0.0], [2.0, 3.0], [9.0, 6.0]]
+    means, covered = trailing_means(steps, values, 3)
+    np.testing.assert_array_equal(covered, [2, 4, 3])
+    np.testing.assert_allclose(means, [[1, 0], [1.5, 1.5], [13 / 3, 4]])
+    means, covered = trailing_means(steps, values, 100)
+    np.testing.assert_array_equal(covered, steps)
+    assert means[-1] == pytest.approx([3, 2.4])
 
 
 def test_only_charts_with_something_in_them_are_written(tmp_path, strictly):

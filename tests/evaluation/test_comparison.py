@@ -23,7 +23,12 @@ from train_loop.evaluation.comparison import (
 from train_loop.evaluation.findings import Findings
 from train_loop.evaluation.measures import MEASURES
 
-FACTS = {"parameters": (2000, 1000), "images per second": (None, 50.5)}
+FACTS = {
+    "parameters": (2000, 1000),
+    "batches": (100, 50),
+    "images per second": (None, 50.5),
+}
+RANGES = {"batches": (1.8, 2.25)}
 
 
 def findings_of(predictions):
@@ -39,7 +44,7 @@ def comparison():
         first, logits=(first.logits + noise).astype("float32")
     )
     both = {"<b>mine": Findings.of(first), "theirs": Findings.of(second)}
-    return Comparison.of(both, FACTS)
+    return Comparison.of(both, FACTS, RANGES)
 
 
 def test_mcnemar_is_counted_by_hand(comparison):
@@ -193,7 +198,8 @@ def test_table_has_a_row_for_every_measure_and_fact(comparison):
         *FACTS,
     ]
     assert {len(row) for row in rows} == {len(header)} == {6}
-    assert rows[-2][1:4] == ["2,000", "1,000", "x 2.00"]
+    assert rows[-3][1:4] == ["2,000", "1,000", "x 2.00"]
+    assert rows[-2][1:4] == ["100", "50", "x 1.80 to 2.25"]
     assert rows[-1][1:4] == ["–", "50.5", ""]
     assert rows[0][3][0] in "+-"
     assert rows[0][5] == f"{comparison.mcnemar.p_value:.3g}"
@@ -205,6 +211,7 @@ def test_comparison_is_written(comparison, tmp_path):
     assert json.loads((folder / "comparison.json").read_text()) == summary
     assert summary["models"] == ["<b>mine", "theirs"]
     assert summary["facts"]["images per second"] == [None, 50.5]
+    assert summary["ranges"] == {"batches": [1.8, 2.25]}
     found = summary["measures"]["accuracy"]
     assert found["difference"] == pytest.approx(np.subtract(*found["values"]))
     source = (folder / "comparison.html").read_text(encoding="utf-8")

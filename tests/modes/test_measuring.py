@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from train_loop import (
     compare,
     evaluate,
     load_classifier,
+    measuring,
     showing,
 )
 from train_loop.errors import UserError
@@ -384,8 +386,40 @@ def test_two_runs_are_compared(trained, images, run):
     assert values == pytest.approx([numbers["accuracy"] for numbers in last])
     assert found["facts"]["Parameters"][0] == found["facts"]["Parameters"][1]
     assert min(found["facts"]["Images per second"]) > 0
+    low, high = found["ranges"]["Images per second"]
+    assert 0 < low <= high
     assert "McNemar's exact test" in out
     assert (folder / "comparison.html").is_file()
+
+
+def test_models_take_turns_to_be_timed(monkeypatch):
+    """A machine that gets slower and slower makes no difference between them.
+
+    The first model takes twice as long.
+    """
+    clock, asked = [0.0], []
+
+    def model(name, work):
+        def logits(images):
+            tf.py_function(lambda: take(name, work), [], [])
+            return images
+
+        size = types.SimpleNamespace(image_size=4)
+        return types.SimpleNamespace(logits=logits, preprocessing=size)
+
+    def take(name, work):
+        asked.append(name)
+        clock[0] += work * 1.05 ** len(asked)
+
+    perf_counter = types.SimpleNamespace(perf_counter=lambda: clock[0])
+    monkeypatch.setattr(measuring, "time", perf_counter)
+    models = [model("first", 2.0), model("second", 1.0)]
+    speeds = measuring.images_per_second(
+        models, tf.distribute.get_strategy(), 8, rounds=4
+    )
+    assert asked == ["first", "second"] * 5
+    assert speeds.shape == (4, 2)
+    np.testing.assert_allclose(speeds[:, 0] / speeds[:, 1], 1.05 / 2)
 
 
 def test_a_run_is_no_better_than_itself(trained, run):

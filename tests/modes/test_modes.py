@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 
 import pytest
 import tensorflow as tf
@@ -16,6 +17,7 @@ from samples import (
 from train_loop import Run, Settings, UserError
 from train_loop.evaluation import figures
 from train_loop.modes import data as data_mode
+from train_loop.modes.train import final_table
 from train_loop.settling import settle
 from train_loop.workdir import Workdir, read_json_lines
 
@@ -376,3 +378,32 @@ def test_data_draws_nothing_of_a_split_that_is_all_broken(
     assert len(err.splitlines()) == 1
     assert out.count("broken: ") == 24
     assert not drawn
+
+
+def test_last_numbers_of_training_are_those_of_an_epoch(tmp_path):
+    """Not of its last batch alone, and with its own count of images."""
+    reports = {50: (1.0, 0.5), 84: (0.4, 0.8), 85: (3.0, 0.0)}
+    records = [
+        {"step": step, "split": "train", "loss": loss, "accuracy": accuracy}
+        for step, (loss, accuracy) in reports.items()
+    ]
+    records.append({"step": 85, "split": "eval", "loss": 1, "accuracy": 0.75})
+    workdir = Workdir.of(tmp_path)
+    workdir.metrics.write_text("\n".join(map(json.dumps, records)))
+    splits = {
+        split: types.SimpleNamespace(num_examples=images)
+        for split, images in (("train", 538), ("eval", 60))
+    }
+    update = types.SimpleNamespace(average=None)
+    run = types.SimpleNamespace(
+        workdir=workdir,
+        batch_size=32,
+        data=types.SimpleNamespace(splits=splits),
+        trainer=types.SimpleNamespace(update=update),
+    )
+    assert [line.split() for line in final_table(run).splitlines()] == [
+        ["split", "step", "loss", "accuracy", "images"],
+        # 34 steps and the last one.
+        ["train", "85", "0.4743", "77.71%", "1,120"],
+        ["eval", "85", "1.0000", "75.00%", "60"],
+    ]

@@ -3,6 +3,7 @@
 import ast
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -12,8 +13,14 @@ from samples import encoded
 
 from resnet_layers import PaddedConv2D, read_preprocessing
 from train_loop.errors import UserError
-from train_loop.shipping import comparison
-from train_loop.shipping.comparison import File
+from train_loop.shipping import comparison, runtimes
+from train_loop.shipping.comparison import (
+    File,
+    Measured,
+    from_json,
+    table_rows,
+    to_json,
+)
 from train_loop.shipping.formats import FORMATS, Format, parse_formats
 from train_loop.shipping.rewriting import in_float32, portable
 from train_loop.shipping.shipment import Shipment, check_replaceable
@@ -210,6 +217,38 @@ def test_runtimes_know_nothing_of_this_project():
     ]
     assert "numpy" in named
     assert not [name for name in named if name.startswith("train_loop")]
+
+
+def test_times_are_ranges_of_calls_that_take_turns(monkeypatch):
+    clock, sizes = [0.0], []
+
+    def call(batch):
+        sizes.append(len(batch))
+        # The first two only warm up.
+        clock[0] += len(batch) * (5.0 if len(sizes) <= 2 else len(sizes) / 1e3)
+
+    perf_counter = types.SimpleNamespace(perf_counter=lambda: clock[0])
+    monkeypatch.setattr(runtimes, "time", perf_counter)
+    found = runtimes.milliseconds(call, np.zeros([3, 2, 2, 3], "uint8"))
+    assert sizes == [1, 32] * (len(sizes) // 2)
+    assert len(sizes) > 6
+    for number, (low, high) in enumerate(found):
+        calls = range(3 + number, len(sizes) + 1, 2)
+        expected = np.percentile(calls, [10, 90])
+        assert [low, high] == pytest.approx(expected)
+
+
+def test_times_of_exports_of_before_are_shown():
+    """An earlier version kept medians."""
+    known = Measured("onnx/model.onnx", 1.0, 0.0, 0.0, 1.0, None)
+    for milliseconds, expected in (
+        ([8.0, 1.5], ["8.00", "1.50"]),
+        ([[8.0, 9.0], [1.5, 1.75]], ["8.00 to 9.00", "1.50 to 1.75"]),
+        ([], ["-", "-"]),
+    ):
+        text = to_json([known._replace(milliseconds=milliseconds)])
+        _, row = table_rows(from_json(text))
+        assert row[-2:] == expected
 
 
 def test_drift_is_a_part_of_the_logits_spread():

@@ -60,24 +60,30 @@ class Comparison:
       findings: the `Findings` of each.
       facts: {what: (number, number)}, such as "parameters"; None where one is
         not known.
+      ranges: {what: (low, high)}, of the ratio of a fact that was measured
+        several times: what it was in each.
     """
 
     names: tuple[str, str]
     findings: tuple[Findings, Findings]
     facts: Mapping[str, tuple]
+    ranges: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, findings, facts=None):
+    def of(cls, findings, facts=None, ranges=None):
         """Compares two models.
 
         Args:
           findings: {name: `Findings`} of the two.
           facts: see the class.
+          ranges: see the class.
 
         Raises:
           UserError: they are of other images, labels or classes.
         """
-        comparison = cls(tuple(findings), tuple(findings.values()), facts or {})
+        comparison = cls(
+            tuple(findings), tuple(findings.values()), facts or {}, ranges or {}
+        )
         first, second = (each.predictions for each in comparison.findings)
         for what, same in (
             ("images", list(first.images) == list(second.images)),
@@ -203,7 +209,10 @@ def table(comparison):
         )
     for what, values in comparison.facts.items():
         ratio = ""
-        if None not in values and values[1]:
+        if what in comparison.ranges:
+            low, high = comparison.ranges[what]
+            ratio = f"x {low:.2f} to {high:.2f}"
+        elif None not in values and values[1]:
             ratio = f"x {values[0] / values[1]:.2f}"
         known = ["–" if n is None else f"{n:,.10g}" for n in values]
         rows.append([what, *known, ratio, "", ""])
@@ -262,6 +271,7 @@ def summarize(comparison):
         "measures": measures,
         "mcnemar": comparison.mcnemar._asdict(),
         "facts": {name: list(two) for name, two in comparison.facts.items()},
+        "ranges": {name: list(two) for name, two in comparison.ranges.items()},
     }
 
 

@@ -2,6 +2,8 @@
 
 import pathlib
 
+import numpy as np
+
 from train_loop.errors import UserError, first_few
 from train_loop.evaluation.comparison import (
     Comparison,
@@ -16,6 +18,8 @@ from train_loop.modes.evaluate import report_folder
 from train_loop.prediction.splits import only_classes
 from train_loop.pretrained import given_class_names
 from train_loop.training import reports
+
+SPEED = "Images per second"
 
 
 def compare(settings):
@@ -70,9 +74,17 @@ def compare(settings):
         examples = measurement.open_examples(classifier.class_names)
         predictions = measurement.predict(classifier, examples)
         findings[name] = Findings.of(only_classes(predictions, shared))
-        for what, number in _costs(classifier, measurement).items():
-            facts.setdefault(what, []).append(number)
-    comparison = Comparison.of(findings, facts)
+        size = classifier.preprocessing.image_size
+        total = costs(classifier.model, size)["total"]
+        facts.setdefault("Parameters", []).append(total.parameters)
+        facts.setdefault("Multiply-adds", []).append(total.multiply_adds)
+    speeds = images_per_second(
+        classifiers, measurement.strategy, measurement.settings.batch_size
+    )
+    facts[SPEED] = [float(f"{n:.3g}") for n in np.median(speeds, axis=0)]
+    ratios = speeds[:, 0] / speeds[:, 1]
+    ranges = {SPEED: (float(ratios.min()), float(ratios.max()))}
+    comparison = Comparison.of(findings, facts, ranges)
     # Another comparison may have taken the name meanwhile.
     folder, subject = report_folder(*place)
     summary = write_comparison(folder, comparison, subject)
@@ -80,16 +92,3 @@ def compare(settings):
     print(verdict(comparison))
     print(f"Look at {folder / 'comparison.html'}.")
     return summary
-
-
-def _costs(classifier, measurement):
-    """Returns {what: number} of what a classifier costs."""
-    size = classifier.preprocessing.image_size
-    total = costs(classifier.model, size)["total"]
-    batch_size = measurement.settings.batch_size
-    speed = images_per_second(classifier, measurement.strategy, batch_size)
-    return {
-        "Parameters": total.parameters,
-        "Multiply-adds": total.multiply_adds,
-        "Images per second": float(f"{speed:.3g}"),
-    }

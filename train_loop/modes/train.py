@@ -1,10 +1,12 @@
 """Training: from the settings, or the last checkpoint, to the last step."""
 
+import math
 import shlex
 import time
 
 from train_loop import console
 from train_loop.assembly import check_apart
+from train_loop.evaluation.charts.learning import trailing_means
 from train_loop.recipes import RECIPES
 from train_loop.run import Run
 from train_loop.settings import Settings
@@ -115,13 +117,24 @@ def _said(text):
 
 
 def final_table(run):
-    """Returns the last numbers of every split as text."""
-    last = {
-        record["split"]: record
-        for record in read_json_lines(run.workdir.metrics)
-    }
-    splits = run.data.splits
+    """Returns the last numbers of every split as text.
+
+    Those of training are means over the last epoch: its last report may be of
+    a single batch.
+    """
+    records = read_json_lines(run.workdir.metrics)
+    last = {record["split"]: record for record in records}
+    images = {name: run.data.splits[name].num_examples for name in last}
     names = ["loss", "accuracy"]
+    training = [record for record in records if record["split"] == "train"]
+    if training:
+        means, steps = trailing_means(
+            [record["step"] for record in training],
+            [[record[name] for name in names] for record in training],
+            math.ceil(images["train"] / run.batch_size),
+        )
+        last["train"] |= dict(zip(names, means[-1], strict=True))
+        images["train"] = steps[-1] * run.batch_size
     if run.trainer.update.average is not None:
         names += [f"{run.settings.average}_{name}" for name in names]
     rows = [["split", "step", *names, "images"]]
@@ -133,7 +146,7 @@ def final_table(run):
                 format_metric(name, record[name]) if name in record else ""
                 for name in names
             ),
-            f"{splits[split].num_examples:,}",
+            f"{images[split]:,}",
         ]
         for split, record in last.items()
     ]

@@ -62,7 +62,8 @@ class Measured(NamedTuple):
     as a part of the logits' spread, `agreement` how many pictures get the same
     answer, `accuracy` how many the right one (None where labels are not
     known), and `milliseconds` what a picture takes in batches of each of
-    `runtimes.BATCH_SIZES` (none where nothing was run).
+    `runtimes.BATCH_SIZES` (none where nothing was run): the 10th and the 90th
+    percentile, or the median alone where an earlier version measured it.
     """
 
     name: str
@@ -133,7 +134,7 @@ def measure(folder, files, pictures):
                         bytes_of(folder / file.path),
                         found["probabilities"],
                         pictures,
-                        tuple(found["milliseconds"]),
+                        found["milliseconds"].tolist(),
                     )
                 )
         return measured
@@ -228,7 +229,10 @@ def table_rows(measured):
         ]
     ]
     for each in measured:
-        times = [f"{time:.2f}" for time in each.milliseconds]
+        times = [
+            " to ".join(f"{end:.2f}" for end in np.unique(ends))
+            for ends in each.milliseconds
+        ]
         rows.append(
             [
                 each.name,
