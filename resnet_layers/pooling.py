@@ -5,6 +5,8 @@ import tensorflow as tf
 from resnet_layers.arguments import one_of, pair, whole_number
 from resnet_layers.configs import KeepsArguments
 
+PADDINGS = ("infinity", "zeros", "edges")
+
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class PaddedMaxPooling2D(KeepsArguments, tf.keras.layers.Layer):
@@ -14,8 +16,11 @@ class PaddedMaxPooling2D(KeepsArguments, tf.keras.layers.Layer):
 
     Args:
       strides: step between outputs, for both directions or each.
-      padding: "infinity", so that what is padded never wins, as in PyTorch; or
-        "zeros", as in `keras.applications` and BiT. After a ReLU they agree.
+      padding: "infinity", so that what is padded never wins, as in PyTorch;
+        "zeros", as in `keras.applications` and BiT; or "edges", the outermost
+        pixels again: the same maxima as "infinity", slower, but without a
+        number outside the range of the inputs, which quantization to int8
+        would take for an activation. After a ReLU all three agree.
       **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.
 
     Raises:
@@ -25,18 +30,22 @@ class PaddedMaxPooling2D(KeepsArguments, tf.keras.layers.Layer):
     def __init__(self, strides=2, padding="infinity", **kwargs):
         super().__init__(**kwargs)
         self.strides = pair("strides", strides)
-        self.padding = one_of("padding", padding, ("infinity", "zeros"))
+        self.padding = one_of("padding", padding, PADDINGS)
 
     def compute_output_shape(self, input_shape):
         return strided_shape(input_shape, self.strides)
 
     def call(self, inputs):
         """Maps [batch, height, width, channels] to ceil(side / stride)."""
-        padding = [[0, 0], [1, 1], [1, 1], [0, 0]]
-        value = 0 if self.padding == "zeros" else inputs.dtype.min
-        x = tf.pad(
-            inputs, padding, constant_values=tf.cast(value, inputs.dtype)
-        )
+        x = inputs
+        if self.padding == "edges":
+            # Every runtime has these operations, unlike a symmetric padding.
+            x = tf.concat([x[:, :1], x, x[:, -1:]], axis=1)
+            x = tf.concat([x[:, :, :1], x, x[:, :, -1:]], axis=2)
+        else:
+            value = 0 if self.padding == "zeros" else x.dtype.min
+            padding = [[0, 0], [1, 1], [1, 1], [0, 0]]
+            x = tf.pad(x, padding, constant_values=tf.cast(value, x.dtype))
         return tf.nn.max_pool2d(x, 3, self.strides, "VALID")
 
 

@@ -30,6 +30,8 @@ STEMS = {
     "small": StemKind((3,), (8,), strides=1, pools=False),
 }
 POOLS = ("max", "zero_padded_max", "convolution")
+# Activations that are never negative, and zero for what is.
+RECTIFIERS = (tf.keras.activations.relu, tf.keras.activations.relu6)
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
@@ -120,9 +122,11 @@ class Stem(Styled):
         if self.pool == "convolution":
             yield self.new_conv(self.filters, 3, strides, name="pool_conv")
         elif self.antialias != "average":
-            padding = "zeros" if self.pool == "zero_padded_max" else "infinity"
             yield PaddedMaxPooling2D(
-                strides, padding, dtype=self.dtype_policy, name="pool"
+                strides,
+                self._pool_padding(),
+                dtype=self.dtype_policy,
+                name="pool",
             )
         if self.antialias:
             yield self.new_antialias(2, "antialias")
@@ -131,6 +135,15 @@ class Stem(Styled):
             yield tf.keras.layers.Activation(
                 self.activation, dtype=self.dtype_policy, name="pool_activation"
             )
+
+    def _pool_padding(self):
+        """Returns what the maximum pads with."""
+        # After a ReLU, a zero never wins either. Quantization to int8 takes
+        # the smallest float for an activation, and the other values for zero.
+        rectified = not self.preactivation and self.activation in RECTIFIERS
+        if rectified or self.pool == "zero_padded_max":
+            return "zeros"
+        return "infinity"
 
 
 def stem_reduction(kind):

@@ -103,9 +103,10 @@ def test_what_was_exported_comes_back_whole(name, tmp_path):
     )
     classifier = portable(trained)
     shipment = Shipment(classifier)
-    FORMATS[name].write(shipment, tmp_path)
+    path = tmp_path / FORMATS[name].files[0].path
+    FORMATS[name].write(shipment, path)
     (tmp_path / CONTENTS).write_text(json.dumps(shipment.contents))
-    found = load_classifier(tmp_path / FORMATS[name].files[0].path)
+    found = load_classifier(path)
     assert found.class_names == trained.class_names
     assert found.preprocessing == classifier.preprocessing
     images = random_pixels(3, 24)

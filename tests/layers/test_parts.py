@@ -10,6 +10,7 @@ from resnet_layers import (
     EfficientChannelAttention,
     PaddedMaxPooling2D,
     StandardizedConv2D,
+    Stem,
 )
 
 
@@ -65,6 +66,52 @@ def test_padding_of_the_maximum_never_wins_or_is_zero(padding, corner, dtype):
     assert outputs.shape == (1, 3, 3, 1)
     assert outputs[0, 0, 0, 0] == corner
     assert outputs[0, 1, 1, 0] == -1
+
+
+@pytest.mark.parametrize("strides", [1, 2, (2, 1)])
+@pytest.mark.parametrize("side", [1, 2, 7, 8])
+def test_padding_with_the_edges_finds_the_same_maxima(side, strides):
+    inputs = tf.constant(normal(2, side, side, 3) - 2)
+    maxima, gradients = [], []
+    for padding in ("infinity", "edges"):
+        layer = PaddedMaxPooling2D(strides, padding)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs)
+        maxima.append(outputs)
+        gradients.append(tape.gradient(outputs, inputs))
+    np.testing.assert_array_equal(*maxima)
+    np.testing.assert_array_equal(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("padding", "options"),
+    [
+        ("zeros", {}),
+        ("zeros", {"kind": "deep", "activation": "relu6"}),
+        ("zeros", {"antialias": "blur"}),
+        ("infinity", {"activation": "swish"}),
+        ("infinity", {"preactivation": True}),
+    ],
+)
+def test_stem_pads_its_pooling_with_zeros_where_none_can_win(padding, options):
+    inputs = tf.constant(normal(2, 14, 16, 3))
+    stem = Stem(8, **options)
+    stem.build(inputs.shape)
+    # So that some windows have nothing but zeros after the ReLU.
+    for norm in stem.bns:
+        norm.beta.assign(-norm.gamma)
+    assert stem.pools[0].padding == padding
+    outputs, gradients = [], []
+    for chosen in (padding, "infinity"):
+        stem.pools[0].padding = chosen
+        with tf.GradientTape() as tape:
+            outputs.append(stem(inputs))
+            loss = tf.reduce_sum(outputs[-1] ** 2)
+        gradients.append(tape.gradient(loss, stem.trainable_variables))
+    np.testing.assert_array_equal(*outputs)
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_standardized_kernels_have_mean_0_and_variance_1():

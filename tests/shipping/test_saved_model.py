@@ -11,7 +11,7 @@ from classifiers import NAMES, random_pixels, small_classifier
 from samples import encoded, smooth_pixels
 
 from train_loop.shipping.comparison import serving_request
-from train_loop.shipping.saved_model import VERSION, write_saved_model
+from train_loop.shipping.saved_model import write_saved_model
 from train_loop.shipping.shipment import Shipment
 
 TOP_K = 3
@@ -26,7 +26,7 @@ def classifier():
 def loaded(classifier, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     write_saved_model(Shipment(classifier, top_k=TOP_K), folder)
-    return tf.saved_model.load(str(folder / VERSION))
+    return tf.saved_model.load(str(folder))
 
 
 def files():
@@ -128,7 +128,7 @@ def test_files_that_tensorflow_does_not_decode_are_refused(loaded, file_format):
 
 def test_more_classes_than_there_are_cannot_be_named(classifier, tmp_path):
     write_saved_model(Shipment(classifier, top_k=99), tmp_path)
-    loaded = tf.saved_model.load(str(tmp_path / VERSION))
+    loaded = tf.saved_model.load(str(tmp_path))
     content = encoded(smooth_pixels(), "png")
     outputs = loaded.signatures["serving_default"](
         image_bytes=tf.constant([content])

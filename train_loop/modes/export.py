@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from typing import NamedTuple
 
 from train_loop.assembly import open_whole_data
@@ -49,7 +50,8 @@ def export(settings):
       A `comparison.Measured` of the model itself, and of each file.
 
     Raises:
-      UserError: a file cannot be written, or answers otherwise than the model.
+      UserError: a file cannot be written or run, or its predictions are not
+        the model's; standard error has a line for each. The others are there.
     """
     settings = settings.over(MODE_DEFAULTS)
     if settings.workdir is None:
@@ -73,13 +75,15 @@ def export(settings):
     made_with = settle(Settings(workdir=settings.workdir, **moved))
     calibration, compared = pictures(settings.images, made_with, classifier)
     shipment = Shipment(portable(classifier), calibration, settings.top_k)
-    measured = [comparison.measure_model(classifier, compared)]
+    measured, failures = [comparison.measure_model(classifier, compared)], []
     try:
         for name in names:
             print(f"Writing {folder / name}.")
-            measured += shipment.write(name, folder, compared)
+            written, failed = shipment.write(name, folder, compared)
+            measured += written
+            failures += failed
     finally:
-        # What was written is described, also where the next format fails.
+        # What was written is described, also where the disk is full.
         if measured[1:]:
             weights = Weights(step, made_with.average, settings.averaged)
             path = write_card(folder, measured[0], shipment, made_with, weights)
@@ -89,6 +93,14 @@ def export(settings):
                 f"without this program. Described in {path}; its licence is to "
                 "be filled in."
             )
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    if failures:
+        count, others = len(failures), len(measured) - 1
+        raise UserError(
+            f"--format={','.join(names)}: {count} of {count + others} files "
+            f"failed; {others or 'none'} of them are in {folder}"
+        )
     return measured
 
 

@@ -15,7 +15,6 @@ import PIL.Image
 import tensorflow as tf
 
 import resnet_layers
-from train_loop.errors import UserError
 from train_loop.shipping import runtimes
 
 # Files in float32 must have the model's logits, to this part of their spread.
@@ -99,45 +98,51 @@ def measure(folder, files, pictures):
       pictures: `Pictures`.
 
     Returns:
-      A `Measured` for each.
-
-    Raises:
-      UserError: one of them cannot be run.
+      For each a `Measured`, or in a line why it cannot be run.
     """
     with tempfile.TemporaryDirectory() as exchange:
         exchange = pathlib.Path(exchange)
         np.save(exchange / "images.npy", pictures.images)
         request = json.dumps(serving_request(pictures.files))
         (exchange / "files.json").write_text(request)
-        # Keras's files alone need a package of ours, to import.
-        root = pathlib.Path(resnet_layers.__file__).parents[1]
-        paths = [f"{file.runtime}={folder / file.path}" for file in files]
-        ended = subprocess.run(
-            [sys.executable, "-P", runtimes.__file__, exchange, *paths],
-            env={**os.environ, "PYTHONPATH": str(root)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        measured = []
-        for number, file in enumerate(files):
-            answers = exchange / f"{number}.npz"
-            if not answers.exists():
-                reason = "".join(ended.stderr.strip().splitlines()[-1:])
-                raise UserError(
-                    f"{file} cannot be run by {file.runtime}: {reason}"
+        found = []
+        while len(found) < len(files):
+            # A file that cannot be run ends the process: another one goes on.
+            found += _run(exchange, folder, files[len(found) :], pictures)
+        return found
+
+
+def _run(exchange, folder, files, pictures):
+    """Returns what `measure` does, up to the first file that failed."""
+    # Keras's files alone need a package of ours, to import.
+    root = pathlib.Path(resnet_layers.__file__).parents[1]
+    paths = [f"{file.runtime}={folder / file.path}" for file in files]
+    ended = subprocess.run(
+        [sys.executable, "-P", runtimes.__file__, exchange, *paths],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = []
+    for number, file in enumerate(files):
+        answers = exchange / f"{number}.npz"
+        if not answers.exists():
+            lines = ended.stderr.strip().splitlines()
+            reason = lines[-1] if lines else f"exit status {ended.returncode}"
+            return [*found, f"cannot be run by {file.runtime} ({reason})"]
+        with np.load(answers) as values:
+            found.append(
+                compare(
+                    str(file),
+                    bytes_of(folder / file.path),
+                    values["probabilities"],
+                    pictures,
+                    values["milliseconds"].tolist(),
                 )
-            with np.load(answers) as found:
-                measured.append(
-                    compare(
-                        str(file),
-                        bytes_of(folder / file.path),
-                        found["probabilities"],
-                        pictures,
-                        found["milliseconds"].tolist(),
-                    )
-                )
-        return measured
+            )
+        answers.unlink()
+    return found
 
 
 def compare(name, num_bytes, probabilities, pictures, milliseconds=()):
@@ -184,24 +189,24 @@ def measure_model(classifier, pictures):
     )
 
 
-def check(measured, is_exact):
-    """Raises UserError where a file is not the model any more.
+def problem(found, is_exact):
+    """Returns why a file cannot stand for the model; None where it can.
 
     Args:
-      measured: of the file.
+      found: the file's `Measured`, or in a line why there is none.
       is_exact: whether it computes in float32.
     """
-    if np.isnan(measured.difference):
-        raise UserError(
-            f"{measured.name} answers with what is no number; nothing was "
-            "replaced"
+    if isinstance(found, str):
+        return found
+    if np.isnan(found.difference):
+        return "predicts NaN"
+    if is_exact and found.drift > TOLERANCE:
+        return (
+            "predicts otherwise than the model: logits differ by "
+            f"{found.drift:.1e} of their range, at most {TOLERANCE:.0e} is "
+            "accepted"
         )
-    if is_exact and measured.drift > TOLERANCE:
-        raise UserError(
-            f"{measured.name} answers otherwise than the model: logits differ "
-            f"by {measured.drift:.1e} of their spread, and may by "
-            f"{TOLERANCE:.0e}; nothing was replaced"
-        )
+    return None
 
 
 def to_json(measured):

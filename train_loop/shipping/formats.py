@@ -19,9 +19,9 @@ from train_loop.shipping.saved_model import write_saved_model
 class Format(NamedTuple):
     """How a format is written, what comes of it, and which packages it takes.
 
-    `write` is a function of a `Shipment` and a folder. Where nobody runs the
-    only file, `read` returns the classifier in it: a function of one like it
-    and a path.
+    `write` is a function of a `Shipment` and the path of one of the files.
+    Where nobody runs the only file, `read` returns the classifier in it: a
+    function of one like it and a path.
     """
 
     write: Callable
@@ -33,7 +33,8 @@ class Format(NamedTuple):
 FORMATS = {
     "saved_model": Format(
         write_saved_model,
-        # By its signature of pixels, and by that of files.
+        # By its signature of pixels, and by that of files. TensorFlow Serving
+        # looks for the versions of a model below its folder.
         (File("1", "saved_model"), File("1", "serving")),
     ),
     "keras": Format(write_keras, (File("model.keras", "keras"),)),

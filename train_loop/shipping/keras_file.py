@@ -4,8 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 
-def write_keras(shipment, folder):
-    """Writes `model.keras`: pixels in, probabilities out.
+def write_keras(shipment, path):
+    """Writes a `.keras` file: pixels in, probabilities out.
 
     Batch norms stay as they are, so that training can go on; whoever opens it
     imports `resnet_layers`.
@@ -25,4 +25,4 @@ def write_keras(shipment, folder):
         dtype="float32", name="probabilities"
     )(logits)
     model = tf.keras.Model(images, probabilities, name="classifier")
-    model.save(folder / "model.keras")
+    model.save(path)

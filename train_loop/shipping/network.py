@@ -11,11 +11,12 @@ class Network(tf.Module):
 
     Args:
       classifier: a `Classifier` that is `portable`.
+      rewrite: function that returns the classifier for inference only.
     """
 
-    def __init__(self, classifier):
+    def __init__(self, classifier, rewrite=with_folded_norms):
         super().__init__()
-        classifier = with_folded_norms(classifier)
+        classifier = rewrite(classifier)
         mean, stddev, _ = classifier.preprocessing.normalization
         model, size = classifier.model, classifier.preprocessing.image_size
         # TensorFlow saves what hangs in an attribute.

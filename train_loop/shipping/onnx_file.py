@@ -6,8 +6,8 @@ import json
 OPSET = 17
 
 
-def write_onnx(shipment, folder):
-    """Writes `model.onnx`: uint8 pixels in, probabilities out."""
+def write_onnx(shipment, path):
+    """Writes an ONNX file: uint8 pixels in, probabilities out."""
     import onnx
     import tf2onnx
 
@@ -19,4 +19,4 @@ def write_onnx(shipment, folder):
         model, {"class_names": json.dumps(shipment.classifier.class_names)}
     )
     onnx.checker.check_model(model)
-    onnx.save(model, folder / "model.onnx")
+    onnx.save(model, path)

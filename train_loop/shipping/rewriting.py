@@ -3,7 +3,11 @@
 Each makes a copy, which needs less of whoever runs it.
 """
 
-from resnet_layers import Normalization, fold_batch_norms
+from resnet_layers import (
+    Normalization,
+    PaddedMaxPooling2D,
+    fold_batch_norms,
+)
 from train_loop.classifier import Classifier
 
 
@@ -43,6 +47,19 @@ def with_folded_norms(classifier):
     model = copy_of(classifier)
     fold_batch_norms(model)
     return _with_model(classifier, model)
+
+
+def quantizable(classifier):
+    """Returns the classifier with folded norms, for quantization to int8.
+
+    That takes what a maximum is padded with for an activation.
+    """
+    classifier = with_folded_norms(classifier)
+    for layer in classifier.model.stem.pools:
+        pads = isinstance(layer, PaddedMaxPooling2D)
+        if pads and layer.padding == "infinity":
+            layer.padding = "edges"
+    return classifier
 
 
 def copy_of(classifier):

@@ -8,17 +8,17 @@ from train_loop.errors import UserError
 from train_loop.shipping.rewriting import copy_of
 
 
-def write_safetensors(shipment, folder):
-    """Writes `model.safetensors`, and beside it the `config.json` of timm.
+def write_safetensors(shipment, path):
+    """Writes a safetensors file, and beside it the `config.json` of timm.
 
     Raises:
       UserError: torch has no net of this kind.
     """
     classifier = shipment.classifier
     try:
-        save_safetensors(classifier.model, folder / "model.safetensors")
+        save_safetensors(classifier.model, path)
     except WeightsError as error:
-        raise UserError(f"--format=safetensors: {error}") from error
+        raise UserError(str(error)) from error
     preprocessing = classifier.preprocessing
     mean, stddev, _ = preprocessing.normalization
     size = preprocessing.image_size
@@ -34,7 +34,8 @@ def write_safetensors(shipment, folder):
             "std": [number / 255 for number in stddev],
         },
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    text = json.dumps(config, indent=2) + "\n"
+    path.with_name("config.json").write_text(text)
 
 
 def read_safetensors(classifier, path):

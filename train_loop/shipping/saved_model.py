@@ -5,9 +5,6 @@ import tensorflow as tf
 from train_loop.data.decode import center_crop, decode_png
 from train_loop.data.transforms import to_uint8
 
-# TensorFlow Serving looks for the versions of a model below its folder.
-VERSION = "1"
-
 
 class Server(tf.Module):
     """The functions that become signatures.
@@ -64,11 +61,11 @@ class Server(tf.Module):
         self.files = files
 
 
-def write_saved_model(shipment, folder):
-    """Writes `1/`, which TensorFlow Serving finds below the folder."""
+def write_saved_model(shipment, path):
+    """Writes a folder, which TensorFlow Serving takes for a version."""
     server = Server(shipment.classifier, shipment.network, shipment.top_k)
     tf.saved_model.save(
         server,
-        str(folder / VERSION),
+        str(path),
         signatures={"serving_default": server.files, "pixels": server.pixels},
     )

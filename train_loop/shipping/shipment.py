@@ -1,9 +1,11 @@
 """A shipment: a classifier written in several formats, each of them proven."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 from collections.abc import Iterable
 
 from train_loop.classifier import Classifier
@@ -11,6 +13,8 @@ from train_loop.errors import UserError
 from train_loop.shipping import comparison
 from train_loop.shipping.formats import FORMATS
 from train_loop.shipping.network import Network
+from train_loop.shipping.rewriting import quantizable
+from train_loop.shortages import shortage
 from train_loop.workdir import written_aside
 
 # What every format has beside its files, for programs.
@@ -39,6 +43,11 @@ class Shipment:
         """The `Network` that several formats share."""
         return Network(self.classifier)
 
+    @functools.cached_property
+    def quantizable_network(self):
+        """The `Network` for files in int8, and those beside them."""
+        return Network(self.classifier, quantizable)
+
     @property
     def contents(self):
         """What a program must know of the files, as a value for JSON."""
@@ -62,40 +71,80 @@ class Shipment:
           pictures: `comparison.Pictures`.
 
         Returns:
-          A `comparison.Measured` for each file.
-
-        Raises:
-          UserError: it cannot be written, or answers otherwise than the model.
+          A list with a `comparison.Measured` for each file, and one with a
+          line for each file that failed: that cannot be written or run, or
+          whose predictions are not the model's. If all failed, an earlier
+          export stays.
         """
-        path = pathlib.Path(folder) / name
-        with written_aside(path) as unfinished:
+        path, row = pathlib.Path(folder) / name, FORMATS[name]
+        measured, failures = [], {}
+        with (
+            contextlib.suppress(_NothingWrittenError),
+            written_aside(path) as unfinished,
+        ):
             unfinished.mkdir()
             contents = json.dumps(self.contents, indent=2)
             (unfinished / CONTENTS).write_text(contents + "\n")
-            FORMATS[name].write(self, unfinished)
+            for file in dict.fromkeys(file.path for file in row.files):
+                try:
+                    row.write(self, unfinished / file)
+                except Exception as error:
+                    failures[file] = _reason(error)
+            files = [file for file in row.files if file.path not in failures]
+            found = self._measure(row, unfinished, files, pictures)
+            for file, each in zip(files, found, strict=True):
+                reason = comparison.problem(each, file.is_exact)
+                if reason is not None:
+                    failures[file.path] = reason
+            for file in failures:
+                broken = unfinished / file
+                if broken.is_dir():
+                    shutil.rmtree(broken)
+                else:
+                    broken.unlink(missing_ok=True)
             measured = [
                 each._replace(name=f"{name}/{each.name}")
-                for each in self._measure(name, unfinished, pictures)
+                for file, each in zip(files, found, strict=True)
+                if file.path not in failures
             ]
-            for each, file in zip(measured, FORMATS[name].files, strict=True):
-                comparison.check(each, file.is_exact)
+            if not measured:
+                raise _NothingWrittenError
             (unfinished / MEASURED).write_text(comparison.to_json(measured))
-        return measured
+        return measured, [f"{name}/{k}: {v}" for k, v in failures.items()]
 
-    def _measure(self, name, folder, pictures):
-        row = FORMATS[name]
+    def _measure(self, row, folder, files, pictures):
+        """Returns a `Measured` for each file, or the reason why not."""
         if row.read is None:
-            return comparison.measure(folder, row.files, pictures)
-        [file] = row.files
-        classifier = row.read(self.classifier, folder / file.path)
+            return comparison.measure(folder, files, pictures)
         return [
             comparison.compare(
                 str(file),
                 comparison.bytes_of(folder / file.path),
-                classifier.probabilities(pictures.images).numpy(),
+                row.read(self.classifier, folder / file.path)
+                .probabilities(pictures.images)
+                .numpy(),
                 pictures,
             )
+            for file in files
         ]
+
+
+class _NothingWrittenError(Exception):
+    """Keeps an earlier export, as all files of the new one failed."""
+
+
+def _reason(error):
+    """Returns in a line why a file cannot be written.
+
+    Converters of other projects raise exceptions of any kind.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) or shortage(error):
+        # The next file would fail as well.
+        raise error
+    text = " ".join(str(error).split())[:300]
+    return f"cannot be written ({type(error).__name__}: {text})"
 
 
 def shipped(folder):
