@@ -1,6 +1,7 @@
 """A classifier against plain NumPy, Pillow and keras.applications."""
 
 import io
+import zipfile
 
 import numpy as np
 import PIL.Image
@@ -9,7 +10,12 @@ import tensorflow as tf
 from samples import broken_files, encoded, smooth_pixels
 
 from resnet_layers import NORMALIZATIONS, VARIANTS, Preprocessing
-from train_loop.classifier import BATCH_SIZE, Classifier, normalize
+from train_loop.classifier import (
+    BATCH_SIZE,
+    Classifier,
+    _encoded,
+    normalize,
+)
 from train_loop.errors import UserError
 
 NAMES = ("ape", "bee", "cat", "dog", "elk")
@@ -76,6 +82,66 @@ def test_arrays_are_images_as_they_are(classifier):
     ):
         [answer] = classifier(given)
         check_answer(answer, expected, abs=1e-5)
+
+
+def pillow_images():
+    """Returns {mode: PIL image}, and of the same size as `pixels()`."""
+    image = PIL.Image.fromarray(pixels())
+    modes = ("1", "L", "LA", "P", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+    images = {mode: image.convert(mode) for mode in modes if mode != "LAB"}
+    images["LAB"] = PIL.Image.merge("LAB", image.split())
+    images["La"] = images["LA"].convert("La")
+    images["PA"] = images["P"].convert("PA")
+    images["RGBa"] = images["RGBA"].convert("RGBa")
+    return images
+
+
+@pytest.mark.parametrize("mode", pillow_images())
+def test_pil_images_of_every_mode_are_converted(classifier, mode):
+    image = pillow_images()[mode]
+    rgb = (image.convert("LA") if mode == "La" else image).convert("RGB")
+    expected = expected_answer(classifier, crop(rgb))
+    for given in (image, [image]):
+        [answer] = classifier(given)
+        check_answer(answer, expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_16_bits_of_pil_images_are_scaled(classifier, mode):
+    grey = pixels()[..., 0]
+    order = ">u2" if mode.endswith("B") else "<u2"
+    content = (grey.astype("u2") * 256 + 9).astype(order).tobytes()
+    [answer] = classifier(PIL.Image.frombytes(mode, (48, 32), content))
+    square = crop(PIL.Image.fromarray(grey))
+    check_answer(answer, expected_answer(classifier, square), abs=1e-5)
+
+
+def test_orientation_of_pil_images_is_that_of_their_files():
+    image = PIL.Image.fromarray(pixels())
+    exif = image.getexif()
+    exif[0x0112] = 6
+    with PIL.Image.open(io.BytesIO(_encoded(image))) as encoded_image:
+        assert encoded_image.getexif()[0x0112] == 6
+
+
+def test_file_objects_and_generators_are_images(classifier, tmp_path):
+    content = encoded(pixels(), "png")
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    expected = classifier(content)
+    with path.open("rb") as file:
+        assert classifier(file) == expected
+    with zipfile.ZipFile(tmp_path / "image.zip", "w") as archive:
+        archive.write(path, "image.png")
+        with archive.open("image.png") as file:
+            assert classifier([file]) == expected
+    assert classifier(io.BytesIO(content)) == expected
+    assert classifier(bytearray(content)) == expected
+    count = BATCH_SIZE + 1
+    images = (io.BytesIO(content) for _ in range(count))
+    assert classifier(images) == expected * count
+    assert classifier(iter(())) == []
+    assert next(images, None) is None
 
 
 def test_images_of_another_size_are_resized_as_pillow_does(classifier):
@@ -168,7 +234,14 @@ def test_paths_that_are_no_file_are_one_clear_line(classifier, tmp_path):
         np.zeros((8, 8, 5), "uint8"),
         [pixels()[..., 0, 0]],
         [None],
+        None,
+        3,
         ["a", 3],
+        io.StringIO("text"),
+        io.BytesIO(),
+        PIL.Image.new("F", (48, 32)),
+        PIL.Image.new("I", (48, 32)),
+        PIL.Image.new("RGB", (0, 32)),
     ],
 )
 def test_arrays_of_other_things_are_one_clear_line(classifier, array):

@@ -1,9 +1,12 @@
 """A classifier: images of any kind in, names of classes out."""
 
+import io
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import PIL.Image
 import tensorflow as tf
 
 from resnet_layers import Preprocessing
@@ -78,8 +81,9 @@ class Classifier:
         """Classifies one image or many.
 
         Args:
-          images: the path of a file, the bytes of one, a uint8 array [height,
-            width, 3], or a sequence of these.
+          images: the path of a file, a file object, the bytes of a file, a
+            PIL image of any mode, a uint8 array [height, width, 3], or an
+            iterable of these, such as a generator.
           top_k: how many classes to name; None for all.
 
         Returns:
@@ -89,13 +93,10 @@ class Classifier:
         Raises:
           UserError: an image cannot be read.
         """
-        if isinstance(images, str | bytes | os.PathLike) or (
-            getattr(images, "ndim", None) == 3
-        ):
+        if is_one_image(images):
             images = [images]
-        answers = []
-        for begin in range(0, len(images), BATCH_SIZE):
-            some = images[begin : begin + BATCH_SIZE]
+        images, answers = iter(images), []
+        while some := list(itertools.islice(images, BATCH_SIZE)):
             batch = tf.stack([self.read(image) for image in some])
             answers += self.rank(self.probabilities(batch), top_k)
         return answers
@@ -112,7 +113,7 @@ class Classifier:
         return self._prepare(encoded)
 
     def read(self, image):
-        """Returns the same image of a path, of bytes, or of an array.
+        """Returns the same image of whatever `__call__` accepts as one.
 
         Raises:
           UserError: it cannot be read.
@@ -125,16 +126,12 @@ class Classifier:
                     f"{os.fspath(image)} cannot be decoded ({reason_of(error)})"
                 ) from error
         try:
-            if not isinstance(image, bytes):
-                pixels = np.asarray(image)
-                if pixels.dtype != np.uint8:
-                    raise TypeError(f"{pixels.dtype} is not uint8")
-                image = tf.io.encode_png(pixels, compression=0)
-            return self.prepare(image)
-        except (tf.errors.OpError, TypeError) as error:
+            return self.prepare(_encoded(image))
+        except (tf.errors.OpError, OSError, TypeError, ValueError) as error:
             raise UserError(
                 "the image cannot be decoded; it takes the file of an image, "
-                "or a uint8 array [height, width, 3]"
+                "as a path, bytes or a binary file object, a PIL image, or a "
+                "uint8 array [height, width, 3]"
             ) from error
 
     def probabilities(self, images):
@@ -177,6 +174,51 @@ class Classifier:
             [(self.class_names[label], float(row[label])) for label in labels]
             for row, labels in zip(probabilities, order, strict=True)
         ]
+
+
+def is_one_image(images):
+    """Tells whether something is an image, and not an iterable of images."""
+    if isinstance(images, str | bytes | bytearray | os.PathLike):
+        return True
+    # A file object is an iterable too, of lines.
+    if isinstance(images, PIL.Image.Image) or hasattr(images, "read"):
+        return True
+    return getattr(images, "ndim", None) == 3 or not isinstance(
+        images, Iterable
+    )
+
+
+def _encoded(image):
+    """Returns the bytes of an image file with the pixels of an image."""
+    if isinstance(image, PIL.Image.Image):
+        return _encoded_pillow(image)
+    if hasattr(image, "read"):
+        image = image.read()
+    if isinstance(image, bytes | bytearray):
+        return bytes(image)
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8:
+        raise TypeError(f"{pixels.dtype} is not uint8")
+    return tf.io.encode_png(pixels, compression=0)
+
+
+def _encoded_pillow(image):
+    """Returns a PNG file of a PIL image, which is decoded as others are."""
+    exif = image.getexif()
+    if image.mode in ("I", "F"):
+        raise ValueError("the values of black and white are unknown")
+    if image.mode.startswith("I;16"):
+        # Pillow would clip what is above 255.
+        grey = np.asarray(image) >> 8
+        image = PIL.Image.fromarray(grey.astype("uint8"))
+    if image.mode == "La":
+        # The only mode that Pillow converts to one other mode alone.
+        image = image.convert("LA")
+    # Other modes have three channels as well, such as YCbCr.
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    png = io.BytesIO()
+    image.save(png, "png", compress_level=0, exif=exif)
+    return png.getvalue()
 
 
 def read_file(path):
