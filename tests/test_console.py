@@ -12,6 +12,7 @@ import pytest
 
 from train_loop import console
 from train_loop.progress import progress_bar
+from train_loop.training import reports
 
 
 def unread():
@@ -132,3 +133,37 @@ def test_what_an_encoding_lacks_is_written_in_escapes(
     console.prepare()
     print("猫 é")
     assert stream.buffer.getvalue() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("chat_é 猫 🐈\u200d⬛", "chat_é 猫 🐈\u200d⬛"),
+        ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        ("\x9b2J", r"\x9b2J"),
+        ("a\r\nb\tc\u2028d", r"a\r\nb\tc\u2028d"),
+        ("\u202egpj.exe", r"\u202egpj.exe"),
+        ("\udcff.jpg", r"\udcff.jpg"),
+    ],
+)
+def test_control_characters_are_printed_as_escapes(text, expected):
+    assert console.printable(text) == expected
+    _, row = reports.table([["image"], [text]]).splitlines()
+    assert row == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("-2+3+cmd|' /C calc'!A0", "'-2+3+cmd|' /C calc'!A0"),
+        ("\uff1dA1", "'\uff1dA1"),
+        ("\t=A1", r"\t=A1"),
+        ("a=b", "a=b"),
+        ("-1.5e3", "-1.5e3"),
+        (-2, -2),
+    ],
+)
+def test_cells_of_csv_files_are_no_formulas(value, expected):
+    assert console.csv_cells(["cat", value]) == ["cat", expected]

@@ -23,6 +23,7 @@ from resnet_layers import (
 )
 from train_loop import environment
 from train_loop.classifier import Classifier
+from train_loop.console import printable
 from train_loop.data import batches, cache, check, imagenet, sources
 from train_loop.data.hdf5 import SUFFIXES as HDF5_SUFFIXES
 from train_loop.data.service import check_service
@@ -361,7 +362,7 @@ def warn_of_random_parts(settings):
 
 def _warn(lines):
     for line in lines:
-        print(f"warning: {line}")
+        print(printable(f"warning: {line}"))
 
 
 def _check_same(data, dataset, workers):

@@ -2,8 +2,18 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
+
+# What moves a terminal's cursor, starts a line, turns the order of letters or
+# is no letter: the bytes of a file's name that are no UTF-8.
+CONTROLS = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+    r"\ud800-\udfff]"
+)
+# What a spreadsheet takes for a formula, in wide letters as well.
+FORMULAS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
 class Lasting:
@@ -97,6 +107,35 @@ def _open_missing_streams():
         stream = open(number, "w" if number else "r")  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+
+
+def printable(text):
+    """Returns a text with its control characters as escapes, in one line.
+
+    Names of files and classes may come from strangers.
+    """
+    return CONTROLS.sub(
+        lambda found: found[0].encode("unicode_escape").decode(), text
+    )
+
+
+def csv_cells(values):
+    """Returns the cells of a CSV row, none of which is a formula.
+
+    Text that a spreadsheet would evaluate gets an apostrophe in front; numbers
+    do not. Control characters become escapes.
+    """
+    return [_csv_cell(value) for value in values]
+
+
+def _csv_cell(value):
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    with contextlib.suppress(ValueError):
+        float(text)
+        return text
+    return f"'{text}" if text.startswith(FORMULAS) else text
 
 
 def to_nowhere(stream):

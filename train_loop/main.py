@@ -116,7 +116,8 @@ def main(argv):
             run_mode = import_mode(FLAGS.mode)
         run_mode(settings)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Names of files and classes in it may hold any characters.
+        print(console.printable(f"error: {error}"), file=sys.stderr)
         return 1
     except StoppedError as error:
         # Perhaps by the end of the terminal that would show it.

@@ -117,7 +117,7 @@ def test_csv_has_a_line_for_each_prediction():
     records = list(csv.DictReader(io.StringIO("\n".join(lines("csv")))))
     assert [record["image"] for record in records] == [
         *["a, b.jpg"] * 2,
-        "\udcff.jpg",
+        r"\udcff.jpg",
         *["c.jpg"] * 2,
     ]
     assert [record["rank"] for record in records] == ["1", "2", "", "1", "2"]
@@ -128,6 +128,22 @@ def test_csv_has_a_line_for_each_prediction():
     ]
     assert float(records[1]["probability"]) == 0.25
     assert records[2]["error"] == "cannot be decoded (text)"
+
+
+def test_names_of_strangers_run_nothing_and_move_nothing():
+    label = "=cmd|' /C calc'!A0\x1b[2J"
+    told = [
+        Answer("\x1b]0;x\x07.jpg", ((label, 1.0),)),
+        Answer("=1+1.jpg", error="cannot be decoded (\x1b)"),
+    ]
+    for name in ANSWER_FORMATS:
+        assert "\x1b" not in "".join(lines(name, told))
+    one, other = csv.DictReader(lines("csv", told))
+    assert one["label"] == r"'=cmd|' /C calc'!A0\x1b[2J"
+    assert other["image"] == "'=1+1.jpg"
+    # For programs.
+    record, _ = json.loads("".join(lines("json", told)))
+    assert record["predictions"][0]["label"] == label
 
 
 def test_table_has_a_line_for_each_picture_that_can_be_read():

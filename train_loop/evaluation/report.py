@@ -2,6 +2,7 @@
 
 import csv
 
+from train_loop.console import csv_cells
 from train_loop.evaluation import page
 from train_loop.evaluation.charts import CHARTS, write_charts
 from train_loop.evaluation.class_table import class_table
@@ -87,24 +88,20 @@ def write_predictions(path, predictions):
         predictions.confidences,
         strict=True,
     )
-    # File names may hold bytes that are no text.
-    with path.open(
-        "w", newline="", encoding="utf-8", errors="backslashreplace"
-    ) as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
             ["image", "label", "prediction", "probability", "top_5"]
         )
         for image, label, top, probability in columns:
-            writer.writerow(
-                [
-                    image,
-                    names[label],
-                    names[top[0]],
-                    f"{probability:.6f}",
-                    "|".join(names[number] for number in top),
-                ]
-            )
+            row = [
+                image,
+                names[label],
+                names[top[0]],
+                f"{probability:.6f}",
+                "|".join(names[number] for number in top),
+            ]
+            writer.writerow(csv_cells(row))
 
 
 def _page(findings, facts, folder, drawn):

@@ -10,6 +10,7 @@ from train_loop.assembly import (
     make_transforms,
     open_whole_data,
 )
+from train_loop.console import csv_cells, printable
 from train_loop.data import check, samples
 from train_loop.errors import MANY, UserError, first_few
 from train_loop.evaluation.charts.look import label
@@ -41,9 +42,7 @@ def look_at_data(settings):
         workdir.counts,
     )
     for record in broken:
-        # A file's name may hold bytes that cannot be printed.
-        name = record["name"].encode(errors="backslashreplace").decode()
-        print(f"broken: {name}: {record['reason']}")
+        print(printable(f"broken: {record['name']}: {record['reason']}"))
     draw(workdir.pictures, readable, settings)
     if not broken:
         print("All images can be decoded.")
@@ -65,7 +64,7 @@ def print_counts(data, dataset, path):
     counts = {n: check.count_labels(s, n) for n, s in data.splits.items()}
     for name, of_split in counts.items():
         for warning in check.balance_warnings(of_split, data.class_names):
-            print(f"warning: {name}: {warning}")
+            print(printable(f"warning: {name}: {warning}"))
     print(
         f"{dataset}: {len(data.class_names):,} classes; "
         + "; ".join(
@@ -86,7 +85,9 @@ def print_counts(data, dataset, path):
     for name, of_split in counts.items():
         print(f"{name}: {check.describe_counts(of_split, data.class_names)}")
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    csv.writer(text, lineterminator="\n").writerows(
+        map(csv_cells, [head, *rows])
+    )
     write_text(path, text.getvalue())
     print(f"All classes are counted in {path}.")
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from train_loop.assembly import open_whole_data
 from train_loop.classifier import read_file
+from train_loop.console import printable
 from train_loop.data.samples import stored_files
 from train_loop.defaults import MODE_DEFAULTS
 from train_loop.errors import UserError
@@ -94,7 +95,7 @@ def export(settings):
                 "be filled in."
             )
     for failure in failures:
-        print(failure, file=sys.stderr)
+        print(printable(failure), file=sys.stderr)
     if failures:
         count, others = len(failures), len(measured) - 1
         raise UserError(

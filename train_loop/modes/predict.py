@@ -4,6 +4,7 @@ import contextlib
 import sys
 
 from train_loop.assembly import make_fast
+from train_loop.console import printable
 from train_loop.defaults import MODE_DEFAULTS
 from train_loop.errors import UserError, check_choice
 from train_loop.prediction.answers import answers
@@ -51,10 +52,9 @@ def predict(settings):
     broken = []
     with passing_bar(len(paths), "image") as bar:
         for line in ANSWER_FORMATS[output_format](_watched(told, bar, broken)):
-            # A file's name may hold bytes that cannot be printed.
-            print(line.encode(errors="backslashreplace").decode())
+            print(line)
     for answer in broken:
-        print(f"{answer.image} {answer.error}", file=sys.stderr)
+        print(printable(f"{answer.image} {answer.error}"), file=sys.stderr)
     if settings.explain:
         print(f"Explanations are drawn in {folder}.", file=sys.stderr)
     if broken:

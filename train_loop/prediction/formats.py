@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+from train_loop.console import csv_cells
 from train_loop.training.reports import table
 
 
@@ -49,7 +50,7 @@ def as_csv(answers):
 
 def _csv(*fields):
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(fields)
+    csv.writer(line, lineterminator="").writerow(csv_cells(fields))
     return line.getvalue()
 
 

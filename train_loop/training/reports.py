@@ -9,6 +9,7 @@ import math
 
 import tqdm
 
+from train_loop.console import printable
 from train_loop.workdir import read_json_lines, write_text
 
 
@@ -84,6 +85,7 @@ def _with_three_digits(value):
 
 def table(rows):
     """Returns rows of strings as aligned text; the first row is the header."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
