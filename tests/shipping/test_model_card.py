@@ -1,5 +1,8 @@
 """The model card, as the hub reads it."""
 
+import re
+import sys
+
 import huggingface_hub
 import pytest
 from classifiers import small_classifier
@@ -56,6 +59,17 @@ def test_people_read_what_was_done_and_how_well():
     assert "onnx/model.onnx" in text
     assert "ape, bee, cat" in text
     assert "{" not in text
+
+
+def test_card_tells_how_its_keras_file_is_opened(monkeypatch):
+    assert "resnet_layers" not in card_of(REPORT)
+    row = ["keras/model.keras", "1.0"]
+    monkeypatch.setattr(sys.modules[__name__], "FILES", [*FILES, row])
+    text = card_of(REPORT)
+    [code] = re.findall("```python\n(.*?)```", text, re.DOTALL)
+    imported, *_, opened = code.strip().splitlines()
+    assert imported.startswith("import resnet_layers")
+    assert opened.endswith('load_model("keras/model.keras")')
 
 
 @pytest.mark.parametrize("report", [{}])

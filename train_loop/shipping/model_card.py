@@ -7,6 +7,7 @@ text below. https://huggingface.co/docs/hub/model-cards
 import json
 from typing import NamedTuple
 
+from train_loop.console import printable
 from train_loop.training.reports import table
 
 # Keys of report.json: what the hub calls them, and what people do.
@@ -59,7 +60,7 @@ when it was written, and `measured.json` keeps what came of it:
 ```
 {files}
 ```
-
+{opening}
 ## How it was trained
 
 ```
@@ -69,6 +70,18 @@ when it was written, and `measured.json` keeps what came of it:
 ## Classes
 
 {classes}
+"""
+# The layers of this file are not Keras's own.
+KERAS = """
+`keras/model.keras` needs TensorFlow and the package `resnet-layers`: import \
+`resnet_layers` before the file is opened.
+
+```python
+import resnet_layers  # Registers the layers of the file.
+import tensorflow as tf
+
+model = tf.keras.models.load_model("keras/model.keras")
+```
 """
 
 
@@ -99,6 +112,7 @@ def model_card(classifier, card):
     mean, stddev, _ = preprocessing.normalization
     name = f"{classifier.model.name} on {card.dataset}"
     facts = _facts(name, card)
+    names = [row[0] for row in card.files]
     return TEXT.format(
         # What is JSON is YAML as well.
         facts="\n".join(f"{k}: {json.dumps(v)}" for k, v in facts.items()),
@@ -114,8 +128,9 @@ def model_card(classifier, card):
         mean=", ".join(f"{number:g}" for number in mean),
         stddev=", ".join(f"{number:g}" for number in stddev),
         files=table(card.files),
+        opening=KERAS if "keras/model.keras" in names else "",
         recipe="\n".join(f"--{k}={v}" for k, v in card.recipe.items()),
-        classes=", ".join(classifier.class_names),
+        classes=", ".join(map(printable, classifier.class_names)),
     )
 
 
