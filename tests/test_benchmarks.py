@@ -14,6 +14,7 @@ from absl.testing import flagsaver
 
 from benchmarks import (
     compare,
+    export_formats,
     input_pipeline,
     kernel_gradients,
     scaling,
@@ -191,6 +192,18 @@ def test_parts_of_photos_are_jpegs_of_imagenets_size():
     for photo in photos:
         with PIL.Image.open(io.BytesIO(photo)) as image:
             assert (image.format, image.size) == ("JPEG", (500, 375))
+
+
+def test_what_a_format_cannot_hold_is_a_line_below_the_table(capsys):
+    export_formats.compare(
+        ["resnet20", "resnet50_v2"], ["safetensors"], export_formats.draw(2, 32)
+    )
+    out = capsys.readouterr().out.splitlines()
+    [held] = [line for line in out if line.startswith("resnet20  ")]
+    assert float(held.split()[-1]) < 1e-4
+    [missing] = [line for line in out if line.startswith("resnet50_v2  ")]
+    assert missing.split()[-1] == "-"
+    assert out[-1].startswith("resnet50_v2: safetensors/model.safetensors: ")
 
 
 def test_whole_run_is_held_to_its_bare_step(monkeypatch, capsys):
