@@ -6,15 +6,18 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
 from train_loop import UserError
 from train_loop.workdir import (
     Workdir,
+    append_json_line,
     is_made_from,
     made_from,
     read_json_lines,
+    read_lines,
     write_text,
     written_aside,
 )
@@ -208,26 +211,179 @@ def test_half_of_a_removed_folder_is_never_found(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     write_text(folder / "a", "old")
 
-    def kill(path):
+    def kill(path, **_):
         # Nothing is removed before the new one is in its place.
         assert contents(folder) == {"a": "new"}
         raise KeyboardInterrupt
 
+    context = written_aside(folder)
+    write_text(context.__enter__() / "a", "new")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", kill)
         with pytest.raises(KeyboardInterrupt):
-            write_folder(folder, {"a": "new"})
+            context.__exit__(None, None, None)
     assert contents(folder) == {"a": "new"}
 
 
-def test_rests_of_a_killed_process_are_removed(tmp_path):
-    for rest in ("file.tmp", "folder.tmp/a", "folder.old/a"):
-        write_text(tmp_path / rest, "half")
-    with written_aside(tmp_path / "folder") as unfinished:
-        unfinished.mkdir()
+def test_writers_of_one_name_do_not_meet(tmp_path):
+    """The first of two is still at it when the second one is done."""
+    path, folder = tmp_path / "data.json", tmp_path / "cache"
+    with written_aside(path) as unfinished, unfinished.open("w") as file:
+        file.write("fir")
+        file.flush()
+        write_text(path, "second")
+        assert path.read_text() == "second"
+        file.write("st")
+    with made_from(folder, 1) as unfinished:
+        (unfinished / "images.bin").write_text("first")
+        write_folder(folder, {"images.bin": "second"})
+        assert contents(folder) == {"images.bin": "second"}
+    found = contents(tmp_path)
+    assert found.pop("cache/origin.json")
+    assert found == {"data.json": "first", "cache/images.bin": "first"}
+
+
+def test_second_copy_of_the_same_leaves_the_first_one(tmp_path):
+    folder = tmp_path / "cache"
+    with made_from(folder, "images") as unfinished:
+        (unfinished / "images.bin").write_text("second")
+        with made_from(folder, "images") as faster:
+            (faster / "images.bin").write_text("first")
+    assert (folder / "images.bin").read_text() == "first"
+
+
+def test_rests_of_other_machines_are_removed_after_a_day(tmp_path):
+    """Whether they are still at work cannot be seen on every disk."""
+    rest = tmp_path / ".unfinished-other-machine-x"
+    write_text(rest / "file", "half")
     write_text(tmp_path / "file", "new")
-    assert contents(tmp_path) == {"file": "new"}
-    assert (tmp_path / "folder").is_dir()
+    assert rest.exists()
+    before = time.time() - 25 * 60 * 60
+    os.utime(rest, (before, before))
+    write_text(tmp_path / "file", "new")
+    assert not rest.exists()
+
+
+def test_folder_that_appears_during_the_swap_is_replaced(tmp_path, monkeypatch):
+    folder, replace = tmp_path / "cache", os.replace
+    of_others = ["other's"]
+
+    def late(source, target):
+        # Another process was a moment faster.
+        if target == folder and of_others:
+            write_text(folder / "a", of_others.pop())
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    write_folder(folder, {"b": "new"})
+    assert contents(tmp_path) == {"cache/b": "new"}
+
+
+def test_nothing_is_written_through_a_planted_link(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    for name in ("file.tmp", "file"):
+        (tmp_path / name).symlink_to("mine")
+    write_text(tmp_path / "file", "new")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "file").is_symlink()
+
+
+def test_rests_of_a_killed_process_are_removed(tmp_path):
+    program = (
+        "import pathlib, sys;"
+        "from train_loop.workdir import written_aside;"
+        "context = written_aside(pathlib.Path(sys.argv[1]));"
+        "context.__enter__().write_text('half');"
+        "print('half', flush=True);"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "file")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "half\n"
+        write_text(tmp_path / "other", "new")
+        # It lives: that is not a rest.
+        assert "half" in contents(tmp_path).values()
+        process.kill()
+        process.wait()
+    write_text(tmp_path / "other", "new")
+    assert contents(tmp_path) == {"other": "new"}
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """Returns names that the disk has been asked to keep, and renamed ones."""
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        path = pathlib.Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        events.append(("sync", path.name))
+        fsync(descriptor)
+
+    def noted_replace(source, target):
+        replace(source, target)
+        events.append(("rename", pathlib.Path(target).name))
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    return events
+
+
+needs_proc = pytest.mark.skipif(
+    not os.path.isdir("/proc/self/fd"), reason="tells what is synced"
+)
+
+
+@needs_proc
+def test_disk_has_all_of_a_file_before_its_name(tmp_path, synced):
+    write_text(tmp_path / "new/run/data.json", "{}")
+    assert synced == [
+        # The folders that are new, in those that they are in.
+        ("sync", "new"),
+        ("sync", tmp_path.name),
+        ("sync", "data.json"),
+        ("rename", "data.json"),
+        ("sync", "run"),
+    ]
+
+
+@needs_proc
+def test_disk_has_all_of_a_folder_before_its_name(tmp_path, synced):
+    with made_from(tmp_path / "cache", "origin") as unfinished:
+        (unfinished / "below").mkdir()
+        (unfinished / "below/images.bin").touch()
+    before, after = synced[:-2], synced[-2:]
+    names = ("origin.json", "images.bin", "below", "cache")
+    assert sorted(before) == sorted(("sync", name) for name in names)
+    assert before[-1] == ("sync", "cache")
+    assert after == [("rename", "cache"), ("sync", tmp_path.name)]
+
+
+@needs_proc
+def test_disk_has_every_line_of_json(tmp_path, synced):
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2):
+        append_json_line(path, {"step": step})
+    # A name is new once.
+    names = ["metrics.jsonl", tmp_path.name, "metrics.jsonl"]
+    assert synced == [("sync", name) for name in names]
+
+
+def test_line_behind_half_a_line_is_not_lost(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"step": 1}\n{"st')
+    append_json_line(path, {"step": 2})
+    append_json_line(path, {"step": 3})
+    assert [record["step"] for record in read_json_lines(path)] == [1, 2, 3]
+
+
+def test_only_a_newline_ends_a_line(tmp_path):
+    path = tmp_path / "flags.txt"
+    path.write_bytes("a\u2028\x85\x0b\x0c\x1cb\r\nc\n\nd".encode())
+    assert read_lines(path) == ["a\u2028\x85\x0b\x0c\x1cb", "c", "", "d"]
 
 
 def test_copy_knows_what_it_is_made_from(tmp_path):
@@ -246,6 +402,11 @@ def test_copy_knows_what_it_is_made_from(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make(origin, KeyboardInterrupt)
     assert not is_made_from(folder, origin)
+    make(origin)
+    assert is_made_from(folder, origin)
+    for torn in ("", "al", "all, and more"):
+        (folder / "images.bin").write_text(torn)
+        assert not is_made_from(folder, origin)
     make(origin)
     assert is_made_from(folder, origin)
     assert contents(folder).keys() == {"images.bin", "origin.json"}

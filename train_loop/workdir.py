@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
+import platform
 import shutil
 import tempfile
+import time
 
 import filelock
 
@@ -20,6 +23,9 @@ FORMATS = {
         "--augment_repeats, and the targets of --loss=sigmoid"
     ),
 }
+# How the folders begin that files are written in until they are complete.
+UNFINISHED = ".unfinished-"
+SECONDS_OF_OTHERS = 24 * 60 * 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +185,9 @@ class Workdir:
     @contextlib.contextmanager
     def locked(self):
         """Keeps a second process from training in the same folder."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        # The system takes it off in whatever way a process ends.
-        lock = filelock.FileLock(self.path / "in_use.lock", blocking=False)
+        _make_folder(self.path)
         try:
-            with lock:
+            with _in_use(self.path):
                 yield
         except filelock.Timeout as error:
             raise UserError(
@@ -218,6 +222,43 @@ def check_writable(flag, path):
 
 
 @contextlib.contextmanager
+def folder_aside(parent):
+    """Makes a folder that no other process writes to or removes.
+
+    Folders of killed processes are removed; those of other machines after a
+    day, because some shared disks lock for one machine only.
+
+    Args:
+      parent: the `pathlib.Path` of the folder that it is in.
+
+    Yields:
+      The path of the folder, which is removed at the end.
+    """
+    _make_folder(parent)
+    prefix = f"{UNFINISHED}{platform.node()}-"
+    for rest in parent.glob(f"{UNFINISHED}*"):
+        # A timeout is one of these.
+        with contextlib.suppress(OSError):
+            age = time.time() - rest.stat().st_mtime
+            if rest.name.startswith(prefix) or age > SECONDS_OF_OTHERS:
+                with _in_use(rest):
+                    shutil.rmtree(rest, ignore_errors=True)
+    # Before it is locked, another process may take the new one for a rest;
+    # and some disks know no locks.
+    for _ in range(3):
+        folder = pathlib.Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        lock = _in_use(folder)
+        with contextlib.suppress(OSError):
+            lock.acquire()
+            break
+    try:
+        yield folder
+    finally:
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def written_aside(path):
     """Lets a file or a folder appear under its name when it is complete.
 
@@ -226,25 +267,50 @@ def written_aside(path):
 
     Yields:
       The path to write to in the meantime. What stood under the name before
-      stays there if writing fails, whatever way the process ends; a folder is
-      missing for the moment between two renames.
+      stays there if writing fails, whatever way the process ends, a power cut
+      included; a folder is missing for the moment between two renames.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    replaced = path.with_name(f"{path.name}.old")
-    _remove(unfinished)
-    _remove(replaced)
-    try:
+    with folder_aside(path.parent) as aside:
+        unfinished = aside / path.name
         yield unfinished
-        if unfinished.is_dir() and path.exists():
+        put_in_place(unfinished, path)
+
+
+def put_in_place(unfinished, path):
+    """Gives a file or a folder its name, once the disk has all of it.
+
+    Args:
+      unfinished: what it is called so far, in a folder of `folder_aside`.
+      path: its name; what has it is replaced.
+    """
+    sync(unfinished)
+    while True:
+        if unfinished.is_dir():
             # To remove it may take long, and half of it shall not be found
             # under its name.
-            os.replace(path, replaced)
-        os.replace(unfinished, path)
-    finally:
-        _remove(unfinished)
-        _remove(replaced)
+            replaced = tempfile.mkdtemp(dir=unfinished.parent)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, pathlib.Path(replaced, path.name))
+        try:
+            os.replace(unfinished, path)
+            break
+        except OSError as error:
+            # Another process has written a folder of this name meanwhile.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    _sync_entries(path.parent)
+
+
+def sync(path):
+    """Returns when the disk has a file, or a folder with all that is in it."""
+    if path.is_dir():
+        for each in path.iterdir():
+            sync(each)
+        _sync_entries(path)
+    else:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def write_text(path, text):
@@ -264,15 +330,32 @@ def made_from(folder, origin):
     Yields:
       The folder to write to in the meantime.
     """
-    with written_aside(folder) as unfinished:
+    with folder_aside(folder.parent) as aside:
+        unfinished = aside / folder.name
         unfinished.mkdir()
         yield unfinished
-        write_text(unfinished / "origin.json", json.dumps(origin))
+        record = {"origin": origin, "bytes": _sizes(unfinished)}
+        (unfinished / "origin.json").write_text(json.dumps(record))
+        # Another process may have been faster, and may be reading its own.
+        if not is_made_from(folder, origin):
+            put_in_place(unfinished, folder)
 
 
 def is_made_from(folder, origin):
     """Tells whether a folder is there, complete, and made from `origin`."""
-    return read_json_lines(folder / "origin.json") == [origin]
+    records = read_json_lines(folder / "origin.json")
+    if not records:
+        return False
+    return records == [{"origin": origin, "bytes": _sizes(folder)}]
+
+
+def _sizes(folder):
+    """Returns {name: bytes} of the files in a folder of `made_from`."""
+    return {
+        path.name: path.stat().st_size
+        for path in folder.iterdir()
+        if path.name != "origin.json"
+    }
 
 
 def read_json(path, *keys):
@@ -286,7 +369,7 @@ def read_json(path, *keys):
       UserError: there is no such file, or it is damaged.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
         for key in keys:
             if not isinstance(value, dict) or key not in value:
                 raise ValueError(f"it has no {key}")
@@ -301,22 +384,58 @@ def read_json_lines(path):
     """Returns the complete records of a file that may be missing."""
     records = []
     with contextlib.suppress(FileNotFoundError):
-        # What is no text is no record.
-        text = pathlib.Path(path).read_text(errors="replace")
-        for line in text.splitlines():
+        for line in read_lines(path):
             with contextlib.suppress(json.JSONDecodeError):
                 records.append(json.loads(line))
     return records
 
 
 def append_json_line(path, record):
-    """Appends a record to a file of `read_json_lines`."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Appends a record to a file of `read_json_lines`, and to the disk."""
+    with path.open("ab+") as file:
+        begin = file.tell()
+        if begin:
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                # Half of a line stays one line.
+                file.write(b"\n")
+        file.write(json.dumps(record).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if not begin:
+        _sync_entries(path.parent)
 
 
-def _remove(path):
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def read_lines(path):
+    """Returns the lines of a text file, without what ends them.
+
+    That is a newline, and nothing else that `str.splitlines` takes for the end
+    of a line. What is no UTF-8 is replaced.
+    """
+    text = pathlib.Path(path).read_bytes().decode(errors="replace")
+    *lines, rest = text.split("\n")
+    return [line.removesuffix("\r") for line in [*lines, *[rest] * bool(rest)]]
+
+
+def _in_use(folder):
+    """Returns the lock of a folder, which the end of a process takes off."""
+    return filelock.FileLock(folder / "in_use.lock", blocking=False)
+
+
+def _make_folder(path):
+    """Makes a folder and those above it, and lets the disk know of them."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        _sync_entries(each.parent)
+
+
+def _sync_entries(folder):
+    """Returns when the disk has the names of what is in a folder."""
+    # Not all systems can open one, and not all disks can be asked to.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

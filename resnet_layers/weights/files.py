@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import re
+import tempfile
 import warnings
 import zipfile
 
@@ -15,6 +16,7 @@ import tensorflow as tf
 from resnet_layers.weights.errors import one_line
 from resnet_layers.weights.hdf5 import KERAS_READERS, find_keras_dialect
 from resnet_layers.weights.names import WeightsError
+from resnet_layers.weights.runs import readable_prefix
 from resnet_layers.weights.tensors import Stored
 
 # What a folder of the Hugging Face hub keeps its weights in.
@@ -159,7 +161,7 @@ def _open_checkpoints(parts, model, path, opened):
     prefixes = find_checkpoints(path)
     for prefix in prefixes:
         try:
-            tensors = _open_checkpoint(prefix, parts)
+            tensors = _open_checkpoint(prefix, parts, opened)
             for tensor in tensors.values():
                 tensor.read()
             return tensors
@@ -175,14 +177,16 @@ def _open_checkpoints(parts, model, path, opened):
     raise OSError(reason)
 
 
-def _open_checkpoint(prefix, parts):
+def _open_checkpoint(prefix, parts, opened):
     """Returns {path below the model: `Stored`}, of the last part that has it.
 
     Args:
       prefix: of a checkpoint.
       parts: of it, such as "model" and "average".
+      opened: see `open_tensors`.
     """
-    reader = tf.train.load_checkpoint(str(prefix))
+    readable = opened.enter_context(readable_prefix(prefix))
+    reader = tf.train.load_checkpoint(readable)
     shapes = reader.get_variable_to_shape_map()
     types = reader.get_variable_to_dtype_map()
     return {
@@ -267,14 +271,16 @@ def write_safetensors(path, tensors, metadata=None):
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    # Beside and then renamed, so that a failure never leaves half of it.
-    unfinished = pathlib.Path(f"{path}.tmp")
-    try:
+    # Beside, in a folder that no other process knows, and then renamed, so
+    # that a failure never leaves half of it.
+    path = pathlib.Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        unfinished = pathlib.Path(folder, path.name)
         with unfinished.open("wb") as file:
             file.write(len(text).to_bytes(8, "little"))
             file.write(text)
             for _, tensor in sorted(tensors.items()):
                 file.write(tensor.read().tobytes())
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -1,4 +1,35 @@
-"""The settings of a run, which stand beside its checkpoints."""
+"""The checkpoints of a run, and its settings, which stand beside them."""
+
+import contextlib
+import pathlib
+import tempfile
+
+# TensorFlow takes the name of a checkpoint for a pattern. A bracket or a
+# backslash in it does not match itself.
+PATTERN_LETTERS = frozenset("*?[]\\")
+
+
+@contextlib.contextmanager
+def readable_prefix(prefix):
+    """Yields a prefix by which TensorFlow finds a checkpoint.
+
+    Args:
+      prefix: of the checkpoint.
+
+    Yields:
+      A string; where TensorFlow would take the prefix for a pattern, that of
+      links in a temporary folder.
+    """
+    if PATTERN_LETTERS.isdisjoint(str(prefix)):
+        yield str(prefix)
+        return
+    prefix = pathlib.Path(prefix).absolute()
+    with tempfile.TemporaryDirectory() as folder:
+        for path in prefix.parent.iterdir():
+            if path.name.startswith(f"{prefix.name}."):
+                name = path.name.replace(prefix.name, "ckpt", 1)
+                pathlib.Path(folder, name).symlink_to(path)
+        yield f"{folder}/ckpt"
 
 
 def settings_beside(path):
@@ -12,8 +43,9 @@ def settings_beside(path):
         flags = folder / "flags.txt"
         if flags.is_file():
             # Damaged, it tells what it can.
-            text = flags.read_text(encoding="utf-8", errors="replace")
-            lines = text.splitlines()
+            text = flags.read_bytes().decode(errors="replace")
+            # Other ends of lines may be in the names of files.
+            lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
             pairs = (line.removeprefix("--").partition("=") for line in lines)
             return {name: text for name, _, text in pairs}
     return {}

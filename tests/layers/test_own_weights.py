@@ -250,6 +250,37 @@ def test_newest_checkpoint_of_a_run_is_read(place, tmp_path):
     assert_same_weights(model, older)
 
 
+@pytest.mark.parametrize("folder", ["br[1]ack", "back\\slash", "a*b"])
+def test_names_that_are_patterns_are_read(folder, tmp_path):
+    """TensorFlow takes the prefix of a checkpoint for a pattern."""
+    net, model = small(1), small(2)
+    save_run(net, tmp_path / folder, step=2)
+    found = find_weights(str(tmp_path / folder))
+    load_weights(model, found.path)
+    assert_same_weights(model, net)
+    for path in (tmp_path / folder / "checkpoints").iterdir():
+        path.rename(path.with_name(path.name.replace("ckpt-2", "best[2]")))
+    # One whose name begins alike is another one.
+    save_run(small(3), tmp_path / folder, step=2)
+    model = small(2)
+    load_weights(model, tmp_path / folder / "checkpoints/best[2]")
+    assert_same_weights(model, net)
+
+
+def test_safetensors_are_not_written_through_a_planted_link(tmp_path):
+    path, mine = tmp_path / "net.safetensors", tmp_path / "mine"
+    mine.write_text("mine")
+    path.with_name(f"{path.name}.tmp").symlink_to(mine)
+    save_safetensors(small(1), path)
+    assert mine.read_text() == "mine"
+    model = small(2)
+    load_weights(model, path)
+    assert_same_weights(model, small(1))
+    assert {each.name for each in tmp_path.iterdir()} == {
+        *("net.safetensors", "net.safetensors.tmp", "mine")
+    }
+
+
 def empty(path):
     path.write_bytes(b"")
 

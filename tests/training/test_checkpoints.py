@@ -1,6 +1,8 @@
 """What survives a restart, and a broken file."""
 
+import os
 import pathlib
+import platform
 
 import numpy as np
 import pytest
@@ -183,15 +185,98 @@ def test_last_checkpoint_can_be_taken_back(tmp_path):
 def test_rests_of_killed_writes_are_removed(tmp_path):
     save_three(tmp_path)
     (tmp_path / "checkpoint").unlink()
-    rest = tmp_path / "ckpt-40_temp"
+    rest = tmp_path / f".unfinished-{platform.node()}-killed"
     rest.mkdir()
-    (rest / "part-00000-of-00001.index").touch()
+    (rest / "ckpt-40.index").touch()
+    # Without its index, it is no checkpoint.
+    (tmp_path / "ckpt-40.data-00000-of-00001").touch()
     checkpoints = Checkpoints(tmp_path, *make_parts(), keep=2)
     assert checkpoints.restore() == 30
-    assert not rest.exists()
     checkpoints.save(40)
     checkpoints.remove_old()
     assert [step for step, _ in checkpoints.list()] == [40, 30]
+    assert not rest.exists()
+    assert Checkpoints(tmp_path, *make_parts()).restore() == 40
+
+
+def test_opening_a_run_leaves_another_process_its_checkpoint(
+    tmp_path, monkeypatch
+):
+    save_three(tmp_path)
+    checkpoints = Checkpoints(tmp_path, *make_parts())
+    write = checkpoints._checkpoint._write
+
+    def opened_meanwhile(prefix, options=None):
+        # TensorFlow itself writes here first.
+        temporary = pathlib.Path(f"{prefix}_temp")
+        temporary.mkdir()
+        assert Checkpoints(tmp_path, *make_parts()).restore() == 30
+        assert temporary.exists()
+        return write(prefix, options)
+
+    monkeypatch.setattr(checkpoints._checkpoint, "_write", opened_meanwhile)
+    checkpoints.save(40)
+    assert Checkpoints(tmp_path, *make_parts()).restore() == 40
+
+
+def test_disk_has_a_checkpoint_before_it_is_there(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, *make_parts())
+    kept, renamed, fsync = set(), [], os.fsync
+
+    def noted_fsync(descriptor):
+        kept.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def replace(source, target):
+        renamed.append(pathlib.Path(target).suffix)
+        assert pathlib.Path(source).stat().st_ino in kept
+        # The names before it too.
+        assert not renamed[1:] or tmp_path.stat().st_ino in kept
+        os.rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", noted_fsync)
+        patch.setattr(os, "replace", replace)
+        checkpoints.save(10)
+    # What makes it a checkpoint comes last.
+    assert renamed == [".data-00000-of-00001", ".index"]
+    assert checkpoints.restore() == 10
+
+
+# What TensorFlow takes for a pattern, and other names that are unusual.
+ODD_NAMES = [
+    *("br[1]ack", "a*b", "a?b", "a\\b", "[", "{a,b}", "#a", "a%20b", "a&b;c"),
+    *("a'b\"c", "a b", "a\nb", "é", "e\u0301", "日本", "-a", "$HOME", "a,b=c"),
+]
+
+
+def test_odd_names_of_folders_make_no_difference(tmp_path):
+    # A checkpoint whose name begins alike, and folders that patterns match.
+    parts = make_parts(ListModel)
+    for name in ("br1ack", "axb", "abc"):
+        Checkpoints(tmp_path / name, *parts).save(1)
+    for step, name in enumerate(ODD_NAMES, start=1):
+        fill(parts, step)
+        checkpoints = Checkpoints(tmp_path / name, *parts, warn=pytest.fail)
+        checkpoints.save(step)
+        checkpoints.save(step * 10)
+        assert checkpoints.discard() == step
+        fill(parts, 0)
+        assert checkpoints.restore() == step
+        assert all(np.all(value == step) for value in values(parts))
+
+
+def test_damaged_local_state_is_skipped(tmp_path):
+    warnings, alone = [], Workers(tf.distribute.get_strategy())
+    checkpoints = Checkpoints(tmp_path, *make_parts(), warn=warnings.append)
+    checkpoints.save_local_state(10, {"mean": np.ones(9)}, alone)
+    [path] = tmp_path.iterdir()
+    content = path.read_bytes()
+    for damaged in (b"", content[:90], b"?" + content[1:]):
+        path.write_bytes(damaged)
+        assert checkpoints.local_state(10, alone) is None
+    assert len(warnings) == 3
+    assert all("not bitwise" in warning for warning in warnings)
 
 
 def test_replicas_start_from_the_same_statistics(tmp_path, two_replicas):

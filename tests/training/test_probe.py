@@ -1,6 +1,5 @@
 """Embeddings of a split, against the model asked for each image."""
 
-import json
 import os
 import signal
 
@@ -13,6 +12,7 @@ from train_loop.progress import passing_bar
 from train_loop.stopping import StoppedError, noting_signals
 from train_loop.training.probe import backbone_hash, write_embeddings
 from train_loop.training.workers import Workers
+from train_loop.workdir import is_made_from
 
 IMAGES = np.random.default_rng(0).normal(size=(8, 2)).astype("float32")
 LABELS = np.arange(8)
@@ -53,7 +53,7 @@ def test_every_image_is_embedded_once_in_order(
     embeddings, labels = read(folder)
     np.testing.assert_array_equal(embeddings, embed(IMAGES[:5]))
     np.testing.assert_array_equal(labels, LABELS[:5])
-    assert json.loads((folder / "origin.json").read_text()) == ORIGIN
+    assert is_made_from(folder, ORIGIN)
 
 
 class TwoWorkers(Workers):

@@ -105,10 +105,14 @@ def measure(folder, files, pictures):
         np.save(exchange / "images.npy", pictures.images)
         request = json.dumps(serving_request(pictures.files))
         (exchange / "files.json").write_text(request)
+        # TensorFlow takes the path of a SavedModel for a pattern: brackets in
+        # it would match something else.
+        link = exchange / "files"
+        link.symlink_to(folder.absolute())
         found = []
         while len(found) < len(files):
             # A file that cannot be run ends the process: another one goes on.
-            found += _run(exchange, folder, files[len(found) :], pictures)
+            found += _run(exchange, link, files[len(found) :], pictures)
         return found
 
 

@@ -8,14 +8,15 @@ follow from the step.
 import contextlib
 import pathlib
 import re
-import shutil
+import zipfile
 
 import numpy as np
 import tensorflow as tf
 
+from resnet_layers.weights.runs import readable_prefix
 from train_loop.errors import UserError
 from train_loop.training.variables import path_below
-from train_loop.workdir import written_aside
+from train_loop.workdir import folder_aside, put_in_place, written_aside
 
 
 class Checkpoints:
@@ -44,19 +45,24 @@ class Checkpoints:
             **(memory or {}),
         )
         self._seen = self.list()[:1]
-        # It would forget what an earlier process wrote, and knows nothing of
-        # checkpoints that are spared: old ones are removed here.
-        self._manager = tf.train.CheckpointManager(
-            self._checkpoint, str(directory), max_to_keep=None
-        )
 
     def save(self, step):
         """Writes the checkpoint of a step.
 
-        TensorFlow writes beside the final name and renames at the end, so
-        that a kill in between leaves the earlier checkpoints as they were.
+        It appears when the disk has all of it: a kill or a power cut leaves
+        the earlier ones as they were.
         """
-        self._manager.save(checkpoint_number=step)
+        # tf.train.CheckpointManager would forget what an earlier process
+        # wrote, syncs nothing, and gives the index its name at once.
+        self._checkpoint.save_counter.assign_add(1)
+        with folder_aside(self.directory) as aside:
+            self._checkpoint.write(str(aside / f"ckpt-{step}"))
+            index = f"ckpt-{step}.index"
+            # It is what makes a checkpoint be there.
+            (self.directory / index).unlink(missing_ok=True)
+            for path in aside.glob("ckpt-*.data-*"):
+                put_in_place(path, self.directory / path.name)
+            put_in_place(aside / index, self.directory / index)
         self._seen = self.list()[:1]
         self._tell_others()
 
@@ -97,8 +103,15 @@ class Checkpoints:
         path = self._local_path(step, workers)
         if not path.is_file():
             return None
-        with np.load(path) as arrays:
-            return dict(arrays)
+        try:
+            with np.load(path) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            self.warn(
+                f"warning: skipping the damaged {path} ({error}): the run "
+                "resumes from its checkpoint, but not bitwise identically"
+            )
+            return None
 
     def discard(self):
         """Removes the newest checkpoint; returns the step of the one before.
@@ -120,13 +133,11 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, and none of them can be read.
         """
-        for unfinished in self.directory.glob("ckpt-*_temp"):
-            # Another worker may be at it.
-            shutil.rmtree(unfinished, ignore_errors=True)
         prefixes = self.list()
         for step, prefix in prefixes:
             try:
-                self._checkpoint.restore(prefix).assert_consumed()
+                with readable_prefix(prefix) as readable:
+                    self._checkpoint.restore(readable).assert_consumed()
                 return step
             except (
                 tf.errors.OpError,
@@ -180,6 +191,8 @@ class Checkpoints:
             )
 
     def _remove(self, prefix):
+        # First: without it, what is left is no checkpoint.
+        pathlib.Path(f"{prefix}.index").unlink()
         for path in self.directory.glob(f"{pathlib.Path(prefix).name}.*"):
             path.unlink()
 

@@ -10,7 +10,7 @@ import math
 import tqdm
 
 from train_loop.console import printable
-from train_loop.workdir import read_json_lines, write_text
+from train_loop.workdir import append_json_line, read_json_lines, write_text
 
 
 class ConsoleReport:
@@ -51,14 +51,14 @@ class JsonLinesReport:
             if record["step"] <= start
         ]
         write_text(path, "".join(kept))
-        self._file = path.open("a", buffering=1)  # noqa: SIM115
+        self.path = path
 
     def __call__(self, step, split, metrics):
         record = {"step": step, "split": split, **metrics}
-        self._file.write(json.dumps(record) + "\n")
+        append_json_line(self.path, record)
 
     def close(self):
-        self._file.close()
+        """Has nothing to close, unlike other reports."""
 
 
 def format_metric(name, value):
