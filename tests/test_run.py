@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import PIL.Image
@@ -18,7 +19,7 @@ from samples import (
 
 from resnet_layers import VARIANTS, ResNet, load_weights, save_safetensors
 from train_loop import Run, Settings, UserError, load_classifier
-from train_loop.run import find_checkpoint
+from train_loop.run import find_checkpoint, new_workdir
 from train_loop.training import probe
 from train_loop.training.losses import sigmoid_cross_entropy
 from train_loop.training.optimizers import LARS
@@ -267,6 +268,25 @@ def test_run_goes_on_where_its_images_were_moved(tmp_path):
         Run.open(tmp_path / "run", dataset=tmp_path / "others")
     for record in (tmp_path / "run/data.json", tmp_path / "alone/data.json"):
         assert json.loads(record.read_text()) == alone.data.contents
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ("/data/photos [v2]", "photos-v2"),
+        ("--x=y", "x-y"),
+        ("a'b;c$(d)\n", "a-b-c-d"),
+        ("été/日本.csv", "日本"),
+        ("eurosat/rgb", "rgb"),
+        ("cifar10:3.0.2", "cifar10-3.0"),
+        ("[*]", "images"),
+        ("x" * 250, "x" * 50),
+    ],
+)
+def test_name_of_a_new_run_means_nothing_to_a_shell(dataset, name):
+    assert re.fullmatch(
+        rf"runs/{name}-\d{{8}}-\d{{6}}-\d{{6}}", new_workdir(dataset)
+    )
 
 
 @pytest.mark.slow

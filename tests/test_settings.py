@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from resnet_layers import NORMALIZATIONS, Normalization
+from resnet_layers.weights.runs import settings_beside
 from train_loop import Settings, UserError
 from train_loop.data.transforms import Operation
 from train_loop.defaults import DEFAULTS, MODE_DEFAULTS
@@ -63,6 +64,8 @@ def test_nobody_writes_to_settings():
         ({"cache": "ram"}, "auto, none, memory, disk"),
         ({"augment": "flop"}, "did you mean flip"),
         ({"workdir": "two\nlines"}, "two lines"),
+        ({"dataset": "two\rlines"}, "two lines"),
+        ({"dataset": "caf\udce9"}, r"--dataset=caf\\xe9: must be UTF-8"),
         ({"normalization": "imagnet"}, "did you mean imagenet"),
         ({"normalization": "1:2:3"}, "M:M:M:S:S:S"),
         ({"normalization": "1:2:3:0:1:1"}, "M:M:M:S:S:S"),
@@ -112,6 +115,21 @@ def test_file_is_a_flagfile(tmp_path):
         "--seed=3",
         "--deterministic=True",
     ]
+
+
+ENDS_OF_LINES = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
+
+
+def test_letters_that_end_lines_elsewhere_stay_in_a_value(tmp_path):
+    path = tmp_path / "flags.txt"
+    dataset = "".join(f"a{end}--seed=5" for end in ENDS_OF_LINES)
+    Settings(seed=3, dataset=dataset).write(path)
+    assert Settings.read(path) == Settings(seed=3, dataset=dataset)
+    assert settings_beside(tmp_path) == {"seed": "3", "dataset": dataset}
+    # An editor of Windows has saved it.
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert Settings.read(path) == Settings(seed=3, dataset=dataset)
+    assert settings_beside(tmp_path) == {"seed": "3", "dataset": dataset}
 
 
 def test_missing_file_says_nothing(tmp_path):

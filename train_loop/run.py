@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import json
 import pathlib
+import re
 
 import tensorflow as tf
 import tqdm
@@ -720,5 +721,6 @@ def _existing(folder):
 def new_workdir(dataset):
     """Returns the path of a new run's folder, named after the data set."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    name = pathlib.Path(dataset).stem.replace(":", "-") or "images"
-    return f"runs/{name}-{now}"
+    # What means something to shells or TensorFlow, such as brackets, stays out.
+    name = re.sub(r"[^\w.]+", "-", pathlib.Path(dataset).stem)[:50].strip("-.")
+    return f"runs/{name or 'images'}-{now}"

@@ -13,7 +13,7 @@ from train_loop.bounds import Bounds
 from train_loop.choices import Names
 from train_loop.errors import UserError, check_choice
 from train_loop.prediction.formats import ANSWER_FORMATS
-from train_loop.workdir import write_text
+from train_loop.workdir import read_lines, write_text
 
 if TYPE_CHECKING:
     from resnet_layers import Normalization
@@ -728,8 +728,11 @@ class Settings:
         if not path.is_file():
             return cls()
         # What is no text is no flag.
-        lines = path.read_text("utf-8", errors="replace").splitlines()
-        flags = [re.fullmatch("--([a-z_0-9]+)=(.*)", line) for line in lines]
+        lines = read_lines(path)
+        flags = [
+            re.fullmatch("--([a-z_0-9]+)=(.*)", line, re.DOTALL)
+            for line in lines
+        ]
         if None in flags or not flags:
             fault = "it is empty"
             if flags:
@@ -804,7 +807,15 @@ def _convert(field, value):
 
 def _to_str(flag, value):
     text = os.fspath(value)
-    if "\n" in text:
+    # TensorFlow takes no other names. Images are read without it.
+    if not text.isascii() and flag != "--images":
+        shown = os.fsencode(text).decode(errors="backslashreplace")
+        if shown != text:
+            raise UserError(
+                f"{flag}={shown}: must be UTF-8. Rename the file or folder."
+            )
+    # What else ends a line elsewhere is a letter in `flags.txt`.
+    if "\n" in text or "\r" in text:
         raise UserError(f"{flag}={text!r} has two lines; it takes one")
     return text
 

@@ -98,3 +98,20 @@ def test_longest_names_that_exist_win(tmp_path):
     assert split_names("a,c,b,c") == ["a", "c", "b,c"]
     (tmp_path / "a,b,c").touch()
     assert split_names("a,b,c,b,c") == ["a,b,c", "b,c"]
+
+
+@pytest.mark.parametrize("name", ["a[1]", "[b]", "what?", "*"])
+def test_folder_that_is_there_is_no_pattern(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (name, "a1", "b", "whatx"):
+        for below in ("cat", "c[at]"):
+            path = tmp_path / folder / below / "x.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    for folder in (name, tmp_path / name):
+        expected = [f"{folder}/c[at]/x.png", f"{folder}/cat/x.png"]
+        assert find_pictures(f"{folder}/*/*.png", ()) == expected
+        assert find_pictures(f"{folder}/*/", ()) == expected
+        assert find_pictures(f"{folder}/c[at]/*.png", ()) == expected[:1]
+    # Another one is.
+    assert find_pictures("[a]1/cat/*", ()) == ["a1/cat/x.png"]

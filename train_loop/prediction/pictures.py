@@ -61,14 +61,24 @@ def split_names(text):
 
 def _matches(name):
     path = os.path.expanduser(name)
-    return os.path.exists(path) or any(glob.iglob(path, recursive=True))
+    return os.path.exists(path) or any(_glob(path))
+
+
+def _glob(path):
+    """Yields what matches; a folder that is there is no pattern."""
+    folder, names = path, []
+    while glob.has_magic(folder) and not os.path.exists(folder):
+        folder, name = os.path.split(folder)
+        names.insert(0, name)
+    pattern = os.path.join(glob.escape(folder), *names)
+    return glob.iglob(pattern, recursive=True)
 
 
 def _of_name(name):
     path = os.path.expanduser(name)
     if os.path.exists(path) or not glob.has_magic(path):
         return _of_path(path)
-    matches = sorted(glob.glob(path, recursive=True))
+    matches = sorted(_glob(path))
     # A folder's own files match `**` as well.
     files = [match for match in matches if os.path.isfile(match)]
     if files:
