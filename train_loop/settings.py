@@ -95,8 +95,9 @@ class Settings:
         "One of: {DATASETS}. Or any image-classification set of "
         "TFDS; or a folder with train/CLASS/IMAGE and test/CLASS/IMAGE, in any "
         "capitals, or CLASS/IMAGE; or an .h5 file with train_set_x, "
-        "train_set_y and list_classes; or a .csv file with the columns image "
-        "(paths relative to it) and label.",
+        "train_set_y and list_classes; or a .csv or .tsv file with the columns "
+        "image (or path, filename, ...; relative to it), label (or class, "
+        "...), and split, if wanted.",
         "digits",
         fixed=True,
         group="data",

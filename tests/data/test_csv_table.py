@@ -82,9 +82,21 @@ def test_image_of_a_table_that_is_not_there_is_refused_by_name(root):
     [
         ("image,cat,dog\na.jpg,0,1\n", "has the columns image, cat, dog; it"),
         ("image,label,label\na.jpg,x,y\n", "has the columns image, label, l"),
-        ("image;label\na.jpg;x\n", "has the columns image;label; it takes"),
+        ("image|label\na.jpg|x\n", r"has the columns image\|label; it takes"),
+        ("path,file,label\na,b,x\n", "has the columns path, file, label; it"),
+        ("image,label,split,split\n", "has the columns image, label, split"),
+        ("image,label,split\na.jpg,x,dev\n", "line 2 of .* has the split dev"),
+        ("image,label,split\na.jpg,x,\n", "has the split of no name; it takes"),
         ("", "has the columns of no table; it takes image and label"),
+        ("\n\n", "has the columns of no table; it takes image and label"),
         ("image,label\na.jpg,x\na.jpg,y\n", "line 3 of .* has a.jpg again"),
+        ("image,label\na,x\n./a,y\n", "line 3 .* has ./a again, which line 2"),
+        ("image,label\nb/a,x\n\nb/../b//a,x\n", "line 4 .* again, which lin"),
+        ("image,label\nlink/a,x\nphotos/a,x\n", "line 3 .* again, which lin"),
+        ("image,label\n\n\n\na.jpg,\n", "line 5 of .* is no image with a"),
+        ("\n\nimage,label\na,x\n\na,y\n", "line 6 .* again, which line 4"),
+        ('image,label\n"a\nb",x\nc\n', "line 4 of .* is no image with a"),
+        ("image,label\na\0,x\n", "line 2 of .* is no image with a label"),
         ("image,label\na.jpg\n", "line 2 of .* is no image with a label"),
         ("image,label\na.jpg,\n", "line 2 of .* is no image with a label"),
         ("image,label\na.jpg,x,y\n", "line 2 of .* is no image with a label"),
@@ -94,9 +106,68 @@ def test_image_of_a_table_that_is_not_there_is_refused_by_name(root):
     ],
 )
 def test_tables_of_another_kind_are_one_clear_line(root, text, expected):
+    (root / "link").symlink_to("photos")
     with pytest.raises(UserError, match=expected) as error:
         open_stored(write_table(root, text))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'image;label\nphotos/1/0.jpeg;"a, b"\nphotos/2/1.jpeg;c\n',
+        "image\tlabel\nphotos/1/0.jpeg\ta, b\nphotos/2/1.jpeg\tc\n",
+        'Image,Label\nphotos/1/0.jpeg,"a, b"\nphotos/2/1.jpeg,c\n',
+        'filename,class\nphotos/1/0.jpeg,"a, b"\nphotos/2/1.jpeg,c\n',
+        'path,label\nphotos/1/0.jpeg,"a, b"\nphotos/2/1.jpeg,c\n',
+        'Class Name;File-Path\n"a, b";photos/1/0.jpeg\nc;photos/2/1.jpeg\n',
+        # As pandas writes its index, and what it reads of that again.
+        ',image,label\n0,photos/1/0.jpeg,"a, b"\n1,photos/2/1.jpeg,c\n',
+        "Unnamed: 0;image;label\n0;photos/1/0.jpeg;a, b\n1;photos/2/1.jpeg;c\n",
+    ],
+)
+def test_tables_of_other_programs_are_read(root, text):
+    for newline in ("\n", "\r\n"):
+        (root / "labels.csv").write_text(text, newline=newline)
+        stored = open_stored(str(root / "labels.csv"))
+        assert stored.class_names == ("a, b", "c")
+        expected = [
+            ((root / "photos/1/0.jpeg").read_bytes(), 0),
+            ((root / "photos/2/1.jpeg").read_bytes(), 1),
+        ]
+        assert sorted(read_all(stored.splits["train"])) == sorted(expected)
+    (root / "labels.csv").rename(root / "labels.tsv")
+    assert open_stored(str(root / "labels.tsv")).class_names == ("a, b", "c")
+
+
+def test_column_may_tell_the_splits(root):
+    splits = ["train", "Training", "val", "TEST", "test"]
+    rows = [f"photos/1/{n}.jpeg,x,{s}\n" for n, s in enumerate(splits)]
+    table = write_table(root, "image,label,Split\n" + "".join(rows))
+    counts = {
+        name: split.num_examples
+        for name, split in open_stored(table).splits.items()
+    }
+    assert counts == {"train": 2, "val": 1, "test": 2}
+
+
+def test_letters_that_end_lines_elsewhere_stay_in_a_label(root):
+    labels = [f"a{end}b" for end in "\u2028\x85\x0b\x0c\x1c"]
+    rows = [f"photos/1/{n}.jpeg,{name}\n" for n, name in enumerate(labels)]
+    table = write_table(root, "image,label\n" + "".join(rows))
+    assert open_stored(table).class_names == tuple(sorted(labels))
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [("x.npz", "Convert"), ("x.zip", "Unpack"), ("x", "Conv")]
+)
+def test_file_of_another_kind_is_there(root, name, way):
+    (root / name).touch()
+    with pytest.raises(UserError, match=rf"{name}: must be a .*\. {way}"):
+        open_stored(str(root / name))
+    (root / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is not there"):
+        open_stored(str(root / name))
 
 
 def test_table_that_is_no_text_is_one_clear_line(root):

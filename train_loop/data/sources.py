@@ -30,6 +30,8 @@ FILES = {
     **dict.fromkeys(HDF5_SUFFIXES, open_hdf5),
     **dict.fromkeys(CSV_SUFFIXES, open_csv),
 }
+# Of files that hold images in folders, perhaps.
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
 def open_stored(name, data_dir=None, manual_dir=None):
@@ -62,7 +64,14 @@ def open_stored(name, data_dir=None, manual_dir=None):
     suffix = path.suffix.lower()
     if suffix in FILES and path.is_file():
         return FILES[suffix](path)
-    if suffix in FILES or name.startswith((".", "~", os.sep)):
+    is_path = suffix in FILES or name.startswith((".", "~", os.sep))
+    if is_path and path.exists():
+        way = "Unpack it first." if suffix in ARCHIVES else "Convert it first."
+        raise UserError(
+            f"--dataset={name}: must be a folder of images or a file "
+            f"({', '.join(FILES)}). {way}"
+        )
+    if is_path:
         raise UserError(
             f"--dataset={name} is not there, neither a folder of images nor a "
             f"file ({', '.join(FILES)}); if it was moved, name its new place "
@@ -80,6 +89,6 @@ def _unknown(name):
         f"--dataset={name} is neither a folder nor known to TFDS"
         f"{nearest(name, known)} It takes: {', '.join(DATASETS)}, an "
         "image-classification set of TFDS, a folder with a folder of images "
-        "per class, an .h5 file, or a .csv file with the columns image and "
-        "label"
+        "per class, an .h5 file, or a .csv or .tsv file with the columns image "
+        "and label"
     )
