@@ -3,7 +3,7 @@
 import numpy as np
 
 from train_loop.evaluation import page
-from train_loop.evaluation.confusion import confusion_matrix, mistakes
+from train_loop.evaluation.confusion import mistakes, mostly_taken_for
 
 # How many mistakes there are in the whole table, and of a class, at most.
 MISTAKES, MISTAKES_OF_A_CLASS = 1000, 4
@@ -51,14 +51,11 @@ def _shares(title, shares):
 
 def _taken_for(predictions):
     """Returns the column of what each class is most often mistaken for."""
-    wrong = confusion_matrix(predictions)
-    np.fill_diagonal(wrong, 0)
-    cells = []
-    for row in wrong:
-        most = int(row.argmax())
-        taken = page.name(predictions.class_names[most])
-        cells.append(f"{taken} ({row[most]})" if row[most] else "")
-    return page.Column("mostly taken for", cells, wrong.max(1))
+    cells, (taken, images) = [], mostly_taken_for(predictions)
+    for most, count in zip(taken, images, strict=True):
+        name = page.name(predictions.class_names[most])
+        cells.append(f"{name} ({count})" if count else "")
+    return page.Column("mostly taken for", cells, images)
 
 
 def _surest_hits(predictions):

@@ -5,7 +5,11 @@ import math
 import numpy as np
 
 from train_loop.evaluation.charts.look import SHADES, WIDTH, label, new_figure
-from train_loop.evaluation.confusion import confused_pairs, confusion_matrix
+from train_loop.evaluation.confusion import (
+    binned_matrix,
+    confused_pairs,
+    confusion_matrix,
+)
 
 # Letters of a class's name.
 LETTERS = 20
@@ -55,13 +59,9 @@ def _draw_overview(findings):
 
 
 def _draw_structure(axis, findings):
-    matrix = confusion_matrix(findings.predictions)
-    classes = len(matrix)
+    classes = findings.predictions.num_classes
     step = math.ceil(classes / OVERVIEW_CELLS)
-    begins = np.arange(0, classes, step)
-    binned = np.add.reduceat(
-        np.add.reduceat(matrix, begins, axis=0), begins, axis=1
-    )
+    binned = binned_matrix(findings.predictions, step)
     # A single mistake among thousands of images shall be seen beside the
     # diagonal.
     shades = 0.3 + 0.7 * np.log1p(binned) / np.log1p(binned.max())
@@ -81,8 +81,7 @@ def _draw_structure(axis, findings):
 
 def _draw_named(axis, findings, classes):
     """Draws the rows and columns of some classes."""
-    matrix = confusion_matrix(findings.predictions)
-    matrix = matrix[np.ix_(classes, classes)]
+    matrix = confusion_matrix(findings.predictions, classes)
     shares = matrix / np.maximum(findings.examples[classes], 1)[:, None]
     axis.imshow(shares, cmap=SHADES, vmin=0, vmax=1, aspect="equal")
     size = _letter_size(len(classes))
