@@ -17,9 +17,13 @@ from train_loop.assembly import (
 from train_loop.classifier import Classifier
 from train_loop.data import check, imagenet, sources
 from train_loop.data.split import Split
-from train_loop.data.stored import choose_evaluation, choose_splits
+from train_loop.data.stored import (
+    choose_evaluation,
+    choose_splits,
+    repeated_names,
+)
 from train_loop.defaults import DEFAULTS, MODE_DEFAULTS
-from train_loop.errors import UserError
+from train_loop.errors import UserError, first_few
 from train_loop.evaluation.views import VIEWS
 from train_loop.prediction.splits import predict_split
 from train_loop.pretrained import is_weights
@@ -138,7 +142,7 @@ class Measurement:
             split = split.without(broken)
         else:
             check_usable(stored.refused)
-        return Examples(split, *_match(stored.class_names, class_names))
+        return Examples(split, *match_classes(stored, class_names))
 
     @functools.cached_property
     def _stored(self):
@@ -180,24 +184,43 @@ class Measurement:
         )
 
 
-def _match(theirs, ours):
-    """Returns the numbers of their classes among ours, and a note on it."""
-    theirs, ours = imagenet.in_words(theirs), list(ours)
-    unknown = [name for name in theirs if name not in ours]
+def match_classes(stored, ours):
+    """Returns the numbers of a data set's classes among ours, and a note.
+
+    Args:
+      stored: a `Stored`.
+      ours: names of the classes of a model.
+
+    Raises:
+      UserError: one of them is unknown, or several have its name.
+    """
+    theirs, ours = imagenet.in_words(stored.class_names), list(ours)
+    if theirs == ours:
+        return np.arange(len(ours)), ""
+    number_of = {name: number for number, name in enumerate(ours)}
+    unknown = [name for name in theirs if name not in number_of]
     if unknown:
         few = ", ".join(ours[:5]) + (", ..." if len(ours) > 5 else "")
         raise UserError(
             f"the model knows no class {unknown[0]!r} ({len(unknown)} of "
             f"{len(theirs)} classes of the data set are unknown); it knows "
             f"{few}. Classes are matched by name"
+            f"{stored.hint and f'. {stored.hint}'}"
         )
-    note = ""
-    if theirs != ours:
-        which = "in another order"
-        if len(theirs) < len(ours):
-            which = f"{len(theirs)} of the model's {len(ours)}"
-        note = f"The classes of the data set are {which}, matched by name."
-    return np.array([ours.index(name) for name in theirs]), note
+    known = set(theirs)
+    repeated = repeated_names(theirs) or repeated_names(
+        name for name in ours if name in known
+    )
+    if repeated:
+        raise UserError(
+            f"several classes are called {first_few(map(repr, repeated))}: "
+            "classes are matched by name, which must be unique. Rename them"
+        )
+    which = "in another order"
+    if len(theirs) < len(ours):
+        which = f"{len(theirs)} of the model's {len(ours)}"
+    note = f"The classes of the data set are {which}, matched by name."
+    return np.array([number_of[name] for name in theirs]), note
 
 
 def images_per_second(classifiers, strategy, batch_size, rounds=5):

@@ -1,6 +1,8 @@
 """Folders of images: their splits, classes, and what is of no use in them."""
 
+import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,10 +10,28 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from samples import encoded, read_all, write_folder
 
-from train_loop.data.image_files import IMAGE_SUFFIXES
+from train_loop.data.folder import OF_SYSTEMS
+from train_loop.data.image_files import IMAGE_SUFFIXES, Paths
 from train_loop.data.sources import open_stored
-from train_loop.data.stored import choose_evaluation, choose_splits
+from train_loop.data.stored import (
+    check_new,
+    choose_evaluation,
+    choose_splits,
+)
 from train_loop.errors import UserError
+
+
+def make_run(folder):
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "flags.txt").touch()
+
+
+def write_bytes(root, *places):
+    """Writes files that are no images, and are not looked into."""
+    for place in places:
+        path = root / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
 
 
 def test_folders_are_read_as_tfds_reads_them(tmp_path):
@@ -101,7 +121,7 @@ def test_images_in_folders_below_a_class_are_read(tmp_path):
     """As Keras and timm do; and not what hidden folders and runs hold."""
     write_folder(tmp_path, {"cat/2021": 3, "cat/2022/may": 2, "dog": 4})
     write_folder(tmp_path, {"dog/.thumbnails": 4, "dog/run": 4})
-    (tmp_path / "dog/run/flags.txt").touch()
+    make_run(tmp_path / "dog/run")
     (tmp_path / "dog/round").symlink_to(tmp_path / "dog")
     (tmp_path / "cat/2021/notes.txt").touch()
     stored = open_stored(str(tmp_path))
@@ -111,9 +131,10 @@ def test_images_in_folders_below_a_class_are_read(tmp_path):
         tmp_path / "cat", labels=None, verbose=False
     )
     assert len(theirs.file_paths) == 5
-    [warning] = stored.warnings
-    assert warning.startswith("1 files")
-    assert warning.endswith("cat/2021/notes.txt")
+    run, others = stored.warnings
+    assert run == f"{tmp_path / 'dog/run'} is the folder of a run: skipped"
+    assert others.startswith("1 files")
+    assert others.endswith("cat/2021/notes.txt")
 
 
 def test_two_folders_for_one_split_are_one_clear_line(tmp_path):
@@ -235,8 +256,7 @@ def test_folder_without_any_image_of_use_is_one_clear_line(tmp_path):
 def test_folders_of_other_things_are_not_classes(tmp_path):
     """A run inside the data, weights, an empty split, a class called train."""
     write_folder(tmp_path, {"cat": 3, "train": 3})
-    (tmp_path / "run/checkpoints").mkdir(parents=True)
-    (tmp_path / "run/flags.txt").touch()
+    make_run(tmp_path / "run")
     (tmp_path / "model.weights.h5").touch()
     stored = open_stored(str(tmp_path))
     assert stored.class_names == ("cat", "train")
@@ -269,3 +289,161 @@ def test_folder_without_permission_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.iterdir", iterdir)
     with pytest.raises(UserError, match="cannot be read .Permission denied"):
         open_stored(str(tmp_path))
+
+
+def test_order_of_a_folder_stays_what_it_was(tmp_path):
+    """Runs are known by it: these hashes are those of earlier versions."""
+    names = ("a-b.PNG", "a/b.png", "a.png", "10.png", "9.png", "sub.d/1.jpg")
+    names += ("sub/1.gif", "é.png", "n\nl.png", "q'.png", "\U0001f600.png")
+    places = [f"train/cat/{name}" for name in (*names, "\ufffd.png")]
+    places += ["train/dog/x y.png", "train/dog/0.png", "train/Zebra/0.png"]
+    places += ["train/Zebra/1.png", "test/dog/1.png", "test/new/1.png"]
+    write_bytes(tmp_path, *places)
+    splits = open_stored(str(tmp_path)).splits
+    assert {name: split.identity for name, split in splits.items()} == {
+        "train": "2d572c1be3718c5f",
+        "test": "803a7e94d8917d93",
+    }
+
+
+def test_files_are_looked_at_once(tmp_path, monkeypatch):
+    names = [f"{label}/{number}.png" for label in "ab" for number in range(50)]
+    write_bytes(tmp_path, *names)
+    looked_at, stat = [], os.stat
+
+    def spy(path, *arguments, **options):
+        looked_at.append(str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr("os.stat", spy)
+    assert open_stored(str(tmp_path)).splits["train"].num_examples == 100
+    images = [path for path in looked_at if path.endswith(".png")]
+    assert sorted(images) == sorted(str(tmp_path / name) for name in names)
+
+
+def test_paths_come_back_and_take_little_memory(tmp_path):
+    names = ["a.png", "b\nc.png", "é.png", "\U0001f600 x.jpg", "..b.gif"]
+    folders = ["", "x/", "/y/é/", "x/", "x/../x/z/", "../"]
+    expected = [folder + name for folder in folders for name in names]
+    paths = Paths()
+    for path in expected:
+        paths.append(path)
+    assert [*paths] == expected
+    assert len(paths) == len(expected)
+    assert [*paths.relative_to("x")] == [
+        os.path.relpath(path, "x") for path in expected
+    ]
+    read = tf.function(paths.tensor)
+    for number, path in enumerate(expected):
+        assert read(tf.constant(number, tf.int64)).numpy() == path.encode()
+    tracemalloc.start()
+    paths = Paths()
+    for number in range(20_000):
+        paths.append(f"{tmp_path}/n{number // 1000:08}/{number:020}.JPEG")
+    assert tracemalloc.get_traced_memory()[0] / len(paths) < 25 + 15
+    tracemalloc.stop()
+
+
+def test_class_that_holds_flags_is_a_class_and_a_run_is_none(tmp_path):
+    write_folder(tmp_path, {"train/cat": 3, "train/dog": 3})
+    (tmp_path / "train/dog/flags.txt").write_text("of 17 countries")
+    make_run(tmp_path / "train/run")
+    make_run(tmp_path / "run")
+    stored = open_stored(str(tmp_path))
+    assert stored.class_names == ("cat", "dog")
+    assert stored.splits["train"].num_examples == 6
+    run = f"{tmp_path}/run, {tmp_path}/train/run are those of runs: skipped"
+    assert run in stored.warnings
+
+
+@pytest.mark.parametrize("name", OF_SYSTEMS)
+def test_folders_of_systems_are_neither_classes_nor_in_one(tmp_path, name):
+    write_folder(tmp_path, {"cat": 3, "dog": 3, name: 2, f"dog/{name}": 2})
+    stored = open_stored(str(tmp_path))
+    assert stored.class_names == ("cat", "dog")
+    assert stored.splits["train"].num_examples == 6
+    assert not stored.warnings
+
+
+@pytest.mark.parametrize("place", ["photos/train", "photos", "zip/photos"])
+def test_folder_above_a_data_set_is_told_from_it(tmp_path, place):
+    """As an archive is unpacked on macOS."""
+    write_folder(tmp_path / place, {"cat": 3, "dog": 3})
+    (tmp_path / "__MACOSX/photos").mkdir(parents=True)
+    folder = tmp_path / place.removesuffix("/train")
+    hint = f"{folder} looks like the data set: pass --dataset={folder}"
+    with pytest.raises(UserError) as error:
+        choose_splits(open_stored(str(tmp_path)))
+    assert str(error.value).endswith(hint)
+    choose_splits(open_stored(str(folder)))
+
+
+def test_data_set_among_classes_is_reported(tmp_path):
+    write_folder(tmp_path, {"photos/train/cat": 3, "photos/train/dog": 3})
+    write_folder(tmp_path, {"more": 3})
+    [warning] = open_stored(str(tmp_path)).warnings
+    assert warning.startswith(f"{tmp_path / 'photos'} looks like a data set")
+    assert warning.endswith(f"pass --dataset={tmp_path / 'photos'}")
+
+
+@pytest.mark.parametrize("place", ["train/cat", "cat"])
+def test_folder_of_one_class_is_told_from_a_data_set(tmp_path, place):
+    write_folder(tmp_path, {place: 3})
+    with pytest.raises(UserError) as error:
+        open_stored(str(tmp_path / place))
+    assert str(error.value).endswith(
+        "found no folder, but images. If these are one class, pass "
+        f"--dataset={tmp_path}"
+    )
+
+
+def test_images_outside_of_classes_and_splits_inside_are_reported(tmp_path):
+    counts = {f"{c}/{s}": 2 for c in ("cat", "dog") for s in ("Train", "test")}
+    write_folder(tmp_path, counts)
+    write_bytes(tmp_path, "1.jpg", "2.JPG", "readme.txt")
+    stored = open_stored(str(tmp_path))
+    assert stored.splits["train"].num_examples == 8
+    loose, inside = stored.warnings
+    assert loose == (
+        f"2 images in {tmp_path} are in no folder of a class: skipped: 1.jpg, "
+        "2.JPG"
+    )
+    assert inside.startswith(f"{tmp_path}/cat/Train, {tmp_path}/cat/test, ")
+    assert "are no splits, but part of a class. For splits, use" in inside
+    # A split's own folder as well.
+    write_folder(tmp_path / "more", {"train/cat": 2, "train/dog": 2})
+    write_bytes(tmp_path / "more", "train/1.jpg")
+    [loose] = open_stored(str(tmp_path / "more")).warnings
+    assert loose.startswith(f"1 images in {tmp_path / 'more/train'} are in no")
+
+
+@pytest.mark.parametrize("linked", ["split", "class", "image", "hard"])
+def test_splits_of_the_same_files_are_rejected_for_new_runs(tmp_path, linked):
+    counts = {"train/cat": 3, "train/dog": 3, "val/cat": 2, "val/emu": 1}
+    write_folder(tmp_path, counts)
+    shared, place = {
+        "split": (6, "val"),
+        "class": (3, "val/cat"),
+        "image": (1, "val/cat/0.jpeg"),
+        "hard": (1, "val/cat/0.jpeg"),
+    }[linked]
+    there = tmp_path / place.replace("val", "train")
+    if linked in ("split", "class"):
+        shutil.rmtree(tmp_path / place)
+    else:
+        (tmp_path / place).unlink()
+    if linked == "hard":
+        (tmp_path / place).hardlink_to(there)
+    else:
+        (tmp_path / place).symlink_to(there)
+    data = choose_splits(open_stored(str(tmp_path)))
+    with pytest.raises(UserError) as error:
+        check_new(data, "photos")
+    [line] = str(error.value).splitlines()
+    assert line.startswith(
+        f"--dataset=photos: {shared} images to evaluate on are images to train "
+    )
+    assert f"{tmp_path}/val/cat/" in line
+    # Parts of a split that share no file are not.
+    data = choose_splits(open_stored(str(tmp_path)), "train[:2]", "train[2:]")
+    check_new(data, "photos")

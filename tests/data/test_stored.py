@@ -7,7 +7,13 @@ import pytest
 from samples import indexed, records, write_folder
 
 from train_loop.data.sources import open_stored
-from train_loop.data.stored import EVALUATION_SPLITS, Stored, choose_splits
+from train_loop.data.stored import (
+    EVALUATION_SPLITS,
+    Stored,
+    check_new,
+    choose_splits,
+    spelling_warnings,
+)
 from train_loop.errors import UserError
 
 
@@ -133,3 +139,32 @@ def test_both_splits_are_mapped_by_their_names():
     assert [*mapped.splits] == ["train", "eval"]
     assert sizes == [5, 2]
     np.testing.assert_array_equal(mapped.evaluation.indices, [10, 11])
+
+
+def test_classes_of_one_name_are_rejected_for_new_runs():
+    stored = in_memory(train=(0, 10), test=(10, 20))
+    names = ["cat" if number in (3, 7) else str(number) for number in range(23)]
+    data = choose_splits(stored._replace(class_names=tuple(names)))
+    with pytest.raises(UserError) as error:
+        check_new(data, "signs.h5")
+    assert str(error.value).startswith(
+        "--dataset=signs.h5: names of classes must be unique, and 'cat' is "
+        "that of classes 3 and 7."
+    )
+    check_new(choose_splits(stored), "signs.h5")
+
+
+def test_classes_in_several_spellings_are_reported():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    names = ["Cat", "cat", "dog", composed, decomposed, "a b", "a  b ", "CAFE"]
+    case, form, spaces = spelling_warnings(names)
+    assert case.startswith("classes 'Cat' and 'cat' differ in case only")
+    assert form.startswith(
+        "classes 'caf\\xe9' and 'cafe\\u0301' differ in Unicode form only"
+    )
+    assert spaces.startswith("classes 'a b' and 'a  b ' differ in spaces only")
+    assert spelling_warnings(["cat", "dog", "cats"]) == []
+    letters = [chr(code) for code in (*range(65, 91), *range(97, 123))]
+    assert spelling_warnings(letters)[-1] == (
+        "21 other names have several spellings"
+    )

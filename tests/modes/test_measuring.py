@@ -20,6 +20,7 @@ from train_loop import (
     measuring,
     showing,
 )
+from train_loop.data.stored import Stored
 from train_loop.errors import UserError
 from train_loop.evaluation.measures import MEASURES
 from train_loop.evaluation.views import VIEWS
@@ -484,3 +485,16 @@ def test_views_are_averaged_by_probability():
     np.testing.assert_allclose(np.exp(logits), expected, rtol=1e-5)
     alone = VIEWS["none"].logits(model, tf.constant(images), 8)
     np.testing.assert_array_equal(alone, model(images))
+
+
+def test_classes_of_one_name_are_measured_by_number_or_not_at_all():
+    """As a run of before may have them."""
+    stored = Stored(("a", "b", "a"), {})
+    labels, note = measuring.match_classes(stored, ("a", "b", "a"))
+    assert (labels.tolist(), note) == ([0, 1, 2], "")
+    for theirs, ours in (("ab", "aba"), ("aba", "ab"), ("aba", "aab")):
+        with pytest.raises(UserError, match="several classes are called 'a'"):
+            measuring.match_classes(Stored(tuple(theirs), {}), tuple(ours))
+    # What nobody is matched with may be.
+    labels, _ = measuring.match_classes(Stored(("b",), {}), ("a", "b", "a"))
+    assert labels.tolist() == [1]

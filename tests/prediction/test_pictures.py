@@ -115,3 +115,16 @@ def test_folder_that_is_there_is_no_pattern(name, tmp_path, monkeypatch):
         assert find_pictures(f"{folder}/c[at]/*.png", ()) == expected[:1]
     # Another one is.
     assert find_pictures("[a]1/cat/*", ()) == ["a1/cat/x.png"]
+
+
+def test_folders_are_followed_and_skipped_as_in_training(tmp_path):
+    places = ("a/1.png", "a/.hidden/2.png", "a/__MACOSX/3.png", "b/4.png")
+    for name in (*places, "a/run/5.png", "a/run/flags.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "a/run/checkpoints").mkdir()
+    (tmp_path / "a/link").symlink_to(tmp_path / "b")
+    (tmp_path / "a/round").symlink_to(tmp_path / "a")
+    for folder in ("a", "a/"):
+        assert find_pictures(folder, ()) == ["a/1.png", "a/link/4.png"]

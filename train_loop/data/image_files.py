@@ -1,6 +1,11 @@
 """Images that are a file each: which are of use, and the store of them."""
 
+import array
+import bisect
+import collections.abc
+import functools
 import os
+import stat
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +21,70 @@ IMAGE_SUFFIXES = (
 )
 
 
+class Paths(collections.abc.Sequence):
+    """Paths of files, in a few bytes each beside the names.
+
+    A million strings of Python take 130 MB, and a tensor of them as much.
+    """
+
+    def __init__(self):
+        # A run are files of one folder, one behind the other.
+        self._folders, self._runs = [], array.array("q")
+        self._names, self._ends = bytearray(), array.array("q", [0])
+
+    def append(self, path):
+        begin = path.rfind("/") + 1
+        folder = path[:begin]
+        if not self._folders or self._folders[-1] != folder:
+            self._folders.append(folder)
+            self._runs.append(len(self))
+        self._names += os.fsencode(path[begin:])
+        self._ends.append(len(self._names))
+
+    def __len__(self):
+        return len(self._ends) - 1
+
+    def __getitem__(self, number):
+        number = range(len(self))[number]
+        run = bisect.bisect_right(self._runs, number) - 1
+        return self._folders[run] + self._name(number)
+
+    def relative_to(self, root):
+        """Yields the paths as they are from a folder on."""
+        ends = [*self._runs[1:], len(self)]
+        for folder, begin, end in zip(
+            self._folders, self._runs, ends, strict=True
+        ):
+            folder = os.path.relpath(folder or ".", root)
+            folder = "" if folder == "." else f"{folder}/"
+            for number in range(begin, end):
+                yield folder + self._name(number)
+
+    def tensor(self, number):
+        """Maps a number, scalar int64, to a path, a scalar string."""
+        folders, runs, names, ends, letters = self._tensors
+        run = tf.searchsorted(runs, [number], side="right")[0] - 1
+        name = names[tf.gather(ends, number) : tf.gather(ends, number + 1)]
+        name = tf.gather(letters, tf.cast(name, tf.int32))
+        return tf.gather(folders, run) + tf.strings.reduce_join(name)
+
+    def _name(self, number):
+        begin, end = self._ends[number], self._ends[number + 1]
+        return os.fsdecode(bytes(self._names[begin:end]))
+
+    @functools.cached_property
+    def _tensors(self):
+        # Of letters: TensorFlow copies a string of all names several times.
+        with tf.init_scope():
+            return (
+                tf.constant([*map(os.fsencode, self._folders)], tf.string),
+                tf.constant(np.frombuffer(self._runs, np.int64)),
+                tf.constant(np.frombuffer(self._names, np.uint8)),
+                tf.constant(np.frombuffer(self._ends, np.int64)),
+                tf.constant([bytes([letter]) for letter in range(256)]),
+            )
+
+
 def store_files(root, class_names, files, warnings=()):
     """Returns the `Stored` data set of image files.
 
@@ -23,7 +92,7 @@ def store_files(root, class_names, files, warnings=()):
       root: what the names of the files are relative to. By these the data set
         is known, so that it may be moved.
       class_names: of all classes.
-      files: {split: list of (path, label)}.
+      files: {split: iterable of (path, label)}.
       warnings: lines of text.
 
     Returns:
@@ -32,51 +101,69 @@ def store_files(root, class_names, files, warnings=()):
     Raises:
       UserError: no image can be read, or none of those to train on.
     """
-    paths, labels, sizes, refused, indices = [], [], [], {}, {}
+    paths, refused, indices = Paths(), {}, {}
+    labels, sizes = array.array("q"), array.array("q")
+    inodes, devices = array.array("Q"), array.array("Q")
     for split, examples in files.items():
         begin = len(paths)
         for path, label in examples:
-            size, reason = _examine(path)
+            status, reason = _examine(path)
             if reason:
                 refused[str(path)] = reason
                 continue
             paths.append(str(path))
             labels.append(label)
-            sizes.append(size)
+            sizes.append(status.st_size)
+            inodes.append(status.st_ino)
+            devices.append(status.st_dev)
         if len(paths) > begin:
             # Any slice of a split shall hold all classes.
             order = np.random.default_rng(0).permutation(len(paths) - begin)
-            indices[split] = begin + order
+            order += begin
+            indices[split] = order
     if not indices or "train" in files.keys() - indices.keys():
         reasons = [f"; {path} {reason}" for path, reason in refused.items()]
         raise UserError(
             f"{root} holds no image to train on that can be read"
             f"{''.join(reasons[:1])}"
         )
-    labels = np.array(labels)
-    names = [os.path.relpath(path, root) for path in paths]
+    labels = np.frombuffer(labels, np.int64)
     store = MemoryStore(
-        tf.constant(paths, tf.string),
+        None,
         labels,
-        identity=content_hash(names, labels.tobytes()),
+        identity=content_hash(paths.relative_to(root), labels),
         namer=paths.__getitem__,
-        sizes=np.array(sizes),
-        loader=tf.io.read_file,
+        sizes=np.frombuffer(sizes, np.int64),
+        loader=lambda number: tf.io.read_file(paths.tensor(number)),
         files=paths,
+        links=_links(indices.values(), inodes, devices),
     )
     splits = {name: Split(store, order) for name, order in indices.items()}
     return Stored(tuple(class_names), splits, refused, tuple(warnings))
 
 
 def _examine(path):
-    """Returns (bytes, reason to refuse it or None) of an image's file."""
+    """Returns (status, reason to refuse it or None) of an image's file."""
     try:
         str(path).encode()
-        if not path.resolve(strict=True).is_file():
-            return 0, "is not a file"
-        size = path.stat().st_size
+        status = os.stat(path)
     except UnicodeEncodeError:
-        return 0, "has a name that is not UTF-8"
-    except (OSError, RuntimeError) as error:
-        return 0, f"cannot be read ({getattr(error, 'strerror', error)})"
-    return (size, None) if size else (0, "is empty")
+        return None, "has a name that is not UTF-8"
+    except OSError as error:
+        return None, f"cannot be read ({error.strerror})"
+    if not stat.S_ISREG(status.st_mode):
+        return None, "is not a file"
+    return status, None if status.st_size else "is empty"
+
+
+def _links(splits, inodes, devices):
+    """Returns which files are in several splits, see `stores.py`."""
+    if len(splits) < 2:
+        return None
+    inodes, devices = (np.frombuffer(a, np.uint64) for a in (inodes, devices))
+    of_splits = [np.unique(inodes[numbers]) for numbers in splits]
+    several, counts = np.unique(np.concatenate(of_splits), return_counts=True)
+    numbers = np.flatnonzero(np.isin(inodes, several[counts > 1]))
+    both = np.stack([inodes[numbers], devices[numbers]], axis=1)
+    _, files = np.unique(both, axis=0, return_inverse=True)
+    return np.stack([numbers, files.ravel()], axis=1)

@@ -52,10 +52,13 @@ def open_stored(name, data_dir=None, manual_dir=None):
     path = pathlib.Path(name).expanduser()
     try:
         if path.is_dir():
-            files = sorted(path.iterdir())
-            pair = [f for f in files if f.suffix.lower() in HDF5_SUFFIXES]
+            pair = [
+                file
+                for file in path.iterdir()
+                if file.suffix.lower() in HDF5_SUFFIXES
+            ]
             if pair and not subfolders(path):
-                return open_hdf5(*pair)
+                return open_hdf5(*sorted(pair))
             return open_folder(path)
     except OSError as error:
         raise UserError(

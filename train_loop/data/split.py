@@ -5,6 +5,7 @@ depends on a seed alone. Whoever starts in the middle of an epoch reads the
 window there and none of those before it.
 """
 
+import collections.abc
 import dataclasses
 import functools
 import hashlib
@@ -78,10 +79,31 @@ class Split:
         """Returns how many examples of the same store are in both."""
         return len(np.intersect1d(self.indices, other.indices))
 
+    def linked(self, other):
+        """Returns pairs of examples, here and in another split, of one file.
+
+        Args:
+          other: a `Split` of the same store.
+
+        Returns:
+          int64 [n, 2], numbers in the store.
+        """
+        links = self.store.links
+        if links is None:
+            return np.empty([0, 2], np.int64)
+        here, there = (
+            links[np.isin(links[:, 0], split.indices)]
+            for split in (self, other)
+        )
+        _, mine, theirs = np.intersect1d(
+            here[:, 1], there[:, 1], return_indices=True
+        )
+        return np.stack([here[mine, 0], there[theirs, 0]], axis=1)
+
     @property
     def identity(self):
         """A hash of which examples these are, wherever they lie."""
-        return content_hash(self.store.identity, self.indices.tobytes())
+        return content_hash(self.store.identity, self.indices)
 
     def origin(self, workers):
         """Returns what a copy of the examples is made from, for JSON.
@@ -93,7 +115,7 @@ class Split:
         """
         # Not the newest only: an older file may take the place of another.
         files = map(os.stat, self.store.files)
-        states = [(file.st_size, file.st_mtime_ns) for file in files]
+        states = ((file.st_size, file.st_mtime_ns) for file in files)
         # On a disk of its own, a worker's files have other dates.
         files = workers.text_of_chief(content_hash(states))
         return {"identity": self.identity, "files": files}
@@ -181,13 +203,29 @@ class Split:
 
 
 def content_hash(*parts):
-    """Returns a hash of bytes, strings, numbers, and lists of the latter."""
+    """Returns a hash of arrays, bytes, strings, numbers and lists of these.
+
+    An iterator counts as the list of what it yields.
+    """
     digest = hashlib.sha256()
     for part in parts:
-        if not isinstance(part, bytes):
-            part = repr(part).encode(errors="surrogateescape")
-        digest.update(part)
+        if isinstance(part, np.ndarray):
+            digest.update(np.ascontiguousarray(part))
+        elif isinstance(part, bytes):
+            digest.update(part)
+        elif isinstance(part, collections.abc.Iterator):
+            separator = "["
+            for item in part:
+                digest.update(_text(f"{separator}{item!r}"))
+                separator = ", "
+            digest.update(b"]" if separator == ", " else b"[]")
+        else:
+            digest.update(_text(repr(part)))
     return digest.hexdigest()[:16]
+
+
+def _text(text):
+    return text.encode(errors="surrogateescape")
 
 
 def shuffled(index, seed, count):

@@ -1,16 +1,20 @@
 """A data set as it is stored, and what a run takes of it."""
 
+import collections
 import functools
 import math
+import unicodedata
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedShuffleSplit
 
 from train_loop.data.split import Split
 from train_loop.errors import UserError, first_few
 
+# How many names are reported that have several spellings.
+FEW = 5
 # What is evaluated on where --eval_split is not given: the first that exists.
 EVALUATION_SPLITS = ("validation", "val", "test")
 
@@ -19,13 +23,15 @@ class Stored(NamedTuple):
     """A data set as it is stored.
 
     `splits` is {name: `Split`}, all of one store; `refused` {path: reason} of
-    images that are there and cannot be used; `warnings` are lines of text.
+    images that are there and cannot be used; `warnings` are lines of text, and
+    `hint` says where the data set may be if this is not it.
     """
 
     class_names: tuple
     splits: dict
     refused: dict = {}  # noqa: RUF012
     warnings: tuple = ()
+    hint: str = ""
 
 
 class Data(NamedTuple):
@@ -102,6 +108,7 @@ def choose_splits(
             f"there is only one class, {stored.class_names[0]}; training takes "
             "at least two, and a folder is train/CLASS/IMAGE and "
             "test/CLASS/IMAGE, or CLASS/IMAGE"
+            f"{stored.hint and f'. {stored.hint}'}"
         )
     held_out = [name for name in EVALUATION_SPLITS if name in stored.splits]
     train = _select(stored, "train_split", train_split or "train")
@@ -140,6 +147,68 @@ def choose_evaluation(stored, eval_split=None):
     names = [*EVALUATION_SPLITS, *stored.splits]
     first = next(name for name in names if name in stored.splits)
     return _select(stored, "eval_split", eval_split or first)
+
+
+def check_new(data, dataset):
+    """Raises UserError where a new run could not be measured rightly.
+
+    Runs that exist are read all the same.
+
+    Args:
+      data: a `Data`.
+      dataset: its name.
+    """
+    repeated = repeated_names(data.class_names)
+    if repeated:
+        numbers = [
+            number
+            for number, name in enumerate(data.class_names)
+            if name == repeated[0]
+        ]
+        raise UserError(
+            f"--dataset={dataset}: names of classes must be unique, and "
+            f"{repeated[0]!r} is that of classes "
+            f"{' and '.join(map(str, numbers))}. Rename one of them"
+        )
+    if data.evaluation is None:
+        return
+    linked = data.train.linked(data.evaluation)
+    if len(linked):
+        train, evaluation = map(data.train.store.name, linked[0])
+        raise UserError(
+            f"--dataset={dataset}: {len(linked):,} images to evaluate on are "
+            f"images to train on, through links: {evaluation} is {train}. Put "
+            "other images in place of the links, or pass other splits"
+        )
+
+
+def repeated_names(names):
+    """Returns the names that come more than once."""
+    counts = collections.Counter(names)
+    return [name for name, count in counts.items() if count > 1]
+
+
+def spelling_warnings(class_names):
+    """Returns lines on classes that may be one, written in several ways."""
+    warnings, alike = [], {}
+    for name in dict.fromkeys(class_names):
+        form = unicodedata.normalize("NFC", name)
+        alike.setdefault(" ".join(form.split()).casefold(), []).append(name)
+    for names in alike.values():
+        forms = {unicodedata.normalize("NFC", name) for name in names}
+        folded = {form.casefold() for form in forms}
+        if len(names) > 1:
+            what = "Unicode form" if len(forms) == 1 else "case"
+            what = what if len(folded) == 1 else "spaces"
+            warnings.append(
+                f"classes {' and '.join(map(ascii, names))} differ in {what} "
+                "only, which some file systems take for one name. If they are "
+                "one class, give them one name"
+            )
+    others = len(warnings) - FEW
+    if others > 0:
+        warnings[FEW:] = [f"{others:,} other names have several spellings"]
+    return warnings
 
 
 def _data(stored, train, evaluation, note=""):
@@ -205,12 +274,10 @@ def _hold_out(split, fraction):
         kept = min(max(round(count * (1 - fraction)), 1), count - 1)
         return split.slice(0, kept), split.slice(kept, count), ""
     _check_even(split, fraction)
-    train, evaluation = train_test_split(
-        np.arange(count),
-        test_size=fraction,
-        stratify=split.labels,
-        random_state=0,
-    )
+    halves = StratifiedShuffleSplit(test_size=fraction, random_state=0)
+    # Of the images, only their number counts.
+    images = np.broadcast_to(0, count)
+    train, evaluation = next(halves.split(images, split.labels))
     return split.take(np.sort(train)), split.take(np.sort(evaluation)), ""
 
 

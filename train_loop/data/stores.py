@@ -14,6 +14,9 @@ of them, and in which order.
     name(number)          what a person calls the example
     identity              a hash of which examples these are
     files                 paths of what they are read from
+    links                 int64 [n, 2], (example, number of its file), where a
+                          file is in several splits, through links or by hard
+                          links; None where there are none
 """
 
 import dataclasses
@@ -39,7 +42,7 @@ class MemoryStore:
 
     Args:
       images: tensor [num_examples, ...], the bytes of files or what `loader`
-        takes.
+        takes; None where that is their numbers.
       labels: int64 array [num_examples].
       identity: see above.
       namer: maps a number to what people call the example.
@@ -48,9 +51,10 @@ class MemoryStore:
       files: see above.
       groups: see above; those of what this is a copy of.
       window: see above.
+      links: see above.
     """
 
-    images: tf.Tensor
+    images: tf.Tensor | None
     labels: np.ndarray
     identity: str = ""
     namer: Callable = str
@@ -59,16 +63,17 @@ class MemoryStore:
     files: Sequence = ()
     groups: np.ndarray | None = None
     window: int = 4096
+    links: np.ndarray | None = None
 
     @property
     def num_examples(self):
         return len(self.labels)
 
     def read(self, numbers):
-        return {
-            "image": tf.gather(self.images, numbers),
-            "label": tf.gather(self._labels, numbers),
-        }
+        images = numbers
+        if self.images is not None:
+            images = tf.gather(self.images, numbers)
+        return {"image": images, "label": tf.gather(self._labels, numbers)}
 
     def load(self, image):
         return image if self.loader is None else self.loader(image)
@@ -99,7 +104,7 @@ class RecordStore:
     parse: Callable
     sizes: float
 
-    labels = None
+    labels = links = None
 
     @property
     def num_examples(self):

@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 
+from train_loop.data.stored import repeated_names
 from train_loop.errors import UserError, first_few
 from train_loop.evaluation.comparison import (
     Comparison,
@@ -57,16 +58,20 @@ def compare(settings):
         measurement.open_classifier(settings.with_),
     ]
     # Those that both know.
-    shared = [
-        name
-        for name in classifiers[0].class_names
-        if name in classifiers[1].class_names
-    ]
+    first, second = (each.class_names for each in classifiers)
+    known = set(second)
+    shared = [name for name in first if name in known]
     if not shared:
         raise UserError(
             f"{measurement.source} and {settings.with_} have no class in "
             "common; classes are matched by name, and theirs are "
             + " against ".join(first_few(c.class_names) for c in classifiers)
+        )
+    repeated = repeated_names(shared)
+    if repeated and [*first] != [*second]:
+        raise UserError(
+            f"several classes are called {first_few(map(repr, repeated))}: "
+            "classes are matched by name, which must be unique"
         )
     findings, facts = {}, {}
     for name, classifier in zip(names, classifiers, strict=True):

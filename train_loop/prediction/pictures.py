@@ -2,7 +2,9 @@
 
 import glob
 import os
+import pathlib
 
+from train_loop.data.folder import images_below
 from train_loop.data.image_files import IMAGE_SUFFIXES
 from train_loop.errors import UserError
 
@@ -92,12 +94,8 @@ def _of_path(path):
     """Returns the file, or the images in a folder and those below it."""
     if not os.path.isdir(path):
         return [path]
-    found = [
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-    ]
+    # Without a slash at its end.
+    found = list(images_below(str(pathlib.Path(path))))
     if not found:
         raise UserError(
             f"--images={path} holds no images: no file in it ends in "
