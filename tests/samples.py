@@ -1,5 +1,6 @@
 """Small splits, folders and files of images, and what runs leave behind."""
 
+import collections
 import concurrent.futures
 import io
 import json
@@ -119,20 +120,22 @@ SPLITS = {
 
 
 def write_folder(root, counts, file_format="jpeg"):
-    """Writes images of one colour per class.
+    """Writes images of one color per class, no two of them the same.
 
     Args:
       root: folder.
       counts: {"train/cat": how many} and so on.
       file_format: of the files, and their suffix.
     """
-    colors = {}
+    colors, written = {}, collections.Counter()
     for place, count in counts.items():
         folder = root / place
         folder.mkdir(parents=True)
         color = colors.setdefault(folder.name, 40 + 60 * len(colors))
         for number in range(count):
-            pixels = np.full((20 + number, 24, 3), color, "uint8")
+            height = 20 + written[folder.name]
+            written[folder.name] += 1
+            pixels = np.full((height, 24, 3), color, "uint8")
             PIL.Image.fromarray(pixels).save(
                 folder / f"{number}.{file_format}", file_format
             )

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from archives import expect_archives, write_imagenet, write_pets
 from samples import (
+    ALONE,
     SMALL,
     encoded,
     read_checkpoint,
@@ -19,7 +20,9 @@ from samples import (
 
 from resnet_layers import VARIANTS, ResNet, load_weights, save_safetensors
 from train_loop import Run, Settings, UserError, load_classifier
+from train_loop.assembly import open_data
 from train_loop.run import find_checkpoint, new_workdir
+from train_loop.settling import settle
 from train_loop.training import probe
 from train_loop.training.losses import sigmoid_cross_entropy
 from train_loop.training.optimizers import LARS
@@ -661,3 +664,29 @@ def test_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path):
     for key, value in read_checkpoint(tmp_path, saved).items():
         assert np.all(np.isfinite(value)), key
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_new_run_warns_of_duplicates_and_spellings(tmp_path, capsys):
+    root, workdir = tmp_path / "photos", Workdir(tmp_path / "run")
+    write_folder(root, {f"{s}/{c}": 2 for s in ("train", "val") for c in "aA"})
+    copy = root / "val/a/0.jpeg"
+    copy.write_bytes((root / "train/a/1.jpeg").read_bytes())
+    given = settle(settings(root, workdir.path))
+    data = open_data(given, workdir, ALONE)
+    warnings = capsys.readouterr().out
+    assert "warning: classes 'A' and 'a' differ in case only" in warnings
+    assert (
+        "warning: 1 images to evaluate on are exact duplicates of" in warnings
+    )
+    assert f"{copy} (eval, a)" in warnings
+    # Not each time that it resumes, and a run of before stays readable.
+    workdir.path.mkdir()
+    workdir.flags.touch()
+    workdir.data.write_text(json.dumps(data.contents))
+    copy.unlink()
+    copy.symlink_to(root / "train/a/1.jpeg")
+    assert open_data(given, workdir, ALONE).contents == data.contents
+    assert "duplicates" not in capsys.readouterr().out
+    workdir.data.unlink()
+    with pytest.raises(UserError, match="1 images to evaluate on are images"):
+        open_data(given, workdir, ALONE)

@@ -24,14 +24,21 @@ from resnet_layers import (
 from train_loop import environment
 from train_loop.classifier import Classifier
 from train_loop.console import printable
-from train_loop.data import batches, cache, check, imagenet, sources
+from train_loop.data import batches, cache, check, duplicates, imagenet, sources
 from train_loop.data.hdf5 import SUFFIXES as HDF5_SUFFIXES
 from train_loop.data.service import check_service
 from train_loop.data.split import content_hash
-from train_loop.data.stored import choose_splits
+from train_loop.data.stored import (
+    check_new,
+    choose_splits,
+    spelling_warnings,
+)
 from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError, check_choice, first_few
 from train_loop.training.strategies import STRATEGIES, split_cpu
+
+# How long a new run looks for images that it would train and evaluate on.
+SECONDS_FOR_DUPLICATES = 10
 
 
 def open_data(settings, workdir, workers):
@@ -50,7 +57,10 @@ def open_data(settings, workdir, workers):
         check_service(settings.data_service, settings.cache)
     data, refused = open_whole_data(settings)
     _check_same(data, settings.dataset, workers)
-    if workdir.is_run and workdir.data.is_file():
+    is_new = not (workdir.is_run and workdir.data.is_file())
+    if is_new:
+        check_new(data, settings.dataset)
+    else:
         difference = data.difference(workdir.read_data())
         if difference:
             # It would evaluate on some that it was trained on.
@@ -71,6 +81,8 @@ def open_data(settings, workdir, workers):
         check.check_not_empty(data)
     else:
         check_usable(refused)
+    if is_new and workers.is_chief:
+        _warn(duplicates.leak_warnings(data, SECONDS_FOR_DUPLICATES))
     for name, split in data.splits.items():
         if split.labels is not None:
             counts = check.count_labels(split, name)
@@ -124,7 +136,7 @@ def open_whole_data(settings):
     stored = sources.open_stored(
         settings.dataset, settings.data_dir, settings.manual_dir
     )
-    _warn(stored.warnings)
+    _warn([*stored.warnings, *spelling_warnings(stored.class_names)])
     data = choose_splits(
         stored,
         settings.train_split,

@@ -137,6 +137,11 @@ class Workdir:
         return self.path / "class_counts.csv"
 
     @property
+    def duplicates(self):
+        """Which images are exact duplicates of others, as CSV."""
+        return self.path / "duplicates.csv"
+
+    @property
     def cache(self):
         return self.path / "cache"
 

@@ -15,6 +15,8 @@ from samples import (
 )
 
 from train_loop import Run, Settings, UserError
+from train_loop.data.sources import open_stored
+from train_loop.data.stored import choose_splits
 from train_loop.evaluation import figures
 from train_loop.modes import data as data_mode
 from train_loop.modes.train import final_table
@@ -350,6 +352,35 @@ def test_data_names_broken_images_and_draws_the_others(
         assert "--skip_bad_images" in line
         # All but the empty file, which is no image.
         assert re.search(r"cat +11 +3\ndog +11 +5\n", out)
+
+
+def test_data_reports_duplicates(tmp_path, capsys, monkeypatch):
+    for place in ("train/a/1", "train/a/2", "train/b/3", "test/a/4"):
+        path = tmp_path / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" if place[-1] in "14" else b"y")
+    data = choose_splits(open_stored(str(tmp_path)))
+    path = tmp_path / "duplicates.csv"
+    data_mode.print_duplicates(data, path)
+    between_splits, between_classes = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"duplicates between splits: .*1.png \(train, a\) = .*4.png .eval, a.",
+        between_splits,
+    )
+    assert between_classes.startswith("duplicates between classes: ")
+    assert not path.exists()
+    monkeypatch.setattr(data_mode, "MANY", 1)
+    monkeypatch.setattr(data_mode.check, "FEW", 0)
+    data_mode.print_duplicates(data, path)
+    assert capsys.readouterr().out.splitlines() == [
+        "duplicates between splits: 1 other groups",
+        "duplicates between classes: 1 other groups",
+        f"All duplicates are listed in {path}.",
+    ]
+    head, *rows = path.read_text().splitlines()
+    assert head == "group,image,split,class"
+    assert f"0,{tmp_path / 'train/a/1.png'},train,a" in rows
+    assert len(rows) == 4
 
 
 @pytest.mark.slow

@@ -47,12 +47,23 @@ def broken_images(split, examples=None):
             return int(number), reason_of(error)
         return int(number), None
 
-    # In threads, not in the data set: there, one error ends them all.
+    yield from in_threads(split, examine, examples)
+
+
+def in_threads(split, function, examples=None):
+    """Yields what a function returns of each image and its number, in turn.
+
+    Args:
+      split: a `Split`.
+      function: of an image of its `read` and an int64 scalar. An error in a
+        data set would end it for all images.
+      examples: see `broken_images`.
+    """
     threads = os.cpu_count()
     examples = split.stored() if examples is None else examples
     with concurrent.futures.ThreadPoolExecutor(threads) as executor:
         for batch in examples.batch(16 * threads).prefetch(1):
-            yield from executor.map(examine, batch["image"], batch["number"])
+            yield from executor.map(function, batch["image"], batch["number"])
 
 
 def reason_of(error):
@@ -207,7 +218,8 @@ def describe_left_out(data, records):
 def count_labels(split, name):
     """Returns {label: how many} of a split, however long it takes."""
     if split.labels is not None:
-        return collections.Counter(split.labels.tolist())
+        labels, counts = np.unique(split.labels, return_counts=True)
+        return dict(zip(labels.tolist(), counts.tolist(), strict=True))
     counts = collections.Counter()
     labels = split.stored().map(lambda example: example["label"])
     bar = passing_bar(split.num_examples, "image", f"counting {name}")

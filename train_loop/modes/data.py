@@ -11,7 +11,8 @@ from train_loop.assembly import (
     open_whole_data,
 )
 from train_loop.console import csv_cells, printable
-from train_loop.data import check, samples
+from train_loop.data import check, duplicates, samples
+from train_loop.data.stored import check_new
 from train_loop.errors import MANY, UserError, first_few
 from train_loop.evaluation.charts.look import label
 from train_loop.evaluation.figures import write_images
@@ -43,7 +44,10 @@ def look_at_data(settings):
     )
     for record in broken:
         print(printable(f"broken: {record['name']}: {record['reason']}"))
+    print_duplicates(readable, workdir.duplicates)
     draw(workdir.pictures, readable, settings)
+    if not workdir.is_run:
+        check_new(data, settings.dataset)
     if not broken:
         print("All images can be decoded.")
     elif settings.skip_bad_images:
@@ -90,6 +94,36 @@ def print_counts(data, dataset, path):
     )
     write_text(path, text.getvalue())
     print(f"All classes are counted in {path}.")
+
+
+def print_duplicates(data, path):
+    """Prints which images are exact duplicates of others.
+
+    Of many groups, it prints the first few, and writes all to a CSV file.
+    """
+    found = duplicates.find_duplicates([*data.splits.values()])
+    groups = duplicates.members(found.groups, data)
+    of_kinds = {kind: [] for kind in duplicates.KINDS}
+    for group in groups:
+        of_kinds[duplicates.kind_of(group)].append(group)
+    for kind, of_kind in of_kinds.items():
+        shown = of_kind if len(groups) <= MANY else of_kind[: check.FEW]
+        for group in shown:
+            text = duplicates.described(group)
+            text = text.encode(errors="backslashreplace").decode()
+            print(f"duplicates {kind}: {text}")
+        if len(of_kind) > len(shown):
+            print(
+                f"duplicates {kind}: {len(of_kind) - len(shown):,} other groups"
+            )
+    if len(groups) > MANY:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["group", "image", "split", "class"])
+        for number, group in enumerate(groups):
+            writer.writerows([number, *member] for member in group)
+        write_text(path, text.getvalue())
+        print(f"All duplicates are listed in {path}.")
 
 
 def draw(path, data, settings):
