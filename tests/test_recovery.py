@@ -266,6 +266,24 @@ def test_what_is_thawed_has_its_chance(folder, tmp_path, monkeypatch):
     assert run.is_finished
 
 
+def test_epochs_of_a_schedule_count_from_the_start_of_the_run(folder, tmp_path):
+    run = two_phases(
+        folder,
+        tmp_path,
+        steps=12,
+        schedule="step:0.1:0.5:2",
+        learning_rate=0.5,
+        thawed_learning_rate=0.25,
+        warmup_epochs=0,
+        base_batch_size=6,
+    )
+    rates = run.trainer.optimizer._learning_rate
+    # Of 3 steps an epoch: what dropped before is explicit afterwards.
+    assert [float(rates(step)) for step in range(12)] == pytest.approx(
+        [0.5] * 2 + [0.05] + [0.25] * 3 + [0.025] * 6
+    )
+
+
 def test_first_phase_is_frozen_whatever_came_before(folder, tmp_path, capsys):
     run = two_phases(
         folder, tmp_path, steps=10, learning_rate=0.5, base_batch_size=3

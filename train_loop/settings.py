@@ -348,7 +348,8 @@ class Settings:
         "How the learning rate goes on after the warm-up: {SCHEDULES}. Numbers "
         "may be left out; in brackets, what they are then. END and START are "
         "parts of the highest rate; the epochs of step are those of the run, "
-        "30:60:80 if left out.",
+        "30:60:80 if left out. After --thaw_after_epochs, only later epochs of "
+        "step lower --thawed_learning_rate.",
         "cosine",
         tables={
             "SCHEDULES": Names(

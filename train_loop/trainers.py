@@ -66,13 +66,14 @@ def _rates(settings, data):
     """Returns the learning rate of every step, of one phase or of two."""
     per_epoch = steps_per_epoch(settings, data)
 
-    def rates(highest, steps):
+    def rates(highest, steps, begun=0):
         return settings.schedule.rates(
             highest,
             # A short trial shall not spend itself on warming up.
             min(round(settings.warmup_epochs * per_epoch), steps // 2),
             steps,
             per_epoch,
+            begun,
         )
 
     steps, thaws_at = num_steps(settings, data), thaw_step(settings, data)
@@ -81,7 +82,9 @@ def _rates(settings, data):
         return rates(highest, steps)
     thawed = highest_rate(settings, thawed_learning_rate(settings))
     return TwoPhases(
-        rates(highest, thaws_at), rates(thawed, steps - thaws_at), thaws_at
+        rates(highest, thaws_at),
+        rates(thawed, steps - thaws_at, thaws_at),
+        thaws_at,
     )
 
 

@@ -141,6 +141,17 @@ def test_usage_names_the_numbers():
     assert usage("polynomial") == "polynomial:POWER:END (2:0)"
 
 
+def test_epochs_of_step_before_a_second_phase_do_not_lower_its_rate():
+    def second(text):
+        schedule = Schedule.parse(text).rates(RATE, 2, 22, PER_EPOCH, begun=33)
+        return [float(schedule(step)) for step in range(2, 22)]
+
+    # The eighth epoch begins at step 44 of the run, the 11th of the phase.
+    expected = [RATE] * 9 + [0.1 * RATE] * 11
+    np.testing.assert_allclose(second("step:0.1:6:8:4"), expected, rtol=1e-6)
+    np.testing.assert_allclose(second("step:0.1:6:4"), RATE, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_second_phase_begins_anew(name):
     first = rates(name, warmup=2, steps=6)

@@ -16,12 +16,14 @@ class Span(NamedTuple):
     """How long a schedule is, in steps.
 
     `warmup` steps go before it, `steps` is how many it has itself, and
-    `per_epoch` is how many an epoch takes, a whole number or not.
+    `per_epoch` is how many an epoch takes, a whole number or not. `begun` is
+    how many steps of the run go before the warm-up: those before unfreezing.
     """
 
     warmup: int
     steps: int
     per_epoch: float
+    begun: int = 0
 
 
 def constant(rate, span):
@@ -40,12 +42,20 @@ def step(
 
     Epochs are counted from the beginning of the run, as in the recipes of
     papers; by default 30, 60 and 80, those of Goyal et al., 2017,
-    https://arxiv.org/abs/1706.02677.
+    https://arxiv.org/abs/1706.02677. Those before unfreezing do not lower the
+    rate after it, which is explicit.
     """
-    starts = sorted(each * span.per_epoch for each in epoch or (30, 60, 80))
+    starts = [
+        start
+        for each in sorted(epoch or (30, 60, 80))
+        if (start := each * span.per_epoch) > span.begun or not span.begun
+    ]
+    if not starts:
+        return constant(rate, span)
+    begun = span.begun + span.warmup
     return tf.keras.optimizers.schedules.PiecewiseConstantDecay(
         # Keras keeps the rate of before in the step of the boundary itself.
-        [math.ceil(start) - 1.0 - span.warmup for start in starts],
+        [math.ceil(start) - 1.0 - begun for start in starts],
         [rate * factor**passed for passed in range(len(starts) + 1)],
     )
 
@@ -131,7 +141,9 @@ class Schedule(calls.Call):
     flag = "--schedule"
     table = SCHEDULES
 
-    def rates(self, learning_rate, warmup_steps, steps, steps_per_epoch):
+    def rates(
+        self, learning_rate, warmup_steps, steps, steps_per_epoch, begun=0
+    ):
         """Returns the learning rates of a run, a `LearningRateSchedule`.
 
         A straight rise from 0, then the row's.
@@ -139,10 +151,13 @@ class Schedule(calls.Call):
         Args:
           learning_rate: the highest.
           warmup_steps: how many steps the rise takes.
-          steps: of the whole run.
+          steps: of the whole run, or of one of two phases.
           steps_per_epoch: a whole number or not.
+          begun: steps of the run before the phase.
         """
-        span = Span(warmup_steps, max(steps - warmup_steps, 1), steps_per_epoch)
+        span = Span(
+            warmup_steps, max(steps - warmup_steps, 1), steps_per_epoch, begun
+        )
         after = self.row(learning_rate, span, *self.arguments)
         return WarmedUp(after, warmup_steps)
 
