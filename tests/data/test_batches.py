@@ -267,8 +267,8 @@ def test_resuming_does_not_parse_the_windows_before(tmp_path):
     [expected] = shuffled_examples(split, seed=0, start=0).skip(200).take(1)
     assert int(first["label"]) == int(expected["label"])
     assert int(first["position"]) == 200
-    # Of the 28 windows before, none.
-    assert 7 <= len(parsed) <= 3 * 7
+    # Of the 28 windows before, none; how much is read ahead depends on speed.
+    assert 0 < len(parsed) <= 3 * 7
 
 
 # A dispatcher and two workers, in a process of their own: stopped in ours,
