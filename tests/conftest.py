@@ -4,6 +4,7 @@ import functools
 import gc
 import os
 import random
+import signal
 from typing import NamedTuple
 
 # A core for each of two test processes: more threads get in each other's way.
@@ -50,6 +51,23 @@ def seed():
     """
     random.seed(7)
     np.random.seed(7)
+
+
+@pytest.fixture
+def default_signals():
+    """Gives signals Python's handlers; what nohup starts ignores some.
+
+    For tests that send some, to this process or to one that they start.
+    """
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {n: signal.signal(n, each) for n, each in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

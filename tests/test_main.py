@@ -1,12 +1,11 @@
 """The command line, as a user starts it."""
 
 import dataclasses
-import pathlib
+import os
 import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import tensorflow as tf
@@ -224,13 +223,32 @@ def start(*arguments, **options):
     )
 
 
-@pytest.mark.slow
-def test_keyboard_ends_imports_in_a_line():
-    process = start("--steps=1")
-    libraries = pathlib.Path(f"/proc/{process.pid}/maps")
-    while "libtensorflow" not in libraries.read_text():
-        assert process.poll() is None
-        time.sleep(0.01)
+@pytest.fixture
+def long_import(tmp_path, monkeypatch):
+    """Has programs import a TensorFlow that takes for ever."""
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", path)
+    library = tmp_path / "tensorflow.py"
+    library.write_text("import sys\nprint('importing')\nsys.stdin.read()\n")
+
+
+def test_keyboard_ends_imports_in_a_line(long_import, default_signals):
+    process = start("--steps=1", stdin=subprocess.PIPE)
+    assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate() == ("", "error: stopped by the keyboard\n")
+    output, errors = process.communicate(timeout=60)
+    assert (output, errors) == ("", "error: stopped by the keyboard\n")
     assert process.returncode == 130
+
+
+def test_ignored_keyboard_stays_ignored_in_imports(
+    long_import, default_signals
+):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process = start("--steps=1", stdin=subprocess.PIPE)
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    process.stdin.close()
+    assert process.wait(timeout=60) == 1
+    # It came to the end of that import, which has nothing in it.
+    assert "AttributeError" in process.stderr.read()

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -10,12 +13,26 @@ from train_loop import stopping
 from train_loop.training.reports import JsonLinesReport
 from train_loop.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
+# A process that does not come back from C: a lock of its own is taken twice.
+STUCK = """
+import ctypes
+from train_loop import stopping
+with stopping.noting_signals():
+    lock, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)
+    library.pthread_mutex_lock(lock)
+    print("stuck", flush=True)
+    library.pthread_mutex_lock(lock)
+"""
+
 
 @pytest.mark.parametrize(
     ("number", "name"),
     [(signal.SIGINT, "the keyboard"), (signal.SIGTERM, "SIGTERM")],
 )
-def test_signal_waits_until_it_is_asked_for(number, name):
+def test_signal_waits_until_it_is_asked_for(number, name, monkeypatch):
+    monkeypatch.setattr(stopping, "SECONDS_OF_ONE", 600.0)
     before = signal.getsignal(number)
     with stopping.noting_signals():
         assert stopping.noted() is None
@@ -24,10 +41,38 @@ def test_signal_waits_until_it_is_asked_for(number, name):
         error = stopping.StoppedError(stopping.noted(), "go on")
         assert str(error) == f"stopped by {name}; go on"
         assert error.status == 128 + number
-        # The next one ends the process.
-        assert signal.getsignal(number) == before
+        # Another one at once is the same request.
+        os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before
     assert stopping.noted() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_ends_a_process_that_is_stuck(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "stuck\n"
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        process.send_signal(number)
+        time.sleep(0.05)
+    process.kill()
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number
+    assert errors == f"error: ended at once by a second signal, {number.name}\n"
+
+
+def test_second_ctrl_c_in_a_session_is_of_python(monkeypatch):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with stopping.noting_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopping.noted() == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_ignored_signal_stays_ignored():

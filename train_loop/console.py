@@ -63,8 +63,12 @@ def ended_by_keyboard():
     """Has Ctrl-C end the process at once, in a line.
 
     For work that leaves nothing behind, such as imports: an exception would
-    come up in the middle of others' code, which makes others of it.
+    come up in the middle of others' code, which makes others of it. Where
+    SIGINT was ignored when the process started, it is ignored still.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        yield
+        return
     screen = os.dup(sys.__stderr__.fileno())
 
     def end(*_):

@@ -8,6 +8,7 @@ others have to complain of is shown with their number.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -21,6 +22,8 @@ from train_loop.command_lines import parser_of
 
 # How long the others may take to find out that one is gone, and to end.
 SECONDS_TO_END = 20
+# Of Linux's prctl.
+PR_SET_PDEATHSIG = 1
 
 
 def main(argv):
@@ -35,17 +38,32 @@ def main(argv):
     options = parser.parse_args(argv[1:])
     if options.workers < 1:
         parser.error(f"--workers={options.workers}: take at least 1")
-    workers = start(options.workers, options.flags)
+    workers = []
+    # Before there are any: what ends this process does not reach them.
     forward_signals(workers)
-    return wait(workers)
+    try:
+        threads = start(workers, options.workers, options.flags)
+        status = wait(workers)
+    finally:
+        for worker in workers:
+            worker.kill()
+    for thread in threads:
+        # Of the last lines, for as long as a process of the worker has them.
+        thread.join(timeout=5)
+    return status
 
 
-def start(count, flags):
-    """Starts the workers; returns their processes, the chief's first."""
+def start(workers, count, flags):
+    """Adds the processes of so many workers to a list, the chief's first.
+
+    In sessions of their own: what a terminal sends arrives here, and once.
+
+    Returns:
+      The threads that show what all but the chief complain of.
+    """
     addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
     # More threads than cores would get in each other's way.
     threads = max(len(os.sched_getaffinity(0)) // count, 1)
-    workers = []
     for number in range(count):
         task = {"type": "worker", "index": number}
         config = {"cluster": {"worker": addresses}, "task": task}
@@ -60,14 +78,25 @@ def start(count, flags):
                 },
                 stdout=subprocess.DEVNULL if number else None,
                 stderr=subprocess.PIPE if number else None,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
                 text=True,
             )
         )
-    for number, worker in enumerate(workers[1:], start=1):
-        threading.Thread(
-            target=show, args=(number, worker.stderr), daemon=True
-        ).start()
-    return workers
+    threads = [
+        threading.Thread(target=show, args=(number, each.stderr), daemon=True)
+        for number, each in enumerate(workers[1:], start=1)
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def end_with_parent():
+    """Has a worker be stopped where this process is killed; on Linux."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_ports(count):
@@ -87,7 +116,10 @@ def show(number, stream):
 
 
 def forward_signals(workers):
-    """Has the workers answer what this process is asked to do."""
+    """Has the workers answer what this process is asked to do.
+
+    What it ignores, as under nohup, they ignore as well.
+    """
 
     def forward(number, _):
         for worker in workers:
@@ -95,7 +127,8 @@ def forward_signals(workers):
                 worker.send_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, forward)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, forward)
 
 
 def wait(workers):

@@ -17,7 +17,7 @@ from train_loop.manual import help_text
 from train_loop.modes import MODES
 from train_loop.settings import Settings, flag_name
 from train_loop.shortages import shortage
-from train_loop.stopping import StoppedError
+from train_loop.stopping import StoppedError, ended_by_second
 
 FLAGS = flags.FLAGS
 FIELDS = dataclasses.fields(Settings)
@@ -114,7 +114,8 @@ def main(argv):
             check_choice("--mode", FLAGS.mode, MODES)
             settings = read_settings()
             run_mode = import_mode(FLAGS.mode)
-        run_mode(settings)
+        with ended_by_second():
+            run_mode(settings)
     except UserError as error:
         # Names of files and classes in it may hold any characters.
         print(console.printable(f"error: {error}"), file=sys.stderr)

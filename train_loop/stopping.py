@@ -1,16 +1,26 @@
 """Requests to stop from outside: signals, answered between two steps.
 
 What a cluster, a closed terminal or Ctrl-C sends is noted, and asked for where
-nothing is half done. A second one ends the process at once, as ever.
+nothing is half done. A second one ends the process at once, whatever it is in
+the middle of. A signal that was ignored when the process started, such as
+SIGHUP under nohup and SIGINT in the background of a script, is ignored still.
 """
 
 import contextlib
+import os
+import select
 import signal
+import sys
 import threading
+import time
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 NAMES = {signal.SIGINT: "the keyboard"}
+
+# Signals that arrive within this time are one request: some senders signal a
+# process and its group.
+SECONDS_OF_ONE = 1.0
 
 # Signals belong to the process, and so does what was noted of them.
 _noted = []
@@ -39,7 +49,7 @@ class StoppedError(Exception):
 def noting_signals():
     """Lets `noted` find out about signals, in place of dying of them.
 
-    One that was ignored before, as by nohup, is ignored still. Outside the main
+    A second one ends the process, see `ended_by_second`. Outside the main
     thread, where signals cannot be taken, nothing changes.
     """
     taken = {}
@@ -51,19 +61,72 @@ def noting_signals():
         }
 
     def note(number, frame):
-        del frame
+        if _noted and _is_interactive(number):
+            taken[number](number, frame)
         _noted.append(signal.Signals(number))
-        for number, handler in taken.items():
-            signal.signal(number, handler)
 
-    for number in taken:
-        signal.signal(number, note)
+    with ended_by_second():
+        for number in taken:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            _noted.clear()
+            for number, handler in taken.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ended_by_second():
+    """Lets a second signal end the process at once.
+
+    Python runs handlers when a call of C++ returns, and a training step may
+    take minutes; a thread reads of every signal at once. In an interactive
+    session, Ctrl-C is left to Python: it ends the work, not the session.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    thread = threading.Thread(target=_watch, args=(arrived,), daemon=True)
+    thread.start()
+    previous = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     try:
         yield
     finally:
-        _noted.clear()
-        for number, handler in taken.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(previous)
+        os.close(wakeup)
+        thread.join()
+        os.close(arrived)
+
+
+def _watch(arrived):
+    """Reads the numbers of signals; ends the process at the second request."""
+    first = None
+    while numbers := os.read(arrived, 1):
+        [number] = numbers
+        if number not in SIGNALS or _is_interactive(number):
+            continue
+        now = time.monotonic()
+        if first is None:
+            first = now
+        elif now - first >= SECONDS_OF_ONE:
+            _end(signal.Signals(number))
+
+
+def _end(number):
+    """Ends the process in a line, which must not take any time."""
+    line = f"error: ended at once by a second signal, {number.name}\n"
+    with contextlib.suppress(OSError):
+        _, writable, _ = select.select([], [2], [], 0)
+        for stream in writable:
+            os.write(stream, line.encode())
+    os._exit(128 + number)
+
+
+def _is_interactive(number):
+    return number == signal.SIGINT and hasattr(sys, "ps1")
 
 
 def noted():
