@@ -186,7 +186,7 @@ def test_rollback_gives_up(folder, tmp_path):
 
 
 def test_request_to_stop_is_answered_before_another_try(
-    folder, tmp_path, monkeypatch
+    folder, tmp_path, monkeypatch, default_signals
 ):
     def go_back(self):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -220,7 +220,7 @@ def test_best_checkpoint_is_kept(folder, tmp_path):
 
 def test_run_ends_early_and_stays_so(folder, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
-    monkeypatch.setattr(Run, "evaluate", lambda self: {"loss": next(losses)})
+    monkeypatch.setattr(Run, "measure", lambda self: {"loss": next(losses)})
     options = {"keep_best": "loss", "early_stopping": 2, "steps": 100}
     workdir = tmp_path / "run"
     run = train(folder, workdir, **options)
@@ -252,7 +252,7 @@ def two_phases(folder, workdir, **others):
 
 def test_what_is_thawed_has_its_chance(folder, tmp_path, monkeypatch):
     losses = iter([1.0, 2.0, 3.0, 4.0, 5.0])
-    monkeypatch.setattr(Run, "evaluate", lambda self: {"loss": next(losses)})
+    monkeypatch.setattr(Run, "measure", lambda self: {"loss": next(losses)})
     run = two_phases(
         folder,
         tmp_path,

@@ -165,7 +165,9 @@ def read_events(workdir, split):
     return events.Reload()
 
 
-def test_stopped_run_goes_on_bit_by_bit(finished, tmp_path, run):
+def test_stopped_run_goes_on_bit_by_bit(
+    finished, tmp_path, run, default_signals
+):
     """On two replicas; stopped in all ways, one after another."""
     process = start(
         *SHORT, f"--workdir={tmp_path}", signals=(15, signal.SIGSTOP)
@@ -177,7 +179,7 @@ def test_stopped_run_goes_on_bit_by_bit(finished, tmp_path, run):
     assert errors.startswith("error: another process is training in")
     assert errors.count("\n") == 1
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     # What a kill in the middle of a write leaves behind.
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -193,7 +195,7 @@ def test_stopped_run_goes_on_bit_by_bit(finished, tmp_path, run):
     default = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     process = start(f"--workdir={tmp_path}", signals=(30, signal.SIGHUP))
     signal.signal(signal.SIGHUP, default)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert_same_run(tmp_path, finished, 35)
     # TensorBoard shows one curve, not the steps that were taken twice.
@@ -208,7 +210,7 @@ class StopError(Exception):
 @pytest.fixture
 def run_until(monkeypatch, run):
     """Returns a function: place, step, arguments -> a run that stops there."""
-    save, evaluate = Checkpoints.save, Run.evaluate
+    save, measure = Checkpoints.save, Run.measure
     write_down = JsonLinesReport.__call__
 
     def start_and_stop(place, step, *arguments):
@@ -221,9 +223,9 @@ def run_until(monkeypatch, run):
             save(self, now, *more)
             stop_at("after saving", now)
 
-        def evaluate_or_stop(self):
+        def measure_or_stop(self):
             stop_at("in an evaluation", self.trainer.step)
-            return evaluate(self)
+            return measure(self)
 
         def write_down_or_stop(self, now, split, metrics):
             stop_at(f"in the report of an {split}uation", now)
@@ -231,7 +233,7 @@ def run_until(monkeypatch, run):
 
         with monkeypatch.context() as patch:
             patch.setattr(Checkpoints, "save", save_or_stop)
-            patch.setattr(Run, "evaluate", evaluate_or_stop)
+            patch.setattr(Run, "measure", measure_or_stop)
             patch.setattr(JsonLinesReport, "__call__", write_down_or_stop)
             with pytest.raises(StopError):
                 run(*arguments)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from samples import (
     SHRINK,
+    broken_files,
     read_checkpoint,
     read_metrics,
     together,
@@ -39,32 +40,61 @@ FLAGS = (
 )
 
 
-# What starts other processes with itself, and trains a smaller net.
+# And what takes the least time.
+SMALL = (
+    "--model=resnet_tiny",
+    "--image_size=16",
+    "--batch_size=6",
+    "--report_every=1",
+)
+
+
+# What starts other processes with itself, and trains a smaller net. Where the
+# launcher has a terminal of its own, the chief waits for a signal after step 2.
 PYTHON = f"""#!{sys.executable}
-import runpy, sys
+import fcntl, os, runpy, sys, termios, time
 sys.executable, _, *sys.argv = sys.argv
+if os.isatty(0):
+    if sys.argv[0] == "train_loop.launch":
+        fcntl.ioctl(0, termios.TIOCSCTTY)
+    else:
+        from train_loop import stopping
+        from train_loop.training.reports import JsonLinesReport
+        write_down = JsonLinesReport.__call__
+        def write_down_and_wait(self, step, *others):
+            write_down(self, step, *others)
+            while step == 2 and stopping.noted() is None:
+                time.sleep(0.01)
+        JsonLinesReport.__call__ = write_down_and_wait
 if sys.argv[0] == "train_loop.main":
     {"    ".join(SHRINK.splitlines(keepends=True))}
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
-def launch(folder, *flags):
-    """Runs two workers; returns (exit status, output, errors)."""
+def start(folder, *flags, **options):
+    """Starts two workers; returns the process of the launcher."""
     python = folder / "python"
     python.write_text(PYTHON)
     python.chmod(0o755)
     environment = {**os.environ}
     environment.pop("TF_NUM_INTRAOP_THREADS", None)
-    process = subprocess.run(
+    return subprocess.Popen(
         [str(python), "-m", "train_loop.launch", "--workers=2", "--"]
         + [*map(str, flags)],
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        **options,
     )
-    return process.returncode, process.stdout, process.stderr
+
+
+def launch(folder, *flags):
+    """Runs two workers; returns (exit status, output, errors)."""
+    process = start(folder, *flags)
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
 
 
 def assert_close(found, expected):
@@ -108,6 +138,54 @@ def test_two_workers_train_as_one_device_and_one_goes_on(
     ):
         assert found.pop("split") == expected.pop("split")
         assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_image_that_one_worker_cannot_read_ends_both(tmp_path):
+    images = tmp_path / "images"
+    counts = {"train/cat": 3, "train/dog": 3, "test/cat": 3, "test/dog": 3}
+    write_folder(images, counts, "png")
+    # The first half of them is of the first worker.
+    broken = images / "test/dog/1.png"
+    broken.write_bytes(broken_files()["truncated.png"])
+    status, _, errors = launch(
+        tmp_path,
+        *SMALL,
+        f"--dataset={images}",
+        "--evaluate_every=2",
+        "--checkpoint_every=9",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert status == 1
+    chief, other = sorted(errors.splitlines())
+    assert chief.startswith("error: worker 0 of 2: another worker failed.")
+    assert other.startswith(f"worker 1: error: {broken} cannot be decoded")
+    # What they had learned.
+    assert Workdir(tmp_path / "run").steps == [2]
+
+
+def test_ctrl_c_is_one_request_to_stop(tmp_path, default_signals):
+    terminal, of_launcher = os.openpty()
+    process = start(
+        tmp_path,
+        *SMALL,
+        "--dataset=digits",
+        "--steps=9",
+        "--checkpoint_every=2",
+        f"--workdir={tmp_path / 'run'}",
+        stdin=of_launcher,
+        start_new_session=True,
+    )
+    while not process.stdout.readline().startswith("2/9  train"):
+        assert process.poll() is None
+    os.write(terminal, b"\x03")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 130
+    lines = [line.partition(";")[0] for line in sorted(errors.splitlines())]
+    stopped = "error: stopped by the keyboard"
+    assert lines == [stopped, f"worker 1: {stopped}"]
+    assert Workdir(tmp_path / "run").steps == [2, 3]
+    os.close(terminal)
+    os.close(of_launcher)
 
 
 def test_workers_that_find_other_images_are_refused(tmp_path):

@@ -10,9 +10,8 @@ import PIL.Image
 import tensorflow as tf
 
 from resnet_layers import Preprocessing
-from train_loop.data.check import reason_of
 from train_loop.data.transforms import Transforms
-from train_loop.errors import UserError
+from train_loop.errors import UserError, reason_of
 
 # How many images go through the model at once.
 BATCH_SIZE = 32

@@ -4,6 +4,8 @@ import difflib
 
 # Of more choices than that, messages name the first few.
 MANY, FEW = 30, 12
+# How lines begin that tell where in a graph it went wrong.
+PLACES = ("Graph execution error", "Detected at node", " ", "\t")
 
 
 class UserError(Exception):
@@ -49,3 +51,15 @@ def first_few(names, count=5):
     names = list(map(str, names))
     line, others = ", ".join(names[:count]), len(names) - count
     return f"{line} and {others:,} others" if others > 0 else line
+
+
+def reason_of(error):
+    """Returns what TensorFlow says in one line, without its own names."""
+    lines = [
+        line
+        for line in error.message.splitlines()
+        if line.strip() and not line.startswith(PLACES)
+    ]
+    line = lines[0] if lines else type(error).__name__
+    line = line.rpartition("}} ")[2].partition(" [Op:")[0].strip()
+    return line.removeprefix("ValueError: ")

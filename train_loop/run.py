@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import pathlib
 import re
 
@@ -55,7 +56,7 @@ from train_loop.training.selection import best_step, evaluations_since_best
 from train_loop.training.strategies import distribute
 from train_loop.training.tensorboard import TensorBoardReport
 from train_loop.training.trainer import Trainer
-from train_loop.training.workers import Workers
+from train_loop.training.workers import SharedError, Workers, unshared
 from train_loop.workdir import (
     Workdir,
     append_json_line,
@@ -66,6 +67,9 @@ from train_loop.workdir import (
 # Among how many batches one that could not be prepared is looked for: a data
 # service prepares them ahead, in an order of its own.
 BATCHES_AHEAD = 128
+
+# Of several workers. What started them does not wait for long where one ended.
+SECONDS_TO_EXPLAIN = 10.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,6 +118,12 @@ class Run:
         settings = settle(settings)
         # Several workers must find each other before anything is computed.
         strategy = build_strategy(settings)
+        with Workers(strategy).needed():
+            return cls._create(settings, strategy, data)
+
+    @classmethod
+    def _create(cls, settings, strategy, data):
+        """Returns the run of settled settings."""
         check_image_size(settings)
         check_memory(settings)
         workdir = Workdir.of(settings.workdir or new_workdir(settings.dataset))
@@ -123,10 +133,8 @@ class Run:
         if settings.weights and not workdir.has_checkpoint:
             # Before the images are prepared, which may take hours.
             weights = find_given_weights(settings).path
-        workers = Workers(strategy)
         if data is None:
-            with workers.needed():
-                data = open_data(settings, workdir, workers)
+            data = open_data(settings, workdir, Workers(strategy))
         check_evaluated(settings, data)
         with strategy.scope():
             classifier = build_classifier(settings, data.class_names)
@@ -185,7 +193,8 @@ class Run:
         if not (is_new or self.is_finished):
             self.workdir.check_format()
         locked = self.workdir.locked if is_chief else contextlib.nullcontext
-        with locked(), stopping.noting_signals():
+        needed = self.trainer.workers.needed
+        with locked(), needed(), stopping.noting_signals():
             if self.checkpoints.changed_by_others():
                 raise UserError(
                     f"another process has trained in {self.workdir} in the "
@@ -199,7 +208,7 @@ class Run:
                 if is_new:
                     self.workdir.write_config()
             while not self._reaches_the_end():
-                stopping.check()
+                self.trainer.workers.check_signals()
 
     def _reaches_the_end(self):
         """Trains, to the end or until it goes back to a checkpoint."""
@@ -212,6 +221,7 @@ class Run:
             return False
         return True
 
+    @unshared()
     def _go_back(self, error):
         """Goes back to the last checkpoint, and leaves out what broke it.
 
@@ -236,10 +246,10 @@ class Run:
         workers = self.trainer.workers
         # All have read what was there before the chief writes more.
         workers.meet()
-        if workers.is_chief:
-            record = {"step": error.step, "batches": numbers}
-            append_json_line(self.workdir.left_out, record)
-        workers.meet()
+        with workers.agreeing():
+            if workers.is_chief:
+                record = {"step": error.step, "batches": numbers}
+                append_json_line(self.workdir.left_out, record)
         tqdm.tqdm.write(
             f"{error.what} at step {error.step}: going on from the checkpoint "
             f"of step {error.saved}, without the images of step "
@@ -248,6 +258,7 @@ class Run:
         self.trainer.results("train")
         _restore(self.checkpoints, self.trainer)
 
+    @unshared()
     def evaluate(self):
         """Returns {metric: number} for the whole evaluation split.
 
@@ -256,6 +267,14 @@ class Run:
 
         Raises:
           UserError: there is none, or an image of it cannot be read.
+        """
+        return self.measure()
+
+    def measure(self):
+        """Returns the same as `evaluate`.
+
+        Raises:
+          SharedError: an image cannot be read, by one of the workers.
         """
         split = self.data.evaluation
         if split is None:
@@ -274,7 +293,7 @@ class Run:
         return metrics
 
     def _evaluate(self, split):
-        with check.explained(split):
+        try:
             return loop.evaluate(
                 self.trainer,
                 self._evaluation_batches(split),
@@ -282,6 +301,12 @@ class Run:
                     split, self.batch_size, self.trainer.workers.context
                 ),
             )
+        except SharedError as failure:
+            # Not yet: the others would wait for it before they save.
+            failure.explain = lambda error: check.explain(
+                error, split, seconds=self._seconds_to_explain
+            )
+            raise
 
     @property
     def batch_size(self):
@@ -413,15 +438,16 @@ class Run:
           local_state: see `Checkpoints.save_local_state`.
         """
         step, workers = self.trainer.step, self.trainer.workers
-        if workers.is_chief:
-            # A kill may have left that of another checkpoint of the same step.
-            self.checkpoints.remove_local_states(step)
-        workers.meet()
-        if local_state:
-            self.checkpoints.save_local_state(step, local_state, workers)
-        workers.meet()
-        if workers.is_chief:
-            self.checkpoints.save(step)
+        with workers.agreeing():
+            if workers.is_chief:
+                # A kill may have left that of another checkpoint of this step.
+                self.checkpoints.remove_local_states(step)
+        with workers.agreeing():
+            if local_state:
+                self.checkpoints.save_local_state(step, local_state, workers)
+        with workers.agreeing():
+            if workers.is_chief:
+                self.checkpoints.save(step)
 
     def tidy(self):
         """Removes the checkpoints that are not to be kept."""
@@ -438,7 +464,8 @@ class Run:
         0 where there was none.
         """
         workers = self.trainer.workers
-        saved = self.checkpoints.discard() if workers.is_chief else 0
+        with workers.agreeing():
+            saved = self.checkpoints.discard() if workers.is_chief else 0
         return round(workers.of_chief(saved))
 
     def explain(self, error):
@@ -450,7 +477,13 @@ class Run:
         start = batch * self.batch_size // settings.augment_repeats
         examples = batches.shuffled_examples(split, settings.seed, start)
         ahead = examples.take(BATCHES_AHEAD * self.batch_size)
-        return check.explain(error, split, ahead)
+        return check.explain(error, split, ahead, self._seconds_to_explain)
+
+    @property
+    def _seconds_to_explain(self):
+        """How long a search for a broken image may take."""
+        is_alone = self.trainer.workers.count == 1
+        return math.inf if is_alone else SECONDS_TO_EXPLAIN
 
     @property
     def _is_embedded(self):
@@ -590,16 +623,21 @@ def _outlasting_full_disks(step):
         )
 
 
+@unshared()
 def _restore(checkpoints, trainer):
     """Brings a trainer to the last checkpoint, if there is one."""
-    step, workers = checkpoints.restore(), trainer.workers
-    if step != workers.of_chief(step):
-        raise UserError(
-            f"worker {workers.number} finds a checkpoint of step {step} in "
-            f"{checkpoints.directory}, and the first worker another one; all "
-            "of them need the same --workdir, on a disk that they share"
-        )
-    state = checkpoints.local_state(step, workers)
+    workers = trainer.workers
+    with workers.agreeing():
+        step = checkpoints.restore()
+    is_same = step == workers.of_chief(step)
+    with workers.agreeing():
+        if not is_same:
+            raise UserError(
+                f"worker {workers.number} finds a checkpoint of step {step} in "
+                f"{checkpoints.directory}, and the first worker another one; "
+                "all of them need the same --workdir, on a disk that they share"
+            )
+        state = checkpoints.local_state(step, workers)
     # Of all or of none, for they belong together.
     if workers.all(state is not None):
         trainer.restore_local_state(state)

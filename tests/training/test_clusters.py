@@ -1,5 +1,6 @@
 """How workers find each other, and what they tell."""
 
+import errno
 import os
 import socket
 import sys
@@ -13,7 +14,12 @@ from urllib3.exceptions import MaxRetryError
 from train_loop.errors import UserError
 from train_loop.training import clusters
 from train_loop.training.clusters import find_cluster, placed
-from train_loop.training.workers import Workers, _place
+from train_loop.training.workers import (
+    SharedError,
+    Workers,
+    _place,
+    unshared,
+)
 
 resolvers = tf.distribute.cluster_resolver
 
@@ -38,7 +44,7 @@ def test_first_worker_is_the_chief(resolver, place):
 
 
 def test_lost_connection_is_another_workers_only_where_there_is_one():
-    lost = tf.errors.UnavailableError(None, None, "no route to\ngs://images")
+    lost = tf.errors.UnavailableError(None, None, "no route to gs://images")
     with pytest.raises(tf.errors.UnavailableError), ALONE.needed():
         raise lost
 
@@ -49,6 +55,79 @@ def test_lost_connection_is_another_workers_only_where_there_is_one():
 
     for number, line in enumerate(together(refusal)):
         assert f"says worker {number} of 2 (no route to gs://images)" in line
+
+
+def fail_on(number, workers, error=None):
+    if workers.number == number:
+        raise error or ValueError(number)
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError(errno.ENOSPC, "full")])
+def test_failure_of_one_worker_is_known_to_all(error):
+    def failures(workers):
+        with workers.agreeing():
+            pass
+        with pytest.raises(SharedError) as failure, workers.agreeing():
+            fail_on(1, workers, error)
+        # They are at the same place.
+        workers.meet()
+        return failure.value
+
+    other, own = together(failures)
+    is_full = isinstance(error, OSError)
+    for failure in (other, own):
+        assert failure.is_full_disk == failure.is_shortage == is_full
+    assert other.error is None
+    line = "worker 0 of 2: another worker failed"
+    with pytest.raises(UserError, match=line), unshared():
+        raise other
+    with pytest.raises(type(own.error)), unshared():
+        raise own
+
+
+def test_full_disk_is_none_where_something_else_failed_too():
+    def failures(workers):
+        full = OSError(errno.ENOSPC, "full")
+        with pytest.raises(SharedError) as failure, workers.agreeing():
+            raise full if workers.is_chief else ValueError
+        return failure.value
+
+    for failure in together(failures):
+        assert failure.is_shortage
+        assert not failure.is_full_disk
+
+
+def test_failed_worker_comes_to_the_next_agreement_of_the_others():
+    @unshared()
+    def work(workers):
+        with workers.agreeing():
+            fail_on(0, workers)
+            for _ in range(3):
+                workers.meet()
+
+    def fail(workers):
+        with pytest.raises((ValueError, UserError)):
+            work(workers)
+        workers.meet()
+
+    together(fail)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_failure_in_turn_ends_the_others(number):
+    def turn(workers):
+        with workers.in_turn():
+            fail_on(number, workers)
+
+    def outcomes(workers):
+        with pytest.raises((ValueError, UserError)) as error:
+            turn(workers)
+        workers.meet()
+        return type(error.value)
+
+    expected = [UserError] * 3
+    expected[number] = ValueError
+    assert together(outcomes, 3) == expected
 
 
 def test_one_worker_tells_itself(two_replicas):

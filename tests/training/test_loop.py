@@ -8,12 +8,13 @@ import types
 
 import pytest
 import tensorflow as tf
+from samples import ALONE, together
 
 from train_loop import UserError
 from train_loop.stopping import StoppedError, noting_signals
 from train_loop.training import loop
 from train_loop.training.profiling import NO_PROFILE, Profile
-from train_loop.training.workers import Workers
+from train_loop.training.workers import SharedError, Workers
 
 # Numbers of the devices' clocks, exact in binary.
 SECONDS_PER_STEP = 0.5
@@ -45,10 +46,10 @@ class FakeTrainer:
     signalled_at: int | None = None
     num_traces: int = 1
     seconds_per_step: float = SECONDS_PER_STEP
+    workers: Workers = ALONE
 
     def __post_init__(self):
         self.loss = tf.keras.metrics.Mean()
-        self.workers = Workers(tf.distribute.get_strategy())
         self.calls = []
 
     def train(self, batches, num_steps):
@@ -98,6 +99,7 @@ class FakeRun:
     owes_evaluation: bool = False
     enough_at: int | None = None
     full_at: tuple = ()
+    fails_at: int | None = None
     total_steps: int = 10
 
     @property
@@ -107,15 +109,19 @@ class FakeRun:
     def training_batches(self):
         return iter(lambda: "batch", None)
 
-    def evaluate(self):
+    def measure(self):
         self.trainer.log.append(("evaluate", self.trainer.step))
-        if self.eval_error:
-            raise self.eval_error
+        with self.trainer.workers.agreeing():
+            if self.eval_error:
+                raise self.eval_error
         return {"loss": self.eval_loss, "ema_loss": self.ema_loss}
 
     def save(self, *local_state):
-        if self.trainer.step in self.full_at:
-            raise OSError(errno.ENOSPC, "No space left on device")
+        with self.trainer.workers.agreeing():
+            if self.trainer.step in self.full_at:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            if self.trainer.step == self.fails_at:
+                raise PermissionError
         self.trainer.log.append(("save", self.trainer.step, *local_state))
 
     def tidy(self):
@@ -338,14 +344,14 @@ def test_steps_before_a_broken_picture_of_the_evaluation_are_saved(train):
     assert train.log[-2:] == [("average", 4), ("save", 4, "local of 4")]
 
 
-def test_request_to_stop_is_answered_after_the_step(train):
+def test_request_to_stop_is_answered_after_the_step(train, default_signals):
     with pytest.raises(StoppedError), noting_signals():
         train(signalled_at=7)
     # With what each replica had, and not what they have in common now.
     assert train.log[-2:] == [("average", 7), ("save", 7, "local of 7")]
 
 
-def test_evaluation_is_stopped_between_batches(clock):
+def test_evaluation_is_stopped_between_batches(clock, default_signals):
     trainer = FakeTrainer([], clock, seconds_per_step=60)
     with noting_signals():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -372,6 +378,48 @@ def test_run_goes_on_where_the_disk_is_full_for_a_while(train, capsys):
     )
     with pytest.raises(OSError, match="No space left"):
         train({**options, "full_at": (5, 10)})
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+def test_workers_go_on_together_where_the_disk_of_one_is_full(clock, is_full):
+    """From the same checkpoint, or all of them end."""
+
+    def save(workers):
+        run = FakeRun(FakeTrainer([], clock, 5, workers=workers))
+        if workers.is_chief:
+            run.full_at = (5,)
+        elif not is_full:
+            run.fails_at = 5
+        return loop._save(run, 3)
+
+    if is_full:
+        assert together(save) == [3, 3]
+    else:
+        with pytest.raises(SharedError):
+            together(save)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_batch_that_one_worker_cannot_read_ends_all_evaluations(clock, number):
+    """Between two batches; and then all save what they learned."""
+
+    def broken():
+        yield "batch"
+        raise ValueError("broken")
+
+    def log_of(workers):
+        is_broken = workers.number == number
+        batches = broken() if is_broken else ["batch"] * 9
+        trainer = FakeTrainer([], clock, workers=workers)
+        run = FakeRun(trainer)
+        run.measure = lambda: loop.evaluate(trainer, batches, 9)
+        kind = ValueError if is_broken else UserError
+        with pytest.raises(kind, match=r"broken|another worker failed"):
+            loop.train(run, lambda *_: None)
+        return trainer.log
+
+    for log in together(log_of):
+        assert log[-2:] == [("average", 4), ("save", 4, "local of 4")]
 
 
 def test_tracing_again_is_warned_of_once(train, capsys):

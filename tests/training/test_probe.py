@@ -90,7 +90,9 @@ def test_parts_of_workers_are_put_back_into_the_order_of_the_split(
     assert len([*(tmp_path / "train").iterdir()]) == 3
 
 
-def test_request_to_stop_is_answered_between_batches(tmp_path, one_device):
+def test_request_to_stop_is_answered_between_batches(
+    tmp_path, one_device, default_signals
+):
     with noting_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(StoppedError):

@@ -4,21 +4,21 @@ import collections
 import concurrent.futures
 import contextlib
 import json
+import math
 import os
+import time
 
 import numpy as np
 import tensorflow as tf
 
 from train_loop.data.decode import check_image
 from train_loop.data.stores import READ_BUFFER_BYTES
-from train_loop.errors import UserError, first_few
+from train_loop.errors import UserError, first_few, reason_of
 from train_loop.progress import passing_bar
 from train_loop.workdir import read_json_lines, write_text
 
 # What an image or a file that cannot be read raises.
 INPUT_ERRORS = tf.errors.OpError
-# How lines begin that tell where in a graph it went wrong.
-PLACES = ("Graph execution error", "Detected at node", " ", "\t")
 # Fewer images than this part of the mean class make a class a rare one.
 RARE = 0.2
 # How many classes are named in a warning or a summary.
@@ -66,35 +66,33 @@ def in_threads(split, function, examples=None):
             yield from executor.map(function, batch["image"], batch["number"])
 
 
-def reason_of(error):
-    """Returns what TensorFlow says in one line, without its own names."""
-    lines = [
-        line
-        for line in error.message.splitlines()
-        if line.strip() and not line.startswith(PLACES)
-    ]
-    line = lines[0] if lines else type(error).__name__
-    line = line.rpartition("}} ")[2].partition(" [Op:")[0].strip()
-    return line.removeprefix("ValueError: ")
-
-
-def explain(error, split, examples=None):
+def explain(error, split, examples=None, seconds=math.inf):
     """Returns a UserError that names what a reading error comes from.
 
     Args:
-      error: that reading the split raised.
+      error: that was raised where the split was read.
       split: a `Split`.
       examples: see `broken_images`.
+      seconds: how long the search may take.
 
     Returns:
-      A `UserError`, or the error itself where all images can be read.
+      A `UserError`, or the error itself where all images can be read, and
+      where it is of another kind.
     """
+    if not isinstance(error, INPUT_ERRORS):
+        return error
+    deadline = time.monotonic() + seconds
     try:
         for number, reason in broken_images(split, examples):
             if reason is not None:
                 return UserError(
                     f"{split.store.name(number)} cannot be decoded ({reason}); "
                     "mend it, or leave such images out with --skip_bad_images"
+                )
+            if time.monotonic() > deadline:
+                return UserError(
+                    f"an image cannot be decoded ({reason_of(error)}), and was "
+                    f"not found within {seconds:g} s; --mode=data finds it"
                 )
     except INPUT_ERRORS as other:
         path = _broken_record_file(split)

@@ -144,12 +144,13 @@ def to_measure(settings, is_synthetic, folder):
 def _timed(stopwatch, name, given, is_synthetic, asked):
     """Returns a `Task`, and what was measured of it."""
     task = TASKS[name](given, is_synthetic)
-    stopwatch.time(
-        task.take,
-        asked.benchmark_rounds,
-        lambda number: round(task.workers.of_chief(number)),
-        warm_up=0.0 if is_synthetic else WARM_UP_SECONDS,
-    )
+    with task.workers.needed():
+        stopwatch.time(
+            task.take,
+            asked.benchmark_rounds,
+            lambda number: round(task.workers.of_chief(number)),
+            warm_up=0.0 if is_synthetic else WARM_UP_SECONDS,
+        )
     return task, {
         **stopwatch.numbers(task.batch_size),
         "peak_memory_bytes": peak_memory(),

@@ -11,8 +11,7 @@ import tqdm
 from train_loop import stopping
 from train_loop.errors import UserError
 from train_loop.progress import passing_bar, progress_bar
-from train_loop.shortages import is_full_disk
-from train_loop.training.workers import LOST
+from train_loop.training.workers import LOST, SharedError, unshared
 
 # The devices are left alone for about this long before the progress bar moves.
 SECONDS_PER_CALL = 1.0
@@ -85,6 +84,7 @@ class _UselessError(Exception):
     """What is wrong with the numbers, and at which step."""
 
 
+@unshared()
 def train(run, report):
     """Trains a run to its last step.
 
@@ -94,7 +94,7 @@ def train(run, report):
       run: has `trainer`, a `Trainer` at the step to go on from; `steps`, the
         last one, and `total_steps`, that of all phases; `cadence`;
         `batch_size`; `training_batches()`, from the trainer's step on;
-        `profile`, a `Profile`; `evaluate()`, which returns
+        `profile`, a `Profile`; `measure()`, which evaluates and returns
         {metric: number}; `owes_evaluation`, whether that of its step is to be
         made yet; `has_stopped_improving`, whether evaluations say that it is
         enough; `save(local_state)`; `discard()`, which takes the last
@@ -110,12 +110,15 @@ def train(run, report):
       UserError: an image cannot be read.
     """
     trainer, saved, traces = run.trainer, run.trainer.step, 1
+    agreeing = trainer.workers.agreeing
     batches = iter(run.training_batches())
     with progress_bar(run.steps, initial=saved) as bar:
         try:
             if run.owes_evaluation:
-                report(saved, "eval", _evaluate(run))
-                run.tidy()
+                metrics = _evaluate(run)
+                with agreeing():
+                    report(saved, "eval", metrics)
+                    run.tidy()
             for stop in run.cadence.stops(saved, run.steps):
                 if run.has_stopped_improving:
                     break
@@ -127,25 +130,35 @@ def train(run, report):
                         f"by step {stop.step}, which takes long and memory; "
                         "once is enough"
                     )
-                report(stop.step, "train", metrics)
+                with agreeing():
+                    report(stop.step, "train", metrics)
                 trainer.average_statistics()
                 # First: an evaluation may take long, and be stopped.
                 if stop.saves:
                     saved = _save(run, saved)
                 if stop.evaluates:
-                    report(stop.step, "eval", _evaluate(run))
+                    metrics = _evaluate(run)
+                    with agreeing():
+                        report(stop.step, "eval", metrics)
                 if stop.saves:
-                    run.tidy()
+                    with agreeing():
+                        run.tidy()
         except _UselessError as error:
             step, what = error.args
             if saved == step:
                 saved = run.discard()
             raise DivergedError(step, run.total_steps, saved, what) from None
-        except (UserError, stopping.StoppedError):
+        # What all workers know of, at the same place: they can still save.
+        except stopping.StoppedError:
             _keep(run, saved)
             raise
-        except tf.errors.ResourceExhaustedError:
+        except SharedError as failure:
             # To save what was learned takes memory and disk as well.
+            if not failure.is_shortage:
+                _keep(run, saved)
+            raise
+        # And what the others do not know of.
+        except tf.errors.ResourceExhaustedError:
             raise
         except tf.errors.OpError as error:
             if trainer.workers.count > 1:
@@ -157,7 +170,9 @@ def train(run, report):
 def _lost(error, run, saved):
     """Returns the error of a worker that cannot go on without the others."""
     if not isinstance(error, LOST):
-        # To save what was learned would take all of them.
+        # To save what was learned would take all of them. They wait inside of
+        # a step.
+        run.trainer.workers.leave()
         return run.explain(error)
     number, count = run.trainer.workers.number, run.trainer.workers.count
     return UserError(
@@ -197,7 +212,7 @@ def _train_until(stop, run, batches, bar):
 
 
 def _evaluate(run):
-    metrics = run.evaluate()
+    metrics = run.measure()
     for name, value in metrics.items():
         # An average of the weights has one of its own.
         if name.endswith("loss") and not math.isfinite(value):
@@ -215,14 +230,14 @@ def _save(run, saved):
       The step of the last checkpoint.
     """
     # The loss before that update told nothing of it.
-    if not run.trainer.is_sound():
+    if not run.trainer.workers.all(run.trainer.is_sound()):
         raise _UselessError(
             run.trainer.step, "weights are beyond all reason or not finite"
         )
     try:
         run.save()
-    except (OSError, tf.errors.ResourceExhaustedError) as error:
-        if not is_full_disk(error) or run.trainer.step >= run.total_steps:
+    except SharedError as failure:
+        if not failure.is_full_disk or run.trainer.step >= run.total_steps:
             raise
         tqdm.tqdm.write(
             f"warning: the disk is full: step {run.trainer.step} is not saved; "
@@ -237,7 +252,8 @@ def _keep(run, saved):
     # To go on as if it had not ended there, each replica needs its own.
     local_state = run.trainer.local_state()
     run.trainer.average_statistics()
-    if run.trainer.step > saved and run.trainer.is_sound():
+    is_sound = run.trainer.workers.all(run.trainer.is_sound())
+    if run.trainer.step > saved and is_sound:
         run.save(local_state)
 
 
@@ -251,12 +267,19 @@ def evaluate(trainer, batches, num_steps):
 
     Returns:
       {metric: number}.
+
+    Raises:
+      SharedError: a batch could not be read.
+      StoppedError: a signal asked one of the workers to stop.
     """
-    iterator = iter(batches)
+    agreeing = trainer.workers.agreeing
+    with agreeing():
+        iterator = iter(batches)
     with passing_bar(num_steps, "batch") as bar:
 
         def evaluate_some(piece):
-            trainer.evaluate(iterator, piece)
+            with agreeing():
+                trainer.evaluate(iterator, piece)
             return -1, 0.0
 
         _in_pieces(num_steps, bar, trainer.workers, evaluate_some)

@@ -7,16 +7,16 @@ linear probe.
 import contextlib
 import hashlib
 import shutil
-from signal import SIGTERM
 
 import numpy as np
 import tensorflow as tf
 
-from train_loop import stopping
 from train_loop.errors import UserError
+from train_loop.training.workers import unshared
 from train_loop.workdir import is_made_from, made_from
 
 
+@unshared()
 def write_embeddings(folder, origin, embed, workers, batches, bar):
     """Writes the embeddings of all images of a split, where they are missing.
 
@@ -51,24 +51,26 @@ def write_embeddings(folder, origin, embed, workers, batches, bar):
         """Yields [(embeddings, labels) of each worker], batch by batch."""
         iterator = iter(batches)
         for _ in range(bar.total):
-            outputs = [each.numpy() for each in embed_batch(next(iterator))]
+            with workers.agreeing():
+                batch = next(iterator)
+            outputs = [each.numpy() for each in embed_batch(batch)]
             parts = zip(
                 *(np.split(output, workers.count) for output in outputs),
                 strict=True,
             )
+            bar.update(1)
+            workers.check_signals()
+            # Last, for a worker that cannot write comes to the agreement above.
             # Without the examples that fill up the last batch.
             yield [(e[weights > 0], n[weights > 0]) for e, n, weights in parts]
-            bar.update(1)
-            [signals] = workers.sums(stopping.noted() is not None)
-            if signals:
-                raise stopping.StoppedError(stopping.noted() or SIGTERM)
 
-    if workers.is_chief:
-        with made_from(folder, origin) as unfinished:
-            _write(embedded(), unfinished, workers.count)
-    else:
-        for _ in embedded():
-            pass
+    with workers.agreeing():
+        if workers.is_chief:
+            with made_from(folder, origin) as unfinished:
+                _write(embedded(), unfinished, workers.count)
+        else:
+            for _ in embedded():
+                pass
     if not _all_find(folder, origin, workers):
         raise UserError(
             f"not all workers find {folder}, where the first one has written "

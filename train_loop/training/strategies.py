@@ -80,9 +80,13 @@ def multi_worker(cluster):
     Args:
       cluster: see `find_cluster`.
     """
-    return tf.distribute.MultiWorkerMirroredStrategy(
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(
         cluster_resolver=find_cluster(cluster)
     )
+    # All have as many batches, and these are full. Else the workers would tell
+    # each other of every batch, and wait there for one that cannot read its.
+    strategy.extended.experimental_enable_get_next_as_optional = False
+    return strategy
 
 
 def tpu(_):

@@ -6,11 +6,15 @@ would wait for each other for ever.
 """
 
 import contextlib
+from signal import SIGTERM
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
-from train_loop.errors import UserError
+from train_loop import stopping
+from train_loop.errors import UserError, reason_of
+from train_loop.shortages import is_full_disk, shortage
 
 # How a worker learns that another one is gone, or does not answer.
 LOST = (
@@ -19,6 +23,45 @@ LOST = (
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
 )
+
+
+class SharedError(Exception):
+    """An error of one worker that all of them know of.
+
+    All raise it at the same place, and can still save together what was
+    learned.
+
+    Args:
+      line: what the workers without an error of their own report.
+      error: of this worker; None where another one failed.
+      is_shortage: whether memory or a disk ran out on one of them.
+      is_full_disk: whether full disks are the only reason.
+    """
+
+    def __init__(self, line, error, is_shortage, is_full_disk):
+        super().__init__(line)
+        self.error = error
+        self.is_shortage = is_shortage
+        self.is_full_disk = is_full_disk
+
+    def explain(self, error):
+        """Returns the error to raise in place of this worker's own."""
+        return error
+
+
+@contextlib.contextmanager
+def unshared():
+    """Raises this worker's own error in place of a `SharedError`."""
+    try:
+        yield
+    except SharedError as failure:
+        error = failure.error
+        if error is None:
+            raise UserError(str(failure)) from None
+        explained = failure.explain(error)
+        if explained is error:
+            raise error from error.__cause__
+        raise explained from error
 
 
 class Workers:
@@ -57,9 +100,68 @@ class Workers:
         replicas = self.strategy.num_replicas_in_sync
         return tf.distribute.InputContext(self.count, self.number, replicas)
 
+    @contextlib.contextmanager
+    def agreeing(self):
+        """Ends with an agreement of all workers that none of them failed.
+
+        For what each does by itself, such as reading and writing files: where
+        one failed, the others would wait for it in what they do together. One
+        that failed takes part in whichever agreement the others come to next,
+        so nothing else may be in between that all do together.
+
+        Raises:
+          SharedError: one of them failed; on all of them.
+        """
+        error = None
+        try:
+            yield
+        except SharedError:
+            # They have agreed on that already.
+            raise
+        except Exception as failure:
+            error = failure
+        failed, short, full = self.sums(
+            error is not None,
+            error is not None and shortage(error) is not None,
+            error is not None and is_full_disk(error),
+        )
+        if failed:
+            raise SharedError(
+                f"worker {self.number} of {self.count}: another worker failed. "
+                "Its own error gives the reason: fix that, then start all "
+                "workers again with the same command",
+                error,
+                is_shortage=short > 0,
+                is_full_disk=full == failed,
+            ) from error
+
     def meet(self):
-        """Waits until all workers are here."""
-        self.sums(0)
+        """Waits until all workers are here; see `agreeing`."""
+        with self.agreeing():
+            pass
+
+    def leave(self):
+        """Ends what the others do together, now and later, in an error.
+
+        For a worker that failed where they wait for it without `agreeing`; they
+        need not wait until its process has ended.
+        """
+        if self.count > 1:
+            # It fails where another one has left already.
+            with contextlib.suppress(tf.errors.OpError):
+                context.context().report_error_to_cluster(
+                    tf.errors.UNAVAILABLE, "a worker has left"
+                )
+
+    def check_signals(self):
+        """Raises StoppedError on all workers where a signal asked one to stop.
+
+        All must ask.
+        """
+        signal = stopping.noted()
+        [signals] = self.sums(signal is not None)
+        if signals:
+            raise stopping.StoppedError(signal or SIGTERM)
 
     def of_chief(self, number):
         """Returns the chief's number; all workers must ask."""
@@ -81,12 +183,12 @@ class Workers:
 
         What it leaves on a disk, those that share the disk find there.
         """
-        with self.needed():
+        with unshared():
             for _ in range(self.number):
                 self.meet()
-        yield
-        with self.needed():
-            for _ in range(self.number, self.count):
+            with self.agreeing():
+                yield
+            for _ in range(self.number + 1, self.count):
                 self.meet()
 
     @contextlib.contextmanager
@@ -98,19 +200,18 @@ class Workers:
             if self.count == 1:
                 # Something else is gone, such as a bucket with images.
                 raise
-            reason = " ".join(str(error).split())
             raise UserError(
                 "another worker is gone or does not answer, says worker "
-                f"{self.number} of {self.count} ({reason}); its own error "
-                "tells why. Start all of them again with the same command"
+                f"{self.number} of {self.count} ({reason_of(error)}); its own "
+                "error tells why. Start all of them again with the same command"
             ) from error
 
 
 @tf.function(autograph=False)
 def _add(share):
-    context = tf.distribute.get_replica_context()
+    replica = tf.distribute.get_replica_context()
     # An argument is nowhere; its copy is on the device of the replica.
-    return context.all_reduce("SUM", tf.identity(share))
+    return replica.all_reduce("SUM", tf.identity(share))
 
 
 def _place(resolver):
