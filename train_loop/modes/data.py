@@ -109,8 +109,7 @@ def print_duplicates(data, path):
     for kind, of_kind in of_kinds.items():
         shown = of_kind if len(groups) <= MANY else of_kind[: check.FEW]
         for group in shown:
-            text = duplicates.described(group)
-            text = text.encode(errors="backslashreplace").decode()
+            text = printable(duplicates.described(group))
             print(f"duplicates {kind}: {text}")
         if len(of_kind) > len(shown):
             print(
@@ -121,7 +120,7 @@ def print_duplicates(data, path):
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["group", "image", "split", "class"])
         for number, group in enumerate(groups):
-            writer.writerows([number, *member] for member in group)
+            writer.writerows(csv_cells([number, *member]) for member in group)
         write_text(path, text.getvalue())
         print(f"All duplicates are listed in {path}.")
 
