@@ -30,6 +30,7 @@ from benchmarks.photos import parts_of_photos
 from resnet_layers import NORMALIZATIONS, Preprocessing
 from train_loop.classifier import normalize
 from train_loop.data import batches
+from train_loop.data.decode import random_window
 from train_loop.data.split import Split
 from train_loop.data.stores import MemoryStore
 from train_loop.data.transforms import Transforms, parse_operations
@@ -100,16 +101,8 @@ def and_normalized(images):
 
 
 def window_of(shape):
-    begin, size, _ = tf.image.sample_distorted_bounding_box(
-        shape,
-        tf.zeros([1, 0, 4]),
-        aspect_ratio_range=(3 / 4, 4 / 3),
-        area_range=(0.08, 1.0),
-        max_attempts=10,
-        min_object_covered=0.0,
-        use_image_if_no_bounding_boxes=True,
-    )
-    return begin[0], begin[1], size[0], size[1]
+    seed = tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
+    return random_window(shape, seed)
 
 
 def bare(images):

@@ -1,12 +1,15 @@
 """Crops of images against Pillow's."""
 
 import io
+import math
 
 import numpy as np
 import PIL.Image
 import pytest
+import scipy.stats
 import tensorflow as tf
 from samples import encoded, smooth_pixels
+from seeds import run
 from sklearn.datasets import load_sample_image
 
 from resnet_layers import Preprocessing
@@ -15,6 +18,7 @@ from train_loop.data.decode import (
     INTERPOLATIONS,
     center_crop,
     random_resized_crop,
+    random_window,
 )
 
 
@@ -114,19 +118,105 @@ def test_first_frame_of_an_animation_counts(file_format):
     np.testing.assert_allclose(image, 50, atol=1)
 
 
-def test_large_images_are_antialiased_in_training():
-    """Stripes a pixel wide become grey, not wider stripes."""
-    stripes = np.zeros((400, 400, 3), "uint8")
-    stripes[:, ::2] = 255
+@pytest.mark.parametrize("size", [(420, 420), (300, 250), (100, 90), (2, 7)])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_training_resizes_noise_as_pillow_does(size, interpolation):
+    """Shrunk a little or much, or enlarged, by the filter of evaluation."""
+    pixels = np.random.default_rng(0).integers(64, 192, (*size, 3), "uint8")
     image = random_resized_crop(
-        encoded(stripes, "png"),
+        encoded(pixels, "png"),
         [1, 2],
-        evaluation(32),
-        smallest=0.9,
-        narrowest=1,
-        widest=1.01,
+        evaluation(224, interpolation=interpolation),
+        smallest=1,
+        narrowest=size[1] / size[0],
+        widest=size[1] / size[0],
+    ).numpy()
+    resampling = PIL.Image.Resampling[interpolation.upper()]
+    expected = PIL.Image.fromarray(pixels).resize((224, 224), resampling)
+    np.testing.assert_allclose(image, np.asarray(expected), atol=1.51)
+    expected = tf.image.resize(
+        pixels, [224, 224], interpolation, antialias=True
     )
-    np.testing.assert_allclose(image[2:-2, 2:-2], 127.5, atol=12)
+    np.testing.assert_array_equal(image, expected)
+
+
+def torchvisions_window(height, width, random, areas, ratios):
+    """Returns what `RandomResizedCrop.get_params` does, of NumPy's numbers."""
+    for _ in range(10):
+        area = height * width * random.uniform(*areas)
+        ratio = math.exp(random.uniform(*np.log(ratios)))
+        w = round(math.sqrt(area * ratio))
+        h = round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = random.integers(0, height - h + 1)
+            return top, random.integers(0, width - w + 1), h, w
+    w, h = width, height
+    if width / height < min(ratios):
+        h = round(w / min(ratios))
+    elif width / height > max(ratios):
+        w = round(h * max(ratios))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (64, 64)])
+def test_windows_have_the_distribution_of_torchvisions(shape):
+    """Kolmogorov and Smirnov's test, of area, shape and place."""
+    count, random = 4000, np.random.default_rng(0)
+    ours = run(
+        lambda seed: tf.stack(random_window(shape, seed)), num_seeds=count
+    )
+    areas, ratios = (0.08, 1.0), (3 / 4, 4 / 3)
+    theirs = np.array(
+        [
+            torchvisions_window(*shape, random, areas, ratios)
+            for _ in range(count)
+        ]
+    )
+
+    def features(windows):
+        top, left, height, width = np.float64(windows.T)
+        return {
+            "area": height * width,
+            "ratio": width / height,
+            "top": top,
+            "left": left,
+            "bottom": top + height,
+            "right": left + width,
+        }
+
+    expected = features(theirs)
+    for name, values in features(ours.numpy()).items():
+        result = scipy.stats.ks_2samp(values, expected[name])
+        assert result.pvalue > 1e-3, name
+    assert ours.numpy().min() >= 0
+    assert (ours[:, :2] + ours[:, 2:] <= shape).numpy().all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "areas", "ratios"),
+    [
+        # No draw fits: the middle, as wide or as high as the ratios allow.
+        ((10, 1000), (0.9, 1.0), (3 / 4, 4 / 3)),
+        ((1000, 10), (0.9, 1.0), (3 / 4, 4 / 3)),
+        ((7, 101), (1.0, 1.0), (0.5, 0.5)),
+        # Draws without a pixel are no draws.
+        ((1, 1), (0.08, 0.1), (3 / 4, 4 / 3)),
+    ],
+)
+def test_windows_that_never_fit_are_the_middle(shape, areas, ratios):
+    window = [int(each) for each in random_window(shape, [1, 2], areas, ratios)]
+    random = np.random.default_rng(0)
+    assert window == [*torchvisions_window(*shape, random, areas, ratios)]
+
+
+def test_windows_have_a_pixel_at_least():
+    windows = run(
+        lambda seed: tf.stack(
+            random_window((3, 200), seed, (0.001, 0.01), (0.01, 0.02))
+        ),
+        num_seeds=50,
+    )
+    assert windows[:, 2:].numpy().min() == 1
 
 
 def test_crops_stay_within_scale_and_ratio():
