@@ -387,7 +387,8 @@ class Settings:
         choices=Names("train_loop.training.losses:CLASS_WEIGHTS"),
     )
     label_smoothing: float = setting(
-        "Part of each label that is handed out evenly.",
+        "Label-smoothing factor. With --loss=sigmoid it only raises the part "
+        "of a mixed image that a class needs to be there.",
         0.1,
         at_least=0,
         at_most=1,

@@ -9,7 +9,7 @@ from train_loop.data import check
 from train_loop.errors import UserError
 from train_loop.training.averages import AVERAGES, Average
 from train_loop.training.loss_scale import LossScale
-from train_loop.training.losses import CLASS_WEIGHTS, LOSSES, weighted
+from train_loop.training.losses import CLASS_WEIGHTS, LOSSES, PRESENT, weighted
 from train_loop.training.optimizers import OPTIMIZERS, options_of
 from train_loop.training.schedules import TwoPhases
 from train_loop.training.trainer import Trainer, Update
@@ -121,8 +121,14 @@ def thaw_step(settings, data):
 
 
 def training_loss(settings, data):
-    """Returns the loss that is minimised, see `losses.cross_entropy`."""
+    """Returns the loss that is minimised, see `losses.cross_entropy`.
+
+    Raises:
+      UserError: smoothed labels would tell no class from another.
+    """
     loss = LOSSES[settings.loss]
+    if settings.loss == "sigmoid":
+        _check_smoothing(settings.label_smoothing, len(data.class_names))
     make_weights = CLASS_WEIGHTS[settings.class_weights]
     if make_weights is not None:
         counts = check.count_labels(data.train, "train")
@@ -130,6 +136,18 @@ def training_loss(settings, data):
         weights = make_weights([counts.get(label, 0) for label in labels])
         loss = weighted(loss, weights)
     return functools.partial(loss, label_smoothing=settings.label_smoothing)
+
+
+def _check_smoothing(factor, num_classes):
+    """Raises UserError where all smoothed labels are on one side of PRESENT."""
+    others = num_classes / (num_classes - 1)
+    limit = min(PRESENT * num_classes, (1 - PRESENT) * others)
+    if factor >= limit:
+        raise UserError(
+            f"--label_smoothing={factor:g}: with --loss=sigmoid and "
+            f"{num_classes:,} classes, must be less than {limit:.3g}. Try "
+            "--label_smoothing=0.1."
+        )
 
 
 def _make_update(settings, data, model):

@@ -4,6 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from train_loop import Settings
+from train_loop.data.stored import Data
+from train_loop.defaults import DEFAULTS
+from train_loop.errors import UserError
+from train_loop.trainers import training_loss
 from train_loop.training.losses import (
     CLASS_WEIGHTS,
     LOSSES,
@@ -53,28 +58,78 @@ def binary_entropies(targets):
     return -(targets * yes + (1 - targets) * no)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_sigmoid_asks_of_every_class_whether_it_is_there(smoothing):
-    targets = np.eye(4)[LABELS] * (1 - smoothing) + smoothing / 4
-    np.testing.assert_allclose(
-        sigmoid_cross_entropy(LABELS, LOGITS, smoothing),
-        binary_entropies(targets).mean(axis=1),
-        rtol=1e-5,
-    )
+def timms_targets(first, second, share, smoothing, num_classes):
+    """Returns targets by timm's `mixup_target` and `BinaryCrossEntropy`."""
+    off = smoothing / num_classes
+    on = 1 - smoothing + off
+    rows = np.arange(len(first))
+    mixed = np.full([2, len(first), num_classes], off)
+    mixed[0, rows, first] = mixed[1, rows, second] = on
+    return np.float64(share * mixed[0] + (1 - share) * mixed[1] > 0.2)
 
 
-@pytest.mark.parametrize(("share", "parts"), [(0.7, 2), (0.85, 1), (0.15, 1)])
-def test_sigmoid_takes_the_parts_of_a_blend_to_be_there(share, parts):
-    """Both of them, however small; but for less than a fifth."""
-    soft = np.eye(4, dtype="float32")[LABELS]
-    mixed = share * soft + (1 - share) * np.roll(soft, 1, axis=1)
-    targets = np.float64(mixed > 0.2)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize(
+    ("share", "parts"), [(1.0, 1), (0.7, 2), (0.85, 1), (0.15, 1)]
+)
+def test_sigmoids_targets_are_timms(smoothing, share, parts):
+    """Both classes of a mixed image in full, but for less than a fifth."""
+    labels = LABELS.numpy()
+    others = (labels + 1) % 4
+    targets = timms_targets(labels, others, share, smoothing, 4)
     assert np.all(targets.sum(axis=1) == parts)
+    one_hot = np.eye(4, dtype="float32")
+    mixed = share * one_hot[labels] + (1 - share) * one_hot[others]
     np.testing.assert_allclose(
-        sigmoid_cross_entropy(tf.constant(mixed), LOGITS),
+        sigmoid_cross_entropy(tf.constant(mixed), LOGITS, smoothing),
         binary_entropies(targets).mean(axis=1),
         rtol=1e-5,
     )
+    if share == 1:
+        np.testing.assert_array_equal(
+            sigmoid_cross_entropy(LABELS, LOGITS, smoothing),
+            sigmoid_cross_entropy(tf.constant(mixed), LOGITS, smoothing),
+        )
+
+
+def test_smoothing_raises_what_sigmoid_takes_to_be_there():
+    """Of 1,000 classes, by a factor of 0.1, from 0.2 to 0.222."""
+    logits = tf.constant([[1.0, 2.0] + 998 * [0.0]])
+    for share, smoothing, parts in (
+        (0.21, 0.0, 2),
+        (0.21, 0.1, 1),
+        (0.23, 0.1, 2),
+    ):
+        targets = timms_targets([1], [0], share, smoothing, 1000)
+        assert targets.sum() == parts
+        mixed = share * tf.one_hot([1], 1000) + (1 - share) * tf.one_hot(
+            [0], 1000
+        )
+        expected = np.logaddexp(0, logits) - targets * logits
+        np.testing.assert_allclose(
+            sigmoid_cross_entropy(mixed, logits, smoothing),
+            np.mean(expected, axis=1),
+            rtol=1e-5,
+        )
+
+
+@pytest.mark.parametrize(
+    ("factor", "num_classes", "limit"),
+    [(0.4, 2, "0.4"), (0.81, 1000, "0.801"), (1, 5, "1")],
+)
+def test_smoothing_that_hides_every_class_is_rejected(
+    factor, num_classes, limit
+):
+    def loss(factor):
+        settings = Settings(loss="sigmoid", label_smoothing=factor).over(
+            DEFAULTS
+        )
+        data = Data(tuple(map(str, range(num_classes))), None, None, {})
+        return training_loss(settings, data)
+
+    with pytest.raises(UserError, match=f"must be less than {limit}. Try "):
+        loss(factor)
+    assert loss(0.1)(tf.constant([0]), tf.zeros([1, num_classes])) > 0
 
 
 @pytest.mark.parametrize("name", LOSSES)
