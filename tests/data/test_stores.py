@@ -1,5 +1,8 @@
 """Stores: numbers in any order, and what is read for them."""
 
+import dataclasses
+import pathlib
+import re
 import time
 
 import numpy as np
@@ -7,14 +10,21 @@ import pytest
 import tensorflow as tf
 from samples import SPLITS, SmallWindows, indexed, records
 
+from train_loop.data import stores
 from train_loop.data.batches import shuffled_examples
 from train_loop.data.split import Split
 from train_loop.data.stores import WINDOW_BYTES, MemoryStore, RecordStore
 
+# Name -> folder to write to -> a store of the numbers from 0 to 22.
+STORES = {
+    **{n: lambda f, make=make: make(f).store for n, make in SPLITS.items()},
+    "indexed records": lambda folder: records(23, folder).store.seekable,
+}
 
-@pytest.fixture(params=SPLITS)
+
+@pytest.fixture(params=STORES)
 def store(request, tmp_path):
-    return SPLITS[request.param](tmp_path).store
+    return STORES[request.param](tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +47,7 @@ def test_examples_come_in_the_order_of_their_numbers(store, numbers):
         assert [int(image) for image in examples["image"].numpy()] == numbers
 
 
-def test_random_numbers_come_in_their_order(tmp_path):
-    store = records(23, tmp_path).store
+def test_random_numbers_come_in_their_order(store):
     read = tf.function(
         store.read, input_signature=[tf.TensorSpec([None], tf.int64)]
     )
@@ -47,6 +56,67 @@ def test_random_numbers_come_in_their_order(tmp_path):
         numbers = random.permutation(23)[: random.integers(1, 24)]
         labels = read(tf.constant(numbers, tf.int64))["label"]
         np.testing.assert_array_equal(labels, numbers)
+
+
+def bytes_read():
+    """Returns how much this process has read from files so far."""
+    status = pathlib.Path("/proc/self/io").read_text()
+    return int(re.search(r"rchar: (\d+)", status)[1])
+
+
+def large_records(folder, files=4, per_file=16):
+    """Returns a store of records of 20 kB."""
+    paths = [str(folder / f"{number}.tfrecord") for number in range(files)]
+    for path in paths:
+        with tf.io.TFRecordWriter(path) as writer:
+            for _ in range(per_file):
+                writer.write(bytes(20_000))
+    parse = {"image": tf.identity, "label": tf.strings.length}
+    return RecordStore(
+        paths,
+        files * [per_file],
+        lambda record: {name: make(record) for name, make in parse.items()},
+        20_000.0,
+    )
+
+
+counted = pytest.mark.skipif(
+    not pathlib.Path("/proc/self/io").exists(), reason="counts by /proc"
+)
+
+
+@counted
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_read_their_share(tmp_path, workers):
+    """At most a tenth more, the index of the records included."""
+    store = large_records(tmp_path)
+    order = np.random.default_rng(0).permutation(store.num_examples)
+    for share in np.split(order, workers):
+        before = bytes_read()
+        seekable = dataclasses.replace(store).seekable
+        labels = seekable.read(tf.constant(share, tf.int64))["label"]
+        assert labels.numpy().tolist() == [20_000] * len(share)
+        assert bytes_read() - before < 1.1 * 20_000 * len(share)
+        assert len(seekable.ends) == len(order)
+
+
+@counted
+def test_runs_of_records_are_read_in_whole_buffers(tmp_path, monkeypatch):
+    """None of which goes beyond the last record."""
+    monkeypatch.setattr(stores, "READ_BUFFER_BYTES", 50_000)
+    store = large_records(tmp_path).seekable
+    before = bytes_read()
+    store.read(tf.range(3, 10, dtype=tf.int64))
+    assert bytes_read() - before < 1.1 * 20_000 * 7
+
+
+def test_files_that_cannot_be_indexed_are_read_all_the_same(tmp_path):
+    store = records(23, tmp_path).store
+    path = pathlib.Path(store.files[-1])
+    path.write_bytes(path.read_bytes()[:-1])
+    assert store.seekable is store
+    elsewhere = RecordStore(["gs://bucket/a.tfrecord"], [3], None, 1.0)
+    assert elsewhere.seekable is elsewhere
 
 
 @pytest.fixture
@@ -167,6 +237,8 @@ def test_empty_files_hold_nothing(tmp_path):
     examples = store.read(tf.constant(numbers, tf.int64))
     assert examples["label"].numpy().tolist() == numbers
     assert store.name(5) == "5.tfrecord__0"
+    examples = store.seekable.read(tf.constant(numbers, tf.int64))
+    assert examples["label"].numpy().tolist() == numbers
 
 
 def test_images_in_memory_are_loaded_when_they_are_needed():

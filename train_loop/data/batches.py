@@ -63,6 +63,8 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
     Returns:
       A dataset of (images [batch_size / all replicas, ...], labels).
     """
+    if context.num_input_pipelines > 1:
+        split = split.seekable()
     part = Part(batching, context)
     start = batching.batch_of(step) * batching.batch_size
 
@@ -240,6 +242,8 @@ def num_evaluation_steps(split, batch_size, context=WHOLE):
 def _part(split, context):
     """Returns the examples that an input pipeline reads."""
     pipelines = context.num_input_pipelines
+    if pipelines > 1:
+        split = split.seekable()
     begin, end = (
         split.num_examples * number // pipelines
         for number in (context.input_pipeline_id, context.input_pipeline_id + 1)

@@ -75,6 +75,10 @@ class Split:
         indices = np.concatenate([self.indices, other.indices])
         return dataclasses.replace(self, indices=indices)
 
+    def seekable(self):
+        """Returns these examples, for one who reads few of each window."""
+        return dataclasses.replace(self, store=self.store.seekable)
+
     def overlap(self, other):
         """Returns how many examples of the same store are in both."""
         return len(np.intersect1d(self.indices, other.indices))
