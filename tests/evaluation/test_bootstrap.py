@@ -138,6 +138,21 @@ def test_intervals_hold_their_numbers(seed):
         assert high <= 1 or name == "loss"
 
 
+def test_interval_is_corrected_for_bias_and_widened():
+    drawn = np.linspace(0.3, 0.7, 401)
+    # Their mean is 0.05 too high, and so is the number itself.
+    low, high = interval(np.append(0.45, drawn))
+    assert (low, high) == pytest.approx((0.31 - 0.1, 0.69 - 0.1))
+    mistake = 0.1 / -np.log(0.025)
+    found = interval(np.append(0.45, drawn), mistake)
+    expected = 0.45 - np.hypot(0.24, 0.1), 0.45 + np.hypot(0.14, 0.1)
+    assert found == pytest.approx(expected)
+    found = interval(np.append(0.45, drawn), mistake, 0.3, 0.5)
+    assert found == (0.3, 0.5)
+    # The number lies between, however large the bias.
+    assert interval(np.append(0.1, drawn))[1] == 0.1
+
+
 def test_what_is_not_defined_has_no_interval():
     assert np.isnan(interval(np.array([np.nan, 0.5, 0.6]))).all()
     low, high = interval(np.array([0.5, np.nan, 0.5, 0.5]))
