@@ -174,6 +174,8 @@ def find_broken_once(data, refused, path, workers):
 
 def _broken_for_any(data, records, workers):
     """Returns the records of all workers; reasons are this one's."""
+    if workers.count == 1:
+        return records
     known = {record.get("number") for record in records}
     counts = [n in known for n in range(data.train.store.num_examples)]
     broken = np.flatnonzero(workers.sums(*counts))

@@ -103,9 +103,11 @@ def store_files(root, class_names, files, warnings=()):
     """
     paths, refused, indices = Paths(), {}, {}
     labels, sizes = array.array("q"), array.array("q")
-    inodes, devices = array.array("Q"), array.array("Q")
+    inodes, devices, device_numbers = array.array("Q"), array.array("I"), {}
+    begins = []
     for split, examples in files.items():
         begin = len(paths)
+        begins.append(begin)
         for path, label in examples:
             status, reason = _examine(path)
             if reason:
@@ -115,7 +117,9 @@ def store_files(root, class_names, files, warnings=()):
             labels.append(label)
             sizes.append(status.st_size)
             inodes.append(status.st_ino)
-            devices.append(status.st_dev)
+            devices.append(
+                device_numbers.setdefault(status.st_dev, len(device_numbers))
+            )
         if len(paths) > begin:
             # Any slice of a split shall hold all classes.
             order = np.random.default_rng(0).permutation(len(paths) - begin)
@@ -136,7 +140,7 @@ def store_files(root, class_names, files, warnings=()):
         sizes=np.frombuffer(sizes, np.int64),
         loader=lambda number: tf.io.read_file(paths.tensor(number)),
         files=paths,
-        links=_links(indices.values(), inodes, devices),
+        links=_links(begins, inodes, devices),
     )
     splits = {name: Split(store, order) for name, order in indices.items()}
     return Stored(tuple(class_names), splits, refused, tuple(warnings))
@@ -156,14 +160,37 @@ def _examine(path):
     return status, None if status.st_size else "is empty"
 
 
-def _links(splits, inodes, devices):
-    """Returns which files are in several splits, see `stores.py`."""
-    if len(splits) < 2:
+def _links(begins, inodes, devices):
+    """Returns which files are in several splits, see `stores.py`.
+
+    Args:
+      begins: the number of the first example of each split.
+      inodes: array of numbers of files.
+      devices: array of what these are the numbers on.
+    """
+    inodes = np.frombuffer(inodes, np.uint64)
+    splits = np.split(inodes, begins[1:])
+    # All but the largest one, for what is sorted is in memory twice.
+    splits.sort(key=len)
+    others = [np.unique(split) for split in splits[:-1]]
+    if not sum(map(len, others)):
         return None
-    inodes, devices = (np.frombuffer(a, np.uint64) for a in (inodes, devices))
-    of_splits = [np.unique(inodes[numbers]) for numbers in splits]
-    several, counts = np.unique(np.concatenate(of_splits), return_counts=True)
-    numbers = np.flatnonzero(np.isin(inodes, several[counts > 1]))
-    both = np.stack([inodes[numbers], devices[numbers]], axis=1)
+    others, counts = np.unique(np.concatenate(others), return_counts=True)
+    in_largest = splits[-1][_places_of(others, splits[-1])]
+    shared = np.union1d(others[counts > 1], in_largest)
+    numbers = _places_of(shared, inodes)
+    both = np.stack(
+        [inodes[numbers], np.frombuffer(devices, np.uint32)[numbers]], axis=1
+    )
     _, files = np.unique(both, axis=0, return_inverse=True)
     return np.stack([numbers, files.ravel()], axis=1)
+
+
+def _places_of(some, values, block=2**16):
+    """Returns where some sorted values are among others."""
+    places = []
+    for begin in range(0, len(values) if len(some) else 0, block):
+        part = values[begin : begin + block]
+        nearest = np.searchsorted(some, part).clip(max=len(some) - 1)
+        places.append(begin + np.flatnonzero(some[nearest] == part))
+    return np.concatenate([np.empty(0, np.int64), *places])

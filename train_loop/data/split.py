@@ -81,7 +81,9 @@ class Split:
 
     def overlap(self, other):
         """Returns how many examples of the same store are in both."""
-        return len(np.intersect1d(self.indices, other.indices))
+        return len(
+            np.intersect1d(self.indices, other.indices, assume_unique=True)
+        )
 
     def linked(self, other):
         """Returns pairs of examples, here and in another split, of one file.

@@ -248,8 +248,10 @@ def _select(stored, flag, spec):
     )
     if not split.num_examples:
         raise UserError(f"--{flag}={spec} holds no images")
-    _, times = np.unique(split.indices, return_counts=True)
-    repeated = np.count_nonzero(times > 1)
+    repeated = 0
+    if len(parts) > 1:
+        _, times = np.unique(split.indices, return_counts=True)
+        repeated = np.count_nonzero(times > 1)
     if repeated:
         raise UserError(
             f"--{flag}={spec} names {repeated:,} images more than once; take "
