@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import functools
 import json
 import pathlib
 import types
@@ -38,19 +39,22 @@ def pictures_for(classifier, count=9):
     return pictures._replace(labels=labels)
 
 
-def thin_classifier(variant, dtype="float32"):
-    """Returns a `Classifier` with all layers of a variant, of few channels.
+@functools.cache
+def thin_shipment(variant):
+    """Returns a `Shipment` of a variant with few channels, and `Pictures`.
 
-    Its head tells apart random images, and none is a clear case.
+    It has all that a file must take care of at once.
     """
-    options = {**VARIANTS[variant].arguments, "width": 8}
-    classifier = small_classifier(BGR, 32, dtype, **options)
-    logits = classifier.logits(random_pixels(9, 32)).numpy()
+    arguments = {"stem": "imagenet", **VARIANTS[variant].arguments, "width": 8}
+    trained = small_classifier(BGR, 32, "mixed_bfloat16", **arguments)
+    # So that predictions for random images differ, and none is certain.
+    logits = trained.logits(random_pixels(9, 32)).numpy()
     scale = 4 / np.ptp(logits - logits.mean(axis=0))
-    head = classifier.model.head
+    head = trained.model.head
     head.kernel.assign(head.kernel * scale)
     head.bias.assign((head.bias - logits.mean(axis=0)) * scale)
-    return classifier
+    pictures = pictures_for(in_float32(trained))
+    return Shipment(portable(trained), pictures.images), pictures
 
 
 @pytest.mark.slow
@@ -65,11 +69,7 @@ def thin_classifier(variant, dtype="float32"):
 def test_every_file_answers_as_the_model_does_where_others_run_it(
     name, variant, tmp_path
 ):
-    # All that a file must take care of at once.
-    trained = thin_classifier(variant, "mixed_bfloat16")
-    classifier = in_float32(trained)
-    pictures = pictures_for(classifier)
-    shipment = Shipment(portable(trained), pictures.images)
+    shipment, pictures = thin_shipment(variant)
     # TensorFlow takes such a name for a pattern.
     folder = tmp_path / "br[1]ack"
     measured, failures = shipment.write(name, folder, pictures)
@@ -293,6 +293,25 @@ def test_files_that_cannot_be_run_are_one_line_each(classifier, tmp_path):
     means = pictures.images.mean((1, 2))
     largest = np.abs(np.tile(means, 2) - pictures.probabilities).max()
     assert measured.difference == pytest.approx(largest, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import os; os.abort()", "ended by SIGABRT"),
+        ("raise ValueError('no model')", "ValueError: no model"),
+        ("raise SystemExit(3)", "exit status 3"),
+    ],
+)
+def test_runtime_that_ends_is_told_from_one_that_raises(
+    code, expected, tmp_path, monkeypatch
+):
+    script = tmp_path / "runtime.py"
+    script.write_text(code)
+    monkeypatch.setattr(comparison.runtimes, "__file__", str(script))
+    pictures = comparison.Pictures([], np.zeros((1, 16, 16, 3)), None, None)
+    [line] = comparison.measure(tmp_path, [File("x", "onnx")], pictures)
+    assert line == f"cannot be run by onnx ({expected})"
 
 
 def test_runtimes_know_nothing_of_this_project():

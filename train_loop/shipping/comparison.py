@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -132,8 +133,7 @@ def _run(exchange, folder, files, pictures):
     for number, file in enumerate(files):
         answers = exchange / f"{number}.npz"
         if not answers.exists():
-            lines = ended.stderr.strip().splitlines()
-            reason = lines[-1] if lines else f"exit status {ended.returncode}"
+            reason = _reason(ended)
             return [*found, f"cannot be run by {file.runtime} ({reason})"]
         with np.load(answers) as values:
             found.append(
@@ -147,6 +147,15 @@ def _run(exchange, folder, files, pictures):
             )
         answers.unlink()
     return found
+
+
+def _reason(ended):
+    """Returns in a line why a process ended."""
+    if ended.returncode < 0:
+        # Its last line is about something else.
+        return f"ended by {signal.Signals(-ended.returncode).name}"
+    lines = ended.stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit status {ended.returncode}"
 
 
 def compare(name, num_bytes, probabilities, pictures, milliseconds=()):
