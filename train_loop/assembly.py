@@ -74,10 +74,8 @@ def open_data(settings, workdir, workers):
             data, refused, workdir.bad_images, workers
         )
         data = check.without_broken(data, records)
-        print(
-            f"{check.describe_left_out(data, records)}, named in "
-            f"{workdir.bad_images}."
-        )
+        left_out = check.describe_left_out(data, records)
+        print(printable(f"{left_out}, named in {workdir.bad_images}."))
         check.check_not_empty(data)
     else:
         check_usable(refused)
@@ -144,7 +142,7 @@ def open_whole_data(settings):
         settings.validation_fraction,
     )
     if data.note:
-        print(f"{data.note}.")
+        print(printable(f"{data.note}."))
     return data, stored.refused
 
 

@@ -284,6 +284,8 @@ def test_many_classes_are_counted_in_a_file(tmp_path, workdir, run):
             write_folder(tmp_path / "images", {f"{split}/c{number:03}": 1})
     for number in range(12):
         (tmp_path / f"images/train/empty{number}").mkdir()
+    # It would clear the screen, and be a formula of a spreadsheet.
+    (tmp_path / "images/train/=A1\x1b[2J").mkdir()
     status, out, err = run(
         "--mode=data",
         f"--dataset={tmp_path / 'images'}",
@@ -293,11 +295,16 @@ def test_many_classes_are_counted_in_a_file(tmp_path, workdir, run):
     assert status == 0, err
     assert len(out.splitlines()) < 24
     assert "train: smallest c000 (1), c001 (1)" in out
-    assert "; 12 empty: empty0, empty1" in out
+    assert r"; 13 empty: =A1\x1b[2J, empty0, empty1" in out
+    assert "\x1b" not in out
     assert f"All classes are counted in {workdir / 'class_counts.csv'}." in out
     rows = (workdir / "class_counts.csv").read_text().splitlines()
-    assert rows[:2] == ["class,train,eval", "c000,1,1"]
-    assert len(rows) == 53
+    assert rows[:3] == [
+        "class,train,eval",
+        r"'=A1\x1b[2J,0,0",
+        "c000,1,1",
+    ]
+    assert len(rows) == 54
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def look_at_data(settings):
     if not broken:
         print("All images can be decoded.")
     elif settings.skip_bad_images:
-        print(f"{check.describe_left_out(readable, broken)}.")
+        print(printable(f"{check.describe_left_out(readable, broken)}."))
         check.check_not_empty(readable)
     else:
         raise UserError(
@@ -87,7 +87,8 @@ def print_counts(data, dataset, path):
         print(table([head, *texts]))
         return
     for name, of_split in counts.items():
-        print(f"{name}: {check.describe_counts(of_split, data.class_names)}")
+        described = check.describe_counts(of_split, data.class_names)
+        print(printable(f"{name}: {described}"))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
         map(csv_cells, [head, *rows])
@@ -132,7 +133,8 @@ def draw(path, data, settings):
     strange = [n for n, text in enumerate(labels) if text == f"#{n}"]
     if strange:
         told = [f"{labels[n]} for {names[n]}" for n in strange]
-        print(f"No font here has the letters of some: {first_few(told)}.")
+        line = f"No font here has the letters of some: {first_few(told)}."
+        print(printable(line))
     data = data._replace(class_names=tuple(labels))
     transforms, shown = make_transforms(settings, data), {}
     if data.train.num_examples:

@@ -4,6 +4,7 @@ import itertools
 import os
 import pathlib
 
+from train_loop.console import printable
 from train_loop.errors import UserError
 from train_loop.evaluation.calibration import fit_temperature
 from train_loop.evaluation.findings import Findings
@@ -61,7 +62,7 @@ def evaluate(settings):
     )
     examples = measurement.open_examples(classifier.class_names)
     if examples.note:
-        print(examples.note)
+        print(printable(examples.note))
     temperature = None
     if settings.calibration_split is not None:
         others = measurement.open_examples(
