@@ -33,7 +33,7 @@ from train_loop.data.stored import (
     choose_splits,
     spelling_warnings,
 )
-from train_loop.data.transforms import Transforms
+from train_loop.data.transforms import Transforms, preprocessing_of
 from train_loop.errors import UserError, check_choice, first_few
 from train_loop.training.strategies import STRATEGIES, split_cpu
 
@@ -165,7 +165,9 @@ def check_evaluated(settings, data):
 def make_transforms(settings, data):
     """Returns what is done to the images, `Transforms`."""
     return Transforms(
-        settings.preprocessing, settings.augment, len(data.class_names)
+        preprocessing_of(data.train, settings.preprocessing),
+        settings.augment,
+        len(data.class_names),
     )
 
 

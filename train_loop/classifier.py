@@ -44,8 +44,9 @@ class Classifier:
         size = preprocessing.image_size
         # As a graph. Step by step, TensorFlow hands Pillow a tensor in place
         # of bytes, and lets through whatever Pillow raises.
+        transforms = Transforms(preprocessing)
         self._prepare = tf.function(
-            Transforms(preprocessing).evaluate,
+            lambda encoded: transforms.evaluate(transforms.transcode(encoded)),
             input_signature=[tf.TensorSpec([], tf.string)],
             autograph=False,
         )

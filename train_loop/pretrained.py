@@ -177,7 +177,12 @@ def _read_beside(path):
         normalization = Normalization(tuple(mean), tuple(stddev), bgr)
         return {
             **contents,
-            "preprocessing": {**preprocessing, "normalization": normalization},
+            "preprocessing": {
+                # Of exports from before there was a choice.
+                "exif_orientation": False,
+                **preprocessing,
+                "normalization": normalization,
+            },
         }
     config = path.with_name("config.json")
     if path.suffix != ".safetensors" or not config.is_file():

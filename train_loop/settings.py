@@ -238,6 +238,13 @@ class Settings:
         "bilinear",
         choices=Names("train_loop.data.decode:INTERPOLATIONS"),
     )
+    exif_orientation: bool = setting(
+        "Decode image files as viewers show them: rotated and mirrored as "
+        "their EXIF orientation says, transparent pixels blended with white. "
+        "Images of TFDS are always decoded as they are stored.",
+        True,
+        absent=False,
+    )
     # Its name, for the type takes TensorFlow.
     normalization: "Normalization" = setting(
         "What the model gets: {NORMALIZATIONS} (RGB of zero mean and unit "
@@ -698,6 +705,7 @@ class Settings:
             image_size=self.image_size,
             crop_fraction=self.crop_fraction,
             interpolation=self.interpolation,
+            exif_orientation=self.exif_orientation,
         )
 
     def over(self, other):

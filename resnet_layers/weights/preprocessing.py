@@ -75,12 +75,16 @@ class Preprocessing(NamedTuple):
     `image_size` is the height and width, `crop_fraction` the side of the
     middle square that is kept, as a part of the picture's shorter side, and
     `interpolation` the name of how it is resized, such as "bicubic".
+    `exif_orientation` is whether image files are decoded as viewers show them:
+    rotated and mirrored as their EXIF orientation says, and transparent pixels
+    blended with white.
     """
 
     normalization: Normalization | None = None
     image_size: int | None = None
     crop_fraction: float | None = None
     interpolation: str | None = None
+    exif_orientation: bool | None = None
 
 
 def read_preprocessing(path):

@@ -7,8 +7,11 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from samples import SPLITS, indexed, records
+from samples import SPLITS, encoded, indexed, records
+from tensorflow.core.framework import graph_pb2
 
+from resnet_layers import Preprocessing
+from train_loop.data import cache, sources
 from train_loop.data.batches import (
     Batching,
     evaluation_batches,
@@ -18,6 +21,7 @@ from train_loop.data.batches import (
 )
 from train_loop.data.split import Split
 from train_loop.data.stores import MemoryStore
+from train_loop.data.transforms import Transforms, parse_operations
 
 
 @pytest.fixture(params=SPLITS)
@@ -30,6 +34,9 @@ class Numbers:
 
     def train(self, encoded, seed):
         return self.evaluate(encoded) + tf.random.stateless_uniform([], seed)
+
+    def transcode(self, encoded):
+        return encoded
 
     def evaluate(self, encoded):
         return tf.reshape(tf.strings.to_number(encoded), [1])
@@ -325,3 +332,55 @@ def test_data_service_hands_out_every_example_once_an_epoch(
     # What one alone reads, of some epochs more.
     stream = {*map(tuple, take(split, 23 * 4, 4, transforms=Seeds())[0])}
     assert own | others <= stream
+
+
+def maps_with_python(dataset):
+    """Returns how many operations each function has that calls Python.
+
+    Under op determinism TensorFlow makes a map with one sequential.
+    """
+    graph = graph_pb2.GraphDef.FromString(
+        dataset._as_serialized_graph().numpy()
+    )
+    functions = {f.signature.name: f.node_def for f in graph.library.function}
+
+    def operations(nodes):
+        for node in nodes:
+            yield node.op
+            for attribute in node.attr.values():
+                for function in (attribute.func, *attribute.list.func):
+                    yield from operations(functions.get(function.name, ()))
+
+    maps = [
+        [*operations(functions[node.attr["f"].func.name])]
+        for nodes in (graph.node, *functions.values())
+        for node in nodes
+        if "Map" in node.op
+    ]
+    return [found for found in maps if any("PyFunc" in op for op in found)]
+
+
+@pytest.mark.parametrize("keep", ["none", "memory"])
+@pytest.mark.parametrize("name", ["0.jpg", "really.jpg"])
+def test_only_formats_that_need_it_are_decoded_by_python(name, keep, tmp_path):
+    pixels = np.full((8, 8, 3), 200, "uint8")
+    (tmp_path / "a").mkdir()
+    for number, file_format in enumerate(["jpeg", "png"]):
+        path = tmp_path / "a" / f"{number}.{file_format}"
+        path.write_bytes(encoded(pixels, file_format))
+    if name == "really.jpg":
+        (tmp_path / "a" / name).write_bytes(encoded(pixels, "bmp"))
+    split = sources.open_stored(str(tmp_path)).splits["train"]
+    split = cache.CACHES[keep](split, None, None)
+    preprocessing = Preprocessing(None, 8, 1.0, "bilinear", True)
+    operations = parse_operations("random_resized_crop,flip")
+    transforms = Transforms(preprocessing, operations)
+    training = training_batches(split, transforms, Batching(2))
+    evaluation = evaluation_batches(split, transforms, 2)
+    for dataset in (training, evaluation):
+        found = maps_with_python(dataset)
+        # A map that does nothing else, so that the others stay parallel.
+        assert len(found) == (name == "really.jpg")
+        assert not any("Decode" in op or "Read" in op for op in sum(found, []))
+        images, *_ = next(iter(dataset))
+        assert np.ptp(images - 200) <= 1

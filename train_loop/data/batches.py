@@ -52,7 +52,7 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
 
     Args:
       split: a `Split`.
-      transforms: with `train` and `finish`, see `Transforms`.
+      transforms: with `transcode`, `train` and `finish`, see `Transforms`.
       batching: a `Batching`.
       step: number of steps already trained.
       context: a `tf.distribute.InputContext`: what this input pipeline is
@@ -70,9 +70,8 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
 
     def prepare(example):
         position = example["position"]
-        image = transforms.train(
-            split.load(example["image"]), _fold([batching.seed, 1], position)
-        )
+        seed = _fold([batching.seed, 1], position)
+        image = transforms.train(example["image"], seed)
         return image, example["label"], position
 
     def finish(images, labels, positions):
@@ -85,8 +84,9 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
 
     size = part.size
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
+    examples = shuffled_examples(split, batching.seed, start, part)
     batches = (
-        shuffled_examples(split, batching.seed, start, part)
+        _loaded(examples, split, transforms)
         .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
         # Mixed as a whole: what an image is mixed with does not depend on
         # the number of replicas of a machine.
@@ -199,7 +199,7 @@ def evaluation_batches(split, transforms, batch_size, context=WHOLE):
 
     Args:
       split: a `Split`.
-      transforms: with `evaluate`, see `Transforms`.
+      transforms: with `transcode` and `evaluate`, see `Transforms`.
       batch_size: examples of one step, over all replicas.
       context: see `training_batches`.
 
@@ -212,9 +212,9 @@ def evaluation_batches(split, transforms, batch_size, context=WHOLE):
     split = _part(split, context)
     batch_size = _per_pipeline(batch_size, context)
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
-    examples = split.stored().map(
+    examples = _loaded(split.stored(), split, transforms).map(
         lambda example: (
-            transforms.evaluate(split.load(example["image"])),
+            transforms.evaluate(example["image"]),
             example["label"],
             1.0,
         ),
@@ -231,6 +231,25 @@ def evaluation_batches(split, transforms, batch_size, context=WHOLE):
         .prefetch(tf.data.AUTOTUNE)
         .with_options(_ordered())
     )
+
+
+def _loaded(examples, split, transforms):
+    """Maps what a split's `read` returns to the same with files of images.
+
+    Python functions are in maps of their own, which are sequential under
+    TensorFlow's op determinism; what decodes and augments is none of these.
+    """
+
+    def map_images(examples, function):
+        return examples.map(
+            lambda example: {**example, "image": function(example["image"])},
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+
+    examples = map_images(examples, split.load)
+    if split.needs_pillow:
+        examples = map_images(examples, transforms.transcode)
+    return examples
 
 
 def num_evaluation_steps(split, batch_size, context=WHOLE):

@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
+from train_loop.data.decode import NATIVE_HEADS
 from train_loop.data.split import Split
 from train_loop.data.stores import MemoryStore
 from train_loop.workdir import is_made_from, made_from
@@ -29,7 +30,17 @@ def in_memory(split, folder, workers):
     images, labels = (
         _loaded(split).batch(split.num_examples).get_single_element()
     )
-    return copy_of(split, images, labels.numpy())
+
+    def some_need_pillow():
+        heads = tf.strings.substr(images, 0, 4).numpy()
+        return not all(head.startswith(NATIVE_HEADS) for head in heads)
+
+    return copy_of(
+        split,
+        images,
+        labels.numpy(),
+        needs_pillow=split.store.needs_pillow and some_need_pillow,
+    )
 
 
 def on_disk(split, folder, workers):
@@ -60,6 +71,7 @@ def on_disk(split, folder, workers):
         lambda number: tf.ensure_shape(
             tf.numpy_function(read, [number], tf.string), []
         ),
+        needs_pillow=split.store.needs_pillow,
     )
 
 
@@ -73,7 +85,7 @@ def choose(splits):
     return "memory" if fits else "none"
 
 
-def copy_of(split, images, labels, loader=None):
+def copy_of(split, images, labels, loader=None, needs_pillow=None):
     """Returns a split of the same examples, read from somewhere else.
 
     Args:
@@ -82,6 +94,7 @@ def copy_of(split, images, labels, loader=None):
         takes.
       labels: int64 array [num_examples].
       loader: maps one of the images to what is read of it.
+      needs_pillow: see `stores.py`.
     """
     groups = split.store.groups
     return Split.of_all(
@@ -95,6 +108,8 @@ def copy_of(split, images, labels, loader=None):
             files=split.store.files,
             groups=None if groups is None else groups[split.indices],
             window=split.window,
+            needs_pillow=needs_pillow,
+            as_stored=split.store.as_stored,
         )
     )
 

@@ -3,51 +3,85 @@
 Images are float32 [size, size, 3], RGB, from 0 to 255.
 """
 
+import contextlib
+import functools
 import io
 import warnings
 from typing import Annotated
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import tensorflow as tf
 
 from train_loop.bounds import Bounds
+from train_loop.data.orientation import (
+    as_call,
+    is_plain_jpeg,
+    is_plain_png,
+    jpeg_orientation,
+    png_orientation_and_transparency,
+    stored_window,
+    turn,
+)
 
 # It warns of what it then cannot decode, and of what it decodes all the same.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # How a pixel is computed from those around it -> TensorFlow's kernel.
 INTERPOLATIONS = {"bilinear": "triangle", "bicubic": "keyscubic"}
+# How files begin that TensorFlow decodes as Pillow does: JPEG and PNG.
+NATIVE_HEADS = (b"\xff\xd8\xff", b"\x89PNG")
+# TensorFlow's limit for JPEG and PNG files, and so that for all others.
+MAX_PIXELS = 2**29 - 1
+TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels"
+# Pillow raises an error beyond twice as many.
+PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 
 
-def decode_png(encoded):
-    """Decodes a PNG file: uint8 [height, width, 3]."""
-    return tf.io.decode_png(encoded, channels=3)
+def transcode(encoded, exif_orientation=False):
+    """Returns an image file as JPEG or PNG, which the crops decode.
+
+    TensorFlow does not read TIFF, reads palettes of BMP files as grey levels,
+    and does not blend transparent pixels. Pillow reads all of these, as a
+    Python function: a graph with it stays in this process, and a `map` with it
+    is sequential under TensorFlow's op determinism.
+
+    Args:
+      encoded: scalar string, the bytes of a file that Pillow reads (of an
+        animation, the first frame counts).
+      exif_orientation: see `resnet_layers.Preprocessing`.
+
+    Returns:
+      A scalar string: the same bytes of a JPEG or PNG file, or a PNG file.
+    """
+
+    def by_pillow():
+        pixels = tf.numpy_function(
+            functools.partial(
+                _decode_by_pillow, exif_orientation=bool(exif_orientation)
+            ),
+            [encoded],
+            tf.uint8,
+        )
+        # Not compressed: it is decoded again at once.
+        return tf.io.encode_png(
+            tf.ensure_shape(pixels, [None, None, 3]), compression=0
+        )
+
+    is_native = [
+        tf.strings.substr(encoded, 0, len(head)) == head
+        for head in NATIVE_HEADS
+    ]
+    return tf.cond(tf.reduce_any(is_native), lambda: encoded, by_pillow)
 
 
-def decode_any(encoded):
-    """Decodes a PNG file, or any other that Pillow reads, in this process."""
-    return tf.cond(
-        tf.strings.substr(encoded, 0, 4) == b"\x89PNG",
-        lambda: decode_png(encoded),
-        # TensorFlow takes the palettes of BMP files for greys, and keeps the
-        # transparency of WebP.
-        lambda: tf.ensure_shape(
-            tf.numpy_function(_decode_by_pillow, [encoded], tf.uint8),
-            [None, None, 3],
-        ),
-    )
-
-
-def center_crop(encoded, preprocessing, decode_other=decode_any):
+def center_crop(encoded, preprocessing):
     """Decodes the middle of an image: the evaluation crop.
 
     Args:
-      encoded: scalar string, a JPEG or PNG file, or any other that Pillow
-        reads (of an animation, the first frame counts).
+      encoded: scalar string, a JPEG or PNG file; see `transcode`.
       preprocessing: a `resnet_layers.Preprocessing`.
-      decode_other: decodes all files but JPEG. A graph that shall leave this
-        process cannot take Pillow along: `decode_png`.
 
     Returns:
       float32 [image_size, image_size, 3] from 0 to 255.
@@ -59,8 +93,11 @@ def center_crop(encoded, preprocessing, decode_other=decode_any):
         side = tf.maximum(tf.cast(side, tf.int32), 1)
         return (shape[0] - side) // 2, (shape[1] - side) // 2, side, side
 
-    image = _decode_window(encoded, window, decode_other)
-    return _resize(image, preprocessing)
+    image, orientation = _decode_window(
+        encoded, window, preprocessing.exif_orientation
+    )
+    image = _resize(image, preprocessing)
+    return _upright(image, orientation, preprocessing)
 
 
 def random_resized_crop(
@@ -97,8 +134,11 @@ def random_resized_crop(
             sorted((narrowest, widest)),
         )
 
-    image = _decode_window(encoded, window)
-    return _resize(image, preprocessing)
+    image, orientation = _decode_window(
+        encoded, window, preprocessing.exif_orientation
+    )
+    image = _resize(image, preprocessing)
+    return _upright(image, orientation, preprocessing)
 
 
 def random_window(shape, seed, areas=(0.08, 1.0), ratios=(3 / 4, 4 / 3)):
@@ -151,7 +191,7 @@ def check_image(encoded):
     """Decodes a whole image, as training and evaluation may have to.
 
     Args:
-      encoded: see `center_crop`.
+      encoded: scalar string, the bytes of a file.
 
     Returns:
       True, a scalar tensor.
@@ -159,14 +199,26 @@ def check_image(encoded):
     Raises:
       tf.errors.OpError: it cannot be decoded.
     """
-    image = _decode_window(encoded, lambda shape: (0, 0, shape[0], shape[1]))
+    encoded = transcode(encoded)
+    with tf.control_dependencies([_check_size(encoded)]):
+        encoded = tf.identity(encoded)
+    image, _ = _decode_window(encoded, lambda shape: (0, 0, shape[0], shape[1]))
     return tf.size(image) > 0
 
 
-def _decode_window(encoded, window, decode_other=decode_any):
-    """Decodes the (top, left, height, width) that `window(shape)` returns."""
+def _decode_window(encoded, window, exif_orientation=False):
+    """Decodes the (top, left, height, width) that `window(shape)` returns.
 
-    def decode_jpeg():
+    Args:
+      encoded: scalar string, a JPEG or PNG file.
+      window: takes and returns numbers of the upright image.
+      exif_orientation: see `resnet_layers.Preprocessing`.
+
+    Returns:
+      (uint8 [height, width, 3] as it is stored, its orientation), see `turn`.
+    """
+
+    def decode_jpeg(window):
         # Decodes only the blocks that the window touches. The accurate
         # transform is as fast as the default one, and what Pillow computes.
         return tf.io.decode_and_crop_jpeg(
@@ -176,18 +228,72 @@ def _decode_window(encoded, window, decode_other=decode_any):
             dct_method="INTEGER_ACCURATE",
         )
 
-    def decode_then_crop():
-        image = decode_other(encoded)
+    def decode_png(window, on_white=False):
+        image = tf.io.decode_png(encoded, channels=4 if on_white else 3)
         top, left, height, width = window(tf.shape(image))
-        return image[top : top + height, left : left + width]
+        image = image[top : top + height, left : left + width]
+        return _on_white(image) if on_white else image
 
-    image = tf.cond(tf.io.is_jpeg(encoded), decode_jpeg, decode_then_crop)
-    return tf.ensure_shape(image, [None, None, 3])
+    def decode_tagged_jpeg():
+        orientation = jpeg_orientation(encoded)
+        stored = functools.partial(stored_window, window, orientation)
+        return decode_jpeg(stored), orientation
+
+    def decode_tagged_png():
+        orientation, is_transparent = png_orientation_and_transparency(encoded)
+        stored = functools.partial(stored_window, window, orientation)
+        image = tf.cond(
+            is_transparent,
+            lambda: decode_png(stored, on_white=True),
+            lambda: decode_png(stored),
+        )
+        return image, orientation
+
+    def decode(is_plain, plain, tagged):
+        if not exif_orientation:
+            return plain(window), 1
+        return tf.cond(
+            is_plain(encoded), lambda: (plain(window), 1), as_call(tagged)
+        )
+
+    image, orientation = tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: decode(is_plain_jpeg, decode_jpeg, decode_tagged_jpeg),
+        lambda: decode(is_plain_png, decode_png, decode_tagged_png),
+    )
+    return tf.ensure_shape(image, [None, None, 3]), orientation
 
 
-def _decode_by_pillow(encoded):
+def _on_white(image):
+    """Blends uint8 [height, width, 4] with white, as Pillow does."""
+    image = tf.cast(image, tf.int32)
+    alpha = image[..., 3:]
+    blended = image[..., :3] * alpha + 255 * (255 - alpha)
+    return tf.cast((blended + 127) // 255, tf.uint8)
+
+
+def _check_size(encoded):
+    """Returns an operation that fails for a file too large to decode.
+
+    TensorFlow's own words tell that of PNG only.
+    """
+    shape = tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: tf.io.extract_jpeg_shape(encoded)[:2],
+        # Behind the signature and the length and name of the first chunk.
+        lambda: tf.io.decode_raw(
+            tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False
+        ),
+    )
+    pixels = tf.reduce_prod(tf.cast(shape, tf.int64))
+    return tf.debugging.Assert(pixels <= MAX_PIXELS, [TOO_LARGE])
+
+
+def _decode_by_pillow(encoded, exif_orientation=False):
     try:
         with PIL.Image.open(io.BytesIO(encoded)) as image:
+            if exif_orientation:
+                image = _as_viewed(image)
             if image.mode.startswith("I;16"):
                 # Of TIFF. Pillow would cut off what is above 255.
                 grey = np.asarray(image) >> 8
@@ -198,9 +304,23 @@ def _decode_by_pillow(encoded):
                     "what is black and what is white"
                 )
             return np.asarray(image.convert("RGB"))
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(TOO_LARGE) from error
     except PIL.UnidentifiedImageError as error:
         # Pillow's own words name an object in memory.
         raise ValueError("not the content of an image file") from error
+
+
+def _as_viewed(image):
+    """Returns a Pillow image upright, its transparent pixels on white."""
+    # EXIF that cannot be read turns nothing.
+    with contextlib.suppress(Exception):
+        image = PIL.ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(white, image)
+    return image
 
 
 def _resize(image, preprocessing):
@@ -226,3 +346,10 @@ def _resize(image, preprocessing):
         # Cubic curves swing beyond what they go through.
         image = tf.clip_by_value(image, 0.0, 255.0)
     return image
+
+
+def _upright(image, orientation, preprocessing):
+    # A square, which is turned much faster than what it was made from.
+    if not preprocessing.exif_orientation:
+        return image
+    return turn(image, orientation)

@@ -3,6 +3,8 @@
 import array
 import bisect
 import collections.abc
+import concurrent.futures
+import contextlib
 import functools
 import os
 import stat
@@ -10,15 +12,18 @@ import stat
 import numpy as np
 import tensorflow as tf
 
+from train_loop.data.decode import NATIVE_HEADS
 from train_loop.data.split import Split, content_hash
 from train_loop.data.stored import Stored
 from train_loop.data.stores import MemoryStore
 from train_loop.errors import UserError
 
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"),
+    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp"),
     *(".tif", ".tiff"),
 )
+# How many files are opened at once, and by one thread in a row.
+THREADS, FILES_IN_A_ROW = 16, 256
 
 
 class Paths(collections.abc.Sequence):
@@ -141,9 +146,31 @@ def store_files(root, class_names, files, warnings=()):
         loader=lambda number: tf.io.read_file(paths.tensor(number)),
         files=paths,
         links=_links(begins, inodes, devices),
+        needs_pillow=functools.cache(lambda: _some_need_pillow(paths)),
     )
     splits = {name: Split(store, order) for name, order in indices.items()}
     return Stored(tuple(class_names), splits, refused, tuple(warnings))
+
+
+def _some_need_pillow(paths):
+    """Finds out whether one of many files is neither JPEG nor PNG.
+
+    By their first bytes: names are wrong too often. What cannot be read is
+    none of them; whoever reads it says so.
+    """
+
+    def some_need_pillow(begin):
+        for path in paths[begin : begin + FILES_IN_A_ROW]:
+            with contextlib.suppress(OSError), open(path, "rb", 0) as file:
+                if not file.read(4).startswith(NATIVE_HEADS):
+                    return True
+        return False
+
+    begins = range(0, len(paths), FILES_IN_A_ROW)
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as executor:
+        found = any(executor.map(some_need_pillow, begins))
+        executor.shutdown(cancel_futures=True)
+    return found
 
 
 def _examine(path):

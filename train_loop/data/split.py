@@ -190,6 +190,12 @@ class Split:
         begins = tf.data.Dataset.range(0, self.num_examples, self.window)
         return begins.map(read_window).prefetch(1).unbatch()
 
+    @property
+    def needs_pillow(self):
+        """Whether some file of the store may be neither JPEG nor PNG."""
+        find_out = self.store.needs_pillow
+        return find_out is not None and find_out()
+
     @functools.cached_property
     def _indices(self):
         with tf.init_scope():

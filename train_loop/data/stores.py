@@ -18,6 +18,10 @@ of them, and in which order.
     links                 int64 [n, 2], (example, number of its file), where a
                           file is in several splits, through links or by hard
                           links; None where there are none
+    needs_pillow          None where all files are JPEG or PNG; else a function
+                          that finds out whether some are not
+    as_stored             whether files are decoded as they are stored, whatever
+                          their EXIF orientation and transparency
 """
 
 import concurrent.futures
@@ -55,6 +59,8 @@ class MemoryStore:
       groups: see above; those of what this is a copy of.
       window: see above.
       links: see above.
+      needs_pillow: see above.
+      as_stored: see above.
     """
 
     images: tf.Tensor | None
@@ -67,6 +73,8 @@ class MemoryStore:
     groups: np.ndarray | None = None
     window: int = 4096
     links: np.ndarray | None = None
+    needs_pillow: Callable | None = None
+    as_stored: bool = False
 
     @property
     def num_examples(self):
@@ -116,10 +124,16 @@ class RecordStore:
     ends: np.ndarray | None = None
 
     labels = links = None
+    # Published results are of what TFDS decodes.
+    as_stored = True
 
     @property
     def num_examples(self):
         return sum(self.counts)
+
+    def needs_pillow(self):
+        # To find out would be to read everything.
+        return True
 
     @property
     def window(self):

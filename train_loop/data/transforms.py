@@ -14,7 +14,7 @@ import tensorflow as tf
 from resnet_layers import Preprocessing
 from train_loop import calls
 from train_loop.data.augment import AUGMENTATIONS
-from train_loop.data.decode import CROPS, center_crop
+from train_loop.data.decode import CROPS, center_crop, transcode
 from train_loop.data.mixing import MIXES, mix_one_of
 from train_loop.errors import UserError
 
@@ -102,11 +102,15 @@ class Transforms:
     operations: Sequence = ()
     num_classes: int | None = None
 
+    def transcode(self, encoded):
+        """Maps a file of any format to JPEG or PNG; see `decode.transcode`."""
+        return transcode(encoded, self.preprocessing.exif_orientation)
+
     def train(self, encoded, seed):
         """Decodes and augments a training image.
 
         Args:
-          encoded: scalar string, the bytes of a file.
+          encoded: scalar string, a JPEG or PNG file.
           seed: int [2]; the same seed gives the same image.
 
         Returns:
@@ -125,7 +129,11 @@ class Transforms:
         return to_uint8(image)
 
     def evaluate(self, encoded):
-        """Decodes and crops an evaluation image: uint8 [size, size, 3]."""
+        """Decodes and crops an evaluation image: uint8 [size, size, 3].
+
+        Args:
+          encoded: scalar string, a JPEG or PNG file.
+        """
         return to_uint8(center_crop(encoded, self.preprocessing))
 
     @property
@@ -156,6 +164,13 @@ class Transforms:
         return to_uint8(images), targets
 
 
+def preprocessing_of(split, preprocessing):
+    """Returns what images of a split go through: TFDS's stay as stored."""
+    if split.store.as_stored:
+        return preprocessing._replace(exif_orientation=False)
+    return preprocessing
+
+
 def to_uint8(image):
     """Rounds an image to whole numbers, as Pillow's are.
 
@@ -166,6 +181,9 @@ def to_uint8(image):
 
 class Untransformed:
     """Transforms of what needs none, such as embeddings."""
+
+    def transcode(self, example):
+        return example
 
     def train(self, example, seed):
         del seed

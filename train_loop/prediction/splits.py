@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from train_loop import stopping
 from train_loop.data import batches, check
-from train_loop.data.transforms import Transforms
+from train_loop.data.transforms import Transforms, preprocessing_of
 from train_loop.evaluation.predictions import Predictions
 from train_loop.evaluation.views import VIEWS
 from train_loop.progress import passing_bar
@@ -36,7 +36,8 @@ def predict_split(
       StoppedError: a signal asked a run to stop.
     """
     size = classifier.preprocessing.image_size
-    transforms = Transforms(views.preprocessing(classifier.preprocessing))
+    preprocessing = preprocessing_of(split, classifier.preprocessing)
+    transforms = Transforms(views.preprocessing(preprocessing))
     dataset = distribute(
         strategy,
         lambda context: batches.evaluation_batches(
@@ -67,7 +68,7 @@ def predict_split(
         truth if labels is None else labels[truth],
         classifier.class_names,
         [split.store.name(number) for number in split.indices],
-        pictures_of(split, classifier.preprocessing),
+        pictures_of(split, preprocessing),
     )
 
 
@@ -80,7 +81,8 @@ def pictures_of(split, preprocessing):
     @tf.function(input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
     def read(position):
         example = split.read(None, position, tf.constant(1, tf.int64))
-        return transforms.evaluate(split.load(example["image"][0]))
+        file = split.load(example["image"][0])
+        return transforms.evaluate(transforms.transcode(file))
 
     return lambda position: read(tf.constant(int(position), tf.int64)).numpy()
 

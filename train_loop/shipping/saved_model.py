@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from train_loop.data.decode import center_crop, decode_png
+from train_loop.data.decode import center_crop
 from train_loop.data.transforms import to_uint8
 
 
@@ -38,7 +38,7 @@ class Server(tf.Module):
 
         @tf.autograph.experimental.do_not_convert
         def prepare(encoded):
-            return to_uint8(center_crop(encoded, preprocessing, decode_png))
+            return to_uint8(center_crop(encoded, preprocessing))
 
         # What ends in _bytes comes as {"b64": ...} over REST.
         @tf.function(

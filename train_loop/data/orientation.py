@@ -1,0 +1,262 @@
+"""The orientation of images: EXIF metadata, read by TensorFlow operations.
+
+Cameras store pixels as the sensor reads them, and beside them, from 1 to 8,
+how to rotate and mirror them. 1 is upright; 5 to 8 swap rows and columns.
+
+Source: CIPA DC-008, Exif 2.32, tag 0x0112. What is missing or damaged counts
+as 1, as in Pillow. Unlike Pillow, nothing reads an orientation in XMP.
+"""
+
+import tensorflow as tf
+
+# By orientation: whether the upright image, behind the exchange of rows and
+# columns, is stored with the last row first, or with the last column first.
+ROWS_REVERSED = (0, 0, 0, 1, 1, 0, 0, 1, 1)
+COLUMNS_REVERSED = (0, 0, 1, 1, 0, 0, 1, 1, 0)
+FIRST_SWAPPED = 5
+
+# JPEG: how segments begin that may come before EXIF, application data (JFIF
+# among it) and comments; that of EXIF; and the first one behind metadata.
+APPLICATION, COMMENT = (0xE0, 0xEF), 0xFE
+JFIF = b"\xff\xe0\x00\x10"
+EXIF, EXIF_NAME = b"\xff\xe1", b"Exif\0\0"
+QUANTIZATION = b"\xff\xdb"
+# PNG: behind the signature and the first chunk.
+SECOND_CHUNK = 33
+TAG = 0x0112
+# Types of the tag's value: 16 and 32 bits.
+SHORT, LONG = 3, 4
+# More entries of 12 bytes do not fit into a segment.
+MAX_ENTRIES = 5461
+
+
+def as_call(function):
+    """Returns a function that stays one operation in a graph.
+
+    Inlined behind a condition, each of its operations would be visited for
+    every image that does not need it.
+    """
+    return tf.function(
+        function,
+        autograph=False,
+        experimental_attributes={"_noinline": True},
+    )
+
+
+def is_plain_jpeg(encoded):
+    """Whether a JPEG file has just what JFIF requires, as most files do.
+
+    It is quickly told, and there is no metadata then.
+    """
+    parts = tf.strings.substr(encoded, [2, 20], [4, 2])
+    return tf.reduce_all(parts == [JFIF, QUANTIZATION])
+
+
+def is_plain_png(encoded):
+    """Whether a PNG file has no metadata and no transparency, as most do."""
+    parts = tf.strings.substr(encoded, [25, 37], [1, 4])
+    return tf.reduce_any(
+        tf.reduce_all(parts == [[b"\0", b"IDAT"], [b"\2", b"IDAT"]], axis=1)
+    )
+
+
+def jpeg_orientation(encoded):
+    """Returns the orientation of a JPEG file, int32 from 1 to 8.
+
+    Args:
+      encoded: scalar string. EXIF is looked for in front of the first segment
+        that is no application data or comment.
+    """
+    # Where cameras put it, and where programs do, behind JFIF.
+    is_here = tf.reduce_all(
+        tf.strings.substr(
+            encoded, [[2, 6, 2], [2, 20, 24]], [[2, 6, 0], [4, 2, 6]]
+        )
+        == [[EXIF, EXIF_NAME, b""], [JFIF, EXIF, EXIF_NAME]],
+        axis=1,
+    )
+    position = tf.cond(
+        tf.reduce_any(is_here),
+        lambda: tf.where(is_here[0], 2, 20),
+        lambda: _find_exif(encoded),
+    )
+    return tf.cond(
+        position > 0,
+        lambda: _tiff_orientation(encoded, position + 10),
+        lambda: 1,
+    )
+
+
+@as_call
+def _find_exif(encoded):
+    """Returns where the segment of EXIF begins in a JPEG file, or -1."""
+
+    def is_before_exif(position, segment):
+        del position
+        kind = segment[1]
+        is_application = (kind >= APPLICATION[0]) & (kind <= APPLICATION[1])
+        return (
+            (segment[0] == 0xFF)
+            & (is_application | (kind == COMMENT))
+            & ~is_exif(segment)
+        )
+
+    def is_exif(segment):
+        return tf.reduce_all(
+            tf.gather(segment, [0, 1, 4, 5, 6, 7, 8, 9]) == [*EXIF, *EXIF_NAME]
+        )
+
+    def next_segment(position, segment):
+        position += 2 + segment[2] * 256 + segment[3]
+        return position, _numbers(encoded, position, 10)
+
+    position, segment = tf.while_loop(
+        is_before_exif,
+        next_segment,
+        # Behind the marker of the beginning.
+        (tf.constant(2), _numbers(encoded, 2, 10)),
+    )
+    return tf.where(is_exif(segment), position, -1)
+
+
+def png_orientation_and_transparency(encoded):
+    """Returns what the header of a PNG file tells of how it is viewed.
+
+    Args:
+      encoded: scalar string.
+
+    Returns:
+      (orientation, int32 from 1 to 8; whether pixels may be transparent, bool).
+    """
+
+    def kind_of(position):
+        start = tf.minimum(position + 4, tf.strings.length(encoded))
+        return tf.strings.substr(encoded, start, 4)
+
+    def is_before_pixels(position, exif, is_transparent):
+        del exif, is_transparent
+        kind = kind_of(position)
+        is_end = (kind == b"IDAT") | (kind == b"IEND") | (kind == b"")
+        return ~is_end & (position > 0)
+
+    def next_chunk(position, exif, is_transparent):
+        kind = kind_of(position)
+        first, *others = tf.unstack(_numbers(encoded, position, 4))
+        length = first
+        for byte in others:
+            length = length * 256 + byte
+        return (
+            # A length beyond 31 bits is damage, and becomes negative.
+            position + 12 + length,
+            tf.where(kind == b"eXIf", position + 8, exif),
+            is_transparent | (kind == b"tRNS"),
+        )
+
+    color_type = _numbers(encoded, 25, 1)[0]
+    _, exif, is_transparent = tf.while_loop(
+        is_before_pixels,
+        next_chunk,
+        (
+            tf.constant(SECOND_CHUNK),
+            tf.constant(0),
+            tf.bitwise.bitwise_and(color_type, 4) > 0,
+        ),
+    )
+    orientation = tf.cond(
+        exif > 0, lambda: _tiff_orientation(encoded, exif), lambda: 1
+    )
+    return orientation, is_transparent
+
+
+def stored_window(window, orientation, shape):
+    """Returns the part of the stored pixels that is a window when upright.
+
+    Args:
+      window: maps the shape of the upright image to (top, left, height, width).
+      orientation: int32.
+      shape: int32 [3], of the image as it is stored.
+
+    Returns:
+      (top, left, height, width).
+    """
+    swapped = orientation >= FIRST_SWAPPED
+    upright = tf.where(swapped, tf.gather(shape, [1, 0, 2]), shape)
+    top, left, height, width = window(upright)
+    from_bottom = tf.gather(ROWS_REVERSED, orientation) > 0
+    from_right = tf.gather(COLUMNS_REVERSED, orientation) > 0
+    top = tf.where(from_bottom, upright[0] - top - height, top)
+    left = tf.where(from_right, upright[1] - left - width, left)
+    box = tf.stack([top, left, height, width])
+    box = tf.where(swapped, tf.gather(box, [1, 0, 3, 2]), box)
+    return tf.unstack(box)
+
+
+def turn(image, orientation):
+    """Returns stored pixels, [height, width, channels], upright."""
+
+    @as_call
+    def turned(image, orientation):
+        image = tf.cond(
+            orientation >= FIRST_SWAPPED,
+            lambda: tf.transpose(image, [1, 0, 2]),
+            lambda: image,
+        )
+        for axis, is_reversed in enumerate((ROWS_REVERSED, COLUMNS_REVERSED)):
+            image = tf.cond(
+                tf.gather(is_reversed, orientation) > 0,
+                lambda image=image, axis=axis: tf.reverse(image, [axis]),
+                lambda image=image: image,
+            )
+        return image
+
+    return tf.cond(
+        orientation > 1, lambda: turned(image, orientation), lambda: image
+    )
+
+
+@as_call
+def _tiff_orientation(encoded, start):
+    """Returns the orientation in the TIFF structure that begins at `start`."""
+
+    def read(little_endian):
+        def words(position, count):
+            """Returns numbers of 16 bits, int32 [count]."""
+            return _numbers(encoded, position, count, tf.uint16, little_endian)
+
+        def long(first, second):
+            """Returns the number of 32 bits that two words are."""
+            low, high = (first, second) if little_endian else (second, first)
+            return low + 65536 * high
+
+        directory = start + long(*tf.unstack(words(start + 4, 2)))
+        count = tf.clip_by_value(words(directory, 1)[0], 1, MAX_ENTRIES)
+        entries = tf.reshape(words(directory + 2, 6 * count), [count, 6])
+        tag, kind, _, _, *value = tf.unstack(entries, axis=1)
+        is_short, is_long = kind == SHORT, kind == LONG
+        values = tf.where(is_short, value[0], long(*value))
+        is_orientation = (tag == TAG) & (is_short | is_long)
+        # The first one counts, and nothing beside these numbers.
+        found = tf.boolean_mask(values, is_orientation)
+        found = tf.concat([found, [1]], axis=0)[0]
+        return tf.where((found >= 1) & (found <= 8), found, 1)
+
+    start = tf.clip_by_value(start, 0, tf.strings.length(encoded))
+    head = tf.strings.substr(encoded, start, 4)
+    return tf.case(
+        [
+            (head == b"II*\0", lambda: read(little_endian=True)),
+            (head == b"MM\0*", lambda: read(little_endian=False)),
+        ],
+        default=lambda: 1,
+    )
+
+
+def _numbers(encoded, position, count, dtype=tf.uint8, little_endian=True):
+    """Returns numbers of a file, int32 [count]; 0 where there are none."""
+    size = count * dtype.size
+    start = tf.clip_by_value(position, 0, tf.strings.length(encoded))
+    part = tf.strings.substr(encoded, start, size)
+    return tf.cast(
+        tf.io.decode_raw(part, dtype, little_endian, fixed_length=size),
+        tf.int32,
+    )
