@@ -20,6 +20,7 @@ from train_loop.data.decode import (
     CROPS,
     INTERPOLATIONS,
     MAX_PIXELS,
+    READS_HEIF,
     center_crop,
     check_image,
     random_resized_crop,
@@ -462,3 +463,17 @@ def test_files_of_all_formats_have_the_same_limit(file_format):
     file = with_size(file_format, 32768, 16385)
     with pytest.raises(tf.errors.OpError, match=message):
         tf.function(check_image)(tf.constant(file))
+
+
+@pytest.mark.skipif(READS_HEIF, reason="The extra is installed.")
+def test_photos_that_an_extra_reads_tell_so_whatever_their_names():
+    file = b"\0\0\0\x18ftypheic" + bytes(40)
+    with pytest.raises(tf.errors.OpError, match="HEIC requires the extra heif"):
+        tf.function(check_image)(tf.constant(file))
+
+
+@pytest.mark.skipif(not READS_HEIF, reason="Needs the extra heif.")
+def test_photos_of_iphones_are_upright(crop_upright):
+    file = oriented("heif", 6, quality=-1)
+    image = crop_upright(transcode(file, True))
+    np.testing.assert_allclose(image, upright(file)[10:50], atol=4)

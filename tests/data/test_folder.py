@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from samples import encoded, read_all, write_folder
 
+from train_loop.data.decode import READS_HEIF
 from train_loop.data.folder import OF_SYSTEMS
 from train_loop.data.image_files import IMAGE_SUFFIXES, Paths
 from train_loop.data.sources import open_stored
@@ -230,14 +231,29 @@ def test_images_of_all_kinds_can_be_in_a_folder(tmp_path):
     for kind in ("a", "b"):
         (tmp_path / kind).mkdir()
         for suffix in IMAGE_SUFFIXES:
-            file_format = suffix[1:].replace("jpg", "jpeg")
-            file_format = {"tif": "tiff"}.get(file_format, file_format)
+            file_format = suffix[1:]
+            file_format = {
+                "jpg": "jpeg",
+                "jfif": "jpeg",
+                "tif": "tiff",
+                "heic": "heif",
+            }.get(file_format, file_format)
             (tmp_path / kind / f"x{suffix.upper()}").write_bytes(
                 encoded(pixels, file_format)
             )
     stored = open_stored(str(tmp_path))
     assert stored.splits["train"].num_examples == 2 * len(IMAGE_SUFFIXES)
     assert not stored.warnings
+
+
+@pytest.mark.skipif(READS_HEIF, reason="The extra is installed.")
+def test_photos_that_an_extra_reads_are_named_with_it(folder):
+    (folder / "train/cat/IMG_1.HEIC").write_bytes(b"not read")
+    [warning] = open_stored(str(folder)).warnings
+    assert "1 files in" in warning
+    assert warning.endswith(
+        "; HEIC requires the extra heif: pip install pillow-heif"
+    )
 
 
 def test_folder_without_any_image_of_use_is_one_clear_line(tmp_path):

@@ -30,6 +30,20 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # How a pixel is computed from those around it -> TensorFlow's kernel.
 INTERPOLATIONS = {"bilinear": "triangle", "bicubic": "keyscubic"}
+# Photos of iPhones, by an extra: it brings libraries of 27 MB.
+try:
+    import pillow_heif
+except ImportError:
+    READS_HEIF = False
+else:
+    pillow_heif.register_heif_opener()
+    READS_HEIF = True
+HEIF_ADVICE = "HEIC requires the extra heif: pip install pillow-heif"
+# What stands behind the size of the first box of such a file.
+HEIF_HEADS = tuple(
+    b"ftyp" + brand
+    for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
+)
 # How files begin that TensorFlow decodes as Pillow does: JPEG and PNG.
 NATIVE_HEADS = (b"\xff\xd8\xff", b"\x89PNG")
 # TensorFlow's limit for JPEG and PNG files, and so that for all others.
@@ -307,6 +321,8 @@ def _decode_by_pillow(encoded, exif_orientation=False):
     except PIL.Image.DecompressionBombError as error:
         raise ValueError(TOO_LARGE) from error
     except PIL.UnidentifiedImageError as error:
+        if encoded[4:12] in HEIF_HEADS:
+            raise ValueError(HEIF_ADVICE) from error
         # Pillow's own words name an object in memory.
         raise ValueError("not the content of an image file") from error
 

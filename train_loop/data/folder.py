@@ -4,7 +4,12 @@ import os
 import pathlib
 from typing import NamedTuple
 
-from train_loop.data.image_files import IMAGE_SUFFIXES, Paths, store_files
+from train_loop.data.image_files import (
+    IMAGE_SUFFIXES,
+    Paths,
+    heif_advice,
+    store_files,
+)
 from train_loop.errors import UserError, first_few
 
 # What folders of splits are called, whatever their capitals -> the split.
@@ -254,6 +259,7 @@ def _below_classes(root, found, class_names):
         warnings.append(
             f"{len(found.others)} files in {root} are left out: they are none "
             f"of {', '.join(IMAGE_SUFFIXES)}: {first_few(names)}"
+            f"{heif_advice(found.others)}"
         )
     inner = dict.fromkeys(path.parent for path in found.splits)
     data_sets = [path for path in inner if _split_folders(path)]

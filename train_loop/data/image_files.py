@@ -12,15 +12,17 @@ import stat
 import numpy as np
 import tensorflow as tf
 
-from train_loop.data.decode import NATIVE_HEADS
+from train_loop.data.decode import HEIF_ADVICE, NATIVE_HEADS, READS_HEIF
 from train_loop.data.split import Split, content_hash
 from train_loop.data.stored import Stored
 from train_loop.data.stores import MemoryStore
 from train_loop.errors import UserError
 
+HEIF_SUFFIXES = (".heic", ".heif")
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp"),
-    *(".tif", ".tiff"),
+    *(".tif", ".tiff", ".avif"),
+    *(HEIF_SUFFIXES if READS_HEIF else ()),
 )
 # How many files are opened at once, and by one thread in a row.
 THREADS, FILES_IN_A_ROW = 16, 256
@@ -150,6 +152,17 @@ def store_files(root, class_names, files, warnings=()):
     )
     splits = {name: Split(store, order) for name, order in indices.items()}
     return Stored(tuple(class_names), splits, refused, tuple(warnings))
+
+
+def heif_advice(names):
+    """Returns what would read some of these files, or an empty text.
+
+    Args:
+      names: of files that are not read.
+    """
+    if any(str(name).lower().endswith(HEIF_SUFFIXES) for name in names):
+        return f"; {HEIF_ADVICE}"
+    return ""
 
 
 def _some_need_pillow(paths):

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from train_loop.data.folder import images_below
-from train_loop.data.image_files import IMAGE_SUFFIXES
+from train_loop.data.image_files import IMAGE_SUFFIXES, heif_advice
 from train_loop.errors import UserError
 
 # In place of a name: the list comes from another program.
@@ -97,8 +97,9 @@ def _of_path(path):
     # Without a slash at its end.
     found = list(images_below(str(pathlib.Path(path))))
     if not found:
+        names = [name for _, _, names in os.walk(path) for name in names]
         raise UserError(
             f"--images={path} holds no images: no file in it ends in "
-            f"{', '.join(IMAGE_SUFFIXES)}"
+            f"{', '.join(IMAGE_SUFFIXES)}{heif_advice(names)}"
         )
     return sorted(found)
