@@ -61,7 +61,8 @@ def load_weights(model, path, replace_head=False, averaged=True):
       model: a `ResNet` whose `build` has been called, or a model with one
         such net in it.
       path: a `.h5` or `.weights.h5` file of keras.applications, a
-        `.safetensors` file with the names of torchvision or timm, a
+        `.safetensors` file, or one of `torch.save` (`.pth`, `.pt`, `.bin`),
+        with the names of torchvision or timm, a
         `.weights.h5` or `.keras` file of ours, the `model.weights.h5` of a
         preset of Keras Hub, a folder with such a file as the Hugging Face hub
         has it, the folder of a run or of its checkpoints, of which the newest

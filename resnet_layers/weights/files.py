@@ -1,6 +1,5 @@
 """Files of weights: what tells them apart, how they are read and written."""
 
-import contextlib
 import functools
 import json
 import math
@@ -9,19 +8,22 @@ import pathlib
 import re
 import tempfile
 import warnings
-import zipfile
 
 import tensorflow as tf
 
 from resnet_layers.weights.errors import one_line
 from resnet_layers.weights.hdf5 import KERAS_READERS, find_keras_dialect
 from resnet_layers.weights.names import WeightsError
+from resnet_layers.weights.pickles import is_pickle, open_pickle
 from resnet_layers.weights.runs import readable_prefix
 from resnet_layers.weights.tensors import Stored
 
 # What a folder of the Hugging Face hub keeps its weights in.
-FILES_OF_FOLDERS = ("model.safetensors", "model.weights.h5")
-PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".pickle", ".tar")
+FILES_OF_FOLDERS = (
+    "model.safetensors",
+    "model.weights.h5",
+    "pytorch_model.bin",
+)
 
 # Types of numbers, as safetensors and as NumPy call them.
 SAFETENSORS_TYPES = {
@@ -51,8 +53,7 @@ def find_file(path):
       path: a `pathlib.Path`.
 
     Raises:
-      WeightsError: it cannot be one of weights, or it is a file of torch's or
-        Python's own format.
+      WeightsError: it cannot be one of weights.
     """
     checkpoints = find_checkpoints(path)
     if path.is_dir() and not checkpoints:
@@ -68,28 +69,7 @@ def find_file(path):
         raise WeightsError(
             f"{path} is not a file, nor a folder, nor a checkpoint's prefix"
         )
-    if path.is_file() and _is_pickle(path):
-        raise WeightsError(
-            f"{path} is a Python pickle, which runs code when it is read; "
-            "convert it where you trust it: safetensors.torch.save_file("
-            "torch.load(NAME, weights_only=True), 'NAME.safetensors')"
-        )
     return path
-
-
-def _is_pickle(path):
-    suffix = path.suffix.lower()
-    if suffix in PICKLE_SUFFIXES:
-        return True
-    # A safetensors file may begin with any number.
-    if suffix == ".safetensors":
-        return False
-    with path.open("rb") as file:
-        if file.read(1) == b"\x80":
-            return True
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as file:
-        return any(name.endswith("data.pkl") for name in file.namelist())
-    return False
 
 
 def open_tensors(model, path, opened, averaged=True):
@@ -136,6 +116,8 @@ def _find_reader(path, averaged=True):
         return "own", functools.partial(_open_checkpoints, parts)
     if path.suffix.lower() == ".safetensors":
         return "torch", _open_safetensors
+    if is_pickle(path):
+        return "torch", open_pickle
     dialect = find_keras_dialect(path)
     return dialect, KERAS_READERS[dialect]
 
@@ -229,6 +211,8 @@ def _open_safetensors(model, path, opened):
 
 def read_metadata(path):
     """Returns {name: text} that a safetensors file says of itself."""
+    if path.suffix.lower() != ".safetensors":
+        return {}
     with _import_safetensors().safe_open(path, framework="np") as file:
         return file.metadata() or {}
 

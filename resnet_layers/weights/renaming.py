@@ -33,7 +33,8 @@ def rename(tensors, targets, dialect):
     }
     notes = [f"its names begin with {prefix}"] if prefix else []
     rest = {name: renamed[name] for name in renamed if name not in body}
-    theirs = find_classifier(rest, dialect)
+    found = find_classifiers(rest, dialect)
+    theirs = found[0] if len(found) == 1 else None
     heads = [name for name in targets if name not in body]
     # A model without a classifier has none of these names.
     ours = dialect.head[0]
@@ -50,8 +51,8 @@ def rename(tensors, targets, dialect):
     return renamed, tuple(notes)
 
 
-def find_classifier(tensors, dialect):
-    """Returns the name of the only layer that can be the classifier, or None.
+def find_classifiers(tensors, dialect):
+    """Returns the names of the layers that can be the classifier.
 
     Args:
       tensors: {name: `Stored`}.
@@ -68,7 +69,7 @@ def find_classifier(tensors, dialect):
         # such ones too.
         if is_matrix or layer.endswith("head.fc"):
             found.append(layer)
-    return found[0] if len(found) == 1 else None
+    return found
 
 
 def _prefixes(tensors, anchor, separator):

@@ -16,7 +16,7 @@ from resnet_layers.weights.files import (
 )
 from resnet_layers.weights.hdf5 import read_layer_names, read_model_config
 from resnet_layers.weights.names import DIALECTS, WeightsError
-from resnet_layers.weights.renaming import find_classifier
+from resnet_layers.weights.renaming import find_classifiers
 from resnet_layers.weights.runs import settings_beside
 
 # What Keras Hub's configs say of a net: filters and sizes of the kernels of
@@ -115,12 +115,17 @@ def read_num_classes(path):
     with errors_as_one_line(path), contextlib.ExitStack() as opened:
         name, tensors = open_tensors(None, path, opened)
         dialect = DIALECTS[name]
-        biases = {f"{layer}{dialect.separator}bias" for layer in dialect.head}
-        found = biases.intersection(tensors)
-        layer = find_classifier(tensors, dialect)
-        if not found and layer is not None:
-            found = {f"{layer}{dialect.separator}bias"}
-        return tensors[found.pop()].shape[0] if found else None
+        layers = [
+            layer
+            for layer in dialect.head
+            if f"{layer}{dialect.separator}bias" in tensors
+        ]
+        # Averages beside the last weights have one of the same size.
+        sizes = {
+            tensors[f"{layer}{dialect.separator}bias"].shape
+            for layer in layers or find_classifiers(tensors, dialect)
+        }
+    return sizes.pop()[0] if len(sizes) == 1 else None
 
 
 def find_traits(arguments):

@@ -282,25 +282,6 @@ def test_weights_of_another_kind_of_net_do_not_fit(keras_file):
     assert_refused(model, keras_file, "does not fit resnet50_v2")
 
 
-def write_zip(path):
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("archive/data.pkl", b"would run code")
-
-
-def write_old(path):
-    path.write_bytes(b"\x80\x02would run code")
-
-
-@pytest.mark.parametrize("write", [write_zip, write_old])
-@pytest.mark.parametrize("name", ["m.pth", "m.PT", "m.pth.tar", "m.ckpt", "m"])
-def test_pickles_are_refused_without_reading_them(write, name, tmp_path):
-    path = tmp_path / name
-    write(path)
-    assert_refused(small(), path, "save_file")
-    with pytest.raises(WeightsError, match="save_file"):
-        find_weights(str(path), "resnet50")
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_safetensors_of_other_precision_are_cast(dtype, tmp_path):
     theirs, model = small(dtype=dtype), small(seed=2)
