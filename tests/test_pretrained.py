@@ -16,7 +16,7 @@ from resnet_layers import (
 from train_loop import Settings, UserError, load_classifier, settling
 from train_loop.classifier import Classifier
 from train_loop.measuring import Measurement
-from train_loop.pretrained import given_class_names
+from train_loop.pretrained import given_class_names, is_weights
 from train_loop.shipping.formats import FORMATS
 from train_loop.shipping.rewriting import portable
 from train_loop.shipping.shipment import CONTENTS, Shipment
@@ -206,3 +206,16 @@ def test_bad_files_of_names_are_one_line(text, expected, tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot be combined with --workdir"):
         given_class_names(Settings(class_names=str(path), workdir="run"))
+
+
+def test_names_of_weights_are_told_from_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("timm/mine", "keras/hub", "run"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "timm/mine/config.json").write_text("{}")
+    (tmp_path / "timm/my.safetensors").write_text("")
+    (tmp_path / "keras/hub/flags.txt").write_text("")
+    for name in ("imagenet", "timm/x", "timm/mine", "timm/my.safetensors"):
+        assert is_weights(name)
+    for name in ("run", "keras/hub", "elsewhere/x"):
+        assert not is_weights(name)

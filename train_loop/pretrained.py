@@ -7,6 +7,7 @@ from resnet_layers import (
     VARIANTS,
     Normalization,
     WeightsError,
+    is_of_hub,
     load_weights,
     read_num_classes,
 )
@@ -18,9 +19,6 @@ from train_loop.settings import Settings
 from train_loop.settling import find_given_weights, settle
 from train_loop.shipping.shipment import CONTENTS
 from train_loop.workdir import Workdir, read_json
-
-# Owners on the Hugging Face hub.
-HUBS = ("timm/", "keras/")
 
 
 def pretrained_classifier(
@@ -161,10 +159,13 @@ def class_names_of(weights, path):
 def is_weights(source):
     """Tells whether a name is that of weights, and not that of a run."""
     source = str(source)
+    path = pathlib.Path(source).expanduser()
     return (
         source == "imagenet"
-        or source.startswith(HUBS)
-        or pathlib.Path(source).expanduser().is_file()
+        or is_of_hub(source)
+        or path.is_file()
+        # A folder as the hub has it.
+        or path.joinpath("config.json").is_file()
     )
 
 

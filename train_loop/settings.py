@@ -173,11 +173,12 @@ class Settings:
     )
     weights: str = setting(
         "What to start from: a file (.safetensors or .pth of torchvision or "
-        "timm, .h5 of keras.applications, .keras or .weights.h5 of ours), a folder as "
-        "timm or Keras Hub keep it, the folder of a run, imagenet (downloads "
-        "keras.applications' file), or timm/NAME or keras/NAME (from the "
-        "Hugging Face hub). A classifier for another number of classes is "
-        "replaced. Default: random weights.",
+        "timm, .h5 of keras.applications, .keras or .weights.h5 of ours), a "
+        "folder as timm or Keras Hub keep it, the folder of a run, imagenet "
+        "(downloads keras.applications' file), or timm/NAME or keras/NAME "
+        "(from the Hugging Face hub; an existing path of that name wins). A "
+        "classifier for another number of classes is replaced. Default: "
+        "random weights.",
         fixed=True,
     )
     freeze: str = setting(

@@ -16,6 +16,7 @@ from resnet_layers.weights.sources import (
     IMAGENET_FILES,
     Found,
     find_weights,
+    is_of_hub,
 )
 from resnet_layers.weights.variants import read_num_classes
 
@@ -28,6 +29,7 @@ __all__ = [
     "Preprocessing",
     "WeightsError",
     "find_weights",
+    "is_of_hub",
     "load_weights",
     "read_num_classes",
     "read_preprocessing",

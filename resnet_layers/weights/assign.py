@@ -23,7 +23,13 @@ from resnet_layers.weights.files import (
     open_tensors,
     write_safetensors,
 )
-from resnet_layers.weights.names import DIALECTS, WeightsError, torch_targets
+from resnet_layers.weights.names import (
+    AROUND,
+    DIALECTS,
+    WeightsError,
+    targets_around,
+    torch_targets,
+)
 from resnet_layers.weights.preprocessing import (
     Preprocessing,
     read_preprocessing,
@@ -59,7 +65,8 @@ def load_weights(model, path, replace_head=False, averaged=True):
 
     Args:
       model: a `ResNet` whose `build` has been called, or a model with one
-        such net in it.
+        such net in it. A file of such a model fits one with the same layers
+        around the net; all other files are for the net alone.
       path: a `.h5` or `.weights.h5` file of keras.applications, a
         `.safetensors` file, or one of `torch.save` (`.pth`, `.pt`, `.bin`),
         with the names of torchvision or timm, a
@@ -81,13 +88,13 @@ def load_weights(model, path, replace_head=False, averaged=True):
         file of weights; the model is as it was then. Or the package that
         reads the file is not installed, or the model is not built.
     """
-    model = _built_net(model)
+    outer, model = model, _built_net(model)
     path = find_file(pathlib.Path(path))
     preprocessing = read_preprocessing(path)
     with errors_as_one_line(path), contextlib.ExitStack() as opened:
         dialect, tensors = open_tensors(model, path, opened, averaged)
         pairs, head_used, notes = _pair(
-            model, path, tensors, dialect, replace_head
+            outer, model, path, tensors, dialect, replace_head
         )
         check_function(model, path, dialect)
         for name, (tensor, target) in pairs.items():
@@ -152,7 +159,7 @@ def _built_net(model):
     return nets[0]
 
 
-def _pair(model, path, tensors, dialect, replace_head):
+def _pair(outer, model, path, tensors, dialect, replace_head):
     """Returns ({name: (`Stored`, `Target`)}, whether the head is in it, notes).
 
     Names, shapes and types are checked; numbers are not read.
@@ -170,12 +177,24 @@ def _pair(model, path, tensors, dialect, replace_head):
                 f"{path} cannot be used: {name}, of shape {tensor.shape}, has "
                 f"the type {tensor.dtype}; weights are real numbers"
             )
-    tensors, notes = rename(tensors, targets, dialect)
+    notes = ()
+    if dialect is not DIALECTS["own"]:
+        tensors, notes = rename(tensors, targets, dialect)
     if dialect is DIALECTS["keras"]:
         tensors = _fold_biases(tensors, targets)
     tensors, targets, head_used = _settle_head(
         model, tensors, targets, dialect.head, replace_head
     )
+    around = [name for name in tensors if name.startswith(AROUND)]
+    if around and outer is model:
+        layers = {name.split("/")[-2]: None for name in around}
+        raise WeightsError(
+            f"{path} does not fit {model.name}: it is of a model that has "
+            f"other layers around the ResNet ({', '.join(layers)}); load it "
+            "into a model with the same layers"
+        )
+    if around:
+        targets |= targets_around(model, outer)
     for name in [*targets, *tensors]:
         if name not in tensors:
             shape = tuple(targets[name].variable.shape)

@@ -13,7 +13,12 @@ import h5py
 import tensorflow as tf
 
 from resnet_layers.weights.configs import config_beside
-from resnet_layers.weights.names import TORCH_NORM, TORCH_OTHER, WeightsError
+from resnet_layers.weights.names import (
+    TORCH_NORM,
+    TORCH_OTHER,
+    WeightsError,
+    name_around,
+)
 from resnet_layers.weights.tensors import Stored
 
 # Names of a layer in Keras Hub's nets alone, where stages are stacks, and in
@@ -239,13 +244,16 @@ def _open_own(model, path, opened):
         layer = [part for part in owners if part not in KERAS_CONTAINERS]
         layer.append(_layer_name(name, group))
         for variable, tensor in _open_variables(group):
-            tensors["/".join([*layer, variable])] = tensor
+            whole = "/".join([*layer, variable])
+            if not name.startswith(prefix):
+                whole = name_around([*layer, variable])
+            tensors[whole] = tensor
 
     file = _opened_weights(path, opened)
     net = _find_own_net(file)
     if net is None:
         raise OSError("there is no ResNet of this library in it")
-    prefix = f"{net}/"
+    prefix = f"{net}/" if net else ""
     file.visititems(add)
     return tensors
 

@@ -193,6 +193,31 @@ def own_targets(model):
     }
 
 
+# In front of what stands in a model around the ResNet.
+AROUND = "../"
+
+
+def targets_around(model, outer):
+    """Returns {AROUND + "layer/variable": `Target`} of the layers around.
+
+    Args:
+      model: the `ResNet`.
+      outer: the model that it is a layer of.
+    """
+    inside = {id(variable) for variable in model.variables}
+    return {
+        name_around(variable.path.split("/")): Target(variable)
+        for variable in outer.variables
+        # Seeds of random numbers are no weights.
+        if id(variable) not in inside and "float" in str(variable.dtype)
+    }
+
+
+def name_around(path):
+    """Returns what a variable outside of the ResNet is called."""
+    return AROUND + "/".join(path[-2:])
+
+
 def path_below(model, variable):
     """Returns the path of a variable without the model's own name."""
     return variable.path.removeprefix(f"{model.path}/")

@@ -1,5 +1,6 @@
 """The places where weights come from: servers, the hub, paths."""
 
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def find_weights(name, variant=None):
     Args:
       name: "imagenet" for the file of keras.applications, "timm/NAME" for
         timm's on the Hugging Face hub, "keras/NAME" for a preset of Keras Hub
-        there, or a path that `load_weights` takes.
+        there, or a path that `load_weights` takes, which wins if it exists.
       variant: row of `VARIANTS` that "imagenet" is meant for; resnet50_keras
         if None.
 
@@ -78,17 +79,26 @@ def find_weights(name, variant=None):
       WeightsError: there is no such file, it cannot be had, it is not one of
         weights, or of an architecture that has no row in `VARIANTS`.
     """
-    owner = name.partition("/")[0]
     if name == "imagenet":
         variant = variant or "resnet50_keras"
         path = _download_imagenet(variant)
         return Found(path, variant, read_preprocessing(path))
-    if owner in HUB_FILES:
-        path = _download_from_hub(name, HUB_FILES[owner])
+    if is_of_hub(name):
+        files = HUB_FILES[name.partition("/")[0]]
+        path = _download_from_hub(name, files)
     else:
         path = pathlib.Path(name).expanduser()
     path = find_file(path)
     return Found(path, read_variant(path), read_preprocessing(path))
+
+
+def is_of_hub(name):
+    """Tells whether a name is that of weights on the Hugging Face hub.
+
+    A path that exists is not, whatever its folder is called.
+    """
+    owner, _, repository = str(name).partition("/")
+    return owner in HUB_FILES and repository != "" and not os.path.exists(name)
 
 
 def _download_imagenet(variant):

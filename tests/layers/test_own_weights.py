@@ -112,14 +112,6 @@ def test_models_without_one_net_say_what_to_give(tmp_path):
             assert other.name in line, name
 
 
-def test_a_file_with_more_than_the_net_is_refused(tmp_path):
-    inputs = tf.keras.Input([16, 16, 3])
-    logits = tf.keras.layers.Dense(2, name="more")(small()(inputs))
-    outer = tf.keras.Model(inputs, logits)
-    for save in (save_weights_h5, save_keras):
-        assert_refused(small(seed=2), save(outer, tmp_path), "has no more/")
-
-
 @pytest.mark.parametrize("save", READ_APART)
 def test_own_weights_of_a_net_that_was_a_backbone_come_back(save, tmp_path):
     with zero_kernels():
@@ -226,6 +218,34 @@ def test_no_code_of_a_file_is_run_whatever_the_process_allows(tmp_path):
         global_state.set_global_attribute("safe_mode_saving", None)
     assert not ran.exists()
     assert_same_weights(model, small())
+
+
+def with_layers_around(seed):
+    """Returns a model of a net and of layers beside it, one called "head"."""
+    net = small(seed=seed, num_classes=None, name=f"net{seed}")
+    inputs = tf.keras.Input([16, 16, 3])
+    x = tf.keras.layers.BatchNormalization(name="input_bn")(inputs)
+    logits = tf.keras.layers.Dense(3, name="head")(net(x))
+    model = tf.keras.Model(inputs, logits)
+    assign_random(model, seed)
+    return model, net
+
+
+@pytest.mark.parametrize("save", [save_keras, save_weights_h5])
+def test_layers_around_a_net_are_read_into_the_same_layers(save, tmp_path):
+    theirs, net = with_layers_around(1)
+    path = save(theirs, tmp_path)
+    ours, _ = with_layers_around(2)
+    load_weights(ours, path)
+    for mine, read in zip(ours.weights, theirs.weights, strict=True):
+        np.testing.assert_array_equal(mine, read, err_msg=mine.path)
+    for model in (small(seed=3, num_classes=None), small(seed=3)):
+        assert_refused(model, path, "layers around the ResNet (input_bn, head)")
+    # A file of the net alone leaves the layers around it as they are.
+    ours, _ = with_layers_around(2)
+    kernel = np.array(ours.get_layer("head").kernel)
+    load_weights(ours, save(net, tmp_path))
+    np.testing.assert_array_equal(ours.get_layer("head").kernel, kernel)
 
 
 def test_keras_files_of_other_models_are_refused(tmp_path):

@@ -13,6 +13,7 @@ from resnet_layers import (
     Preprocessing,
     WeightsError,
     find_weights,
+    is_of_hub,
     load_weights,
     save_safetensors,
 )
@@ -51,8 +52,16 @@ def test_imagenet_weights_exist_for_some_variants_only():
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def server(tmp_path):
+    """Returns a folder with the repositories of the hub."""
+    return tmp_path / "server"
+
+
+@pytest.fixture
+def hub(monkeypatch, server, tmp_path):
     """Returns what was asked of the hub, whose repositories are folders."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     package = pytest.importorskip(
         "huggingface_hub", reason="needs the extra: pip install '.[weights]'"
     )
@@ -60,18 +69,19 @@ def hub(monkeypatch):
 
     def snapshot_download(repository, allow_patterns):
         asked.append((repository, allow_patterns))
-        if not pathlib.Path(repository).is_dir():
+        if not (server / repository).is_dir():
             raise OSError("404 Client Error:\nRepository Not Found")
-        return repository
+        return str(server / repository)
 
     monkeypatch.setattr(package, "snapshot_download", snapshot_download)
     return asked
 
 
-def test_timm_weights_come_from_the_hub(hub, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_timm_weights_come_from_the_hub(hub, server):
     name = "timm/resnet50.a1_in1k"
-    folder = pathlib.Path(name)
+    # That there is a folder of this name, with other files, is by chance.
+    pathlib.Path("timm").mkdir()
+    folder = server / name
     folder.mkdir(parents=True)
     save_safetensors(small(), folder / "model.safetensors")
     (folder / "config.json").write_text(
@@ -84,10 +94,9 @@ def test_timm_weights_come_from_the_hub(hub, monkeypatch, tmp_path):
     assert load_weights(small(), found.path).preprocessing == expected
 
 
-def test_presets_come_from_the_hub(hub, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_presets_come_from_the_hub(hub, server):
     name = "keras/resnet_50_imagenet"
-    folder = pathlib.Path(name)
+    folder = server / name
     folder.mkdir(parents=True)
     write_preset(folder)
     (folder / "config.json").unlink()
@@ -106,8 +115,21 @@ def test_what_the_hub_does_not_have_is_one_line(name, hub):
     assert f"https://huggingface.co/{name} could not be downloaded" in line
 
 
-def test_repositories_without_weights_are_one_line(hub, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    pathlib.Path("keras/empty").mkdir(parents=True)
+def test_repositories_without_weights_are_one_line(hub, server):
+    (server / "keras/empty").mkdir(parents=True)
     with pytest.raises(WeightsError, match="keras/empty holds no weights"):
         find_weights("keras/empty")
+
+
+@pytest.mark.parametrize("name", ["timm/mine", "keras/my.safetensors"])
+def test_paths_win_over_the_hub(name, hub, server):
+    path = pathlib.Path(name)
+    path.parent.mkdir()
+    if not path.suffix:
+        path.mkdir()
+        path /= "model.safetensors"
+    save_safetensors(small(), path)
+    (server / name).mkdir(parents=True)
+    assert find_weights(name).path == path
+    assert not is_of_hub(name)
+    assert not hub
