@@ -12,6 +12,7 @@ from train_loop.classifier import Classifier
 
 NAMES = ("ape", "bee", "cat", "dog", "elk", "fox")
 # Whose every number is needed, and in its place.
+GREY = Normalization((120.0,), (60.0,))
 BGR = Normalization((90.0, 120.0, 150.0), (40.0, 60.0, 90.0), bgr=True)
 SMALL = {"block": "basic", "stage_sizes": (1, 1), "width": 8, "stem": "small"}
 
@@ -28,7 +29,8 @@ def small_classifier(
         dtype=dtype,
         **{"name": "small", **SMALL, **options},
     )
-    model.build((None, image_size, image_size, 3))
+    channels = len(normalization.mean)
+    model.build((None, image_size, image_size, channels))
     random = np.random.default_rng(3)
     for variable in model.weights:
         value = random.normal(size=variable.shape)

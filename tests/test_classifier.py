@@ -9,7 +9,12 @@ import pytest
 import tensorflow as tf
 from samples import broken_files, encoded, smooth_pixels
 
-from resnet_layers import NORMALIZATIONS, VARIANTS, Preprocessing
+from resnet_layers import (
+    NORMALIZATIONS,
+    VARIANTS,
+    Normalization,
+    Preprocessing,
+)
 from train_loop.classifier import (
     BATCH_SIZE,
     Classifier,
@@ -54,6 +59,17 @@ def check_answer(answer, expected, **tolerance):
     assert all(type(probability) is float for probability in probabilities)
     assert sum(probabilities) == pytest.approx(1.0, abs=1e-5)
     assert dict(answer) == pytest.approx(expected, **tolerance)
+
+
+def test_models_of_grey_images_get_what_pillow_makes_of_colors():
+    image = pixels()
+    normalized = normalize(image, Normalization((100.0,), (50.0,)))
+    grey = np.asarray(PIL.Image.fromarray(image).convert("L"), "f4")
+    assert normalized.shape == (32, 48, 1)
+    # Pillow rounds.
+    np.testing.assert_allclose(
+        normalized[..., 0] * 50 + 100, grey, atol=0.5 + 1e-3
+    )
 
 
 @pytest.mark.parametrize("file_format", ["png", "jpeg", "bmp", "gif", "webp"])

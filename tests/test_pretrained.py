@@ -14,6 +14,7 @@ from resnet_layers import (
     save_safetensors,
 )
 from train_loop import Settings, UserError, load_classifier, settling
+from train_loop.assembly import build_classifier, start_from
 from train_loop.classifier import Classifier
 from train_loop.measuring import Measurement
 from train_loop.pretrained import given_class_names, is_weights
@@ -219,3 +220,18 @@ def test_names_of_weights_are_told_from_runs(tmp_path, monkeypatch):
         assert is_weights(name)
     for name in ("run", "keras/hub", "elsewhere/x"):
         assert not is_weights(name)
+
+
+def test_grey_images_start_from_weights_of_colored_ones(three_classes, capsys):
+    path, model = three_classes
+    settings = settling.settle(
+        Settings(weights=path, model="resnet18", channels=1, image_size=32)
+    )
+    classifier = build_classifier(settings, ["a", "b", "c"])
+    start_from(path, settings, classifier, ["a", "b", "c"])
+    np.testing.assert_allclose(
+        classifier.model.stem.convs[0].kernel,
+        np.sum(model.stem.convs[0].kernel, axis=2, keepdims=True),
+        atol=1e-6,
+    )
+    assert "of 3 channels, fitted to 1" in capsys.readouterr()[0]

@@ -411,6 +411,21 @@ def test_weights_of_a_recipe_bring_along_what_they_need(monkeypatch):
     assert settled.crop_fraction == 0.5
 
 
+def test_channels_come_from_weights_unless_given(monkeypatch):
+    grey = Normalization((117.0,), (57.0,))
+    found = Found("grey.safetensors", "resnet18", Preprocessing(grey))
+    monkeypatch.setattr(settling, "find_weights", lambda *_: found)
+    settled = settle(Settings(weights="grey.safetensors"))
+    assert settled.channels == 1
+    assert settled.preprocessing.normalization == grey
+    settled = settle(Settings(weights="grey.safetensors", channels=3))
+    assert settled.preprocessing.normalization.mean == (117.0,) * 3
+    settled = settle(Settings(channels=1))
+    [mean] = settled.preprocessing.normalization.mean
+    assert mean == pytest.approx((123.675 + 116.28 + 103.53) / 3)
+    assert settle(Settings()).channels == 3
+
+
 def test_options_of_another_optimizer_are_refused():
     given = {"optimizer": "adamw", "learning_rate": 0.001}
     settled = settle(Settings(**given, beta_2=0.99))

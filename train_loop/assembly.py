@@ -250,7 +250,9 @@ def build_classifier(settings, class_names):
             norm=_choose_norm(settings),
             dtype=settings.precision,
         )
-        model.build((None, settings.image_size, settings.image_size, 3))
+        size, preprocessing = settings.image_size, settings.preprocessing
+        channels = len(preprocessing.normalization.mean)
+        model.build((None, size, size, channels))
     model.remat = settings.remat
     for layer in model._flatten_layers():
         if isinstance(layer, PaddedConv2D):
@@ -258,7 +260,7 @@ def build_classifier(settings, class_names):
         if isinstance(layer, BatchNormalization):
             layer.fused = settings.fused_batch_norm
     freeze(settings, model)
-    return Classifier(model, settings.preprocessing, class_names)
+    return Classifier(model, preprocessing, class_names)
 
 
 def freeze(settings, model):
@@ -321,7 +323,9 @@ def start_from(path, settings, classifier, class_names):
     model = classifier.model
     new = [np.asarray(variable) for variable in model.head.variables]
     try:
-        loaded = load_weights(model, path, replace_head=True)
+        loaded = load_weights(
+            model, path, replace_head=True, adapt_channels=True
+        )
     except WeightsError as error:
         raise UserError(f"--weights={settings.weights}: {error}") from error
     report_notes(path, loaded)

@@ -13,6 +13,8 @@ from resnet_layers import Preprocessing
 from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError, reason_of
 
+# How much of each color makes grey, as in Pillow (ITU-R 601-2).
+LUMA = np.float32([0.299, 0.587, 0.114])
 # How many images go through the model at once.
 BATCH_SIZE = 32
 
@@ -240,9 +242,13 @@ def normalize(images, normalization):
       normalization: a `resnet_layers.Normalization`.
 
     Returns:
-      A float32 tensor of the same shape.
+      A float32 tensor of the same shape, but for the channels, of which there
+      are as many as the normalization has numbers.
     """
     images = tf.cast(images, tf.float32)
+    if len(normalization.mean) == 1:
+        grey = tf.reduce_sum(images * LUMA, axis=-1, keepdims=True)
+        return (grey - normalization.mean[0]) / normalization.stddev[0]
     if normalization.bgr:
         images = images[..., ::-1]
     # A whole row of pixels at once: over three numbers, TensorFlow takes

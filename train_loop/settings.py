@@ -227,6 +227,14 @@ class Settings:
         fixed=True,
         group="preprocessing",
     )
+    channels: int = setting(
+        "Channels of the model's images: 3 (RGB), or 1, for which images "
+        "become grey; by default those of --weights, whose first convolution "
+        "is fitted to another number.",
+        3,
+        choices=(1, 3),
+        fixed=True,
+    )
     crop_fraction: float = setting(
         "Evaluation takes the middle of an image: this part of its shorter "
         "side; by default what --weights were trained with.",
@@ -251,8 +259,8 @@ class Settings:
         "What the model gets: {NORMALIZATIONS} (RGB of zero mean and unit "
         "variance, BGR of zero mean, or RGB from -1 to 1), or three means and "
         "three standard deviations on the scale from 0 to 255, M:M:M:S:S:S, "
-        "with :bgr behind them for that order; by default what "
-        "--weights were trained with.",
+        "with :bgr behind them for that order, or M:S for --channels=1; by "
+        "default what --weights were trained with.",
         "imagenet",
         fixed=True,
         tables={"NORMALIZATIONS": Names("resnet_layers:NORMALIZATIONS")},
@@ -701,8 +709,11 @@ class Settings:
         """What images go through, a `resnet_layers.Preprocessing`."""
         from resnet_layers import Preprocessing
 
+        normalization = self.normalization
+        if None not in (normalization, self.channels):
+            normalization = normalization.for_channels(self.channels)
         return Preprocessing(
-            normalization=self.normalization,
+            normalization=normalization,
             image_size=self.image_size,
             crop_fraction=self.crop_fraction,
             interpolation=self.interpolation,

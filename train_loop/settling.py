@@ -218,7 +218,8 @@ def _of_weights(known, base):
                 "--interpolation"
             )
         found = found._replace(interpolation=None)
-    return Settings(model=model, **found._asdict())
+    channels = found.normalization and len(found.normalization.mean)
+    return Settings(model=model, channels=channels, **found._asdict())
 
 
 def _check_thaw(settings):

@@ -29,7 +29,8 @@ def show_beginning(tensorboard, run):
     tensorboard.write_images("training_images", images)
     size = run.settings.image_size
     tensorboard.write_graph(
-        run.classifier.model, (run.batch_size, size, size, 3)
+        run.classifier.model,
+        (run.batch_size, size, size, run.settings.channels),
     )
 
 

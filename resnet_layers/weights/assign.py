@@ -60,7 +60,9 @@ class Loaded(NamedTuple):
     notes: tuple = ()
 
 
-def load_weights(model, path, replace_head=False, averaged=True):
+def load_weights(
+    model, path, replace_head=False, averaged=True, adapt_channels=False
+):
     """Reads weights from a file or a run into a built `ResNet`.
 
     Args:
@@ -79,6 +81,9 @@ def load_weights(model, path, replace_head=False, averaged=True):
         number of classes.
       averaged: take the averaged weights of a run that keeps some, not those of
         its last step.
+      adapt_channels: fit the first convolution to the channels of the model's
+        images, as timm does: for one channel the kernels are summed, for more
+        they are repeated and scaled, so that activations keep their size.
 
     Returns:
       A `Loaded`. Its preprocessing is what `read_preprocessing` returns.
@@ -94,7 +99,8 @@ def load_weights(model, path, replace_head=False, averaged=True):
     with errors_as_one_line(path), contextlib.ExitStack() as opened:
         dialect, tensors = open_tensors(model, path, opened, averaged)
         pairs, head_used, notes = _pair(
-            outer, model, path, tensors, dialect, replace_head
+            *(outer, model, path, tensors),
+            *(dialect, replace_head, adapt_channels),
         )
         check_function(model, path, dialect)
         for name, (tensor, target) in pairs.items():
@@ -159,7 +165,7 @@ def _built_net(model):
     return nets[0]
 
 
-def _pair(outer, model, path, tensors, dialect, replace_head):
+def _pair(outer, model, path, tensors, dialect, replace_head, adapt_channels):
     """Returns ({name: (`Stored`, `Target`)}, whether the head is in it, notes).
 
     Names, shapes and types are checked; numbers are not read.
@@ -209,14 +215,47 @@ def _pair(outer, model, path, tensors, dialect, replace_head):
                 f"{_nearest(name, targets)}"
             )
     for name, target in targets.items():
+        is_first = target.variable is model.stem.convs[0].kernel
+        if is_first and adapt_channels:
+            target, more = _adapted(target, tensors[name].shape)
+            targets[name], notes = target, notes + more
         expected = _outline(target).shape
         if tensors[name].shape != expected:
+            hint = "; `adapt_channels` fits it to other images"
             raise WeightsError(
                 f"{path} does not fit {model.name}: {name} has shape "
                 f"{tensors[name].shape} there, and {expected} in the model"
+                f"{hint if is_first else ''}"
             )
     pairs = {name: (tensors[name], targets[name]) for name in targets}
     return pairs, head_used, notes
+
+
+def _adapted(target, shape):
+    """Returns (`Target` of a first kernel for other channels, notes).
+
+    Args:
+      target: for as many as the model has.
+      shape: of the file's kernel.
+    """
+    channels = target.variable.shape[2]
+    if shape == _outline(target).shape or len(shape) != 4:
+        return target, ()
+    theirs = target.read(np.broadcast_to(np.float32(0), shape)).shape[2]
+
+    def read(kernel):
+        kernel = target.read(kernel)
+        if channels == 1:
+            return kernel.sum(axis=2, keepdims=True)
+        repeated = np.tile(kernel, (1, 1, -(-channels // theirs), 1))
+        return repeated[:, :, :channels] * (theirs / channels)
+
+    def write(kernel):
+        # Only its shape is asked for.
+        return target.write(np.repeat(kernel[:, :, :1], theirs, axis=2))
+
+    note = f"its images are of {theirs} channels, fitted to {channels}"
+    return target._replace(read=read, write=write), (note,)
 
 
 def _nearest(name, names):

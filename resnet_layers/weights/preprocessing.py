@@ -21,7 +21,8 @@ class Normalization(NamedTuple):
 
     `mean` and `stddev` are three numbers each, for pixels from 0 to 255, in
     the order in which the model takes the channels: blue, green, red if
-    `bgr`, else red, green, blue.
+    `bgr`, else red, green, blue. For a model of greyscale images they are one
+    number each.
     """
 
     mean: tuple
@@ -34,7 +35,7 @@ class Normalization(NamedTuple):
 
         Args:
           text: a name, or three means and three standard deviations, with
-            `:bgr` behind them for that order.
+            `:bgr` behind them for that order, or one of each: M:S.
 
         Raises:
           ValueError: it is neither.
@@ -45,12 +46,28 @@ class Normalization(NamedTuple):
         bgr = parts[-1] == "bgr"
         numbers = [float(number) for number in parts[: -1 if bgr else None]]
         if (
-            len(numbers) != 6
+            len(numbers) not in (2, 6)
             or not all(map(math.isfinite, numbers))
-            or min(numbers[3:]) <= 0
+            or min(numbers[len(numbers) // 2 :]) <= 0
+            or (bgr and len(numbers) == 2)
         ):
             raise ValueError(f"{text} is no normalization")
-        return cls(tuple(numbers[:3]), tuple(numbers[3:]), bgr)
+        channels = len(numbers) // 2
+        return cls(tuple(numbers[:channels]), tuple(numbers[channels:]), bgr)
+
+    def for_channels(self, channels):
+        """Returns the normalization for a model of so many channels.
+
+        Args:
+          channels: 1, whose mean and deviation are the means of the three, or
+            3, which all have those of the one.
+        """
+        if len(self.mean) == channels:
+            return self
+        if channels == 1:
+            mean, stddev = (sum(n) / 3 for n in (self.mean, self.stddev))
+            return Normalization((mean,), (stddev,))
+        return Normalization(self.mean * 3, self.stddev * 3)
 
 
 # "caffe" and "symmetric" are what keras.applications does to its ResNets of
@@ -116,8 +133,11 @@ def _of_torch(path):
     with config_beside(path, "config.json") as content:
         # Older files have at the top what newer ones have in there.
         content = content.get("pretrained_cfg", content)
+        channels = content.get("input_size", [3])[0]
         return Preprocessing(
-            torch._replace(**_read_fields(content, NORMALIZATION_KEYS)),
+            torch.for_channels(channels)._replace(
+                **_read_fields(content, NORMALIZATION_KEYS)
+            ),
             **_read_fields(content, EVALUATION_KEYS),
         )
 
@@ -152,13 +172,18 @@ def _of_keras(path):
 
 def _of_run(path):
     settings = settings_beside(path)
-    return Preprocessing(
+    preprocessing = Preprocessing(
         **{
             field: read(settings[field])
             for field, read in RUN_FIELDS.items()
             if field in settings
         }
     )
+    if "channels" not in settings or preprocessing.normalization is None:
+        return preprocessing
+    channels = int(settings["channels"])
+    normalization = preprocessing.normalization.for_channels(channels)
+    return preprocessing._replace(normalization=normalization)
 
 
 # By dialect.
@@ -204,8 +229,8 @@ def _to_normalization(config):
 def _to_pixels(numbers):
     # Rounded, because 0.406 * 255 is not 103.53 to the last bit.
     values = tuple(round(float(number) * 255, 6) for number in numbers)
-    if len(values) != 3 or not all(map(math.isfinite, values)):
-        raise ValueError(f"{numbers} are not the numbers of 3 channels")
+    if len(values) not in (1, 3) or not all(map(math.isfinite, values)):
+        raise ValueError(f"{numbers} are not the numbers of 1 or 3 channels")
     return values
 
 
@@ -219,7 +244,7 @@ def _to_stddev(numbers):
 def _to_side(input_size):
     channels, height, width = input_size
     whole = isinstance(height, int) and height > 0
-    if not (whole and channels == 3 and height == width):
+    if not (whole and channels in (1, 3) and height == width):
         raise ValueError(f"{input_size} is not the size [3, side, side]")
     return height
 

@@ -80,7 +80,7 @@ def test_tensors_are_not_read(tmp_path, monkeypatch):
     torch.write_bytes(b"no tensors")
     own = tmp_path / "model.keras"
     with zipfile.ZipFile(own, "w") as file:
-        file.writestr("config.json", "{}")
+        file.writestr("config.json", '{"stage_sizes": [1]}')
 
     def fail(self, *args):
         raise AssertionError("a tensor was read")
@@ -105,8 +105,8 @@ def write_h5(folder):
     return folder / "model.h5"
 
 
-def write_pickle(folder):
-    (folder / "model.pth").write_bytes(b"would run code")
+def write_unknown(folder):
+    (folder / "model.pth").write_bytes(b"neither of torch nor of Keras")
     return folder / "model.pth"
 
 
@@ -115,11 +115,11 @@ def write_pickle(folder):
     [
         (write_text, "cannot be read as weights"),
         (write_h5, "cannot be read as weights"),
-        (write_pickle, "save_file"),
+        (write_unknown, "cannot be read as weights"),
         (lambda folder: folder, "checkpoints/ckpt-STEP.index"),
         (lambda folder: folder / "none", "is not a file"),
     ],
-    ids=["text", "h5", "pickle", "folder", "nothing"],
+    ids=["text", "h5", "unknown", "folder", "nothing"],
 )
 def test_what_are_no_weights_is_one_line(write, expected, tmp_path):
     path = write(tmp_path)
@@ -208,7 +208,7 @@ def test_torch_weights_bring_the_preprocessing_beside_them(
         '{"std": [0, 1, 1]}',
         '{"input_size": 224}',
         '{"input_size": [3, 224, 256]}',
-        '{"input_size": [1, 224, 224]}',
+        '{"input_size": [2, 224, 224]}',
         '{"input_size": [3, 0, 0]}',
         '{"crop_pct": "0.9"}',
         '{"crop_pct": 95}',

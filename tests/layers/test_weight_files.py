@@ -12,13 +12,16 @@ from weight_nets import (
     assert_refused,
     assert_same_weights,
     build,
+    pictures,
     save_keras,
     save_weights_h5,
     small,
+    zero_kernels,
 )
 
 from resnet_layers import (
     VARIANTS,
+    ResNet,
     WeightsError,
     find_weights,
     load_weights,
@@ -42,6 +45,11 @@ def test_a_folder_without_checkpoints_says_what_was_expected(tmp_path):
         find_weights(str(tmp_path), "resnet50")
     with pytest.raises(WeightsError, match="none is not a file"):
         find_weights(str(tmp_path / "none"), "resnet50")
+
+
+def save_torch(model, folder):
+    save_safetensors(model, folder / "model.safetensors")
+    return folder / "model.safetensors"
 
 
 def remove_a_tensor(path):
@@ -280,6 +288,48 @@ def test_truncated_h5_is_one_clear_line(keras_file, tmp_path):
 def test_weights_of_another_kind_of_net_do_not_fit(keras_file):
     model = build_short("resnet50_v2", width=16)
     assert_refused(model, keras_file, "does not fit resnet50_v2")
+
+
+def small_of(channels):
+    with zero_kernels():
+        model = ResNet(stage_sizes=(2, 1), num_classes=7, width=8, stem="small")
+        model.build((None, 16, 16, channels))
+    return model
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+@pytest.mark.parametrize("save", [save_torch, save_weights_h5])
+def test_kernels_fit_other_channels_as_in_timm(channels, save, tmp_path):
+    theirs = small()
+    path = save(theirs, tmp_path)
+    kernel = np.asarray(theirs.stem.convs[0].kernel)
+    # What timm's `adapt_input_conv` does.
+    if channels == 1:
+        expected = kernel.sum(2, keepdims=True)
+    else:
+        expected = np.concatenate([kernel] * 3, 2)[:, :, :channels]
+        expected = expected * 3 / channels
+    model = small_of(channels)
+    assert_refused(model, path, "`adapt_channels` fits it")
+    load_weights(model, path, adapt_channels=True)
+    np.testing.assert_allclose(model.stem.convs[0].kernel, expected, rtol=1e-6)
+    np.testing.assert_array_equal(model.head.kernel, theirs.head.kernel)
+
+
+def test_grey_images_give_nearly_the_features_of_colored_ones(tmp_path):
+    theirs, model = small(), small_of(1)
+    load_weights(model, save_torch(theirs, tmp_path), adapt_channels=True)
+    grey = pictures(16)[..., :1]
+    np.testing.assert_allclose(
+        model(grey), theirs(np.repeat(grey, 3, axis=-1)), atol=1e-4
+    )
+    # And back: the mean of the channels.
+    path = save_torch(model, tmp_path)
+    load_weights(theirs, path, adapt_channels=True)
+    colors = pictures(16)
+    np.testing.assert_allclose(
+        theirs(colors), model(colors.mean(-1, keepdims=True)), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])

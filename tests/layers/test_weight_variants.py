@@ -125,6 +125,9 @@ def test_a_run_tells_its_variant_and_what_its_images_went_through(
     assert found.variant is None
     caffe = Preprocessing(NORMALIZATIONS["caffe"])
     assert found.preprocessing == caffe
+    (tmp_path / "flags.txt").write_text("--normalization=7:5\n--channels=1\n")
+    found = find_weights(str(tmp_path / place))
+    assert found.preprocessing.normalization == Normalization((7.0,), (5.0,))
     (tmp_path / "flags.txt").write_text("--image_size=many\n")
     with pytest.raises(WeightsError) as error:
         read_preprocessing(tmp_path / place)

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from classifiers import BGR, random_pixels, small_classifier
+from classifiers import BGR, GREY, random_pixels, small_classifier
 
 from resnet_layers import BatchNormalization
 from resnet_layers.folding import convolutions_with_norms
+from train_loop.errors import UserError
 from train_loop.shipping.rewriting import (
     in_float32,
     in_rgb,
@@ -84,6 +85,18 @@ def test_order_of_channels_moves_into_the_first_kernel():
     assert not turned.preprocessing.normalization.bgr
     check_logits_agree(classifier, turned, part=1e-5)
     assert in_rgb(turned) is turned
+
+
+def test_grey_moves_into_the_first_kernel():
+    classifier = small_classifier(GREY)
+    colored = in_rgb(classifier)
+    assert colored.model.stem.convs[0].kernel.shape[2] == 3
+    assert len(colored.preprocessing.normalization.mean) == 3
+    check_logits_agree(classifier, colored, part=1e-5)
+    check_logits_agree(classifier, with_folded_norms(classifier), part=1e-5)
+    standardized = small_classifier(GREY, weight_standardization=True)
+    with pytest.raises(UserError, match="small with --channels=1 cannot be"):
+        in_rgb(standardized)
 
 
 def test_mixed_precision_becomes_float32():

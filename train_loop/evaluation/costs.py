@@ -97,7 +97,8 @@ def graph_of(model, image_size):
     function = tf.function(
         lambda images: model(images, training=False), autograph=False
     )
-    spec = tf.TensorSpec([1, image_size, image_size, 3])
+    channels = model.stem.convs[0].kernel.shape[2]
+    spec = tf.TensorSpec([1, image_size, image_size, channels])
     concrete = function.get_concrete_function(spec)
     return concrete.inputs[0], concrete.graph.get_operations()
 

@@ -26,7 +26,7 @@ def summarize(settings):
         dtype=settings.precision, **_classes(settings.workdir)
     )
     size = settings.image_size
-    model.build((None, size, size, 3))
+    model.build((None, size, size, settings.channels))
     print(
         f"{settings.model}, {model.num_classes} classes, {size} x {size}, "
         f"{settings.precision}; multiply-adds and activations are for one image"

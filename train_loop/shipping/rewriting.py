@@ -3,12 +3,16 @@
 Each makes a copy, which needs less of whoever runs it.
 """
 
+import numpy as np
+import tensorflow as tf
+
 from resnet_layers import (
     Normalization,
     PaddedMaxPooling2D,
     fold_batch_norms,
 )
-from train_loop.classifier import Classifier
+from train_loop.classifier import LUMA, Classifier
+from train_loop.errors import UserError
 
 
 def portable(classifier):
@@ -24,14 +28,30 @@ def in_float32(classifier):
 
 
 def in_rgb(classifier):
-    """Returns the classifier with a model that takes red, green and blue."""
+    """Returns the classifier with a model that takes red, green and blue.
+
+    Raises:
+      UserError: it takes grey, and no kernels for colors do the same.
+    """
     mean, stddev, bgr = classifier.preprocessing.normalization
-    if not bgr:
+    is_grey = len(mean) == 1
+    if not bgr and not is_grey:
         return classifier
-    model = copy_of(classifier)
-    kernel = model.stem.convs[0].kernel
-    kernel.assign(kernel[:, :, ::-1])
+    if is_grey and classifier.model.weight_standardization:
+        raise UserError(
+            f"{classifier.model.name} with --channels=1 cannot be exported: "
+            "its kernels are standardized over the channels. Train with "
+            "--channels=3, or another --model"
+        )
+    model = copy_of(classifier, channels=3)
+    kernel = classifier.model.stem.convs[0].kernel
+    kernel = tf.cast(kernel, tf.float32)
     normalization = Normalization(mean[::-1], stddev[::-1])
+    if is_grey:
+        # Grey is a sum over the colors, which a convolution is as well.
+        kernel *= LUMA[:, np.newaxis]
+        normalization = normalization.for_channels(3)
+    model.stem.convs[0].kernel.assign(kernel[:, :, ::-1] if bgr else kernel)
     return Classifier(
         model,
         classifier.preprocessing._replace(normalization=normalization),
@@ -62,14 +82,23 @@ def quantizable(classifier):
     return classifier
 
 
-def copy_of(classifier):
-    """Returns a copy of a classifier's model, in float32."""
+def copy_of(classifier, channels=None):
+    """Returns a copy of a classifier's model, in float32.
+
+    Args:
+      classifier: a `Classifier`.
+      channels: of the copy's images; if they are others than the model's, the
+        first kernel is the caller's to assign.
+    """
     model = classifier.model
     config = {**model.get_config(), "dtype": "float32"}
     copy = type(model).from_config(config)
     size = classifier.preprocessing.image_size
-    copy.build((None, size, size, 3))
-    copy.set_weights(model.get_weights())
+    own = len(classifier.preprocessing.normalization.mean)
+    copy.build((None, size, size, channels or own))
+    for mine, theirs in zip(copy.weights, model.weights, strict=True):
+        if mine.shape == theirs.shape:
+            mine.assign(theirs)
     return copy
 
 
