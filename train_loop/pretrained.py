@@ -170,7 +170,7 @@ def is_weights(source):
 
 
 def _read_beside(path):
-    """Returns what files beside the weights tell: ours, or timm's."""
+    """Returns what files beside the weights tell: ours, or of the hub."""
     if path.with_name(CONTENTS).is_file():
         contents = read_json(path.with_name(CONTENTS), "preprocessing")
         preprocessing = contents["preprocessing"]
@@ -186,7 +186,12 @@ def _read_beside(path):
             },
         }
     config = path.with_name("config.json")
-    if path.suffix != ".safetensors" or not config.is_file():
+    if not config.is_file():
         return {}
     contents = read_json(config)
-    return {"class_names": contents.get("label_names")}
+    names = contents.get("label_names")
+    # As transformers has them.
+    numbered = contents.get("id2label")
+    if names is None and numbered:
+        names = [numbered[str(number)] for number in range(len(numbered))]
+    return {"class_names": names}

@@ -34,7 +34,7 @@ from resnet_layers.weights.preprocessing import (
     Preprocessing,
     read_preprocessing,
 )
-from resnet_layers.weights.renaming import rename
+from resnet_layers.weights.renaming import kind_of, rename
 from resnet_layers.weights.tensors import Stored
 from resnet_layers.weights.variants import (
     TRAITS,
@@ -49,9 +49,10 @@ CACHE_LINE_BYTES = 64
 class Loaded(NamedTuple):
     """What `load_weights` found.
 
-    `dialect` is "keras", "torch", "hub" or "own"; `head_used` tells whether the
-    file's classifier was taken, or the model kept its own; `preprocessing` is
-    a `Preprocessing`. `notes` are words on names that had to be changed.
+    `dialect` is "keras", "torch", "transformers", "hub" or "own"; `head_used`
+    tells whether the file's classifier was taken, or the model kept its own;
+    `preprocessing` is a `Preprocessing`. `notes` are words on what had to be
+    changed.
     """
 
     dialect: str
@@ -69,11 +70,11 @@ def load_weights(
       model: a `ResNet` whose `build` has been called, or a model with one
         such net in it. A file of such a model fits one with the same layers
         around the net; all other files are for the net alone.
-      path: a `.h5` or `.weights.h5` file of keras.applications, a
+      path: a `.h5`, `.weights.h5` or `.keras` file of keras.applications, a
         `.safetensors` file, or one of `torch.save` (`.pth`, `.pt`, `.bin`),
-        with the names of torchvision or timm, a
-        `.weights.h5` or `.keras` file of ours, the `model.weights.h5` of a
-        preset of Keras Hub, a folder with such a file as the Hugging Face hub
+        with the names of torchvision, timm or transformers, a `.weights.h5` or
+        `.keras` file of ours, the `model.weights.h5` of a preset of Keras Hub,
+        a folder with such a file as the Hugging Face hub
         has it, the folder of a run or of its checkpoints, of which the newest
         that can be read is taken, or the prefix of one checkpoint, such as
         `checkpoints/ckpt-30`.
@@ -207,6 +208,7 @@ def _pair(outer, model, path, tensors, dialect, replace_head, adapt_channels):
             raise WeightsError(
                 f"{path} does not fit {model.name}: it has no {name}, which "
                 f"the model has with shape {shape}{_nearest(name, tensors)}"
+                f"{kind_of(tensors)}"
             )
         if name not in targets:
             raise WeightsError(

@@ -25,6 +25,9 @@ FILES_OF_FOLDERS = (
     "pytorch_model.bin",
 )
 
+# What tells transformers' names from torchvision's and timm's.
+TRANSFORMERS_STEM = "embedder.embedder.convolution.weight"
+
 # Types of numbers, as safetensors and as NumPy call them.
 SAFETENSORS_TYPES = {
     "F64": "float64",
@@ -91,17 +94,26 @@ def open_tensors(model, path, opened, averaged=True):
         raise whatever they trip over.
     """
     dialect, open_file = _find_reader(path, averaged)
+    tensors = open_file(model, path, opened)
+    if any(name.endswith(TRANSFORMERS_STEM) for name in tensors):
+        dialect = "transformers"
+        tensors = {
+            name.removeprefix("resnet."): tensor
+            for name, tensor in tensors.items()
+        }
     # Whole numbers are no weights: torch's batch norm counts its calls for a
     # schedule of its own, `StochasticDepth` for its random numbers.
     return dialect, {
         name: tensor
-        for name, tensor in open_file(model, path, opened).items()
+        for name, tensor in tensors.items()
         if not tensor.dtype.startswith(("int", "uint"))
     }
 
 
 def find_dialect(path):
     """Returns the row of `DIALECTS` of a file, without reading its tensors.
+
+    Files of transformers count as "torch": their names are not looked at.
 
     Raises:
       Exception: as `open_tensors`.

@@ -42,6 +42,20 @@ TORCH_V2_NAMES = {
     "post_bn": "norm",
     "convolutional_head": "head.fc",
 }
+# Of Hugging Face's transformers, without the `resnet.` in front.
+TRANSFORMERS_NAMES = {
+    "stem_conv": "embedder.embedder.convolution",
+    "stem_bn": "embedder.embedder.normalization",
+    "conv": "encoder.stages.{stage}.layers.{block}.layer.{layer}.convolution",
+    "bn": "encoder.stages.{stage}.layers.{block}.layer.{layer}.normalization",
+    "projection_conv": (
+        "encoder.stages.{stage}.layers.{block}.shortcut.convolution"
+    ),
+    "projection_bn": (
+        "encoder.stages.{stage}.layers.{block}.shortcut.normalization"
+    ),
+    "head": "classifier.1",
+}
 KERAS_NAMES = {
     "stem_conv": "conv1_conv",
     "stem_bn": "conv1_bn",
@@ -138,14 +152,23 @@ def torch_targets(model):
             raise WeightsError(
                 "torchvision and timm have no pre-activation net with biases"
             )
+    return _torch_targets(model, names, "torchvision and timm have")
+
+
+def transformers_targets(model):
+    """Returns {name in transformers: `Target`} of all weights."""
+    return _torch_targets(model, TRANSFORMERS_NAMES, "transformers has")
+
+
+def _torch_targets(model, names, libraries_have):
     targets = {}
     for layer, role, position in _layers(model):
         if role == "head" and model.preactivation:
             role = "convolutional_head"
         if role not in names:
             raise WeightsError(
-                f"torchvision and timm have no net like {model.name}: nothing "
-                f"there is like {layer.path}"
+                f"{libraries_have} no net like {model.name}: nothing there is "
+                f"like {layer.path}"
             )
         prefix = names[role].format(**position)
         norm = role.endswith("bn")
@@ -274,7 +297,11 @@ def _block_layers(block, position):
         (block.projection_bn, f"{pooled}projection_bn", {}),
     ]
     for number in (1, 2, 3):
-        counts = {"Layer": number, "Layer_after_pre": number + 1}
+        counts = {
+            "layer": number - 1,
+            "Layer": number,
+            "Layer_after_pre": number + 1,
+        }
         layers += [
             (getattr(block, f"conv{number}", unchanged), "conv", counts),
             (getattr(block, f"bn{number}", unchanged), "bn", counts),
@@ -305,6 +332,9 @@ DIALECTS = {
         (TORCH_NAMES["head"], TORCH_V2_NAMES["convolutional_head"]),
         ".",
         "weight",
+    ),
+    "transformers": Dialect(
+        transformers_targets, (TRANSFORMERS_NAMES["head"],), ".", "weight"
     ),
     "keras": Dialect(keras_targets, (KERAS_NAMES["head"],)),
     "hub": Dialect(hub_targets, (HUB_NAMES["head"],)),

@@ -83,6 +83,10 @@ NORMALIZATIONS = {
 }
 
 
+# By the numbers that Pillow has for them.
+PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
 class Preprocessing(NamedTuple):
     """What pictures go through before a model with these weights sees them.
 
@@ -114,10 +118,10 @@ def read_preprocessing(path):
 
     Returns:
       What keras.applications does for a file of one of its ResNets; what
-      timm's `config.json` beside a `.safetensors` file says, over ImageNet's
-      mean and standard deviation; what the `preprocessor.json` of a preset of
-      Keras Hub says; what a run of `train_loop` did; of any other file nothing
-      is known.
+      timm's `config.json` or transformers' `preprocessor_config.json` beside a
+      file of torch says, over ImageNet's mean and standard deviation; what the
+      `preprocessor.json` of a preset of Keras Hub says; what a run of
+      `train_loop` did; of any other file nothing is known.
 
     Raises:
       WeightsError: there is no such file, it is not a file of weights, or the
@@ -131,6 +135,8 @@ def read_preprocessing(path):
 def _of_torch(path):
     torch = NORMALIZATIONS["imagenet"]
     with config_beside(path, "config.json") as content:
+        if "model_type" in content:
+            return _of_transformers(path)
         # Older files have at the top what newer ones have in there.
         content = content.get("pretrained_cfg", content)
         channels = content.get("input_size", [3])[0]
@@ -139,6 +145,32 @@ def _of_torch(path):
                 **_read_fields(content, NORMALIZATION_KEYS)
             ),
             **_read_fields(content, EVALUATION_KEYS),
+        )
+
+
+def _of_transformers(path):
+    with config_beside(path, "preprocessor_config.json") as content:
+        size = content.get("size")
+        if isinstance(size, dict):
+            size = size.get("shortest_edge") or size.get("height")
+        return Preprocessing(
+            NORMALIZATIONS["imagenet"]._replace(
+                **_read_fields(
+                    content,
+                    {
+                        "mean": ("image_mean", _to_pixels),
+                        "stddev": ("image_std", _to_stddev),
+                    },
+                )
+            ),
+            size and _to_side((3, size, size)),
+            **_read_fields(
+                content,
+                {
+                    "crop_fraction": ("crop_pct", _to_fraction),
+                    "interpolation": ("resample", PILLOW_FILTERS.get),
+                },
+            ),
         )
 
 

@@ -1,5 +1,19 @@
 """Names of a file brought to those of its dialect: prefixes, classifiers."""
 
+# Parts of names, and what has such.
+STRANGERS = {
+    "res2a_branch2a": (
+        "Keras's ResNet-50 of before 2019, whose batch norms have another "
+        "epsilon; the file of today is --weights=imagenet"
+    ),
+    "layer0.conv1": "Cadene's pretrained models, of SENet's own layout",
+    "block1.unit01": "Google's BiT; timm has the same weights",
+    "patch_embed": "a vision transformer",
+    "_blocks.0": "an EfficientNet",
+    "denseblock1": "a DenseNet",
+    "features.0": "a network that is no ResNet",
+}
+
 
 def rename(tensors, targets, dialect):
     """Returns ({name: `Stored`} as the dialect names them, notes about it).
@@ -49,6 +63,14 @@ def rename(tensors, targets, dialect):
             renamed[new] = renamed.pop(old)
         notes.append(f"its classifier is called {theirs}")
     return renamed, tuple(notes)
+
+
+def kind_of(names):
+    """Returns what names are known to be of, as the end of a sentence."""
+    for part, kind in STRANGERS.items():
+        if any(part in name for name in names):
+            return f"; its names are those of {kind}"
+    return ""
 
 
 def find_classifiers(tensors, dialect):

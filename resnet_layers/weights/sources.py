@@ -33,6 +33,12 @@ IMAGENET_FILES = {
 # What is taken from repositories of the Hugging Face hub, by their owner.
 HUB_FILES = {
     "timm": ("config.json", "model.safetensors"),
+    # Its ResNets are those of transformers.
+    "microsoft": (
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ),
     "keras": (
         "config.json",
         "model.weights.h5",

@@ -49,6 +49,16 @@ KERAS_SIZES = {
     (3, 8, 36, 3): "resnet152",
 }
 
+# By what transformers' configs say: kind and number of blocks.
+TRANSFORMERS_VARIANTS = {
+    ("basic", (2, 2, 2, 2)): "resnet18",
+    ("basic", (3, 4, 6, 3)): "resnet34",
+    ("bottleneck", (2, 2, 2, 2)): "resnet26",
+    ("bottleneck", (3, 4, 6, 3)): "resnet50",
+    ("bottleneck", (3, 4, 23, 3)): "resnet101",
+    ("bottleneck", (3, 8, 36, 3)): "resnet152",
+}
+
 # Arguments of `ResNet` that change what the same names and shapes compute, and
 # their defaults.
 TRAITS = {
@@ -62,6 +72,7 @@ TRAITS = {
 # What all files of a dialect have in common, where nothing else is known.
 COMMON_TRAITS = {
     "torch": {"stride_site": "3x3", "downsample": "first"},
+    "transformers": {"downsample": "first", "antialias": None},
     "hub": {"stride_site": "3x3", "downsample": "first", "antialias": None},
 }
 
@@ -155,7 +166,7 @@ def check_function(model, path, dialect):
     if not model.preactivation:
         # Behind a ReLU, zeros and infinities pad alike.
         traits.pop("pool", None)
-    if dialect == "torch":
+    if dialect in ("torch", "transformers"):
         # Names show it there.
         traits.pop("shortcut", None)
     if not hasattr(model.blocks[0], "stride_site"):
@@ -208,10 +219,34 @@ def _of_keras(layers):
     return name and f"{name}_{kind}"
 
 
-def _of_timm(config):
+def _of_torch(config):
+    """Returns what a config of timm or of transformers is of."""
+    if "model_type" in config:
+        return _of_transformers(config)
     # Older files have at the top what newer ones have in there.
     cfg = config.get("pretrained_cfg", {})
     return config.get("architecture", cfg.get("architecture"))
+
+
+def _of_transformers(config):
+    kind = config.get("layer_type", "bottleneck")
+    depths = tuple(config.get("depths", (3, 4, 6, 3)))
+    widths = [64, 128, 256, 512]
+    if kind == "bottleneck":
+        widths = [4 * width for width in widths]
+    name = TRANSFORMERS_VARIANTS.get((kind, depths))
+    known = (
+        config["model_type"] == "resnet"
+        and name is not None
+        and config.get("hidden_sizes", widths) == widths
+        and config.get("embedding_size", 64) == 64
+        and config.get("hidden_act", "relu") == "relu"
+        and not config.get("downsample_in_first_stage", False)
+    )
+    if not known:
+        return f"{config['model_type']} of transformers, {kind} {depths}"
+    first = config.get("downsample_in_bottleneck", False)
+    return f"{name}_v1" if first and kind == "bottleneck" else name
 
 
 def _of_hub(config):
@@ -234,4 +269,4 @@ def _of_hub(config):
 
 
 # By dialect: from the `config.json` beside weights to a name.
-READERS = {"torch": _of_timm, "hub": _of_hub}
+READERS = {"torch": _of_torch, "transformers": _of_torch, "hub": _of_hub}

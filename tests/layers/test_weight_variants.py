@@ -2,17 +2,21 @@
 
 import json
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from applications import build_short, make_short_application, save_legacy
 from hub_presets import write_config as write_hub_config
 from hub_presets import write_preset
+from safetensors.numpy import load_file, save_file
 from weight_nets import (
     OWN_WAYS,
     READ_APART,
     assert_refused,
     assert_same_weights,
+    assign_random,
     build,
+    pictures,
     save_keras,
     small,
 )
@@ -227,6 +231,154 @@ def test_presets_do_not_fit_models_that_compute_something_else(tmp_path):
     )
     model = build("resnet50", **options)
     assert_refused(model, path, "shortcut='pooled_projection'")
+
+
+def rename_to_transformers(name):
+    """Returns transformers' name of a torchvision one."""
+    stages, kinds = "encoder.stages.{}.layers.{}", {"conv": "convolution"}
+    kinds["bn"] = "normalization"
+    layer, _, variable = name.rpartition(".")
+    if layer == "fc":
+        return f"classifier.1.{variable}"
+    if layer in ("conv1", "bn1"):
+        kind = kinds[layer[:-1]]
+        return f"resnet.embedder.embedder.{kind}.{variable}"
+    stage, block, part, *index = layer.split(".")
+    block = stages.format(int(stage.removeprefix("layer")) - 1, block)
+    if index:
+        kind = ("convolution", "normalization")[int(index[0])]
+        return f"resnet.{block}.shortcut.{kind}.{variable}"
+    number = int(part[-1]) - 1
+    return f"resnet.{block}.layer.{number}.{kinds[part[:-1]]}.{variable}"
+
+
+# What microsoft/resnet-50 has, shortened.
+TRANSFORMERS = {
+    "architectures": ["ResNetForImageClassification"],
+    "depths": [3, 4, 6, 3],
+    "downsample_in_first_stage": False,
+    "embedding_size": 64,
+    "hidden_act": "relu",
+    "hidden_sizes": [256, 512, 1024, 2048],
+    "id2label": {"0": "tench", "1": "goldfish"},
+    "layer_type": "bottleneck",
+    "model_type": "resnet",
+}
+PREPROCESSOR = {
+    "crop_pct": 0.875,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "resample": 3,
+    "size": {"shortest_edge": 224},
+}
+
+
+def test_models_of_transformers_are_read(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    names = {rename_to_transformers(name): t for name, t in tensors.items()}
+    assert (
+        "resnet.encoder.stages.1.layers.0.layer.2.convolution.weight" in names
+    )
+    save_file(names, path)
+    write_config(folder, **TRANSFORMERS)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    found = find_weights(str(folder))
+    normalization = NORMALIZATIONS["imagenet"]
+    assert found[1:] == ("resnet50", (normalization, 224, 0.875, "bicubic"))
+    assert read_num_classes(path) == 7
+    model = small(seed=2)
+    assert load_weights(model, path)[:2] == ("transformers", True)
+    for mine, read in zip(model.weights, small().weights, strict=True):
+        np.testing.assert_array_equal(mine, read)
+    # The backbone alone has no prefix, and no classifier.
+    save_file({n.removeprefix("resnet."): t for n, t in names.items()}, path)
+    loaded = load_weights(small(seed=2), path)
+    assert loaded[:2] == ("transformers", True)
+    assert_refused(small(stride_site="1x1"), path, "of resnet50")
+
+
+@pytest.mark.parametrize(
+    ("changes", "variant"),
+    [
+        ({"downsample_in_bottleneck": True}, "resnet50_v1"),
+        (
+            {
+                "layer_type": "basic",
+                "depths": [2, 2, 2, 2],
+                "hidden_sizes": [64, 128, 256, 512],
+            },
+            "resnet18",
+        ),
+        ({"depths": [3, 8, 36, 3], "hidden_sizes": None}, "resnet152"),
+        ({"downsample_in_first_stage": True}, None),
+        ({"hidden_act": "gelu"}, None),
+        ({"depths": [1, 1, 1, 1]}, None),
+        ({"model_type": "vit"}, None),
+    ],
+)
+def test_configs_of_transformers_tell_the_variant(changes, variant, folder):
+    config = {**TRANSFORMERS, **changes}
+    config = {name: v for name, v in config.items() if v is not None}
+    write_config(folder, **config)
+    if variant is not None:
+        assert find_weights(str(folder)).variant == variant
+        return
+    with pytest.raises(WeightsError, match="of transformers, bottleneck"):
+        find_weights(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("res2a_branch2a.weight", "Keras's ResNet-50 of before 2019"),
+        ("layer0.conv1.weight", "Cadene's pretrained models"),
+        ("blocks.0.patch_embed.weight", "a vision transformer"),
+    ],
+)
+def test_files_of_other_layouts_are_called_what_they_are(
+    name, expected, folder
+):
+    save_file({name: np.zeros(3, "f4")}, folder / "model.safetensors")
+    assert_refused(small(), folder / "model.safetensors", expected)
+
+
+@pytest.fixture(scope="module")
+def nested():
+    """Returns a model around one of keras.applications, that, and ours."""
+    inner = make_short_application("resnet50_keras")
+    backbone = tf.keras.Model(
+        inner.inputs[0], inner.layers[-2].output, name="backbone"
+    )
+    inputs = tf.keras.Input((64, 64, 3))
+    x = tf.keras.layers.Rescaling(2.0)(inputs)
+    outputs = tf.keras.layers.Dense(3, name="mine")(backbone(x))
+    model = tf.keras.Model(inputs, outputs)
+    assign_random(model)
+    return model, backbone, build_short("resnet50_keras", num_classes=3)
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.weights.h5", "m.h5"])
+def test_models_of_keras_applications_are_found_inside_others(
+    name, nested, tmp_path
+):
+    model, backbone, ours = nested
+    path = tmp_path / name
+    if name == "m.h5":
+        save_legacy(model, path)
+    elif name == "m.keras":
+        model.save(path)
+    else:
+        model.save_weights(path)
+    assign_random(ours, seed=3)
+    loaded = load_weights(ours, path)
+    assert loaded.notes == ("its classifier is called mine",)
+    np.testing.assert_allclose(
+        ours.embed(pictures()), backbone(pictures()), atol=1e-4
+    )
+    assert read_num_classes(path) == 3
+    found = find_weights(str(path))
+    assert found.preprocessing.normalization == NORMALIZATIONS["caffe"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"architecture": ["a"]}'])
