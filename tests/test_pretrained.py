@@ -17,6 +17,7 @@ from train_loop import Settings, UserError, load_classifier, settling
 from train_loop.assembly import build_classifier, start_from
 from train_loop.classifier import Classifier
 from train_loop.measuring import Measurement
+from train_loop.modes import predict
 from train_loop.pretrained import given_class_names, is_weights
 from train_loop.shipping.formats import FORMATS
 from train_loop.shipping.rewriting import portable
@@ -179,6 +180,30 @@ def test_weights_of_few_classes_are_measured_on_data_of_as_many(
     classifier = measurement.open_classifier(path, model="resnet18")
     assert classifier.class_names == ("x", "y", "z")
     assert classifier.preprocessing.image_size == 32
+
+
+def test_predictions_use_the_image_size_that_is_given(
+    three_classes, tmp_path, monkeypatch, capsys
+):
+    path, _ = three_classes
+    write_folder(tmp_path / "images", {"x": 1})
+    sizes = []
+    monkeypatch.setattr(
+        predict,
+        "answers",
+        lambda classifier, *_: sizes.append(classifier.preprocessing) or (),
+    )
+    (tmp_path / "names.txt").write_text("no\nyes\nperhaps\n")
+    given = Settings(
+        weights=path,
+        model="resnet18",
+        class_names=tmp_path / "names.txt",
+        images=str(tmp_path / "images/train/x"),
+        image_size=32,
+        crop_fraction=1.0,
+    )
+    predict.predict(given)
+    assert sizes[0][1:3] == (32, 1.0)
 
 
 def test_names_of_classes_come_from_a_file(tmp_path):

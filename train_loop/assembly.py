@@ -281,6 +281,26 @@ def thaw(settings, model):
         model.freeze_batch_norm()
 
 
+def with_given_preprocessing(classifier, given):
+    """Returns a classifier with its own preprocessing, but for what was given.
+
+    Raises:
+      UserError: images would be too small for it.
+    """
+    changes = given.preprocessing._asdict()
+    changes = {name: v for name, v in changes.items() if v is not None}
+    if not changes:
+        return classifier
+    preprocessing = classifier.preprocessing._replace(**changes)
+    reduction = classifier.model.reduction
+    if preprocessing.image_size < reduction:
+        raise UserError(
+            f"--image_size={preprocessing.image_size} is too small; this "
+            f"model makes one pixel of {reduction}"
+        )
+    return Classifier(classifier.model, preprocessing, classifier.class_names)
+
+
 def make_fast(settings, classifier):
     """Makes a classifier that is not trained any more as fast as is wanted.
 

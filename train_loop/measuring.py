@@ -13,8 +13,8 @@ from train_loop.assembly import (
     check_memory,
     check_usable,
     make_fast,
+    with_given_preprocessing,
 )
-from train_loop.classifier import Classifier
 from train_loop.data import check, imagenet, sources
 from train_loop.data.split import Split
 from train_loop.data.stored import (
@@ -98,18 +98,7 @@ class Measurement:
                 source, averaged=self.settings.averaged, **options
             )
             make_fast(self.settings, classifier)
-        given = self.given.preprocessing._asdict()
-        changed = {name: v for name, v in given.items() if v is not None}
-        preprocessing = classifier.preprocessing._replace(**changed)
-        reduction = classifier.model.reduction
-        if preprocessing.image_size < reduction:
-            raise UserError(
-                f"--image_size={preprocessing.image_size} is too small; this "
-                f"model makes one pixel of {reduction}"
-            )
-        return Classifier(
-            classifier.model, preprocessing, classifier.class_names
-        )
+        return with_given_preprocessing(classifier, self.given)
 
     def open_examples(self, class_names, eval_split=None):
         """Returns the `Examples` to measure a classifier with classes on.

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 
-from train_loop.assembly import make_fast
+from train_loop.assembly import make_fast, with_given_preprocessing
 from train_loop.console import printable
 from train_loop.defaults import MODE_DEFAULTS
 from train_loop.errors import UserError, check_choice
@@ -45,6 +45,7 @@ def predict(settings):
             step=settings.checkpoint,
             averaged=settings.averaged,
         )
+    classifier = with_given_preprocessing(classifier, settings)
     make_fast(settings, classifier)
     told = answers(classifier, paths, settings.top_k)
     if settings.explain:
