@@ -95,7 +95,7 @@ class Classifier:
         Raises:
           UserError: an image cannot be read.
         """
-        if is_one_image(images):
+        if _is_one_image(images):
             images = [images]
         images, answers = iter(images), []
         while some := list(itertools.islice(images, BATCH_SIZE)):
@@ -178,7 +178,7 @@ class Classifier:
         ]
 
 
-def is_one_image(images):
+def _is_one_image(images):
     """Tells whether something is an image, and not an iterable of images."""
     if isinstance(images, str | bytes | bytearray | os.PathLike):
         return True
