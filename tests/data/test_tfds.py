@@ -28,6 +28,14 @@ def test_hub_that_is_not_reached_is_not_asked_again_and_again(monkeypatch):
         open_stored("huggingface:some/thing")
 
 
+def test_folder_that_tfds_takes_for_a_pattern_is_refused(tmp_path, monkeypatch):
+    """Otherwise what is prepared there would be downloaded again."""
+    monkeypatch.setattr("tensorflow_datasets.builder", pytest.fail)
+    for name in ("a[1]", "a*", "a?"):
+        with pytest.raises(UserError, match=r"--data_dir=.*: must not contain"):
+            open_stored("oxford_iiit_pet", data_dir=tmp_path / name)
+
+
 def test_unreachable_pets_are_one_clear_line(tmp_path, monkeypatch):
     def urlopen(request, timeout):
         assert request.method == "HEAD"

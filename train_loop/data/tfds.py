@@ -1,6 +1,7 @@
 """Data sets of TFDS: prepared where necessary, and read as they are."""
 
 import contextlib
+import glob
 import os
 import pathlib
 import shutil
@@ -37,8 +38,13 @@ def open_tfds(name, manual_files=(), data_dir=None, manual_dir=None):
     Raises:
       tfds.core.DatasetNotFoundError: TFDS does not know the name.
       UserError: it has no images with labels, or is not there and cannot be
-        had.
+        had, or TFDS takes the name of the folder for a pattern.
     """
+    if data_dir is not None and glob.has_magic(str(data_dir)):
+        raise UserError(
+            f"--data_dir={data_dir}: must not contain *, ? or [, which TFDS "
+            "takes for a pattern. Rename the folder, or link to it."
+        )
     _check_hub(name)
     try:
         _check_config(name)
