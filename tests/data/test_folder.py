@@ -350,8 +350,9 @@ def test_paths_come_back_and_take_little_memory(tmp_path):
         os.path.relpath(path, "x") for path in expected
     ]
     read = tf.function(paths.tensor)
-    for number, path in enumerate(expected):
-        assert read(tf.constant(number, tf.int64)).numpy() == path.encode()
+    numbers = np.random.default_rng(0).permutation(len(expected))
+    read = read(tf.constant(numbers, tf.int64)).numpy()
+    assert [*read] == [expected[number].encode() for number in numbers]
     tracemalloc.start()
     paths = Paths()
     for number in range(20_000):
@@ -463,3 +464,25 @@ def test_splits_of_the_same_files_are_rejected_for_new_runs(tmp_path, linked):
     # Parts of a split that share no file are not.
     data = choose_splits(open_stored(str(tmp_path)), "train[:2]", "train[2:]")
     check_new(data, "photos")
+
+
+def test_files_in_any_two_of_several_splits_are_found(tmp_path):
+    write_folder(
+        tmp_path,
+        {f"{s}/{c}": 3 for s in ("train", "val", "test") for c in "ab"},
+    )
+    for one, other in (("test/a/0", "val/b/1"), ("test/b/2", "train/a/0")):
+        (tmp_path / f"{one}.jpeg").unlink()
+        (tmp_path / f"{one}.jpeg").hardlink_to(tmp_path / f"{other}.jpeg")
+    splits = open_stored(str(tmp_path)).splits
+
+    def linked(*names):
+        here, there = (splits[name] for name in names)
+        return [
+            tuple(os.path.relpath(here.store.name(n), tmp_path) for n in pair)
+            for pair in here.linked(there)
+        ]
+
+    assert linked("test", "val") == [("test/a/0.jpeg", "val/b/1.jpeg")]
+    assert linked("train", "test") == [("train/a/0.jpeg", "test/b/2.jpeg")]
+    assert linked("train", "val") == []

@@ -67,13 +67,20 @@ class Paths(collections.abc.Sequence):
             for number in range(begin, end):
                 yield folder + self._name(number)
 
-    def tensor(self, number):
-        """Maps a number, scalar int64, to a path, a scalar string."""
+    def tensor(self, numbers):
+        """Maps numbers, int64 [n], to paths, strings [n]."""
         folders, runs, names, ends, letters = self._tensors
-        run = tf.searchsorted(runs, [number], side="right")[0] - 1
-        name = names[tf.gather(ends, number) : tf.gather(ends, number + 1)]
-        name = tf.gather(letters, tf.cast(name, tf.int32))
-        return tf.gather(folders, run) + tf.strings.reduce_join(name)
+        run = tf.searchsorted(runs, numbers, side="right") - 1
+        places = tf.ragged.range(
+            tf.gather(ends, numbers), tf.gather(ends, numbers + 1)
+        )
+        spelled = tf.cast(tf.gather(names, places.flat_values), tf.int32)
+        joined = tf.strings.unsorted_segment_join(
+            tf.gather(letters, spelled),
+            places.value_rowids(),
+            tf.size(numbers, tf.int64),
+        )
+        return tf.gather(folders, run) + joined
 
     def _name(self, number):
         begin, end = self._ends[number], self._ends[number + 1]
@@ -140,12 +147,12 @@ def store_files(root, class_names, files, warnings=()):
         )
     labels = np.frombuffer(labels, np.int64)
     store = MemoryStore(
-        None,
+        paths.tensor,
         labels,
         identity=content_hash(paths.relative_to(root), labels),
         namer=paths.__getitem__,
         sizes=np.frombuffer(sizes, np.int64),
-        loader=lambda number: tf.io.read_file(paths.tensor(number)),
+        loader=tf.io.read_file,
         files=paths,
         links=_links(begins, inodes, devices),
         needs_pillow=functools.cache(lambda: _some_need_pillow(paths)),

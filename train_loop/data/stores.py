@@ -49,7 +49,7 @@ class MemoryStore:
 
     Args:
       images: tensor [num_examples, ...], the bytes of files or what `loader`
-        takes; None where that is their numbers.
+        takes; or a function from numbers, int64 [n], to as many of these.
       labels: int64 array [num_examples].
       identity: see above.
       namer: maps a number to what people call the example.
@@ -63,7 +63,7 @@ class MemoryStore:
       as_stored: see above.
     """
 
-    images: tf.Tensor | None
+    images: tf.Tensor | Callable
     labels: np.ndarray
     identity: str = ""
     namer: Callable = str
@@ -81,10 +81,13 @@ class MemoryStore:
         return len(self.labels)
 
     def read(self, numbers):
-        images = numbers
-        if self.images is not None:
-            images = tf.gather(self.images, numbers)
-        return {"image": images, "label": tf.gather(self._labels, numbers)}
+        images = self.images
+        return {
+            "image": images(numbers)
+            if callable(images)
+            else tf.gather(images, numbers),
+            "label": tf.gather(self._labels, numbers),
+        }
 
     @property
     def seekable(self):
