@@ -58,6 +58,8 @@ if os.isatty(0):
     if sys.argv[0] == "train_loop.launch":
         fcntl.ioctl(0, termios.TIOCSCTTY)
     else:
+        # Else the terminal's signal and the launcher's may arrive as one.
+        assert os.getsid(0) == os.getpid()
         from train_loop import stopping
         from train_loop.training.reports import JsonLinesReport
         write_down = JsonLinesReport.__call__
