@@ -180,8 +180,11 @@ def _some_need_pillow(paths):
     """
 
     def some_need_pillow(begin):
-        for path in paths[begin : begin + FILES_IN_A_ROW]:
-            with contextlib.suppress(OSError), open(path, "rb", 0) as file:
+        for number in range(begin, min(begin + FILES_IN_A_ROW, len(paths))):
+            with (
+                contextlib.suppress(OSError),
+                open(paths[number], "rb", 0) as file,
+            ):
                 if not file.read(4).startswith(NATIVE_HEADS):
                     return True
         return False
