@@ -65,7 +65,7 @@ def test_nobody_writes_to_settings():
         ({"augment": "flop"}, "did you mean flip"),
         ({"workdir": "two\nlines"}, "two lines"),
         ({"dataset": "two\rlines"}, "two lines"),
-        ({"dataset": "caf\udce9"}, r"--dataset=caf\\xe9: must be UTF-8"),
+        ({"dataset": "caf\udce9"}, r"--dataset=caf\\udce9: must be UTF-8"),
         ({"normalization": "imagnet"}, "did you mean imagenet"),
         ({"normalization": "1:2:3"}, "M:M:M:S:S:S"),
         ({"normalization": "1:2:3:0:1:1"}, "M:M:M:S:S:S"),

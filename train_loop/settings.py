@@ -831,12 +831,11 @@ def _convert(field, value):
 def _to_str(flag, value):
     text = os.fspath(value)
     # TensorFlow takes no other names. Images are read without it.
-    if not text.isascii() and flag != "--images":
-        shown = os.fsencode(text).decode(errors="backslashreplace")
-        if shown != text:
-            raise UserError(
-                f"{flag}={shown}: must be UTF-8. Rename the file or folder."
-            )
+    shown = text.encode(errors="backslashreplace").decode()
+    if shown != text and flag != "--images":
+        raise UserError(
+            f"{flag}={shown}: must be UTF-8. Rename the file or folder."
+        )
     # What else ends a line elsewhere is a letter in `flags.txt`.
     if "\n" in text or "\r" in text:
         raise UserError(f"{flag}={text!r} has two lines; it takes one")

@@ -57,8 +57,7 @@ def open_csv(path):
     if not _fits(kinds):
         raise UserError(
             f"{path} has the columns {', '.join(columns) or 'of no table'}; it "
-            "takes "
-            "image and label, or other words for them "
+            "takes image and label, or other words for them "
             f"({', '.join([*COLUMNS['image'][1:], *COLUMNS['label'][1:]])}), "
             "one label for each image, and a split if you like"
         )

@@ -192,7 +192,7 @@ class Checkpoints:
 
     def _remove(self, prefix):
         # First: without it, what is left is no checkpoint.
-        pathlib.Path(f"{prefix}.index").unlink()
+        pathlib.Path(f"{prefix}.index").unlink(missing_ok=True)
         for path in self.directory.glob(f"{pathlib.Path(prefix).name}.*"):
             path.unlink()
 
