@@ -48,7 +48,8 @@ def test_presets_are_read_by_name(place, tmp_path):
     layers = write_preset(tmp_path)
     model = build_like_preset()
     expected = Preprocessing(NORMALIZATIONS["imagenet"], 160, 1.0, "bicubic")
-    assert load_weights(model, tmp_path / place) == ("hub", True, expected)
+    loaded = load_weights(model, tmp_path / place)
+    assert loaded == ("hub", True, expected, ())
     ours = {
         "conv1_conv": model.stem.convs[0],
         "conv1_bn": model.stem.bns[0],
