@@ -46,7 +46,7 @@ def small_classifier(
     kernel.assign(kernel / 60 * normalization.stddev[0])
     return Classifier(
         model,
-        Preprocessing(normalization, image_size, 0.8, "bilinear"),
+        Preprocessing(normalization, image_size, 0.8, "bilinear", True),
         NAMES,
     )
 

@@ -85,6 +85,12 @@ def test_earlier_exports_give_the_same_probabilities(recorded, digits):
     )
 
 
+@pytest.mark.parametrize("source", ["run", "export/keras/model.keras"])
+def test_earlier_classifiers_decode_files_as_they_are_stored(source):
+    classifier = load_classifier(FORMAT_1 / source)
+    assert not classifier.preprocessing.exif_orientation
+
+
 def test_earlier_run_is_evaluated_as_before(earlier, run):
     ended = run("--mode=evaluate", f"--workdir={earlier}")
     assert ended.status == 0, ended.err

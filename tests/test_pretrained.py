@@ -67,7 +67,7 @@ def test_weights_of_the_hub_bring_all_along(weights, monkeypatch):
     assert classifier.model.name == "resnet18"
     assert classifier.preprocessing == (
         NORMALIZATIONS["symmetric"],
-        *(32, 0.95, "bicubic"),
+        *(32, 0.95, "bicubic", True),
     )
     # Made up, but for one.
     assert classifier.class_names[:2] == ("goldfish (n01443537)", "n00000001")

@@ -238,9 +238,9 @@ def test_weights_bring_their_preprocessing(tmp_path):
     weights = weights_of_timm(tmp_path, **TIMM)
     settled = settle(Settings(weights=weights))
     expected = Normalization((25.5, 51.0, 76.5), (127.5, 127.5, 63.75))
-    assert settled.preprocessing == (expected, 40, 0.95, "bicubic")
+    assert settled.preprocessing == (expected, 40, 0.95, "bicubic", True)
     settled = settle(Settings(weights=weights, image_size=16))
-    assert settled.preprocessing == (expected, 16, 0.95, "bicubic")
+    assert settled.preprocessing == (expected, 16, 0.95, "bicubic", True)
 
 
 def test_weights_bring_their_model(tmp_path):
@@ -310,7 +310,7 @@ def test_preprocessing_that_there_is_none_of_is_not_guessed(tmp_path):
     with pytest.raises(UserError, match="one of these with --interpolation"):
         settle(Settings(weights=weights))
     settled = settle(Settings(weights=weights, interpolation="bilinear"))
-    assert settled.preprocessing[1:] == (40, 0.95, "bilinear")
+    assert settled.preprocessing[1:] == (40, 0.95, "bilinear", True)
 
 
 @pytest.mark.parametrize(

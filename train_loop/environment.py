@@ -208,16 +208,16 @@ def import_tensorflow():
     Raises:
       UserError: Keras cannot be imported with its environment.
     """
-    if "tensorflow" not in sys.modules:
-        _import_silently()
     try:
+        if "tensorflow" not in sys.modules:
+            _import_silently()
         import keras
     except (ImportError, TypeError, ValueError, AttributeError) as error:
         path, _ = _keras_json(os.environ)
         reason = " ".join(str(error).split())
         raise UserError(
-            f"Keras cannot be imported ({reason}). Check {path} and the "
-            "environment variables KERAS_*."
+            f"TensorFlow and Keras cannot be imported ({reason}). Check {path} "
+            "and the environment variables KERAS_*."
         ) from error
     if overridden:
         for name, value in KERAS_CONFIG.items():

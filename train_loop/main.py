@@ -6,6 +6,7 @@ wrong with a flag, are there at once.
 
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 
@@ -147,6 +148,9 @@ define_flags()
 def run_program():
     """Runs the program and ends the process with its exit status."""
     console.prepare()
+    # All charts are drawn into files. With a backend that is not installed,
+    # such as a notebook's, matplotlib cannot even be imported.
+    os.environ["MPLBACKEND"] = "agg"
     sys.exit(main(sys.argv))
 
 

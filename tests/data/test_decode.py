@@ -477,3 +477,14 @@ def test_photos_of_iphones_are_upright(crop_upright):
     file = oriented("heif", 6, quality=-1)
     image = crop_upright(transcode(file, True))
     np.testing.assert_allclose(image, upright(file)[10:50], atol=4)
+
+
+@pytest.mark.parametrize("head", [b"\xff\xd8\xff\xe0", b"\x89PNG"])
+def test_files_that_end_in_their_heads_are_errors_of_the_decoder(
+    head, crop_upright
+):
+    for length in (4, 12, 30):
+        file = head + bytes(length - 4)
+        for decode in (crop_upright, tf.function(check_image)):
+            with pytest.raises(tf.errors.InvalidArgumentError):
+                decode(tf.constant(file))

@@ -11,6 +11,8 @@ from samples import encoded, smooth_pixels
 from resnet_layers import Preprocessing
 from train_loop.calls import parameters_of
 from train_loop.data import augment, decode, mixing
+from train_loop.data.split import Split
+from train_loop.data.stores import MemoryStore, RecordStore
 from train_loop.data.transforms import (
     KINDS,
     OPERATIONS,
@@ -18,6 +20,7 @@ from train_loop.data.transforms import (
     Transforms,
     Untransformed,
     parse_operations,
+    preprocessing_of,
     to_uint8,
 )
 from train_loop.errors import UserError
@@ -281,3 +284,13 @@ def test_embeddings_are_not_transformed():
     assert transforms.evaluate(vector) is vector
     finished = transforms.finish(vector, labels, [0], [1, 2])
     assert finished == (vector, labels)
+
+
+def test_images_of_tfds_stay_as_they_are_stored():
+    preprocessing = PREPROCESSING._replace(exif_orientation=True)
+    records = RecordStore(["a"], [2], None, 100.0)
+    files = MemoryStore(tf.constant([FILE, FILE]), np.arange(2))
+    for store, is_turned in ((records, False), (files, True)):
+        split = Split.of_all(store)
+        found = preprocessing_of(split, preprocessing)
+        assert found.exif_orientation == is_turned

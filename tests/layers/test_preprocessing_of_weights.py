@@ -41,7 +41,7 @@ def save_whole(model, path):
 def test_files_of_keras_applications_are_told_apart(name, save, tmp_path):
     path = save(make_short_application(name), tmp_path / "model.h5")
     normalization, *others = read_preprocessing(path)
-    assert others == [224, None, None]
+    assert others == [224, None, None, None]
     package = "resnet_v2" if name.endswith("v2") else "resnet"
     pixels = np.arange(12.0).reshape(2, 2, 3)
     expected = getattr(tf.keras.applications, package).preprocess_input(
@@ -57,7 +57,7 @@ def test_files_of_keras_applications_are_told_apart(name, save, tmp_path):
 @pytest.mark.parametrize("save", OWN_WAYS)
 def test_of_our_own_files_nothing_is_known(save, tmp_path):
     path = save(small(preactivation=True), tmp_path)
-    assert read_preprocessing(path) == (None,) * 4
+    assert read_preprocessing(path) == Preprocessing()
 
 
 def test_of_a_checkpoint_nothing_is_known(tmp_path):

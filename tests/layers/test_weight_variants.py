@@ -123,7 +123,10 @@ def test_a_run_tells_its_variant_and_what_its_images_went_through(
     found = find_weights(str(tmp_path / place))
     assert found.variant == "resnet50d"
     normalization = Normalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), bgr=True)
-    assert found.preprocessing == (normalization, 40, 0.95, "bicubic")
+    assert found.preprocessing == (
+        *(normalization, 40, 0.95, "bicubic"),
+        None,
+    )
     (tmp_path / "flags.txt").write_text("--normalization=caffe\n")
     found = find_weights(str(tmp_path / place))
     assert found.variant is None

@@ -4,6 +4,7 @@ import base64
 import json
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 import tensorflow as tf
@@ -41,7 +42,15 @@ def files():
         "palette.png": encoded(np.asarray(image.quantize(8)), "png"),
         "transparent.png": encoded(transparent, "png"),
         "progressive.jpg": encoded(large, "jpeg", progressive=True),
+        "turned.jpg": turned(large, "jpeg"),
     }
+
+
+def turned(pixels, file_format):
+    """Returns a file as a camera that is held upright stores it."""
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = 6
+    return encoded(np.rot90(pixels), file_format, exif=exif.tobytes())
 
 
 def test_files_of_all_sizes_are_answered_as_the_classifier_does(
@@ -58,6 +67,14 @@ def test_files_of_all_sizes_are_answered_as_the_classifier_does(
             assert names == [name.encode() for name, _ in expected]
             assert numbers == pytest.approx([p for _, p in expected], abs=1e-6)
     assert len({str(answer) for answer in classifier(contents)}) > 3
+
+
+def test_photos_are_answered_upright(loaded):
+    pixels = smooth_pixels(40, 60)
+    answer = loaded.signatures["serving_default"]
+    files = [encoded(pixels, "png"), turned(pixels, "png")]
+    upright, as_stored = answer(image_bytes=files)["probabilities"]
+    np.testing.assert_allclose(upright, as_stored, atol=1e-5)
 
 
 def test_signatures_are_those_that_are_documented(loaded):

@@ -68,6 +68,9 @@ def transcode(encoded, exif_orientation=False):
 
     Returns:
       A scalar string: the same bytes of a JPEG or PNG file, or a PNG file.
+
+    Raises:
+      tf.errors.OpError: the file is too large, or Pillow cannot read it.
     """
 
     def by_pillow():
@@ -87,7 +90,12 @@ def transcode(encoded, exif_orientation=False):
         tf.strings.substr(encoded, 0, len(head)) == head
         for head in NATIVE_HEADS
     ]
-    return tf.cond(tf.reduce_any(is_native), lambda: encoded, by_pillow)
+
+    def as_it_is():
+        with tf.control_dependencies([_check_size(encoded)]):
+            return tf.identity(encoded)
+
+    return tf.cond(tf.reduce_any(is_native), as_it_is, by_pillow)
 
 
 def center_crop(encoded, preprocessing):
@@ -214,8 +222,6 @@ def check_image(encoded):
       tf.errors.OpError: it cannot be decoded.
     """
     encoded = transcode(encoded)
-    with tf.control_dependencies([_check_size(encoded)]):
-        encoded = tf.identity(encoded)
     image, _ = _decode_window(encoded, lambda shape: (0, 0, shape[0], shape[1]))
     return tf.size(image) > 0
 
@@ -296,7 +302,12 @@ def _check_size(encoded):
         lambda: tf.io.extract_jpeg_shape(encoded)[:2],
         # Behind the signature and the length and name of the first chunk.
         lambda: tf.io.decode_raw(
-            tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False
+            tf.strings.substr(
+                encoded, tf.minimum(16, tf.strings.length(encoded)), 8
+            ),
+            tf.int32,
+            little_endian=False,
+            fixed_length=8,
         ),
     )
     pixels = tf.reduce_prod(tf.cast(shape, tf.int64))

@@ -48,13 +48,13 @@ def is_plain_jpeg(encoded):
 
     It is quickly told, and there is no metadata then.
     """
-    parts = tf.strings.substr(encoded, [2, 20], [4, 2])
+    parts = tf.strings.substr(_head(encoded), [2, 20], [4, 2])
     return tf.reduce_all(parts == [JFIF, QUANTIZATION])
 
 
 def is_plain_png(encoded):
     """Whether a PNG file has no metadata and no transparency, as most do."""
-    parts = tf.strings.substr(encoded, [25, 37], [1, 4])
+    parts = tf.strings.substr(_head(encoded), [25, 37], [1, 4])
     return tf.reduce_any(
         tf.reduce_all(parts == [[b"\0", b"IDAT"], [b"\2", b"IDAT"]], axis=1)
     )
@@ -70,7 +70,7 @@ def jpeg_orientation(encoded):
     # Where cameras put it, and where programs do, behind JFIF.
     is_here = tf.reduce_all(
         tf.strings.substr(
-            encoded, [[2, 6, 2], [2, 20, 24]], [[2, 6, 0], [4, 2, 6]]
+            _head(encoded), [[2, 6, 2], [2, 20, 24]], [[2, 6, 0], [4, 2, 6]]
         )
         == [[EXIF, EXIF_NAME, b""], [JFIF, EXIF, EXIF_NAME]],
         axis=1,
@@ -249,6 +249,15 @@ def _tiff_orientation(encoded, start):
         ],
         default=lambda: 1,
     )
+
+
+def _head(encoded, size=48):
+    """Returns the first bytes of a file, and more where it is shorter.
+
+    Beyond the end of a string `substr` fails, with bytes in its message that
+    TensorFlow itself cannot decode.
+    """
+    return tf.strings.substr(encoded, 0, size) + bytes(size)
 
 
 def _numbers(encoded, position, count, dtype=tf.uint8, little_endian=True):
