@@ -31,6 +31,9 @@ from train_loop.run import load_classifier
 from train_loop.settings import Settings
 from train_loop.workdir import Workdir
 
+# What decides which images of a data set a run evaluates on.
+SPLIT_SETTINGS = ("train_split", "eval_split", "validation_fraction")
+
 
 class Examples(NamedTuple):
     """What a classifier is measured on.
@@ -144,13 +147,18 @@ class Measurement:
     def _data_of_run(self, stored):
         """Returns the `Data` of the run, None where they are others."""
         settings, given = self.settings, self.given
-        options = (
-            settings.train_split,
-            settings.eval_split,
-            settings.validation_fraction,
-        )
+        options = [getattr(settings, name) for name in SPLIT_SETTINGS]
         if given.dataset is None:
-            return choose_splits(stored, *options)
+            data = choose_splits(stored, *options)
+            workdir = Workdir.of(given.workdir)
+            difference = data.difference(workdir.read_data())
+            if difference and given.given.keys().isdisjoint(SPLIT_SETTINGS):
+                print(
+                    f"warning: --dataset={settings.dataset}: not the images "
+                    f"that {workdir} was trained on ({difference}). Some of "
+                    "those evaluated may be among them."
+                )
+            return data
         if given.workdir is None:
             return None
         # It may be the run's own, moved: most of it was trained on.

@@ -330,6 +330,20 @@ def test_images_that_were_moved_are_measured_as_the_run_has_them(tmp_path, run):
     assert report["loss"] == pytest.approx(last["loss"], rel=1e-5)
 
 
+def test_images_that_changed_since_training_are_a_warning(tmp_path, run):
+    images = tmp_path / "images"
+    write_folder(images, {"cat": 10, "dog": 10})
+    workdir = train(images, tmp_path / "run")
+    flags = ("--mode=evaluate", f"--workdir={workdir}")
+    assert "warning" not in run(*flags).out
+    shutil.copy(images / "cat/0.jpeg", images / "cat/new.jpeg")
+    status, out, err = run(*flags)
+    assert status == 0, err
+    [line] = [line for line in out.splitlines() if "warning" in line]
+    assert "not the images that" in line
+    assert "there were 16 for train and 4 for eval" in line
+
+
 def test_temperature_is_fitted_on_other_images(trained, run):
     flags = ("--mode=evaluate", f"--workdir={trained}", "--report=calibrated")
     status, out, _ = run(*flags, "--calibration_split=train")
