@@ -236,14 +236,16 @@ def test_bad_files_of_names_are_one_line(text, expected, tmp_path):
 
 def test_names_of_weights_are_told_from_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("timm/mine", "keras/hub", "run"):
+    for name in ("timm/mine", "keras/hub", "run", "new_run"):
         (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "new_run/flags.txt").write_text("")
+    (tmp_path / "new_run/config.json").write_text("{}")
     (tmp_path / "timm/mine/config.json").write_text("{}")
     (tmp_path / "timm/my.safetensors").write_text("")
     (tmp_path / "keras/hub/flags.txt").write_text("")
     for name in ("imagenet", "timm/x", "timm/mine", "timm/my.safetensors"):
         assert is_weights(name)
-    for name in ("run", "keras/hub", "elsewhere/x"):
+    for name in ("run", "new_run", "keras/hub", "elsewhere/x"):
         assert not is_weights(name)
 
 

@@ -82,7 +82,7 @@ def given_class_names(settings):
     if settings.workdir is not None:
         raise UserError(
             f"--class_names={path}: cannot be combined with --workdir, whose "
-            "run has names. Leave it out."
+            "run has names. Omit one of them."
         )
     try:
         text = pathlib.Path(path).expanduser().read_text(encoding="utf-8-sig")
@@ -94,13 +94,15 @@ def given_class_names(settings):
         ) from error
     # Not `splitlines`, for which a name may hold ends of lines.
     names = [name.strip() for name in text.rstrip("\n").split("\n")]
+    seen = set()
     for number, name in enumerate(names, start=1):
-        if not name or name in names[: number - 1]:
+        if not name or name in seen:
             problem = "is there twice" if name else "is empty"
             raise UserError(
                 f"--class_names={path}: line {number}, {name!r}, {problem}. "
                 "Write the name of each class once."
             )
+        seen.add(name)
     return names
 
 
@@ -164,8 +166,8 @@ def is_weights(source):
         source == "imagenet"
         or is_of_hub(source)
         or path.is_file()
-        # A folder as the hub has it.
-        or path.joinpath("config.json").is_file()
+        # A folder as the hub has it. That of a run has such a file as well.
+        or (path.joinpath("config.json").is_file() and not Workdir(path).is_run)
     )
 
 
