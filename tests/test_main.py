@@ -125,7 +125,7 @@ def test_every_setting_says_what_it_may_be(run):
         text = manual.meaning(field)
         assert text.startswith(field.metadata["help"].partition("{")[0])
         for choice in list(field.metadata["choices"] or ())[:FEW]:
-            assert choice in text
+            assert str(choice) in text
     _, output, _ = run("--help=image_size")
     assert "Default: 224; digits: 8." in output
     assert "An existing run keeps it." in output
@@ -251,4 +251,4 @@ def test_ignored_keyboard_stays_ignored_in_imports(
     process.stdin.close()
     assert process.wait(timeout=60) == 1
     # It came to the end of that import, which has nothing in it.
-    assert "AttributeError" in process.stderr.read()
+    assert "cannot be imported" in process.stderr.read()

@@ -62,6 +62,7 @@ def test_nobody_writes_to_settings():
         ({"schedule": "cosin"}, "did you mean cosine"),
         ({"interpolation": "cubic"}, "did you mean bicubic"),
         ({"cache": "ram"}, "auto, none, memory, disk"),
+        ({"channels": 2}, "channels=2 is unknown. It takes: 1, 3"),
         ({"augment": "flop"}, "did you mean flip"),
         ({"workdir": "two\nlines"}, "two lines"),
         ({"dataset": "two\rlines"}, "two lines"),

@@ -34,13 +34,14 @@ def check_choice(what, given, choices):
 
 def nearest(given, choices):
     """Returns the end of a sentence: a question, where one is meant maybe."""
-    near = difflib.get_close_matches(str(given), [*dict.fromkeys(choices)])
+    names = dict.fromkeys(map(str, choices))
+    near = difflib.get_close_matches(str(given), [*names])
     return f"; did you mean {' or '.join(near)}?" if near else "."
 
 
 def listed(choices):
     """Returns the names of choices in a line; of many, the first few."""
-    names = list(choices)
+    names = list(map(str, choices))
     if len(names) <= MANY:
         return ", ".join(names)
     return f"{', '.join(names[:FEW])} and {len(names) - FEW} others"
