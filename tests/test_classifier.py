@@ -140,6 +140,14 @@ def test_orientation_of_pil_images_is_that_of_their_files():
         assert encoded_image.getexif()[0x0112] == 6
 
 
+def test_exif_that_cannot_be_read_turns_no_pil_image(classifier):
+    image = PIL.Image.fromarray(pixels())
+    damaged = io.BytesIO()
+    image.save(damaged, "png", exif=b"Exif\0\0no TIFF")
+    with PIL.Image.open(damaged) as given:
+        assert classifier(given) == classifier(image)
+
+
 def test_file_objects_and_generators_are_images(classifier, tmp_path):
     content = encoded(pixels(), "png")
     path = tmp_path / "image.png"

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import platform
 import shutil
 import subprocess
 import sys
@@ -252,9 +253,10 @@ def test_second_copy_of_the_same_leaves_the_first_one(tmp_path):
     assert (folder / "images.bin").read_text() == "first"
 
 
-def test_rests_of_other_machines_are_removed_after_a_day(tmp_path):
+@pytest.mark.parametrize("machine", ["other-machine", f"{platform.node()}-2"])
+def test_rests_of_other_machines_are_removed_after_a_day(machine, tmp_path):
     """Whether they are still at work cannot be seen on every disk."""
-    rest = tmp_path / ".unfinished-other-machine-x"
+    rest = tmp_path / f".unfinished-{machine}-x"
     write_text(rest / "file", "half")
     write_text(tmp_path / "file", "new")
     assert rest.exists()

@@ -1,5 +1,6 @@
 """A classifier: images of any kind in, names of classes out."""
 
+import contextlib
 import io
 import itertools
 import os
@@ -8,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import PIL.Image
 import tensorflow as tf
+from PIL.ExifTags import Base
 
 from resnet_layers import Preprocessing
 from train_loop.data.transforms import Transforms
@@ -206,7 +208,11 @@ def _encoded(image):
 
 def _encoded_pillow(image):
     """Returns a PNG file of a PIL image, which is decoded as others are."""
-    exif = image.getexif()
+    exif = PIL.Image.Exif()
+    # EXIF that cannot be read turns nothing.
+    with contextlib.suppress(Exception):
+        if image.getexif()[Base.Orientation] in range(1, 9):
+            exif[Base.Orientation] = image.getexif()[Base.Orientation]
     if image.mode in ("I", "F"):
         raise ValueError("the values of black and white are unknown")
     if image.mode.startswith("I;16"):

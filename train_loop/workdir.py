@@ -245,7 +245,9 @@ def folder_aside(parent):
         # A timeout is one of these.
         with contextlib.suppress(OSError):
             age = time.time() - rest.stat().st_mtime
-            if rest.name.startswith(prefix) or age > SECONDS_OF_OTHERS:
+            # Another machine may have a longer name that begins like this one.
+            is_own = rest.name.rpartition("-")[0] == prefix.removesuffix("-")
+            if is_own or age > SECONDS_OF_OTHERS:
                 with _in_use(rest):
                     shutil.rmtree(rest, ignore_errors=True)
     # Before it is locked, another process may take the new one for a rest;

@@ -108,6 +108,8 @@ def test_duplicates_in_other_stores_are_found_by_reading_all(tmp_path):
     assert duplicates.leak_warnings(data, 1e9) == []
     # Nor does it know the classes of records.
     assert duplicates.find_duplicates([records(12, tmp_path)]).groups == []
+    one = records(1, tmp_path)
+    assert duplicates.find_duplicates([one]).groups == []
 
 
 def test_of_many_duplicates_one_of_each_kind_is_named():

@@ -105,6 +105,7 @@ def test_runs_of_records_are_read_in_whole_buffers(tmp_path, monkeypatch):
     """None of which goes beyond the last record."""
     monkeypatch.setattr(stores, "READ_BUFFER_BYTES", 50_000)
     store = large_records(tmp_path).seekable
+    assert store.seekable is store
     before = bytes_read()
     store.read(tf.range(3, 10, dtype=tf.int64))
     assert bytes_read() - before < 1.1 * 20_000 * 7

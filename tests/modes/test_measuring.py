@@ -223,6 +223,18 @@ def test_names_run_out_but_numbers_do_not(places):
         path.write_text(json.dumps({"examples": 1, "subject": subject}))
 
 
+def test_names_of_reports_fit_into_a_file_system(places):
+    options = {"workdir": "run", "model": "resnet18"}
+    for place, name in (
+        ("a", "report-dataset=x"),
+        ("b", "report-dataset=x-model=resnet18"),
+        ("c", "report-dataset=x-2"),
+    ):
+        dataset = f"{place * 240}/x"
+        (places / dataset).mkdir(parents=True)
+        assert reported(Settings(dataset=dataset, **options)) == name
+
+
 def test_comparisons_with_runs_of_one_name_are_kept_apart(places):
     names = [
         reported(

@@ -190,4 +190,6 @@ def _candidates(store, splits, between):
 
 
 def _is_a_file_each(store):
-    return len(store.files) == store.num_examples
+    # Of records, only the mean size is known.
+    each_known = np.ndim(store.sizes) > 0
+    return each_known and len(store.files) == store.num_examples

@@ -160,7 +160,8 @@ class RecordStore:
         is none of files elsewhere (`gs://`), where each would be a request,
         nor of damaged ones, which reading reports.
         """
-        if any("://" in path for path in self.files):
+        has_index = self.ends is not None
+        if has_index or any("://" in path for path in self.files):
             return self
         with (
             concurrent.futures.ThreadPoolExecutor(16) as executor,

@@ -34,6 +34,8 @@ TELLING = (
 )
 # What does so too, and is part of a report's name only where that is taken.
 ALSO_TELLING = ("with_", "model", "data_dir", "manual_dir", "skip_bad_images")
+# In bytes, what file systems allow.
+LONGEST_NAME = 255
 PATHS = ("weights", "dataset", "with_", "data_dir", "manual_dir")
 
 
@@ -143,7 +145,9 @@ def _report_names(settings, name):
 
     yield named(keys, 1)
     for length in (1, 2, 3):
-        yield named((*keys, *ALSO_TELLING), length)
+        longer = named((*keys, *ALSO_TELLING), length)
+        if len(os.fsencode(longer)) <= LONGEST_NAME:
+            yield longer
     for number in itertools.count(2):
         yield f"{named(keys, 1)}-{number}"
 
