@@ -48,7 +48,7 @@ def measure(root):
     from train_loop.data.sources import open_stored
     from train_loop.data.stored import choose_splits
 
-    # What is loaded on first use is none of the folder.
+    # What is loaded on first use does not count.
     with tempfile.TemporaryDirectory() as small:
         write(small, 20, 2)
         first_numbers(choose_splits(open_stored(small)), tf)

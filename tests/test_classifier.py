@@ -234,7 +234,7 @@ def test_broken_images_are_one_clear_line(classifier, name, tmp_path):
     for given in (path, str(path), [pixels(), path]):
         assert message(classifier, given).startswith(f"{path} cannot be ")
     line = message(classifier, content)
-    assert line.startswith("the image cannot be decoded; it takes the file of")
+    assert line.startswith("the image cannot be decoded; must be an image file")
 
 
 def test_paths_that_are_no_file_are_one_clear_line(classifier, tmp_path):

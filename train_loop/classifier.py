@@ -15,7 +15,7 @@ from resnet_layers import Preprocessing
 from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError, reason_of
 
-# How much of each color makes grey, as in Pillow (ITU-R 601-2).
+# How much of each color makes gray, as in Pillow (ITU-R 601-2).
 LUMA = np.float32([0.299, 0.587, 0.114])
 # How many images go through the model at once.
 BATCH_SIZE = 32
@@ -133,9 +133,9 @@ class Classifier:
             return self.prepare(_encoded(image))
         except (tf.errors.OpError, OSError, TypeError, ValueError) as error:
             raise UserError(
-                "the image cannot be decoded; it takes the file of an image, "
-                "as a path, bytes or a binary file object, a PIL image, or a "
-                "uint8 array [height, width, 3]"
+                "the image cannot be decoded; must be an image file (a path, "
+                "bytes or a binary file object), a PIL image, or a uint8 array "
+                "[height, width, 3]"
             ) from error
 
     def probabilities(self, images):

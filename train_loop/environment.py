@@ -50,7 +50,7 @@ KERAS_CONFIG = {
     "epsilon": 1e-7,
     "image_data_format": "channels_last",
 }
-# What Keras and TensorFlow were asked for and do not get, in words.
+# Settings of Keras and TensorFlow that are ignored, as texts.
 overridden = []
 
 
@@ -74,7 +74,7 @@ def use_tensorflow_backend(environment):
       environment: the variables; it is changed.
 
     Returns:
-      What asked for something else, as texts.
+      The settings that are ignored, as texts.
     """
     found = []
     # What TensorFlow takes for yes.

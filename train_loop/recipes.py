@@ -138,7 +138,7 @@ RECIPES = {
         ),
         cost="10 epochs of 1,080 images at 64 x 64.",
         left_out=(
-            "Pixels are normalised as everywhere here; the exercise's network "
+            "Pixels are normalized as everywhere here; the exercise's network "
             "has its strides where resnet50_v1 has them."
         ),
     ),
@@ -169,8 +169,8 @@ RECIPES = {
         cost="64,000 steps of 128 images at 32 x 32.",
         left_out=(
             "The paper subtracts the mean image, decays all parameters, and "
-            "trains 110 layers at a tenth of the rate until the error is below "
-            "80 %; blocks begin as the identity here."
+            "trains 110 layers at a tenth of the learning rate until the error "
+            "is below 80 %; blocks begin as the identity here."
         ),
     ),
     "oxford_iiit_pet": PETS_RECIPE,
@@ -237,7 +237,7 @@ RECIPES = {
         cost="120 epochs of 1.28 million images at 224 x 224.",
         left_out=(
             "The paper crops images resized to 256 to 480 pixels, varies "
-            "colours along their principal components, subtracts the mean "
+            "colors along their principal components, subtracts the mean "
             "image, decays all parameters, and lowers the rate where the error "
             "stays; blocks begin as the identity here."
         ),

@@ -123,7 +123,7 @@ class Run:
 
     @classmethod
     def _create(cls, settings, strategy, data):
-        """Returns the run of settled settings."""
+        """Returns the run of resolved settings."""
         check_image_size(settings)
         check_memory(settings)
         workdir = Workdir.of(settings.workdir or new_workdir(settings.dataset))

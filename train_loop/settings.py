@@ -228,9 +228,9 @@ class Settings:
         group="preprocessing",
     )
     channels: int = setting(
-        "Channels of the model's images: 3 (RGB), or 1, for which images "
-        "become grey; by default those of --weights, whose first convolution "
-        "is fitted to another number.",
+        "Channels of the model's images: 3 (RGB) or 1 (gray; images are "
+        "converted). The first convolution of --weights is fitted to them. By "
+        "default those of --weights.",
         3,
         choices=(1, 3),
         fixed=True,
@@ -364,7 +364,7 @@ class Settings:
         "How the learning rate goes on after the warm-up: {SCHEDULES}. Numbers "
         "may be left out; in brackets, what they are then. END and START are "
         "parts of the highest rate; the epochs of step are those of the run, "
-        "30:60:80 if left out. After --thaw_after_epochs, only later epochs of "
+        "30:60:80 if omitted. After --thaw_after_epochs, only later epochs of "
         "step lower --thawed_learning_rate.",
         "cosine",
         tables={
@@ -403,8 +403,8 @@ class Settings:
         choices=Names("train_loop.training.losses:CLASS_WEIGHTS"),
     )
     label_smoothing: float = setting(
-        "Label-smoothing factor. With --loss=sigmoid it only raises the part "
-        "of a mixed image that a class needs to be there.",
+        "Label-smoothing factor. With --loss=sigmoid it only raises the "
+        "fraction of a mixed image above which a class counts as present.",
         0.1,
         at_least=0,
         at_most=1,

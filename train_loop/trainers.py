@@ -121,7 +121,7 @@ def thaw_step(settings, data):
 
 
 def training_loss(settings, data):
-    """Returns the loss that is minimised, see `losses.cross_entropy`.
+    """Returns the loss that is minimized, see `losses.cross_entropy`.
 
     Raises:
       UserError: smoothed labels would tell no class from another.

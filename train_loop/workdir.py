@@ -82,7 +82,7 @@ class Workdir:
     def check_format(self):
         """Raises UserError where the run cannot be trained any further.
 
-        It would go on with other arithmetic than it began with. Its weights
+        It would resume with other arithmetic than it began with. Its weights
         stay readable.
         """
         version = 1
@@ -425,12 +425,12 @@ def read_lines(path):
 
 
 def _in_use(folder):
-    """Returns the lock of a folder, which the end of a process takes off."""
+    """Returns the lock of a folder, released when the process ends."""
     return filelock.FileLock(folder / "in_use.lock", blocking=False)
 
 
 def _make_folder(path):
-    """Makes a folder and those above it, and lets the disk know of them."""
+    """Makes a folder and those above it, and syncs their entries."""
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for each in missing:
@@ -439,7 +439,7 @@ def _make_folder(path):
 
 def _sync_entries(folder):
     """Returns when the disk has the names of what is in a folder."""
-    # Not all systems can open one, and not all disks can be asked to.
+    # Not all systems can open one, and not all file systems can sync it.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -51,8 +51,8 @@ class Loaded(NamedTuple):
 
     `dialect` is "keras", "torch", "transformers", "hub" or "own"; `head_used`
     tells whether the file's classifier was taken, or the model kept its own;
-    `preprocessing` is a `Preprocessing`. `notes` are words on what had to be
-    changed.
+    `preprocessing` is a `Preprocessing`. `notes` report what was renamed or
+    adapted.
     """
 
     dialect: str
@@ -67,9 +67,9 @@ def load_weights(
     """Reads weights from a file or a run into a built `ResNet`.
 
     Args:
-      model: a `ResNet` whose `build` has been called, or a model with one
-        such net in it. A file of such a model fits one with the same layers
-        around the net; all other files are for the net alone.
+      model: a `ResNet` whose `build` has been called, or a model that
+        contains one. A file of a model around a `ResNet` fits a model with the
+        same layers; all other files are for the `ResNet` alone.
       path: a `.h5`, `.weights.h5` or `.keras` file of keras.applications, a
         `.safetensors` file, or one of `torch.save` (`.pth`, `.pt`, `.bin`),
         with the names of torchvision, timm or transformers, a `.weights.h5` or
@@ -253,7 +253,7 @@ def _adapted(target, shape):
         return repeated[:, :, :channels] * (theirs / channels)
 
     def write(kernel):
-        # Only its shape is asked for.
+        # Only the shape matters.
         return target.write(np.repeat(kernel[:, :, :1], theirs, axis=2))
 
     note = f"its images are of {theirs} channels, fitted to {channels}"
@@ -261,7 +261,7 @@ def _adapted(target, shape):
 
 
 def _nearest(name, names):
-    """Returns the few of many names that may be the same, as words."""
+    """Returns the names nearest to one, as the end of a sentence."""
     near = difflib.get_close_matches(name, names, 3, cutoff=0.5)
     return f"; the nearest there: {', '.join(near)}" if near else ""
 

@@ -222,7 +222,7 @@ def _open_safetensors(model, path, opened):
 
 
 def read_metadata(path):
-    """Returns {name: text} that a safetensors file says of itself."""
+    """Returns the metadata of a safetensors file, {name: text}."""
     if path.suffix.lower() != ".safetensors":
         return {}
     with _import_safetensors().safe_open(path, framework="np") as file:

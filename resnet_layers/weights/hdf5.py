@@ -87,7 +87,7 @@ def _parts_of_config(path):
 
 
 def _check_packing(archive, name):
-    """Raises WeightsError where a member is a bomb: it says its size first."""
+    """Raises WeightsError where a member would unpack to far more bytes."""
     member = archive.getinfo(name)
     if member.file_size > MOST_PACKED * member.compress_size:
         raise WeightsError(

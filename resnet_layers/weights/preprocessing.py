@@ -21,7 +21,7 @@ class Normalization(NamedTuple):
 
     `mean` and `stddev` are three numbers each, for pixels from 0 to 255, in
     the order in which the model takes the channels: blue, green, red if
-    `bgr`, else red, green, blue. For a model of greyscale images they are one
+    `bgr`, else red, green, blue. For a model of grayscale images they are one
     number each.
     """
 

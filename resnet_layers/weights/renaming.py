@@ -1,10 +1,10 @@
 """Names of a file brought to those of its dialect: prefixes, classifiers."""
 
-# Parts of names, and what has such.
+# Parts of names -> the models that have them.
 STRANGERS = {
     "res2a_branch2a": (
-        "Keras's ResNet-50 of before 2019, whose batch norms have another "
-        "epsilon; the file of today is --weights=imagenet"
+        "Keras's ResNet-50 from before 2019, whose batch norms have another "
+        "epsilon; the current file is --weights=imagenet"
     ),
     "layer0.conv1": "Cadene's pretrained models, of SENet's own layout",
     "block1.unit01": "Google's BiT; timm has the same weights",

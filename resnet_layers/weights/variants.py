@@ -112,7 +112,7 @@ def read_variant(path):
 
 
 def read_num_classes(path):
-    """Returns how many classes weights have, None if they do not tell.
+    """Returns how many classes weights have, None if unknown.
 
     Tensors are not read.
 
@@ -192,7 +192,7 @@ def _read_traits(path, dialect):
         name = settings_beside(path).get("model")
         config = read_model_config(path)
         if config is not None:
-            return "such a model", find_traits(config)
+            return "a ResNet", find_traits(config)
     else:
         with config_beside(path, "config.json") as config:
             name = READERS[dialect](config)

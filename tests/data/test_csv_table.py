@@ -86,7 +86,10 @@ def test_image_of_a_table_that_is_not_there_is_refused_by_name(root):
         ("path,file,label\na,b,x\n", "has the columns path, file, label; it"),
         ("image,label,split,split\n", "has the columns image, label, split"),
         ("image,label,split\na.jpg,x,dev\n", "line 2 of .* has the split dev"),
-        ("image,label,split\na.jpg,x,\n", "has the split of no name; it takes"),
+        (
+            "image,label,split\na.jpg,x,\n",
+            "has the split of no name; must be one",
+        ),
         ("", "has the columns of no table; it takes image and label"),
         ("\n\n", "has the columns of no table; it takes image and label"),
         ("image,label\na.jpg,x\na.jpg,y\n", "line 3 of .* has a.jpg again"),

@@ -114,8 +114,8 @@ def test_card_describes_all_that_was_written(trained, run, monkeypatch):
     assert status == 1
     assert err.splitlines() == [
         "onnx/model.safetensors: this net cannot be written",
-        "error: --format=keras,onnx,safetensors: 1 of 3 files failed; 2 of "
-        f"them are in {trained / 'export'}",
+        "error: --format=keras,onnx,safetensors: 1 of 3 files failed; 2 "
+        f"files are in {trained / 'export'}",
     ]
     assert not (trained / "export/onnx").exists()
     card = trained / "export/model_card.md"

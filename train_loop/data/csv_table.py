@@ -22,7 +22,7 @@ COLUMNS = {
     ),
     "label": ("label", "class", "class_name", "category", "target"),
     "split": ("split",),
-    # Of pandas, and of no use.
+    # Of pandas; skipped.
     "index": ("", "index", "unnamed:_0"),
 }
 
@@ -57,9 +57,9 @@ def open_csv(path):
     if not _fits(kinds):
         raise UserError(
             f"{path} has the columns {', '.join(columns) or 'of no table'}; it "
-            "takes image and label, or other words for them "
+            "takes image and label, or other names for them "
             f"({', '.join([*COLUMNS['image'][1:], *COLUMNS['label'][1:]])}), "
-            "one label for each image, and a split if you like"
+            "one label for each image, and optionally split"
         )
     line_of, examples = {}, []
     real_folder = functools.cache(os.path.realpath)
@@ -75,7 +75,7 @@ def open_csv(path):
         if split is None:
             raise UserError(
                 f"line {number} of {path} has the split "
-                f"{values['split'] or 'of no name'}; it takes "
+                f"{values['split'] or 'of no name'}; must be one of "
                 f"{', '.join(SPLITS)}"
             )
         # However it is spelled, a.png and ./a.png.

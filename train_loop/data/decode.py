@@ -56,7 +56,7 @@ PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 def transcode(encoded, exif_orientation=False):
     """Returns an image file as JPEG or PNG, which the crops decode.
 
-    TensorFlow does not read TIFF, reads palettes of BMP files as grey levels,
+    TensorFlow does not read TIFF, reads palettes of BMP files as gray levels,
     and does not blend transparent pixels. Pillow reads all of these, as a
     Python function: a graph with it stays in this process, and a `map` with it
     is sequential under TensorFlow's op determinism.
@@ -295,7 +295,7 @@ def _on_white(image):
 def _check_size(encoded):
     """Returns an operation that fails for a file too large to decode.
 
-    TensorFlow's own words tell that of PNG only.
+    TensorFlow itself reports that for PNG only.
     """
     shape = tf.cond(
         tf.io.is_jpeg(encoded),

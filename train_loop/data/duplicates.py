@@ -150,7 +150,7 @@ def members(groups, data):
 
 
 def kind_of(group):
-    """Returns how bad a group of `Member`s is, a key of `KINDS`."""
+    """Returns how a group of `Member`s is distributed, one of `KINDS`."""
     if len({member.split for member in group}) > 1:
         return "between splits"
     if len({member.label for member in group}) > 1:

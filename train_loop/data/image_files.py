@@ -176,7 +176,7 @@ def _some_need_pillow(paths):
     """Finds out whether one of many files is neither JPEG nor PNG.
 
     By their first bytes: names are wrong too often. What cannot be read is
-    none of them; whoever reads it says so.
+    none of them; reading it raises an error later.
     """
 
     def some_need_pillow(begin):
@@ -197,7 +197,7 @@ def _some_need_pillow(paths):
 
 
 def _examine(path):
-    """Returns (status, reason to refuse it or None) of an image's file."""
+    """Returns (status, reason to reject it or None) of an image's file."""
     try:
         str(path).encode()
         status = os.stat(path)

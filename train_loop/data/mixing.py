@@ -44,7 +44,7 @@ def mixup(
     seed,
     alpha: Annotated[float, Bounds(0.01, 100.0)] = 0.2,
 ):
-    """Blends every example with its partner.
+    """Mixes every example with its partner.
 
     Zhang et al., 2017, https://arxiv.org/abs/1710.09412. One share is drawn for
     the whole batch.

@@ -46,7 +46,7 @@ def as_call(function):
 def is_plain_jpeg(encoded):
     """Whether a JPEG file has just what JFIF requires, as most files do.
 
-    It is quickly told, and there is no metadata then.
+    Such a file has no metadata, and this check is fast.
     """
     parts = tf.strings.substr(_head(encoded), [2, 20], [4, 2])
     return tf.reduce_all(parts == [JFIF, QUANTIZATION])
@@ -120,7 +120,7 @@ def _find_exif(encoded):
 
 
 def png_orientation_and_transparency(encoded):
-    """Returns what the header of a PNG file tells of how it is viewed.
+    """Returns the orientation and the transparency of a PNG file.
 
     Args:
       encoded: scalar string.

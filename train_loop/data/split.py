@@ -76,7 +76,7 @@ class Split:
         return dataclasses.replace(self, indices=indices)
 
     def seekable(self):
-        """Returns these examples, for one who reads few of each window."""
+        """Returns these examples, to read few of each window."""
         return dataclasses.replace(self, store=self.store.seekable)
 
     def overlap(self, other):

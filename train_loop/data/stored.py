@@ -150,7 +150,7 @@ def choose_evaluation(stored, eval_split=None):
 
 
 def check_new(data, dataset):
-    """Raises UserError where a new run could not be measured rightly.
+    """Raises UserError where a new run could not be measured correctly.
 
     Runs that exist are read all the same.
 

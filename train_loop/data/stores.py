@@ -11,7 +11,7 @@ of them, and in which order.
     read(numbers)         {"image": ..., "label": int64}, each [n], in the
                           order of the numbers, int64 [n]
     load(image)           one of these images -> the bytes of a file
-    seekable              the same store, for who reads few of a window
+    seekable              the same store, to read few examples of each window
     name(number)          what a person calls the example
     identity              a hash of which examples these are
     files                 paths of what they are read from
@@ -116,8 +116,8 @@ class RecordStore:
         "label": int64}.
       sizes: bytes of an example, on the average.
       ends: int64 array [num_examples], the byte of its file at which each
-        record ends; None where a file is read from its beginning and what is
-        not asked for is dropped.
+        record ends; None where a file is read from its beginning and other
+        records are dropped.
     """
 
     files: Sequence

@@ -81,7 +81,7 @@ def permutation_test(differences):
 
     Args:
       differences: [1 + replicates], the difference itself first. Replicates in
-        which it is not defined (nan) are left out.
+        which it is not defined (nan) are skipped.
     """
     if np.isnan(differences[0]):
         return np.nan

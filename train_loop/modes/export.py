@@ -100,7 +100,7 @@ def export(settings):
         count, others = len(failures), len(measured) - 1
         raise UserError(
             f"--format={','.join(names)}: {count} of {count + others} files "
-            f"failed; {others or 'none'} of them are in {folder}"
+            f"failed; {others or 'no'} files are in {folder}"
         )
     return measured
 

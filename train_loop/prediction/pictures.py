@@ -67,7 +67,7 @@ def _matches(name):
 
 
 def _glob(path):
-    """Yields what matches; a folder that is there is no pattern."""
+    """Yields what matches; an existing folder is not a pattern."""
     folder, names = path, []
     while glob.has_magic(folder) and not os.path.exists(folder):
         folder, name = os.path.split(folder)

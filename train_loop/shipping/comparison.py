@@ -112,7 +112,7 @@ def measure(folder, files, pictures):
         link.symlink_to(folder.absolute())
         found = []
         while len(found) < len(files):
-            # A file that cannot be run ends the process: another one goes on.
+            # A file that cannot be run ends the process: another one continues.
             found += _run(exchange, link, files[len(found) :], pictures)
         return found
 

@@ -31,7 +31,7 @@ def in_rgb(classifier):
     """Returns the classifier with a model that takes red, green and blue.
 
     Raises:
-      UserError: it takes grey, and no kernels for colors do the same.
+      UserError: its images are gray, and no kernels for colors do the same.
     """
     mean, stddev, bgr = classifier.preprocessing.normalization
     is_grey = len(mean) == 1
@@ -48,7 +48,7 @@ def in_rgb(classifier):
     kernel = tf.cast(kernel, tf.float32)
     normalization = Normalization(mean[::-1], stddev[::-1])
     if is_grey:
-        # Grey is a sum over the colors, which a convolution is as well.
+        # Gray is a sum over the colors, which a convolution is as well.
         kernel *= LUMA[:, np.newaxis]
         normalization = normalization.for_channels(3)
     model.stem.convs[0].kernel.assign(kernel[:, :, ::-1] if bgr else kernel)

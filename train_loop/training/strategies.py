@@ -83,8 +83,9 @@ def multi_worker(cluster):
     strategy = tf.distribute.MultiWorkerMirroredStrategy(
         cluster_resolver=find_cluster(cluster)
     )
-    # All have as many batches, and these are full. Else the workers would tell
-    # each other of every batch, and wait there for one that cannot read its.
+    # All have as many batches, and these are full. Otherwise the
+    # workers would exchange a message per batch, and wait there for one that
+    # cannot read its own.
     strategy.extended.experimental_enable_get_next_as_optional = False
     return strategy
 

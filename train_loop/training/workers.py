@@ -156,7 +156,7 @@ class Workers:
     def check_signals(self):
         """Raises StoppedError on all workers where a signal asked one to stop.
 
-        All must ask.
+        All workers must call it.
         """
         signal = stopping.noted()
         [signals] = self.sums(signal is not None)
