@@ -165,6 +165,10 @@ def test_the_head_is_as_large_as_the_files(three_classes, tmp_path, capsys):
     config = {"architecture": "resnet18", "label_names": ["a", "b", "c"]}
     path.with_name("config.json").write_text(json.dumps(config))
     assert load_classifier(path).class_names == ("a", "b", "c")
+    config["label_names"], config["id2label"] = None, {"1": "a", "2": "b"}
+    path.with_name("config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="3 classes without names"):
+        load_classifier(path)
     given = load_classifier(path, class_names=names)
     assert given.class_names == ("no", "yes", "perhaps")
 

@@ -75,6 +75,21 @@ def test_second_ctrl_c_in_a_session_is_of_python(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_forked_process_holds_nothing_up(monkeypatch):
+    """It has a copy of the pipe on which signals arrive."""
+    pipe, copies = os.pipe, []
+
+    def copied():
+        ends = pipe()
+        copies.append(os.dup(ends[1]))
+        return ends
+
+    monkeypatch.setattr(os, "pipe", copied)
+    with stopping.ended_by_second():
+        pass
+    os.close(*copies)
+
+
 def test_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -194,6 +194,7 @@ def _read_beside(path):
     names = contents.get("label_names")
     # As transformers has them.
     numbered = contents.get("id2label")
-    if names is None and numbered:
-        names = [numbered[str(number)] for number in range(len(numbered))]
+    if names is None and isinstance(numbered, dict):
+        names = [numbered.get(str(number)) for number in range(len(numbered))]
+        names = None if None in names else names
     return {"class_names": names}

@@ -21,6 +21,8 @@ NAMES = {signal.SIGINT: "the keyboard"}
 # Signals that arrive within this time are one request: some senders signal a
 # process and its group.
 SECONDS_OF_ONE = 1.0
+# What ends the thread that waits for signals.
+NO_SIGNAL = 0
 
 # Signals belong to the process, and so does what was noted of them.
 _noted = []
@@ -96,6 +98,8 @@ def ended_by_second():
         yield
     finally:
         signal.set_wakeup_fd(previous)
+        # A forked process may hold the pipe open.
+        os.write(wakeup, bytes([NO_SIGNAL]))
         os.close(wakeup)
         thread.join()
         os.close(arrived)
@@ -104,8 +108,7 @@ def ended_by_second():
 def _watch(arrived):
     """Reads the numbers of signals; ends the process at the second request."""
     first = None
-    while numbers := os.read(arrived, 1):
-        [number] = numbers
+    while (number := os.read(arrived, 1)[0]) != NO_SIGNAL:
         if number not in SIGNALS or _is_interactive(number):
             continue
         now = time.monotonic()

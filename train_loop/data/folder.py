@@ -11,6 +11,7 @@ from train_loop.data.image_files import (
     store_files,
 )
 from train_loop.errors import UserError, first_few
+from train_loop.workdir import Workdir
 
 # What folders of splits are called, whatever their capitals -> the split.
 SPLITS = {
@@ -26,11 +27,9 @@ SPLITS = {
 }
 
 
-# Folders that systems put beside those of people: what macOS packs into an
-# archive, and the thumbnails of a Synology NAS.
+# Folders that systems add: what macOS packs into an archive, and thumbnails of
+# a Synology NAS.
 OF_SYSTEMS = ("__MACOSX", "@eaDir")
-# What the folder of a run holds beside flags.txt.
-OF_RUNS = ("data.json", "checkpoints")
 # How far below a folder its data set is looked for.
 LEVELS = 5
 
@@ -185,8 +184,9 @@ def _is_one_of(path, above):
 
 def _is_run(folder):
     """Whether a folder is that of a run, and not of a class."""
-    return os.path.isfile(os.path.join(folder, "flags.txt")) and any(
-        os.path.exists(os.path.join(folder, name)) for name in OF_RUNS
+    workdir = Workdir(pathlib.Path(folder))
+    return workdir.is_run and (
+        workdir.data.exists() or workdir.checkpoints.exists()
     )
 
 
@@ -257,7 +257,7 @@ def _below_classes(root, found, class_names):
         names = [os.path.relpath(path, root) for path in few]
         names += [""] * (len(found.others) - len(few))
         warnings.append(
-            f"{len(found.others)} files in {root} are left out: they are none "
+            f"{len(found.others)} files in {root} are skipped: they are none "
             f"of {', '.join(IMAGE_SUFFIXES)}: {first_few(names)}"
             f"{heif_advice(found.others)}"
         )
