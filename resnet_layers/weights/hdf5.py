@@ -224,8 +224,8 @@ def _open_own(model, path, opened):
     """Returns {path below the model: `Stored`} of a file of our models.
 
     Not by Keras, which overwrites half of a model before it notices that the
-    rest does not fit, does not look at what is left over, and runs what code
-    there is in a `.keras` file.
+    rest does not fit. It ignores tensors that are left, and runs code that is
+    in a `.keras` file.
     """
     tensors = {}
 

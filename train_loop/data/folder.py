@@ -136,9 +136,9 @@ def images_below(folder):
 class _Found(NamedTuple):
     """What is found in folders of classes beside images.
 
-    `others` are files of other kinds, `runs` folders of runs, `splits` folders
-    in that of a class that are called as splits are, and `empty` those without
-    images.
+    `others` are files of other kinds, `runs` folders of runs, and `empty`
+    folders without images. `splits` are folders in that of a class with the
+    name of a split.
     """
 
     others: Paths

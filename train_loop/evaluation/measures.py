@@ -154,8 +154,8 @@ def mistake_sizes(values, examples):
     """Returns how far one more mistake would move each number.
 
     For scores from 0 (worst) to 1, that is twice the mean size of the mistakes
-    that were made, as the variance tells it, and at most that of an image with
-    the worst score: with such images alone, accuracy's variance is
+    that were made, estimated from the variance. It is at most that of an image
+    with the worst score: with such images alone, accuracy's variance is
     `error * (1 - error) / images`. One more mistake adds at least the loss of
     a guess. Mistakes that calibration errors contain cancel each other, and
     tell nothing.
