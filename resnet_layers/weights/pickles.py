@@ -223,6 +223,10 @@ def _same(value, *others):
 
 
 def _make_dict(pairs=()):
+    pairs = list(pairs)
+    # To hash tuples of tuples may take forever.
+    if any(isinstance(key, tuple) for key, _ in pairs):
+        raise ValueError("it has dicts with other keys than names")
     return dict(pairs)
 
 
@@ -312,7 +316,7 @@ def _unpickle(stream, path, storages=None):
         elif name in ("SETITEM", "SETITEMS"):
             values = pop(2) if name == "SETITEM" else pop_to_mark()
             pairs = zip(values[::2], values[1::2], strict=True)
-            _checked(stack[-1], dict).update(pairs)
+            _checked(stack[-1], dict).update(_make_dict(pairs))
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
         elif name == "MEMOIZE":
@@ -337,7 +341,7 @@ def _unpickle(stream, path, storages=None):
             if kind != "storage" or view not in ([], [None]):
                 raise ValueError("it has tensors of an unknown kind")
             dtype = STORAGES[_checked(dtype, _Type).name]
-            stack.append(_Storage(dtype, key))
+            stack.append(_Storage(dtype, _checked(key, str)))
             if storages is not None:
                 storages[key] = stack[-1]
         else:

@@ -140,6 +140,8 @@ def test_what_would_run_code_is_rejected(
         b"\x80\x02ccollections\nOrderedDict\n)R}(X\x01\x00\x00\x00a0\x81b.",
         b"\x80\x02R.",
         b"\x80\x02]q\x00h\x01.",
+        # A key of tuples in tuples, which takes years to hash.
+        b"\x80\x02})q\x00" + 60 * b"h\x00\x86q\x00" + b"Ns.",
         b"\x80\x02}(K\x01u.",
         b"\x80\x02K\x01K\x02b.",
         b"\x80\x02]",

@@ -288,7 +288,8 @@ def test_models_of_transformers_are_read(folder):
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     found = find_weights(str(folder))
     normalization = NORMALIZATIONS["imagenet"]
-    assert found[1:] == ("resnet50", (normalization, 224, 0.875, "bicubic"))
+    expected = Preprocessing(normalization, 224, 0.875, "bicubic")
+    assert found[1:] == ("resnet50", expected)
     assert read_num_classes(path) == 7
     model = small(seed=2)
     assert load_weights(model, path)[:2] == ("transformers", True)
@@ -334,7 +335,7 @@ def test_configs_of_transformers_tell_the_variant(changes, variant, folder):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("res2a_branch2a.weight", "Keras's ResNet-50 of before 2019"),
+        ("res2a_branch2a.weight", "Keras's ResNet-50 from before 2019"),
         ("layer0.conv1.weight", "Cadene's pretrained models"),
         ("blocks.0.patch_embed.weight", "a vision transformer"),
     ],
