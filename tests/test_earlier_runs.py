@@ -180,3 +180,10 @@ def test_recipe_that_no_longer_exists_is_ignored_with_a_line(earlier, run):
     ended = run(f"--workdir={earlier}")
     assert ended.status == 0, ended.err
     assert "--recipe=numerals: no longer a recipe, ignored" in ended.out
+
+
+def test_setting_of_today_is_known_of_an_earlier_run(earlier):
+    settings = Settings.read(Workdir.of(earlier).flags)
+    assert (settings.channels, settings.exif_orientation) == (3, False)
+    with pytest.raises(UserError, match="channels"):
+        Run.open(earlier, channels=1)

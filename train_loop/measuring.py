@@ -140,9 +140,14 @@ class Measurement:
     def _stored(self):
         """The data set that models are measured on."""
         settings = self.settings
-        return sources.open_stored(
+        stored = sources.open_stored(
             settings.dataset, settings.data_dir, settings.manual_dir
         )
+        if stored.fault and self.given.dataset is not None:
+            raise UserError(stored.fault)
+        if stored.fault:
+            print(f"warning: {stored.fault}")
+        return stored
 
     def _data_of_run(self, stored):
         """Returns the `Data` of the run, None where they are others."""

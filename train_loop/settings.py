@@ -234,6 +234,7 @@ class Settings:
         3,
         choices=(1, 3),
         fixed=True,
+        absent=3,
     )
     crop_fraction: float = setting(
         "Evaluation takes the middle of an image: this part of its shorter "

@@ -4,7 +4,7 @@ import pytest
 from samples import read_all, write_folder
 
 from train_loop.data.sources import open_stored
-from train_loop.data.stored import choose_splits
+from train_loop.data.stored import check_new, choose_splits
 from train_loop.errors import UserError
 
 
@@ -92,12 +92,7 @@ def test_image_of_a_table_that_is_not_there_is_refused_by_name(root):
         ),
         ("", "has the columns of no table; it takes image and label"),
         ("\n\n", "has the columns of no table; it takes image and label"),
-        ("image,label\na.jpg,x\na.jpg,y\n", "line 3 of .* has a.jpg again"),
-        ("image,label\na,x\n./a,y\n", "line 3 .* has ./a again, which line 2"),
-        ("image,label\nb/a,x\n\nb/../b//a,x\n", "line 4 .* again, which lin"),
-        ("image,label\nlink/a,x\nphotos/a,x\n", "line 3 .* again, which lin"),
         ("image,label\n\n\n\na.jpg,\n", "line 5 of .* is no image with a"),
-        ("\n\nimage,label\na,x\n\na,y\n", "line 6 .* again, which line 4"),
         ('image,label\n"a\nb",x\nc\n', "line 4 of .* is no image with a"),
         ("image,label\na\0,x\n", "line 2 of .* is no image with a label"),
         ("image,label\na.jpg\n", "line 2 of .* is no image with a label"),
@@ -113,6 +108,27 @@ def test_tables_of_another_kind_are_one_clear_line(root, text, expected):
     with pytest.raises(UserError, match=expected) as error:
         open_stored(write_table(root, text))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1/0,x\n1/0,y\n", "line 3 of .* has 1/0.jpeg again, which line 2"),
+        ("1/0,x\n./1/0,y\n", "line 3 .* has ./1/0.jpeg again, which line 2"),
+        ("1/0,x\n\n1/../1//0,x\n", "line 4 .* again, which line 2"),
+        ("link/0,x\n1/0,y\n", "line 3 .* has 1/0.jpeg again, which line 2"),
+        ("\n\n1/0,x\n\n./1/0,y\n", "line 6 .* again, which line 4"),
+    ],
+)
+def test_images_that_a_table_has_twice_are_for_no_new_run(root, text, expected):
+    (root / "photos/link").symlink_to("1")
+    text = "image,label\n" + text.replace(",", ".jpeg,") + "2/1.jpeg,z\n"
+    table = root / "photos/labels.csv"
+    table.write_text(text)
+    stored = open_stored(str(table))
+    data = choose_splits(stored, "train[:50%]", "train[50%:]")
+    with pytest.raises(UserError, match=expected):
+        check_new(data, str(table))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import types
 
@@ -354,6 +355,27 @@ def test_images_that_changed_since_training_are_a_warning(tmp_path, run):
     [line] = [line for line in out.splitlines() if "warning" in line]
     assert "not the images that" in line
     assert "there were 16 for train and 4 for eval" in line
+
+
+def test_table_that_no_new_run_may_use_is_measured_by_its_run(tmp_path, run):
+    write_folder(tmp_path / "images", {"cat": 10, "dog": 10})
+    table = tmp_path / "table.csv"
+    paths = sorted((tmp_path / "images").rglob("*.jpeg"))
+    lines = [f"{path},{path.parent.name}\n" for path in paths]
+    table.write_text("image,label\n" + "".join(lines))
+    workdir = train(table, tmp_path / "run")
+    with table.open("a") as file:
+        file.write(
+            f"{tmp_path}/images/cat/../{paths[0].parent.name}/"
+            f"{paths[0].name},dog\n"
+        )
+    flags = ("--mode=evaluate", f"--workdir={workdir}")
+    status, out, err = run(*flags)
+    assert status == 0, err
+    assert re.search("warning: line 22 of .* again, which line 2 has", out)
+    status, _, err = run(*flags, f"--dataset={table}")
+    assert status == 1
+    assert "line 22 of" in err
 
 
 def test_temperature_is_fitted_on_other_images(trained, run):

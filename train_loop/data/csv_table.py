@@ -61,7 +61,7 @@ def open_csv(path):
             f"({', '.join([*COLUMNS['image'][1:], *COLUMNS['label'][1:]])}), "
             "one label for each image, and optionally split"
         )
-    line_of, examples = {}, []
+    line_of, examples, fault = {}, [], ""
     real_folder = functools.cache(os.path.realpath)
     for number, row in rows[1:]:
         values = dict(zip(kinds, row, strict=False))
@@ -82,11 +82,11 @@ def open_csv(path):
         folder, name = os.path.split(path.parent / image)
         place = real_folder(folder), name
         if place in line_of:
-            raise UserError(
+            fault = fault or (
                 f"line {number} of {path} has {image} again, which line "
                 f"{line_of[place]} has; each image has one line and one label"
             )
-        line_of[place] = number
+        line_of.setdefault(place, number)
         examples.append((split, path.parent / image, label))
     class_names = sorted({label for *_, label in examples})
     if not class_names:
@@ -98,7 +98,9 @@ def open_csv(path):
     files = {split: [] for split, *_ in examples}
     for split, image, label in examples:
         files[split].append((image, numbers[label]))
-    return store_files(path.parent, class_names, files)
+    stored = store_files(path.parent, class_names, files)
+    # Runs that began with one image in two spellings stay readable.
+    return stored._replace(fault=fault)
 
 
 def _read(text):

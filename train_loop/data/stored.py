@@ -23,8 +23,9 @@ class Stored(NamedTuple):
     """A data set as it is stored.
 
     `splits` is {name: `Split`}, all of one store; `refused` {path: reason} of
-    images that are there and cannot be used; `warnings` are lines of text, and
-    `hint` says where the data set may be if this is not it.
+    images that are there and cannot be used; `warnings` are lines of text,
+    `hint` says where the data set may be if this is not it, and `fault` why no
+    new run may use it, if that is so.
     """
 
     class_names: tuple
@@ -32,6 +33,7 @@ class Stored(NamedTuple):
     refused: dict = {}  # noqa: RUF012
     warnings: tuple = ()
     hint: str = ""
+    fault: str = ""
 
 
 class Data(NamedTuple):
@@ -40,7 +42,7 @@ class Data(NamedTuple):
     `evaluation` is None where nothing is evaluated on. `contents` is a value
     for JSON that tells these examples from others, even where some are left
     out later because they are broken; `note` says in words what was chosen
-    where nobody did, or is empty.
+    where nobody did, or is empty. `fault` is that of `Stored`.
     """
 
     class_names: tuple
@@ -48,6 +50,7 @@ class Data(NamedTuple):
     evaluation: Split | None
     contents: dict
     note: str = ""
+    fault: str = ""
 
     @property
     def splits(self):
@@ -158,6 +161,8 @@ def check_new(data, dataset):
       data: a `Data`.
       dataset: its name.
     """
+    if data.fault:
+        raise UserError(data.fault)
     repeated = repeated_names(data.class_names)
     if repeated:
         numbers = [
@@ -212,7 +217,7 @@ def spelling_warnings(class_names):
 
 
 def _data(stored, train, evaluation, note=""):
-    data = Data(stored.class_names, train, evaluation, {}, note)
+    data = Data(stored.class_names, train, evaluation, {}, note, stored.fault)
     contents = {
         "class_names": [*stored.class_names],
         "splits": {
