@@ -256,6 +256,15 @@ def test_photos_that_an_extra_reads_are_named_with_it(folder):
     )
 
 
+@pytest.mark.skipif(READS_HEIF, reason="The extra is installed.")
+def test_folder_of_photos_that_an_extra_reads_is_told_with_it(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "IMG_1.HEIC").write_bytes(b"not read")
+    with pytest.raises(UserError, match="the extra heif: pip install"):
+        open_stored(str(tmp_path))
+
+
 def test_folder_without_any_image_of_use_is_one_clear_line(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()

@@ -54,6 +54,7 @@ def test_files_of_torch_are_read(write, name, state, tmp_path):
     ("wrap", "prefix"),
     [
         (lambda state, other: {"epoch": 3, "state_dict": state}, "state_dict."),
+        (lambda state, other: {"net": state, "acc": 93.1}, "net."),
         (
             lambda state, other: {"model": {"state_dict": state}, "lr": 0.1},
             "model.state_dict.",

@@ -79,9 +79,11 @@ def open_folder(root):
             if not count:
                 found.empty.append(folders[split] / class_name)
 
-    stored = store_files(
-        root, class_names, {split: examples(split) for split in folders}
-    )
+    files = {split: examples(split) for split in folders}
+    try:
+        stored = store_files(root, class_names, files)
+    except UserError as error:
+        raise UserError(f"{error}{heif_advice(found.others)}") from error
     # The splits' folders lie in the root.
     levels = {root: list_folder(root)} | {
         folders[split]: level for split, level in levels.items()
