@@ -18,6 +18,7 @@ from small_trainers import (
     remembered,
     start_again,
 )
+from tensorflow.python.framework import config
 
 from train_loop.training.losses import cross_entropy
 from train_loop.training.optimizers import MomentumSGD
@@ -320,6 +321,17 @@ def test_waiting_for_input_is_timed(two_replicas, monkeypatch):
     _, waited = trainer.train(batches, tf.constant(2))
     assert late == [True]
     assert 0.05 <= float(waited) < time.perf_counter() - began
+
+
+def test_deterministic_operations_train_too():
+    tf.config.experimental.enable_op_determinism()
+    try:
+        one_device = tf.distribute.get_strategy()
+        trainer = make_trainer(one_device, make_model_without_norm)
+        trainer.train(make_batches(one_device), tf.constant(2))
+    finally:
+        config.disable_op_determinism()
+    assert trainer.step == 2
 
 
 @pytest.mark.parametrize("broken", ["model", "optimizer"])

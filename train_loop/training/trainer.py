@@ -3,10 +3,12 @@
 import contextlib
 import copy
 import math
+import time
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from train_loop.training import gradients
 from train_loop.training.averages import Average
@@ -134,12 +136,12 @@ class Trainer:
         """
 
         def take_step(taken, broken_step, waited):
-            began = tf.timestamp()
+            began = _seconds()
             with tf.control_dependencies([began]):
                 batch = next(iterator)
             arrived = self._tensors(batch)
             with tf.control_dependencies(arrived):
-                waited += tf.timestamp() - began
+                waited += _seconds() - began
             losses, gradient_norms = self.strategy.run(
                 self._train_step, args=(batch, arrived)
             )
@@ -455,3 +457,12 @@ class Trainer:
         self.accuracy.update_state(
             is_correct(labels, logits), sample_weight=weights
         )
+
+
+def _seconds():
+    """Returns the time, when the graph comes to it."""
+    if is_op_determinism_enabled():
+        # TensorFlow rejects its own clock then.
+        now = tf.numpy_function(time.time, [], tf.float64)
+        return tf.ensure_shape(now, [])
+    return tf.timestamp()
