@@ -124,7 +124,7 @@ ENDS_OF_LINES = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
 def test_letters_that_end_lines_elsewhere_stay_in_a_value(tmp_path):
     path = tmp_path / "flags.txt"
     dataset = "".join(f"a{end}--seed=5" for end in ENDS_OF_LINES)
-    settings = Settings(seed=3, dataset=dataset, exif_orientation=True)
+    settings = Settings(seed=3, dataset=dataset).over(DEFAULTS)
     settings.write(path)
     assert Settings.read(path) == settings
     assert settings_beside(tmp_path) == settings.texts()
