@@ -18,12 +18,12 @@ from train_loop.assembly import (
 from train_loop.data import check, imagenet, sources
 from train_loop.data.split import Split
 from train_loop.data.stored import (
+    check_unique,
     choose_evaluation,
     choose_splits,
-    repeated_names,
 )
 from train_loop.defaults import DEFAULTS, MODE_DEFAULTS
-from train_loop.errors import UserError, first_few
+from train_loop.errors import UserError
 from train_loop.evaluation.views import VIEWS
 from train_loop.prediction.splits import predict_split
 from train_loop.pretrained import is_weights
@@ -209,15 +209,9 @@ def match_classes(stored, ours):
             f"{few}. Classes are matched by name"
             f"{stored.hint and f'. {stored.hint}'}"
         )
+    check_unique(theirs)
     known = set(theirs)
-    repeated = repeated_names(theirs) or repeated_names(
-        name for name in ours if name in known
-    )
-    if repeated:
-        raise UserError(
-            f"several classes are called {first_few(map(repr, repeated))}: "
-            "classes are matched by name, which must be unique. Rename them"
-        )
+    check_unique(name for name in ours if name in known)
     which = "in another order"
     if len(theirs) < len(ours):
         which = f"{len(theirs)} of the model's {len(ours)}"

@@ -193,6 +193,16 @@ def repeated_names(names):
     return [name for name, count in counts.items() if count > 1]
 
 
+def check_unique(names):
+    """Raises UserError where classes cannot be matched by their names."""
+    repeated = repeated_names(names)
+    if repeated:
+        raise UserError(
+            f"several classes are called {first_few(map(repr, repeated))}: "
+            "classes are matched by name, which must be unique. Rename them"
+        )
+
+
 def spelling_warnings(class_names):
     """Returns lines on classes that may be one, written in several ways."""
     warnings, alike = [], {}

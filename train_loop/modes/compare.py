@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from train_loop.data.stored import repeated_names
+from train_loop.data.stored import check_unique
 from train_loop.errors import UserError, first_few
 from train_loop.evaluation.comparison import (
     Comparison,
@@ -67,12 +67,8 @@ def compare(settings):
             "common; classes are matched by name, and theirs are "
             + " against ".join(first_few(c.class_names) for c in classifiers)
         )
-    repeated = repeated_names(shared)
-    if repeated and [*first] != [*second]:
-        raise UserError(
-            f"several classes are called {first_few(map(repr, repeated))}: "
-            "classes are matched by name, which must be unique"
-        )
+    if [*first] != [*second]:
+        check_unique(shared)
     findings, facts = {}, {}
     for name, classifier in zip(names, classifiers, strict=True):
         print(f"Measuring {name}.")
