@@ -79,7 +79,7 @@ def hub(monkeypatch, server, tmp_path):
 
 def test_timm_weights_come_from_the_hub(hub, server):
     name = "timm/resnet50.a1_in1k"
-    # That there is a folder of this name, with other files, is by chance.
+    # A folder of that name with other files in it does not count.
     pathlib.Path("timm").mkdir()
     folder = server / name
     folder.mkdir(parents=True)

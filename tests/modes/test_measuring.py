@@ -543,6 +543,6 @@ def test_classes_of_one_name_are_measured_by_number_or_not_at_all():
     for theirs, ours in (("ab", "aba"), ("aba", "ab"), ("aba", "aab")):
         with pytest.raises(UserError, match="several classes are called 'a'"):
             measuring.match_classes(Stored(tuple(theirs), {}), tuple(ours))
-    # What nobody is matched with may be.
+    # Names that are not matched may repeat.
     labels, _ = measuring.match_classes(Stored(("b",), {}), ("a", "b", "a"))
     assert labels.tolist() == [1]

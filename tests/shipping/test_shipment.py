@@ -156,7 +156,7 @@ def classifier():
 
 
 def write_format(monkeypatch, write, read, *files):
-    """Puts a format of files that nobody runs among the others."""
+    """Puts a format of files without a runtime among the others."""
     row = Format(write, files, read=read)
     monkeypatch.setitem(FORMATS, "own", row)
 

@@ -20,8 +20,8 @@ class Format(NamedTuple):
     """How a format is written, what comes of it, and which packages it takes.
 
     `write` is a function of a `Shipment` and the path of one of the files.
-    Where nobody runs the only file, `read` returns the classifier in it: a
-    function of one like it and a path.
+    If no runtime is listed for the only file, `read` returns the classifier in
+    it: a function of one like it and a path.
     """
 
     write: Callable
