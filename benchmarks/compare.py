@@ -43,9 +43,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train_loop.command_lines import parser_of
-from train_loop.speed.host import describe_host, versions
-from train_loop.speed.process import age, peak_memory
+from train_loop.benchmark.machine import (
+    age,
+    describe_host,
+    peak_memory,
+    versions,
+)
+from train_loop.console import parser_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 CLASSES = 1000
@@ -138,7 +142,7 @@ def ours(case, laps):
     import train_loop
 
     train_loop.environment.import_tensorflow()
-    from train_loop.timing import TASKS
+    from train_loop.benchmark.timing import TASKS
 
     laps.imported()
     with tempfile.TemporaryDirectory() as folder:
@@ -377,7 +381,7 @@ def _keras_loss(keras):
 
 
 def _tensorflow_device():
-    from train_loop.speed.machine import gpu_names, peak_device_memory
+    from train_loop.benchmark.machine import gpu_names, peak_device_memory
 
     names = gpu_names()
     if not names:

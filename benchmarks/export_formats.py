@@ -16,11 +16,11 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from resnet_layers import NORMALIZATIONS, VARIANTS, Preprocessing
-from train_loop.classifier import Classifier
-from train_loop.shipping.comparison import Pictures
-from train_loop.shipping.formats import FORMATS, parse_formats
-from train_loop.shipping.shipment import Shipment
-from train_loop.training.reports import table
+from train_loop.console import text_table
+from train_loop.export.bundle import Shipment
+from train_loop.export.comparison import Pictures
+from train_loop.export.formats import FORMATS, parse_formats
+from train_loop.prediction.classifier import Classifier
 
 FAMILIES = {
     "resnet18": "basic blocks",
@@ -127,7 +127,7 @@ def compare(models, formats, images):
         for name, (differences, _) in found.items()
     ]
     header = ["model", "family", *map(str, range(1, len(columns) + 1))]
-    print("\n" + table([header, *rows]) + "\n")
+    print("\n" + text_table([header, *rows]) + "\n")
     for number, column in enumerate(columns, 1):
         print(f"{number}: {column}")
     for name, (_, failures) in found.items():

@@ -17,8 +17,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from resnet_layers import VARIANTS, convolutions, kernel_gradients
-from train_loop.command_lines import parser_of
-from train_loop.training.reports import table
+from train_loop.console import parser_of, text_table
 
 Call = collections.namedtuple("Call", "inputs kernel strides padding")
 
@@ -58,7 +57,7 @@ def main(arguments=None):
         totals["as products"] += count * products
         totals["as taken"] += count * (products if are_taken else convolution)
         totals["as is best"] += count * min(products, convolution)
-    print(table(rows))
+    print(text_table(rows))
     for name, seconds in totals.items():
         print(f"all {name}: {seconds * 1e3:.1f} ms")
 

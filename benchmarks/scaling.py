@@ -36,8 +36,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.photos import write_classes
 from benchmarks.programs import run_python
-from train_loop.command_lines import parser_of
-from train_loop.speed.host import describe_host, versions
+from train_loop.benchmark.machine import describe_host, versions
+from train_loop.console import parser_of
 
 MAIN = ("-m", "train_loop.main")
 # Pictures of the data set that is called 1, and their side.

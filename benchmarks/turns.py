@@ -29,10 +29,10 @@ from tqdm import tqdm
 from benchmarks.compare import spread
 from benchmarks.programs import ROOT
 from train_loop import main as program
-from train_loop.command_lines import parser_of
+from train_loop.benchmark.timing import TASKS
+from train_loop.console import parser_of
 from train_loop.errors import UserError
 from train_loop.modes.benchmark import to_measure
-from train_loop.timing import TASKS
 
 
 def read_options(arguments):

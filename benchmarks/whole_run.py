@@ -25,9 +25,9 @@ from tensorboard.backend.event_processing.event_accumulator import (
 from benchmarks.compare import spread, spread_text
 from benchmarks.photos import parts_of_photos, write_classes
 from benchmarks.programs import run_python
-from train_loop.command_lines import parser_of
-from train_loop.speed.host import describe_host, versions
-from train_loop.training.tensorboard import TAGS
+from train_loop.benchmark.machine import describe_host, versions
+from train_loop.console import parser_of
+from train_loop.training.reports import TAGS
 
 PICTURES = 1000
 

@@ -8,7 +8,7 @@ from resnet_layers import (
     Preprocessing,
     ResNet,
 )
-from train_loop.classifier import Classifier
+from train_loop.prediction.classifier import Classifier
 
 NAMES = ("ape", "bee", "cat", "dog", "elk", "fox")
 # Whose every number is needed, and in its place.

@@ -24,7 +24,7 @@ from benchmarks import (
 from benchmarks.photos import parts_of_photos
 from resnet_layers import ResNet
 from train_loop import main
-from train_loop.training.tensorboard import TensorBoardReport
+from train_loop.training.reports import TensorBoardReport
 
 CASE = compare.Case("resnet18", "train", "float32", 8, 32, 2, 3)
 

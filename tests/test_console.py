@@ -11,8 +11,7 @@ import termios
 import pytest
 
 from train_loop import console
-from train_loop.progress import progress_bar
-from train_loop.training import reports
+from train_loop.console import progress_bar
 
 
 def unread():
@@ -84,7 +83,7 @@ def test_others_draw_no_bars_into_files(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(os, "environ", {})
-    console.prepare()
+    console.prepare_streams()
     assert os.environ == {"TQDM_DISABLE": "1"}
     # Whoever follows the file sees lines as they come.
     print("a line")
@@ -130,7 +129,7 @@ def test_what_an_encoding_lacks_is_written_in_escapes(
 ):
     stream = io.TextIOWrapper(io.BytesIO(), encoding)
     monkeypatch.setattr(sys, "stdout", stream)
-    console.prepare()
+    console.prepare_streams()
     print("猫 é")
     assert stream.buffer.getvalue() == expected
 
@@ -148,7 +147,7 @@ def test_what_an_encoding_lacks_is_written_in_escapes(
 )
 def test_control_characters_are_printed_as_escapes(text, expected):
     assert console.printable(text) == expected
-    _, row = reports.table([["image"], [text]]).splitlines()
+    _, row = console.text_table([["image"], [text]]).splitlines()
     assert row == expected
 
 

@@ -10,7 +10,8 @@ import sys
 import pytest
 import tensorflow as tf
 
-from train_loop import Settings, manual
+from train_loop import Settings
+from train_loop import help as help_module
 from train_loop.errors import FEW
 from train_loop.modes import MODES, train
 from train_loop.recipes import RECIPES
@@ -105,7 +106,7 @@ def test_package_is_the_program(run):
 
 def test_help_of_a_group_explains_its_flags_and_no_others(run):
     explained = {}
-    for group in manual.grouped():
+    for group in help_module.grouped():
         status, output, _ = run(f"--help={group}")
         assert status == 0
         explained[group] = re.findall(r"^--\S+", output, re.MULTILINE)
@@ -122,7 +123,7 @@ def test_help_of_a_group_explains_its_flags_and_no_others(run):
 
 def test_every_setting_says_what_it_may_be(run):
     for field in dataclasses.fields(Settings):
-        text = manual.meaning(field)
+        text = help_module.meaning(field)
         assert text.startswith(field.metadata["help"].partition("{")[0])
         for choice in list(field.metadata["choices"] or ())[:FEW]:
             assert str(choice) in text

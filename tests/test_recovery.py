@@ -13,12 +13,12 @@ from samples import SMALL, read_checkpoint, read_metrics
 
 from resnet_layers import VARIANTS, load_weights, save_safetensors
 from train_loop import Run, Settings, UserError, load_classifier
-from train_loop.assembly import thaw
+from train_loop.builders.model import thaw
+from train_loop.builders.tensorboard import show_predictions
 from train_loop.data.transforms import Transforms
 from train_loop.evaluation import charts
 from train_loop.modes.train import describe, final_table
-from train_loop.showing import show_predictions
-from train_loop.stopping import StoppedError
+from train_loop.training.signals import StoppedError
 from train_loop.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("small_net")
@@ -302,7 +302,7 @@ def test_first_phase_is_frozen_whatever_came_before(folder, tmp_path, capsys):
 
 def test_what_a_run_shows_stands_at_its_step(folder, tmp_path, monkeypatch):
     """Not at the last one, where it has ended early."""
-    monkeypatch.setattr(charts, "draw", lambda name, findings: "picture")
+    monkeypatch.setattr(charts, "draw_chart", lambda name, findings: "picture")
     run = Run.create(Settings(dataset=folder, workdir=tmp_path).over(SHORT))
     steps = set()
     tensorboard = types.SimpleNamespace(

@@ -18,8 +18,7 @@ import resnet_layers
 import train_loop
 from train_loop import Run
 from train_loop.training.checkpoints import Checkpoints
-from train_loop.training.reports import JsonLinesReport
-from train_loop.training.tensorboard import TAGS
+from train_loop.training.reports import TAGS, JsonLinesReport
 from train_loop.workdir import Workdir
 
 pytestmark = pytest.mark.slow

@@ -20,9 +20,10 @@ from samples import (
 
 from resnet_layers import VARIANTS, ResNet, load_weights, save_safetensors
 from train_loop import Run, Settings, UserError, load_classifier
-from train_loop.assembly import open_data
-from train_loop.run import find_checkpoint, new_workdir
-from train_loop.settling import settle
+from train_loop.builders.data import open_data
+from train_loop.builders.model import find_checkpoint
+from train_loop.resolve import settle
+from train_loop.run import new_workdir
 from train_loop.training import probe
 from train_loop.training.losses import sigmoid_cross_entropy
 from train_loop.training.optimizers import LARS

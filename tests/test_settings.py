@@ -8,8 +8,8 @@ from resnet_layers import NORMALIZATIONS, Normalization
 from resnet_layers.weights.runs import settings_beside
 from train_loop import Settings, UserError
 from train_loop.data.transforms import Operation
-from train_loop.defaults import DEFAULTS, MODE_DEFAULTS
 from train_loop.recipes import RECIPES
+from train_loop.resolve import DEFAULTS, MODE_DEFAULTS
 from train_loop.settings import to_text
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}

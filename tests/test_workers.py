@@ -17,8 +17,8 @@ from samples import (
 )
 
 from train_loop import Settings, UserError
-from train_loop.assembly import open_data
-from train_loop.settling import settle
+from train_loop.builders.data import open_data
+from train_loop.resolve import settle
 from train_loop.workdir import Workdir
 
 pytestmark = pytest.mark.slow
@@ -60,12 +60,12 @@ if os.isatty(0):
     else:
         # Else the terminal's signal and the launcher's may arrive as one.
         assert os.getsid(0) == os.getpid()
-        from train_loop import stopping
+        from train_loop.training import signals
         from train_loop.training.reports import JsonLinesReport
         write_down = JsonLinesReport.__call__
         def write_down_and_wait(self, step, *others):
             write_down(self, step, *others)
-            while step == 2 and stopping.noted() is None:
+            while step == 2 and signals.noted() is None:
                 time.sleep(0.01)
         JsonLinesReport.__call__ = write_down_and_wait
 if sys.argv[0] == "train_loop.main":

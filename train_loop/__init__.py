@@ -27,7 +27,7 @@ LATER = {
     "compare": "train_loop.modes.compare",
     "evaluate": "train_loop.modes.evaluate",
     "export": "train_loop.modes.export",
-    "load_classifier": "train_loop.run",
+    "load_classifier": "train_loop.builders.model",
 }
 
 __all__ = ["Settings", "UserError", *LATER]

@@ -1,10 +1,14 @@
-"""Standard output and standard error, and what becomes of them."""
+"""Standard output and standard error: streams, progress bars, tables."""
 
+import argparse
 import contextlib
+import math
 import os
 import re
 import signal
 import sys
+
+import tqdm
 
 # What moves a terminal's cursor, starts a line, turns the order of letters or
 # is no letter: the bytes of a file's name that are no UTF-8.
@@ -83,7 +87,7 @@ def ended_by_keyboard():
         os.close(screen)
 
 
-def prepare():
+def prepare_streams():
     """Makes both streams fit for files and pipes, where they are no terminal.
 
     Before anything imports tqdm: others' libraries draw bars with it, which
@@ -147,3 +151,95 @@ def to_nowhere(stream):
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+def progress_bar(
+    total, initial=0, unit="step", description="", leave=True, delay=0.0
+):
+    """Returns a progress bar with rate and time left.
+
+    Args:
+      total: number of steps or batches altogether.
+      initial: how many of them are done already.
+      unit: what is counted.
+      description: what stands in front of it.
+      leave: whether the bar stays after the last step.
+      delay: seconds to wait before the bar is shown at all.
+
+    Returns:
+      A `tqdm` progress bar.
+    """
+    return tqdm.tqdm(
+        total=total,
+        initial=initial,
+        unit=unit,
+        desc=description,
+        leave=leave,
+        delay=delay,
+        dynamic_ncols=True,
+        # None: on a terminal only. A log has the reports.
+        disable=None,
+    )
+
+
+def passing_bar(total, unit, description=""):
+    """Returns a bar for work on the way, shown only where that takes long."""
+    return progress_bar(
+        total, unit=unit, description=description, leave=False, delay=2.0
+    )
+
+
+def format_metric(name, value):
+    """Returns a number as people like to read it."""
+    formats = {
+        "accuracy": "{:.2%}".format,
+        "ema_accuracy": "{:.2%}".format,
+        "swa_accuracy": "{:.2%}".format,
+        "loss_scale": "{:g}".format,
+        "skipped_steps": "{:g}".format,
+        "learning_rate": "{:.3g}".format,
+        "images_per_second": _with_three_digits,
+        "input_wait": "{:.1%}".format,
+        "epoch": _with_three_digits,
+    }
+    return formats.get(name, "{:.4f}".format)(value)
+
+
+def _with_three_digits(value):
+    """Returns a number with three digits that count, and all whole ones."""
+    magnitude = math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:,.{max(2 - magnitude, 0)}f}"
+
+
+def text_table(rows):
+    """Returns rows of strings as aligned text; the first row is the header."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def parser_of(program, documentation):
+    """Returns a parser whose help is what a module says of itself.
+
+    Args:
+      program: what to type.
+      documentation: the module's; its first line says what the program does.
+    """
+    first, *others = documentation.splitlines()
+    return argparse.ArgumentParser(
+        prog=program,
+        description=first,
+        epilog="\n".join(others),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def print_warnings(lines):
+    for line in lines:
+        print(printable(f"warning: {line}"))

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 
-from train_loop.command_lines import parser_of
+from train_loop.console import parser_of
 
 # How long the others may take to find out that one is gone, and to end.
 SECONDS_TO_END = 20

@@ -13,12 +13,11 @@ import sys
 from absl import flags, logging
 
 from train_loop import console, environment
-from train_loop.errors import UserError, check_choice, nearest
-from train_loop.manual import help_text
+from train_loop.errors import UserError, check_choice, nearest, shortage
+from train_loop.help import help_text
 from train_loop.modes import MODES
 from train_loop.settings import Settings, flag_name
-from train_loop.shortages import shortage
-from train_loop.stopping import StoppedError, ended_by_second
+from train_loop.training.signals import StoppedError, ended_by_second
 
 FLAGS = flags.FLAGS
 FIELDS = dataclasses.fields(Settings)
@@ -147,7 +146,7 @@ define_flags()
 
 def run_program():
     """Runs the program and ends the process with its exit status."""
-    console.prepare()
+    console.prepare_streams()
     # All charts are drawn into files. With a backend that is not installed,
     # such as a notebook's, matplotlib cannot even be imported.
     os.environ["MPLBACKEND"] = "agg"

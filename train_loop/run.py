@@ -11,50 +11,46 @@ import re
 import tensorflow as tf
 import tqdm
 
-from resnet_layers import WeightsError, load_weights
-from train_loop import showing, stopping
-from train_loop.assembly import (
-    build_classifier,
-    build_strategy,
+from train_loop.builders.data import (
     check_apart,
     check_evaluated,
-    check_image_size,
-    check_memory,
-    freeze,
     make_batching,
     make_transforms,
     open_data,
+)
+from train_loop.builders.model import (
+    build_classifier,
+    check_image_size,
+    class_names_of,
+    evaluations_in,
+    existing_run,
+    freeze,
     start_from,
     thaw,
     warn_of_random_parts,
 )
-from train_loop.classifier import Classifier
-from train_loop.data import batches, cache, check, imagenet
-from train_loop.data.stored import Data
-from train_loop.data.transforms import Transforms, Untransformed
-from train_loop.errors import UserError
-from train_loop.pretrained import (
-    class_names_of,
-    is_weights,
-    pretrained_classifier,
-)
-from train_loop.progress import passing_bar
-from train_loop.settings import Settings
-from train_loop.settling import find_given_weights, settle
-from train_loop.shortages import is_full_disk
-from train_loop.trainers import (
+from train_loop.builders.training import (
+    build_strategy,
     build_trainer,
+    check_memory,
     check_steps_to_come,
     num_steps,
     steps_per_epoch,
     thaw_step,
 )
-from train_loop.training import loop, probe, reports
+from train_loop.console import passing_bar
+from train_loop.data import batches, cache, check
+from train_loop.data.stored import Data
+from train_loop.data.transforms import Transforms, Untransformed
+from train_loop.errors import UserError, is_full_disk
+from train_loop.prediction.classifier import Classifier
+from train_loop.resolve import find_given_weights, settle
+from train_loop.settings import Settings
+from train_loop.training import loop, probe, reports, signals
 from train_loop.training.checkpoints import Checkpoints
-from train_loop.training.profiling import NO_PROFILE, Profile
+from train_loop.training.reports import NO_PROFILE, Profile, TensorBoardReport
 from train_loop.training.selection import best_step, evaluations_since_best
 from train_loop.training.strategies import distribute
-from train_loop.training.tensorboard import TensorBoardReport
 from train_loop.training.trainer import Trainer
 from train_loop.training.workers import SharedError, Workers, unshared
 from train_loop.workdir import (
@@ -176,7 +172,7 @@ class Run:
         Raises:
           UserError: it is no run, or has no checkpoint yet.
         """
-        _existing(folder)
+        existing_run(folder)
         return cls.create(Settings(workdir=folder, **changes))
 
     def train(self):
@@ -194,7 +190,7 @@ class Run:
             self.workdir.check_format()
         locked = self.workdir.locked if is_chief else contextlib.nullcontext
         needed = self.trainer.workers.needed
-        with locked(), needed(), stopping.noting_signals():
+        with locked(), needed(), signals.noting_signals():
             if self.checkpoints.changed_by_others():
                 raise UserError(
                     f"another process has trained in {self.workdir} in the "
@@ -415,7 +411,7 @@ class Run:
         step = self.trainer.step
         return [
             record
-            for record in _evaluations_in(self.workdir)
+            for record in evaluations_in(self.workdir)
             if record["step"] <= step
         ]
 
@@ -545,7 +541,7 @@ class Run:
             for each in every:
                 stack.enter_context(contextlib.closing(each))
             if start == 0:
-                showing.show_beginning(tensorboard, self)
+                tensorboard.show_beginning(tensorboard, self)
 
             def report(step, split, metrics):
                 seen = step * self.batch_size
@@ -562,7 +558,7 @@ class Run:
                 # The others have gone by then.
                 and self.trainer.workers.count == 1
             ):
-                showing.show_predictions(tensorboard, self)
+                tensorboard.show_predictions(tensorboard, self)
             tensorboard.write_end()
 
     def _with_embeddings(self):
@@ -641,119 +637,6 @@ def _restore(checkpoints, trainer):
     # Of all or of none, for they belong together.
     if workers.all(state is not None):
         trainer.restore_local_state(state)
-
-
-def load_classifier(
-    source,
-    model=None,
-    class_names=None,
-    step=None,
-    averaged=True,
-    data_names=None,
-):
-    """Returns the `Classifier` of a run, or of weights.
-
-    Of a run, finished or not, it needs the folder only, not its data.
-    ImageNet's classes are called by words, with the WordNet id behind.
-
-    Args:
-      source: the folder of a run; or a file of weights, "imagenet" or
-        "timm/NAME", as `--weights` takes them.
-      model: row of `VARIANTS`, for weights that do not tell it themselves.
-      class_names: of weights; by default those beside them, else ImageNet's
-        if there are 1,000, else `data_names`.
-      step: of a run, which checkpoint; "best" for that of the best evaluation;
-        None for the last that can be read.
-      averaged: take the averaged weights of a run that keeps some.
-      data_names: of the classes of the data set that weights are measured on.
-
-    Raises:
-      UserError: there is no such run, it has no checkpoint yet, or the weights
-        are of no use.
-    """
-    if is_weights(source):
-        if step is not None:
-            raise UserError(
-                f"--checkpoint={step} is of a run, and {source} is a file of "
-                "weights; leave it out"
-            )
-        return pretrained_classifier(
-            str(source), model, class_names, data_names
-        )
-    workdir = _existing(source)
-    settings = Settings.read(workdir.flags)
-    names = workdir.read_data()["class_names"]
-    classifier = build_classifier(settings, imagenet.in_words(names))
-    path = workdir.path
-    if step is not None:
-        step = find_checkpoint(workdir, step, averaged)
-        path = workdir.checkpoints / f"ckpt-{step}"
-    try:
-        load_weights(classifier.model, path, averaged=averaged)
-    except WeightsError as error:
-        raise UserError(str(error)) from error
-    return classifier
-
-
-def find_checkpoint(workdir, step, averaged=True):
-    """Returns the step of a checkpoint that there is.
-
-    Args:
-      workdir: the `Workdir` of a run.
-      step: of the checkpoint; "best" for that of the best evaluation, by
-        --keep_best, or else by the accuracy of the weights that are taken;
-        None for the last.
-      averaged: whether these are the averaged ones, of a run that keeps some.
-
-    Raises:
-      UserError: there is none, or nothing tells which one is the best.
-    """
-    steps = workdir.steps
-    kept = f"there are checkpoints of step {', '.join(map(str, steps))}"
-    if step is None:
-        return steps[-1]
-    if step != "best":
-        if step not in steps:
-            raise UserError(
-                f"{workdir} has no checkpoint of step {step}; {kept}"
-            )
-        return step
-    settings = Settings.read(workdir.flags)
-    metric = settings.keep_best
-    if metric in (None, "none"):
-        has_average = averaged and settings.average not in (None, "none")
-        metric = f"{settings.average}_accuracy" if has_average else "accuracy"
-    best = best_step(_evaluations_in(workdir), metric)
-    if best is None:
-        raise UserError(
-            f"{workdir} has no record of an evaluation that would tell which "
-            f"checkpoint is the best; name one: {kept} (--checkpoint=STEP)"
-        )
-    if best not in steps:
-        raise UserError(
-            f"{workdir} was best ({metric}) at step {best}, whose checkpoint "
-            f"is not there any more; {kept} (--checkpoint=STEP). A run with "
-            "--keep_best keeps the best one"
-        )
-    return best
-
-
-def _evaluations_in(workdir):
-    """Returns the records of all evaluations of a run."""
-    records = read_json_lines(workdir.metrics)
-    return [record for record in records if record["split"] == "eval"]
-
-
-def _existing(folder):
-    """Returns the `Workdir` of a run that can be asked something."""
-    workdir = Workdir.of(folder)
-    if not workdir.is_run:
-        raise UserError(
-            f"{workdir} is not the folder of a run: it has no flags.txt"
-        )
-    if not workdir.has_checkpoint:
-        raise UserError(f"{workdir} has no checkpoint yet; train it first")
-    return workdir
 
 
 def new_workdir(dataset):

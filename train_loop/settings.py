@@ -9,10 +9,9 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from train_loop import environment
-from train_loop.bounds import Bounds
-from train_loop.choices import Names
 from train_loop.errors import UserError, check_choice
 from train_loop.prediction.formats import ANSWER_FORMATS
+from train_loop.values import Bounds, Names
 from train_loop.workdir import read_lines, write_text
 
 if TYPE_CHECKING:
@@ -588,7 +587,7 @@ class Settings:
     test_time_augmentation: str = setting(
         "What a model sees of each image; its answers are averaged.",
         "none",
-        choices=Names("train_loop.evaluation.views:VIEWS"),
+        choices=Names("train_loop.prediction.classifier:VIEWS"),
         of_run=False,
         modes=("evaluate", "compare"),
     )
@@ -626,7 +625,7 @@ class Settings:
         modes=("predict", "export"),
         tables={
             "ANSWER_FORMATS": ANSWER_FORMATS,
-            "FORMATS": Names("train_loop.shipping.formats:FORMATS"),
+            "FORMATS": Names("train_loop.export.formats:FORMATS"),
         },
     )
     top_k: int = setting(
@@ -662,7 +661,7 @@ class Settings:
         "train",
         of_run=False,
         modes=("benchmark",),
-        tables={"TASKS": Names("train_loop.timing:TASKS")},
+        tables={"TASKS": Names("train_loop.benchmark.timing:TASKS")},
     )
     benchmark_data: str = setting(
         "What it is measured on: synthetic, one batch of noise that nobody "

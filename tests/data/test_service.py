@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from train_loop.data.service import check_service
+from train_loop.builders.data import check_service
 from train_loop.errors import UserError
 
 

@@ -9,7 +9,6 @@ import tensorflow as tf
 from samples import encoded, smooth_pixels
 
 from resnet_layers import Preprocessing
-from train_loop.calls import parameters_of
 from train_loop.data import augment, decode, mixing
 from train_loop.data.split import Split
 from train_loop.data.stores import MemoryStore, RecordStore
@@ -24,6 +23,7 @@ from train_loop.data.transforms import (
     to_uint8,
 )
 from train_loop.errors import UserError
+from train_loop.values import parameters_of
 
 PREPROCESSING = Preprocessing(None, 16, 0.875, "bilinear")
 FILE = encoded(smooth_pixels(), "jpeg", quality=95)

@@ -16,7 +16,7 @@ from train_loop.evaluation.comparison import (
     Comparison,
     _page,
     _swapped_differences,
-    table,
+    comparison_table,
     verdict,
     write_comparison,
 )
@@ -191,7 +191,7 @@ def test_disagreements_are_the_images_that_one_gets_right(comparison):
 
 
 def test_table_has_a_row_for_every_measure_and_fact(comparison):
-    header, *rows = table(comparison)
+    header, *rows = comparison_table(comparison)
     assert header[1:3] == ["<b>mine", "theirs"]
     assert [row[0] for row in rows] == [
         *(measure.title for measure in MEASURES.values()),

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from resnet_layers import VARIANTS, ResNet
-from train_loop.evaluation.costs import costs, table
+from train_loop.evaluation.costs import cost_table, costs
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,7 @@ def test_groups_cost_less():
 def test_table_has_a_row_for_every_part():
     model = ResNet("basic", (1,), 5, width=4, stem="small")
     model.build((None, 8, 8, 3))
-    header, *rows, total = table(model, 8)
+    header, *rows, total = cost_table(model, 8)
     assert [row[0] for row in rows] == ["stem", "stage1", "head"]
     assert {len(row) for row in (header, *rows, total)} == {5}
     # 108 + 2 * 144 for the kernels, 3 * 8 for the norms, 4 * 5 + 5 at the end.

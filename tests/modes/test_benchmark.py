@@ -10,16 +10,15 @@ from samples import ALONE, SMALL_FLAGS, together
 
 from resnet_layers import BatchNormalization, PaddedConv2D
 from resnet_layers.folding import convolutions_with_norms
-from train_loop import Settings, timing
-from train_loop.assembly import build_classifier
-from train_loop.data import synthetic
+from train_loop import Settings
+from train_loop.benchmark import machine, timing
+from train_loop.benchmark.machine import Limits
+from train_loop.benchmark.timing import TASKS, Task
+from train_loop.builders.model import build_classifier
 from train_loop.errors import UserError
 from train_loop.evaluation.costs import graph_of
 from train_loop.modes import benchmark
-from train_loop.settling import settle
-from train_loop.speed import machine
-from train_loop.speed.machine import Limits
-from train_loop.timing import TASKS, Task
+from train_loop.resolve import settle
 
 pytestmark = pytest.mark.usefixtures("small_net", "small_machine")
 
@@ -136,7 +135,7 @@ def test_benchmark_of_a_run_leaves_it_as_it_is(
     assert run(f"--workdir={workdir}", *new).status == 0
     before = contents(workdir)
     # An epoch of noise is shorter than one of the run.
-    monkeypatch.setattr(synthetic, "BATCHES", 1)
+    monkeypatch.setattr(timing, "BATCHES", 1)
     for data in ("real", "synthetic"):
         status, out, err = run(
             "--mode=benchmark",

@@ -9,8 +9,8 @@ import pytest
 from samples import SMALL_FLAGS, encoded, smooth_pixels
 
 from train_loop import UserError, load_classifier
+from train_loop.export.formats import FORMATS
 from train_loop.modes.export import Weights, find_report
-from train_loop.shipping.formats import FORMATS
 from train_loop.workdir import Workdir
 
 pytestmark = [pytest.mark.usefixtures("small_net"), pytest.mark.slow]

@@ -12,22 +12,15 @@ import tensorflow as tf
 from samples import SMALL_FLAGS, read_metrics, write_folder
 
 from resnet_layers import VARIANTS, Preprocessing
-from train_loop import (
-    Run,
-    Settings,
-    compare,
-    evaluate,
-    load_classifier,
-    measuring,
-    showing,
-)
+from train_loop import Run, Settings, compare, evaluate, load_classifier
+from train_loop.builders import evaluation, tensorboard
+from train_loop.builders.evaluation import Measurement
 from train_loop.data.stored import Stored
 from train_loop.errors import UserError
 from train_loop.evaluation.measures import MEASURES
-from train_loop.evaluation.views import VIEWS
-from train_loop.measuring import Measurement
 from train_loop.modes.evaluate import report_folder
-from train_loop.settling import settle
+from train_loop.prediction.classifier import VIEWS
+from train_loop.resolve import settle
 
 FLAGS = dict(flag[2:].split("=") for flag in SMALL_FLAGS)
 
@@ -39,7 +32,7 @@ def small_nets():
         for argument, value in smaller.items():
             row = VARIANTS["resnet_tiny"].arguments
             patch.setitem(row, argument, value)
-        patch.setattr(showing, "show_predictions", lambda *_: None)
+        patch.setattr(tensorboard, "show_predictions", lambda *_: None)
         yield
 
 
@@ -461,9 +454,9 @@ def test_models_take_turns_to_be_timed(monkeypatch):
         clock[0] += work * 1.05 ** len(asked)
 
     perf_counter = types.SimpleNamespace(perf_counter=lambda: clock[0])
-    monkeypatch.setattr(measuring, "time", perf_counter)
+    monkeypatch.setattr(evaluation, "time", perf_counter)
     models = [model("first", 2.0), model("second", 1.0)]
-    speeds = measuring.images_per_second(
+    speeds = evaluation.images_per_second(
         models, tf.distribute.get_strategy(), 8, rounds=4
     )
     assert asked == ["first", "second"] * 5
@@ -538,11 +531,11 @@ def test_views_are_averaged_by_probability():
 def test_classes_of_one_name_are_measured_by_number_or_not_at_all():
     """As a run of before may have them."""
     stored = Stored(("a", "b", "a"), {})
-    labels, note = measuring.match_classes(stored, ("a", "b", "a"))
+    labels, note = evaluation.match_classes(stored, ("a", "b", "a"))
     assert (labels.tolist(), note) == ([0, 1, 2], "")
     for theirs, ours in (("ab", "aba"), ("aba", "ab"), ("aba", "aab")):
         with pytest.raises(UserError, match="several classes are called 'a'"):
-            measuring.match_classes(Stored(tuple(theirs), {}), tuple(ours))
+            evaluation.match_classes(Stored(tuple(theirs), {}), tuple(ours))
     # Names that are not matched may repeat.
-    labels, _ = measuring.match_classes(Stored(("b",), {}), ("a", "b", "a"))
+    labels, _ = evaluation.match_classes(Stored(("b",), {}), ("a", "b", "a"))
     assert labels.tolist() == [1]

@@ -20,7 +20,7 @@ from train_loop.data.stored import choose_splits
 from train_loop.evaluation import figures
 from train_loop.modes import data as data_mode
 from train_loop.modes.train import final_table
-from train_loop.settling import settle
+from train_loop.resolve import settle
 from train_loop.workdir import Workdir, read_json_lines
 
 pytestmark = pytest.mark.usefixtures("small_net")

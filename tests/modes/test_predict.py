@@ -11,7 +11,7 @@ import pytest
 from samples import SMALL_FLAGS, encoded, smooth_pixels, write_folder
 
 from train_loop import Run, Settings, load_classifier
-from train_loop.classifier import Classifier
+from train_loop.prediction.classifier import Classifier
 from train_loop.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("small_net")

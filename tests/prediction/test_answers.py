@@ -8,8 +8,8 @@ import pytest
 from classifiers import random_pixels, small_classifier
 from samples import broken_files, encoded
 
-from train_loop.classifier import BATCH_SIZE
 from train_loop.prediction.answers import Answer, answers
+from train_loop.prediction.classifier import BATCH_SIZE
 from train_loop.prediction.formats import ANSWER_FORMATS
 
 

@@ -11,9 +11,9 @@ import tensorflow as tf
 from samples import ALONE, together
 
 from train_loop import UserError
-from train_loop.stopping import StoppedError, noting_signals
 from train_loop.training import loop
-from train_loop.training.profiling import NO_PROFILE, Profile
+from train_loop.training.reports import NO_PROFILE, Profile
+from train_loop.training.signals import StoppedError, noting_signals
 from train_loop.training.workers import SharedError, Workers
 
 # Numbers of the devices' clocks, exact in binary.

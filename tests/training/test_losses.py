@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 
 from train_loop import Settings
+from train_loop.builders.training import training_loss
 from train_loop.data.stored import Data
-from train_loop.defaults import DEFAULTS
 from train_loop.errors import UserError
-from train_loop.trainers import training_loss
+from train_loop.resolve import DEFAULTS
 from train_loop.training.losses import (
     CLASS_WEIGHTS,
     LOSSES,

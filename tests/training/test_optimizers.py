@@ -9,8 +9,8 @@ from train_loop.training.optimizers import (
     OPTIMIZERS,
     OPTIONS,
     MomentumSGD,
+    optimizer_usage,
     options_of,
-    usage,
 )
 
 # Float32 has them exactly.
@@ -163,7 +163,7 @@ def test_checkpoints_do_not_depend_on_options(name):
 def test_options_reach_the_optimizer(name):
     assert set(options_of(name)) <= set(OPTIONS)
     for option, default in options_of(name).items():
-        assert option in usage(name)
+        assert option in optimizer_usage(name)
         other = not default if isinstance(default, bool) else 0.123
         optimizer = OPTIMIZERS[name](0.1, 0.0, **{option: other})
         assert optimizer.get_config()[option] == other

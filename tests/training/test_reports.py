@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from train_loop import console
 from train_loop.training import reports
 from train_loop.workdir import read_json_lines
 
@@ -57,9 +58,11 @@ def test_console_shows_a_line_per_report(capsys):
     ],
 )
 def test_numbers_are_written_as_people_read_them(name, value, text):
-    assert reports.format_metric(name, value) == text
+    assert console.format_metric(name, value) == text
 
 
 def test_table_is_aligned():
-    text = reports.table([["split", "loss"], ["train", "12.5"], ["ev", "3"]])
+    text = console.text_table(
+        [["split", "loss"], ["train", "12.5"], ["ev", "3"]]
+    )
     assert text.splitlines() == ["split  loss", "train  12.5", "ev        3"]

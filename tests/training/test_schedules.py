@@ -11,7 +11,7 @@ from train_loop.training.schedules import (
     SCHEDULES,
     Schedule,
     TwoPhases,
-    usage,
+    schedule_usage,
 )
 
 RATE, WARMUP, STEPS, PER_EPOCH = 0.4, 10, 50, 5.5
@@ -137,8 +137,8 @@ def test_what_is_not_possible_is_one_clear_line(text, message):
 
 
 def test_usage_names_the_numbers():
-    assert usage("step") == "step:FACTOR:EPOCH:EPOCH... (0.1)"
-    assert usage("polynomial") == "polynomial:POWER:END (2:0)"
+    assert schedule_usage("step") == "step:FACTOR:EPOCH:EPOCH... (0.1)"
+    assert schedule_usage("polynomial") == "polynomial:POWER:END (2:0)"
 
 
 def test_epochs_of_step_before_a_second_phase_do_not_lower_its_rate():

@@ -11,8 +11,8 @@ import tensorflow as tf
 from small_trainers import make_model
 from tensorboard import program
 
-from train_loop.training import tensorboard
-from train_loop.training.profiling import NO_PROFILE, Profile
+from train_loop.training import reports
+from train_loop.training.reports import NO_PROFILE, Profile
 
 STEPS = (5, 10)
 
@@ -23,7 +23,7 @@ def ask(tmp_path_factory):
     folder = tmp_path_factory.mktemp("logs")
     model = make_model(name="resnet_tiny")
     model.build((None, 8, 8, 3))
-    report = tensorboard.TensorBoardReport(
+    report = reports.TensorBoardReport(
         folder / "run", {"train": 0, "eval": 0}, model
     )
     report.write_settings({"model": "resnet_tiny", "learning_rate": "0.1"})
@@ -138,7 +138,7 @@ def test_profile_cuts_steps_where_it_begins_and_ends(monkeypatch):
 
 def test_grid_puts_images_side_by_side():
     images = np.arange(4.0).reshape(4, 1, 1, 1) * np.ones((4, 2, 3, 1))
-    grid = tensorboard.grid(images)
+    grid = reports.grid(images)
     assert grid.shape == (4, 6, 1)
     expected = [[0] * 3 + [1] * 3] * 2 + [[2] * 3 + [3] * 3] * 2
     np.testing.assert_array_equal(grid[..., 0], expected)

@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_layers import NORMALIZATIONS
-from train_loop.bounds import Bounds
 from train_loop.data.draws import box, draw
 from train_loop.data.operations import OPERATIONS
+from train_loop.values import Bounds
 
 # The usual normalisation maps it to zero.
 MEAN_COLOR = NORMALIZATIONS["imagenet"].mean

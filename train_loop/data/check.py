@@ -11,10 +11,10 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from train_loop.console import passing_bar
 from train_loop.data.decode import check_image
 from train_loop.data.stores import READ_BUFFER_BYTES
 from train_loop.errors import UserError, first_few, reason_of
-from train_loop.progress import passing_bar
 from train_loop.workdir import read_json_lines, write_text
 
 # What an image or a file that cannot be read raises.

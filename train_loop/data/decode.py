@@ -14,7 +14,6 @@ import PIL.Image
 import PIL.ImageOps
 import tensorflow as tf
 
-from train_loop.bounds import Bounds
 from train_loop.data.orientation import (
     as_call,
     is_plain_jpeg,
@@ -24,6 +23,7 @@ from train_loop.data.orientation import (
     stored_window,
     turn,
 )
+from train_loop.values import Bounds
 
 # It warns of what it then cannot decode, and of what it decodes all the same.
 warnings.filterwarnings("ignore", module=r"PIL\.")

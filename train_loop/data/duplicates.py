@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from train_loop.console import passing_bar
 from train_loop.data.check import INPUT_ERRORS, in_threads
 from train_loop.data.split import Split
-from train_loop.progress import passing_bar
 
 # How duplicates of an image may be distributed, the worst first.
 KINDS = ("between splits", "between classes", "within a class")

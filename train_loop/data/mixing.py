@@ -6,8 +6,8 @@ from typing import Annotated
 import numpy as np
 import tensorflow as tf
 
-from train_loop.bounds import Bounds
 from train_loop.data.draws import box, draw
+from train_loop.values import Bounds
 
 
 def find_partners(positions, repeats):

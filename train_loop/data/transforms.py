@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from resnet_layers import Preprocessing
-from train_loop import calls
+from train_loop import values
 from train_loop.data.augment import AUGMENTATIONS
 from train_loop.data.decode import CROPS, center_crop, transcode
 from train_loop.data.mixing import MIXES, mix_one_of
@@ -29,7 +29,7 @@ OPERATIONS = {
 }
 
 
-class Operation(calls.Call):
+class Operation(values.Call):
     """An operation on training images, and numbers for its parameters."""
 
     __slots__ = ()
@@ -40,14 +40,14 @@ class Operation(calls.Call):
     @property
     def function(self):
         """The function, which takes only what comes before its parameters."""
-        parameters = calls.parameters_of(self.row)
+        parameters = values.parameters_of(self.row)
         named = zip(parameters, self.arguments, strict=False)
         return functools.partial(self.row, **dict(named))
 
 
-def usage(name):
+def operation_usage(name):
     """Returns how an operation is written, as NAME:NUMBER (its default)."""
-    return calls.usage(name, OPERATIONS[name])
+    return values.call_usage(name, OPERATIONS[name])
 
 
 def parse_operations(operations):

@@ -191,7 +191,7 @@ def _mcnemar(first, second):
     return McNemar(both, *alone, neither, p_value)
 
 
-def table(comparison):
+def comparison_table(comparison):
     """Returns the rows of a table, as strings; the header first."""
     rows = [["", *comparison.names, "difference", "95 % interval", "p-value"]]
     for name, p_value in comparison.p_values.items():
@@ -276,7 +276,10 @@ def summarize(comparison):
 
 
 def _page(comparison):
-    rows = [[page.text(cell) for cell in row] for row in table(comparison)]
+    rows = [
+        [page.text(cell) for cell in row]
+        for row in comparison_table(comparison)
+    ]
     for row, p_value in zip(
         rows[1:], comparison.p_values.values(), strict=False
     ):

@@ -68,7 +68,7 @@ def costs(model, image_size):
     return {part: Cost(*counted) for part, counted in parts.items()}
 
 
-def table(model, image_size):
+def cost_table(model, image_size):
     """Returns the rows of a table of `costs`, as strings; the header first."""
     rows = [["part", "layers", "parameters", "multiply-adds", "activations"]]
     for part, cost in costs(model, image_size).items():

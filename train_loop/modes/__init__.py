@@ -57,7 +57,7 @@ MODES = {
     ),
     "recipes": Mode(
         "lists the recipes, what they lead to and cost",
-        "train_loop.modes.recipes:list_recipes",
+        "train_loop.help:list_recipes",
         takes_tensorflow=False,
     ),
 }

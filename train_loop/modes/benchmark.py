@@ -8,24 +8,23 @@ from functools import partial
 
 import tensorflow as tf
 
-from train_loop.defaults import DEFAULTS, MODE_DEFAULTS
-from train_loop.errors import check_choice
-from train_loop.modes.summary import SAYING, suited
-from train_loop.settings import to_text
-from train_loop.settling import check_run_or_new
-from train_loop.speed.host import describe_host, versions
-from train_loop.speed.machine import (
+from train_loop.benchmark.machine import (
     Limits,
+    describe_host,
     gpu_names,
     measure_bytes,
     measure_flops,
     peak_device_memory,
+    peak_memory,
+    roofline_of,
+    versions,
 )
-from train_loop.speed.process import peak_memory
-from train_loop.speed.roofline import roofline
-from train_loop.speed.stopwatch import Stopwatch
-from train_loop.timing import TASKS
-from train_loop.training.reports import format_metric, table
+from train_loop.benchmark.timing import TASKS, Stopwatch
+from train_loop.console import format_metric, text_table
+from train_loop.errors import check_choice
+from train_loop.modes.summary import SAYING, suited
+from train_loop.resolve import DEFAULTS, MODE_DEFAULTS, check_run_or_new
+from train_loop.settings import to_text
 from train_loop.workdir import check_writable, write_text
 
 # What of the settings makes one configuration.
@@ -172,7 +171,7 @@ def _dtype(task):
 def _against(of_device, task, numbers):
     """Returns what a step comes to, beside what its devices can do."""
     limits = task.limits(of_device)
-    least = roofline(task.works(), limits)
+    least = roofline_of(task.works(), limits)
     seconds = numbers["step_seconds"]["median"]
     return {
         "limits": {
@@ -223,7 +222,7 @@ def _described(found, names):
         f"{products}; memory {limits['bytes_per_second'] / 1e9:,.1f} GB/s."
     )
     lines = [_roofline_line(name, found[name]["roofline"]) for name in names]
-    return "\n".join([head, table(rows), machine, *lines])
+    return "\n".join([head, text_table(rows), machine, *lines])
 
 
 def _roofline_line(name, least):

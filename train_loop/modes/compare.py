@@ -4,21 +4,24 @@ import pathlib
 
 import numpy as np
 
+from train_loop import console
+from train_loop.builders.evaluation import (
+    Measurement,
+    images_per_second,
+    only_classes,
+)
+from train_loop.builders.model import given_class_names
 from train_loop.data.stored import check_unique
 from train_loop.errors import UserError, first_few
 from train_loop.evaluation.comparison import (
     Comparison,
-    table,
+    comparison_table,
     verdict,
     write_comparison,
 )
 from train_loop.evaluation.costs import costs
 from train_loop.evaluation.findings import Findings
-from train_loop.measuring import Measurement, images_per_second
 from train_loop.modes.evaluate import report_folder
-from train_loop.prediction.splits import only_classes
-from train_loop.pretrained import given_class_names
-from train_loop.training import reports
 
 SPEED = "Images per second"
 
@@ -89,7 +92,7 @@ def compare(settings):
     # Another comparison may have taken the name meanwhile.
     folder, subject = report_folder(*place)
     summary = write_comparison(folder, comparison, subject)
-    print(reports.table(table(comparison)))
+    print(console.text_table(comparison_table(comparison)))
     print(verdict(comparison))
     print(f"Look at {folder / 'comparison.html'}.")
     return summary

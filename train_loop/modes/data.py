@@ -3,22 +3,21 @@
 import csv
 import io
 
-from train_loop.assembly import (
+from train_loop.builders.data import (
     check_apart,
-    check_memory,
     make_batching,
     make_transforms,
     open_whole_data,
 )
-from train_loop.console import csv_cells, printable
+from train_loop.builders.training import check_memory
+from train_loop.console import csv_cells, printable, text_table
 from train_loop.data import check, duplicates, samples
 from train_loop.data.stored import check_new
 from train_loop.errors import MANY, UserError, first_few
 from train_loop.evaluation.charts.look import label
 from train_loop.evaluation.figures import write_images
+from train_loop.resolve import check_run_or_new, settle
 from train_loop.run import new_workdir
-from train_loop.settling import check_run_or_new, settle
-from train_loop.training.reports import table
 from train_loop.workdir import Workdir, write_text
 
 
@@ -84,7 +83,7 @@ def print_counts(data, dataset, path):
     head = ["class", *counts]
     if len(rows) <= MANY:
         texts = [[name, *map("{:,}".format, row)] for name, *row in rows]
-        print(table([head, *texts]))
+        print(text_table([head, *texts]))
         return
     for name, of_split in counts.items():
         described = check.describe_counts(of_split, data.class_names)

@@ -4,18 +4,16 @@ import itertools
 import os
 import pathlib
 
-from train_loop.console import printable
+from train_loop.builders.evaluation import Measurement
+from train_loop.builders.model import find_checkpoint, given_class_names
+from train_loop.console import printable, text_table
 from train_loop.errors import UserError
 from train_loop.evaluation.calibration import fit_temperature
 from train_loop.evaluation.findings import Findings
 from train_loop.evaluation.folders import check_folder
 from train_loop.evaluation.measures import MEASURES
 from train_loop.evaluation.report import write_report
-from train_loop.measuring import Measurement
-from train_loop.pretrained import given_class_names
-from train_loop.run import find_checkpoint
 from train_loop.settings import to_text
-from train_loop.training.reports import table
 from train_loop.workdir import Workdir, read_json, read_json_lines
 
 # What makes a measurement another one than that which a run makes of itself.
@@ -83,7 +81,7 @@ def evaluate(settings):
     folder, subject = report_folder(settings)
     facts = _facts(settings, measurement)
     report = write_report(folder, findings, facts, subject)
-    print(table(_rows(findings, report)))
+    print(text_table(_rows(findings, report)))
     if report["mean_roc_auc"] is None:
         print(
             "All images are of one class: there is no ROC-AUC, which compares "

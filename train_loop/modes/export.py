@@ -5,26 +5,20 @@ import re
 import sys
 from typing import NamedTuple
 
-from train_loop.assembly import open_whole_data
-from train_loop.classifier import read_file
-from train_loop.console import printable
+from train_loop.builders.data import open_whole_data
+from train_loop.builders.model import find_checkpoint, load_classifier
+from train_loop.console import printable, text_table
 from train_loop.data.samples import stored_files
-from train_loop.defaults import MODE_DEFAULTS
 from train_loop.errors import UserError
+from train_loop.export import comparison
+from train_loop.export.bundle import Shipment, check_replaceable, shipped
+from train_loop.export.formats import parse_formats
+from train_loop.export.model_card import Card, model_card
+from train_loop.export.rewriting import in_float32, portable
+from train_loop.prediction.classifier import read_file
 from train_loop.prediction.pictures import find_pictures
-from train_loop.run import find_checkpoint, load_classifier
+from train_loop.resolve import MODE_DEFAULTS, settle
 from train_loop.settings import Settings
-from train_loop.settling import settle
-from train_loop.shipping import comparison
-from train_loop.shipping.formats import parse_formats
-from train_loop.shipping.model_card import Card, model_card
-from train_loop.shipping.rewriting import in_float32, portable
-from train_loop.shipping.shipment import (
-    Shipment,
-    check_replaceable,
-    shipped,
-)
-from train_loop.training.reports import table
 from train_loop.workdir import (
     Workdir,
     check_writable,
@@ -88,7 +82,7 @@ def export(settings):
         if measured[1:]:
             weights = Weights(step, made_with.average, settings.averaged)
             path = write_card(folder, measured[0], shipment, made_with, weights)
-            print(table(comparison.table_rows(measured)))
+            print(text_table(comparison.table_rows(measured)))
             print(
                 f"Compared on {len(compared.images)} pictures, each file run "
                 f"without this program. Described in {path}; its licence is to "

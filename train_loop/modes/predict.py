@@ -3,17 +3,19 @@
 import contextlib
 import sys
 
-from train_loop.assembly import make_fast, with_given_preprocessing
-from train_loop.console import printable
-from train_loop.defaults import MODE_DEFAULTS
+from train_loop.builders.model import (
+    given_class_names,
+    load_classifier,
+    make_fast,
+    with_given_preprocessing,
+)
+from train_loop.console import passing_bar, printable
 from train_loop.errors import UserError, check_choice
 from train_loop.prediction.answers import answers
 from train_loop.prediction.explanations import write_explanations
 from train_loop.prediction.formats import ANSWER_FORMATS
 from train_loop.prediction.pictures import LIST, find_pictures
-from train_loop.pretrained import given_class_names
-from train_loop.progress import passing_bar
-from train_loop.run import load_classifier
+from train_loop.resolve import MODE_DEFAULTS
 from train_loop.workdir import Workdir, check_writable
 
 

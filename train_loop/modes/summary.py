@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from resnet_layers import VARIANTS
-from train_loop.assembly import check_image_size
+from train_loop.builders.model import check_image_size
+from train_loop.console import text_table
 from train_loop.errors import UserError
 from train_loop.evaluation import costs
 from train_loop.recipes import OTHERS
-from train_loop.settling import settle
-from train_loop.training.reports import table
+from train_loop.resolve import settle
 from train_loop.workdir import Workdir
 
 # Stem of a net -> the size of images that it was made for, where that is
@@ -31,7 +31,7 @@ def summarize(settings):
         f"{settings.model}, {model.num_classes} classes, {size} x {size}, "
         f"{settings.precision}; multiply-adds and activations are for one image"
     )
-    print(table(costs.table(model, size)))
+    print(text_table(costs.cost_table(model, size)))
 
 
 def suited(given):

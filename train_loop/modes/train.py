@@ -5,15 +5,15 @@ import shlex
 import time
 
 from train_loop import console
-from train_loop.assembly import check_apart
+from train_loop.builders.data import check_apart
+from train_loop.builders.training import highest_rate, thawed_learning_rate
+from train_loop.console import format_metric, text_table
 from train_loop.evaluation.charts.learning import trailing_means
 from train_loop.recipes import RECIPES
+from train_loop.resolve import check_run_or_new
 from train_loop.run import Run
 from train_loop.settings import Settings
-from train_loop.settling import check_run_or_new
-from train_loop.stopping import StoppedError
-from train_loop.trainers import highest_rate, thawed_learning_rate
-from train_loop.training.reports import format_metric, table
+from train_loop.training.signals import StoppedError
 from train_loop.workdir import Workdir, read_json_lines
 
 
@@ -150,4 +150,4 @@ def final_table(run):
         ]
         for split, record in last.items()
     ]
-    return table(rows)
+    return text_table(rows)

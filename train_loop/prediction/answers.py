@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from train_loop.classifier import BATCH_SIZE
 from train_loop.errors import UserError
+from train_loop.prediction.classifier import BATCH_SIZE
 
 
 class Answer(NamedTuple):

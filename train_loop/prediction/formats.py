@@ -4,8 +4,7 @@ import csv
 import io
 import json
 
-from train_loop.console import csv_cells
-from train_loop.training.reports import table
+from train_loop.console import csv_cells, text_table
 
 
 def as_table(answers):
@@ -17,7 +16,7 @@ def as_table(answers):
     ]
     if rows:
         ranks = [str(rank) for rank in range(1, len(rows[0]))]
-        yield from table([["image", *ranks], *rows]).splitlines()
+        yield from text_table([["image", *ranks], *rows]).splitlines()
 
 
 def as_json(answers):

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import tensorflow as tf
 import tqdm
 
-from train_loop import stopping
+from train_loop.console import passing_bar, progress_bar
 from train_loop.errors import UserError
-from train_loop.progress import passing_bar, progress_bar
+from train_loop.training import signals
 from train_loop.training.workers import LOST, SharedError, unshared
 
 # The devices are left alone for about this long before the progress bar moves.
@@ -149,7 +149,7 @@ def train(run, report):
                 saved = run.discard()
             raise DivergedError(step, run.total_steps, saved, what) from None
         # What all workers know of, at the same place: they can still save.
-        except stopping.StoppedError:
+        except signals.StoppedError:
             _keep(run, saved)
             raise
         except SharedError as failure:
@@ -309,8 +309,8 @@ def _in_pieces(num_steps, bar, workers, take):
         broken_step, waiting = take(tf.constant(piece))
         seconds = time.perf_counter() - began
         waited += waiting
-        signal = stopping.noted()
-        seconds, signals, breaks, broken_steps = workers.sums(
+        signal = signals.noted()
+        seconds, stops, breaks, broken_steps = workers.sums(
             seconds, signal is not None, broken_step >= 0, max(broken_step, 0)
         )
         if breaks:
@@ -318,8 +318,8 @@ def _in_pieces(num_steps, bar, workers, take):
             raise _UselessError(step, NOT_FINITE.format("loss"))
         num_steps -= piece
         bar.update(piece)
-        if signals:
-            raise stopping.StoppedError(signal or SIGTERM)
+        if stops:
+            raise signals.StoppedError(signal or SIGTERM)
         seconds /= workers.count
         if seconds < SECONDS_PER_CALL / 2:
             piece *= 2

@@ -317,7 +317,7 @@ OPTIONS = tuple(
 )
 
 
-def usage(name):
+def optimizer_usage(name):
     """Returns a row's name and its options, as NAME (option default)."""
     options = [f"{n} {d!s:.5}" for n, d in options_of(name).items()]
     return f"{name} ({', '.join(options)})"

@@ -1,15 +1,21 @@
-"""Where the numbers of a run go: the console, and `metrics.jsonl`.
+"""Where the metrics of a run go: console, `metrics.jsonl`, TensorBoard."""
 
-A report is called with (step, split, metrics): the step they were measured at,
-"train" or "eval", and {name: number}.
-"""
-
+import contextlib
+import itertools
 import json
-import math
+import os
+import re
+from typing import NamedTuple
 
+import tensorflow as tf
 import tqdm
+from tensorboard.compat.proto import event_pb2
+from tensorboard.plugins.hparams import api, api_pb2
+from tensorboard.plugins.hparams.summary import session_end_pb
+from tensorboard.plugins.pr_curve import summary as pr_curve
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from train_loop.console import printable
+from train_loop.console import format_metric
 from train_loop.workdir import append_json_line, read_json_lines, write_text
 
 
@@ -61,36 +67,163 @@ class JsonLinesReport:
         """Has nothing to close, unlike other reports."""
 
 
-def format_metric(name, value):
-    """Returns a number as people like to read it."""
-    formats = {
-        "accuracy": "{:.2%}".format,
-        "ema_accuracy": "{:.2%}".format,
-        "swa_accuracy": "{:.2%}".format,
-        "loss_scale": "{:g}".format,
-        "skipped_steps": "{:g}".format,
-        "learning_rate": "{:.3g}".format,
-        "images_per_second": _with_three_digits,
-        "input_wait": "{:.1%}".format,
-        "epoch": _with_three_digits,
-    }
-    return formats.get(name, "{:.4f}".format)(value)
+# Metric -> where its curve is shown, in training and evaluation alike, so that
+# the two lie over each other. The epoch is a straight line, and has none.
+TAGS = {
+    "loss": "quality/loss",
+    "accuracy": "quality/accuracy",
+    "ema_loss": "quality/ema_loss",
+    "ema_accuracy": "quality/ema_accuracy",
+    "swa_loss": "quality/swa_loss",
+    "swa_accuracy": "quality/swa_accuracy",
+    "learning_rate": "optimizer/learning_rate",
+    "gradient_norm": "optimizer/gradient_norm",
+    "loss_scale": "optimizer/loss_scale",
+    "skipped_steps": "optimizer/skipped_steps",
+    "images_per_second": "speed/images_per_second",
+    "input_wait": "speed/input_wait",
+}
+# What tables of runs are compared by.
+FINAL = ("accuracy", "loss")
 
 
-def _with_three_digits(value):
-    """Returns a number with three digits that count, and all whole ones."""
-    magnitude = math.floor(math.log10(value)) if value > 0 else 0
-    return f"{value:,.{max(2 - magnitude, 0)}f}"
+class TensorBoardReport:
+    """Writes event files into `train/` and `eval/` below a folder.
 
+    A report: it is called with (step, split, metrics).
 
-def table(rows):
-    """Returns rows of strings as aligned text; the first row is the header."""
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+    Args:
+      directory: the run's folder.
+      kept: {split: the last step at which this process keeps what an earlier
+        one wrote}. TensorBoard is told to forget what stands after it.
+      model: whose weights are shown as histograms with every evaluation, or
+        None.
+    """
+
+    def __init__(self, directory, kept, model=None):
+        self.model = model
+        self._writers = {}
+        for split, step in kept.items():
+            folder = os.path.join(directory, split)
+            _write_session_start(folder, step)
+            self._writers[split] = tf.summary.create_file_writer(folder)
+
+    def __call__(self, step, split, metrics):
+        with self._writers[split].as_default(step):
+            for name, value in metrics.items():
+                if name in TAGS:
+                    tf.summary.scalar(TAGS[name], value)
+            if split == "eval" and self.model is not None:
+                for variable in self.model.variables:
+                    tf.summary.histogram(variable.path, variable.value)
+        self._writers[split].flush()
+
+    def write_settings(self, settings):
+        """Shows {name: value} as a table, and as what to compare runs by."""
+        rows = [f"| {name} | `{value}` |" for name, value in settings.items()]
+        table = "\n".join(["| flag | value |", "|---|---|", *rows])
+        with self._writers["train"].as_default(0):
+            tf.summary.text("flags", table)
+        metrics = [api.Metric(TAGS[name], display_name=name) for name in FINAL]
+        with self._writers["eval"].as_default(0):
+            columns = [api.HParam(name) for name in settings]
+            api.hparams_config(columns, metrics)
+            api.hparams({name: str(value) for name, value in settings.items()})
+
+    def write_end(self):
+        """Says that the run has come to its last step."""
+        summary = session_end_pb(api_pb2.STATUS_SUCCESS)
+        with self._writers["eval"].as_default(0):
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString())
+
+    def write_images(self, name, images, step=0, split="train"):
+        """Shows a square grid of images, float32 [n * n, h, w, 3] in 0..1."""
+        self.write_picture(name, grid(images), step, split)
+
+    def write_picture(self, name, picture, step, split):
+        """Shows one picture, [height, width, 3], uint8 or float in 0..1."""
+        with self._writers[split].as_default(step):
+            tf.summary.image(name, picture[tf.newaxis])
+
+    def write_pr_curve(self, name, is_class, probabilities, step):
+        """Shows precision against recall of an evaluation.
+
+        Args:
+          name: of the curve.
+          is_class: bool [n], whether an example is of the class.
+          probabilities: float [n], what the model gives the class.
+          step: that the model was at.
+        """
+        summary = pr_curve.pb(name, is_class, probabilities)
+        # The plugin's own op writes nothing in TensorFlow 2.
+        with self._writers["eval"].as_default(step):
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString())
+
+    def write_graph(self, model, input_shape):
+        """Shows the graph of a model's forward pass."""
+        spec = tf.TensorSpec(input_shape, tf.float32)
+        function = tf.function(
+            lambda images: model(images, training=False), autograph=False
         )
-        for row in rows
-    )
+        graph = function.get_concrete_function(spec).graph.as_graph_def()
+        for node in graph.node:
+            node.name = _without_counters(node.name)
+            node.input[:] = map(_without_counters, node.input)
+        with self._writers["train"].as_default(0):
+            tf.summary.graph(graph)
+
+    def close(self):
+        for writer in self._writers.values():
+            writer.close()
+
+
+def _write_session_start(folder, kept):
+    # The file's name sorts before that of the writer opened next.
+    writer = EventFileWriter(folder, filename_suffix=".start")
+    session_log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    writer.add_event(event_pb2.Event(step=kept + 1, session_log=session_log))
+    writer.close()
+
+
+def _without_counters(name):
+    # Keras enters a layer's scope twice, and TensorFlow counts: "stem_1/bn1_1".
+    return re.sub(r"_1/", "/", name)
+
+
+def grid(images):
+    """Lays out [n * n, height, width, channels] as one image."""
+    count, height, width, channels = images.shape
+    side = round(count**0.5)
+    rows = tf.reshape(images, [side, side, height, width, channels])
+    rows = tf.transpose(rows, [0, 2, 1, 3, 4])
+    return tf.reshape(rows, [side * height, side * width, channels])
+
+
+class Profile(NamedTuple):
+    """The steps from `first` to `last`, recorded into `folder`."""
+
+    first: int
+    last: int
+    folder: str | os.PathLike
+
+    def sections(self, start, stop):
+        """Cuts steps where recording begins and ends.
+
+        Args:
+          start: the step that was taken last.
+          stop: the last one to take.
+
+        Yields:
+          (number of steps, a context that records what happens in it, or not).
+        """
+        begin, end = self.first - 1, self.last
+        cuts = {cut for cut in (begin, end) if start < cut < stop}
+        for left, right in itertools.pairwise(sorted({start, stop, *cuts})):
+            context = contextlib.nullcontext()
+            if begin <= left and right <= end:
+                context = tf.profiler.experimental.Profile(str(self.folder))
+            yield right - left, context
+
+
+# Of no steps.
+NO_PROFILE = Profile(1, 0, os.devnull)

@@ -6,8 +6,8 @@ from typing import Annotated, NamedTuple
 
 import tensorflow as tf
 
-from train_loop import calls
-from train_loop.bounds import Bounds
+from train_loop import values
+from train_loop.values import Bounds
 
 PART = Bounds(0.0, 1.0)
 
@@ -133,7 +133,7 @@ SCHEDULES = {
 }
 
 
-class Schedule(calls.Call):
+class Schedule(values.Call):
     """A schedule, and numbers for its parameters."""
 
     __slots__ = ()
@@ -162,9 +162,9 @@ class Schedule(calls.Call):
         return WarmedUp(after, warmup_steps)
 
 
-def usage(name):
+def schedule_usage(name):
     """Returns how a schedule is written, as NAME:NUMBER (its default)."""
-    return calls.usage(name, SCHEDULES[name])
+    return values.call_usage(name, SCHEDULES[name])
 
 
 @tf.keras.utils.register_keras_serializable(package="train_loop")

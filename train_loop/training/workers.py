@@ -12,9 +12,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from train_loop import stopping
-from train_loop.errors import UserError, reason_of
-from train_loop.shortages import is_full_disk, shortage
+from train_loop.errors import UserError, is_full_disk, reason_of, shortage
+from train_loop.training import signals
 
 # How a worker learns that another one is gone, or does not answer.
 LOST = (
@@ -158,10 +157,10 @@ class Workers:
 
         All workers must call it.
         """
-        signal = stopping.noted()
-        [signals] = self.sums(signal is not None)
-        if signals:
-            raise stopping.StoppedError(signal or SIGTERM)
+        signal = signals.noted()
+        [stops] = self.sums(signal is not None)
+        if stops:
+            raise signals.StoppedError(signal or SIGTERM)
 
     def of_chief(self, number):
         """Returns the chief's number; all workers must ask."""

@@ -27,7 +27,7 @@ class Chart(NamedTuple):
 
     title: str
     note: str
-    draw: Callable
+    draw_chart: Callable
     is_pictures: bool = False
 
 
@@ -98,7 +98,7 @@ def write_charts(folder, findings):
     return drawn
 
 
-def draw(name, findings, dpi=80):
+def draw_chart(name, findings, dpi=80):
     """Returns a chart as pixels, uint8 [height, width, 3], or None.
 
     Args:

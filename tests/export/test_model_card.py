@@ -1,0 +1,79 @@
+"""The model card, as the hub reads it."""
+
+import re
+import sys
+
+import huggingface_hub
+import pytest
+from classifiers import small_classifier
+
+from train_loop.export.model_card import Card, model_card
+
+REPORT = {
+    "step": 1200,
+    "split": "eval",
+    "examples": 3669,
+    "loss": 0.4,
+    "accuracy": 0.9321,
+    "macro_f1": 0.93,
+    "intervals": {"accuracy": [0.924, 0.941]},
+}
+FILES = [["file", "MB"], ["onnx/model.onnx", "1.0"]]
+
+
+def card_of(report):
+    return model_card(
+        small_classifier(),
+        Card(
+            'my "pets": all',
+            {"model": "small", "seed": "3"},
+            "those of step 1,200",
+            report,
+            FILES,
+        ),
+    )
+
+
+def test_the_hub_reads_facts_and_metrics():
+    facts = huggingface_hub.ModelCard(card_of(REPORT)).data
+    assert facts.license == "other"
+    assert facts.library_name == "keras"
+    assert facts.pipeline_tag == "image-classification"
+    assert facts.datasets == ['my "pets": all']
+    assert "resnet" in facts.tags
+    results = {each.metric_type: each for each in facts.eval_results}
+    assert results.keys() == {"accuracy", "f1", "loss"}
+    assert results["accuracy"].metric_value == 0.9321
+    assert results["accuracy"].task_type == "image-classification"
+
+
+def test_people_read_what_was_done_and_how_well():
+    text = huggingface_hub.ModelCard(card_of(REPORT)).text
+    assert "| Accuracy | 0.9321 | 0.9240 to 0.9410 |" in text
+    assert "| Macro F1 | 0.9300 |  |" in text
+    assert "On 3,669 pictures held out, at step 1,200." in text
+    assert "for a picture. Its weights are those of step 1,200." in text
+    assert "16 x 16 (bilinear)" in text
+    assert "123.675, 116.28, 103.53" in text
+    assert "--seed=3" in text
+    assert "onnx/model.onnx" in text
+    assert "ape, bee, cat" in text
+    assert "{" not in text
+
+
+def test_card_tells_how_its_keras_file_is_opened(monkeypatch):
+    assert "resnet_layers" not in card_of(REPORT)
+    row = ["keras/model.keras", "1.0"]
+    monkeypatch.setattr(sys.modules[__name__], "FILES", [*FILES, row])
+    text = card_of(REPORT)
+    [code] = re.findall("```python\n(.*?)```", text, re.DOTALL)
+    imported, *_, opened = code.strip().splitlines()
+    assert imported.startswith("import resnet_layers")
+    assert opened.endswith('load_model("keras/model.keras")')
+
+
+@pytest.mark.parametrize("report", [{}])
+def test_a_run_that_was_not_measured_says_so(report):
+    card = huggingface_hub.ModelCard(card_of(report))
+    assert card.data.eval_results is None
+    assert "--mode=evaluate" in card.text

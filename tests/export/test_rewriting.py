@@ -1,0 +1,108 @@
+"""Rewritten classifiers answer as before."""
+
+import numpy as np
+import pytest
+from classifiers import BGR, GREY, random_pixels, small_classifier
+
+from resnet_layers import BatchNormalization
+from resnet_layers.folding import convolutions_with_norms
+from train_loop.errors import UserError
+from train_loop.export.rewriting import (
+    in_float32,
+    in_rgb,
+    portable,
+    with_folded_norms,
+)
+
+GROUPED = {"block": "bottleneck", "groups": 4, "base_width": 32}
+
+
+def check_logits_agree(classifier, other, part):
+    images = random_pixels(4)
+    expected = classifier.logits(images).numpy().astype("float32")
+    difference = np.abs(other.logits(images).numpy() - expected).max()
+    assert difference <= part * np.ptp(expected)
+    # The pictures do say something to the net.
+    assert np.std(expected, axis=0).mean() > part * np.ptp(expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        GROUPED,
+        {"stem": "deep", "shortcut": "pooled_projection"},
+        {"attention": "se", "norm": {"kind": "batch", "epsilon": 1e-2}},
+        {"output_stride": 1, "stage_sizes": (2, 2)},
+        {"shortcut": "zero_padding"},
+        {"antialias": "blur", "stem": {"kind": "deep", "pool": "convolution"}},
+    ],
+)
+def test_no_norm_is_left_of_a_net_with_norms_behind_convolutions(options):
+    classifier = small_classifier(**options)
+    folded = with_folded_norms(classifier)
+    check_logits_agree(classifier, folded, part=1e-5)
+    norms = [
+        layer
+        for layer in folded.model._flatten_layers()
+        if isinstance(layer, BatchNormalization)
+    ]
+    behind = [norm for _, norm in convolutions_with_norms(folded.model)]
+    assert norms
+    assert {*map(id, norms)} == {*map(id, behind)}
+    # Kernels do the work: the statistics are not looked at any more.
+    for norm in norms:
+        norm.moving_variance.assign(norm.moving_variance * 9.0)
+        norm.gamma.assign(norm.gamma * 7.0)
+    check_logits_agree(classifier, folded, part=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, GROUPED])
+def test_norms_in_front_of_convolutions_stay(options):
+    classifier = small_classifier(preactivation=True, **options)
+    folded = with_folded_norms(classifier)
+    check_logits_agree(classifier, folded, part=1e-5)
+    model = folded.model
+    behind = [norm for _, norm in convolutions_with_norms(model)]
+    in_front = [model.post_bn, *(block.pre_bn for block in model.blocks)]
+    assert not {*map(id, behind)} & {*map(id, in_front)}
+    assert len(behind) == (2 if options else 1) * len(model.blocks)
+
+
+def test_original_stays_as_it_was():
+    classifier = small_classifier(BGR)
+    before = classifier.model.get_weights()
+    for rewrite in (with_folded_norms, in_rgb, portable):
+        assert rewrite(classifier).model is not classifier.model
+    for old, new in zip(before, classifier.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_order_of_channels_moves_into_the_first_kernel():
+    classifier = small_classifier(BGR)
+    assert classifier.preprocessing.normalization.bgr
+    turned = in_rgb(classifier)
+    assert not turned.preprocessing.normalization.bgr
+    check_logits_agree(classifier, turned, part=1e-5)
+    assert in_rgb(turned) is turned
+
+
+def test_grey_moves_into_the_first_kernel():
+    classifier = small_classifier(GREY)
+    colored = in_rgb(classifier)
+    assert colored.model.stem.convs[0].kernel.shape[2] == 3
+    assert len(colored.preprocessing.normalization.mean) == 3
+    check_logits_agree(classifier, colored, part=1e-5)
+    check_logits_agree(classifier, with_folded_norms(classifier), part=1e-5)
+    standardized = small_classifier(GREY, weight_standardization=True)
+    with pytest.raises(UserError, match="small with --channels=1 cannot be"):
+        in_rgb(standardized)
+
+
+def test_mixed_precision_becomes_float32():
+    classifier = small_classifier(dtype="mixed_bfloat16", stochastic_depth=0.2)
+    rebuilt = in_float32(classifier)
+    for layer in rebuilt.model._flatten_layers():
+        assert layer.compute_dtype == "float32"
+    check_logits_agree(classifier, rebuilt, part=0.02)
+    assert in_float32(rebuilt) is rebuilt

@@ -1,0 +1,452 @@
+"""Which of several values wins."""
+
+import json
+
+import pytest
+from safetensors.numpy import save_file
+
+from resnet_layers import NORMALIZATIONS, Normalization, Preprocessing
+from resnet_layers.weights.sources import Found
+from train_loop import Settings, UserError, resolve
+from train_loop.recipes import OTHERS, RECIPES
+from train_loop.resolve import DEFAULTS, check_run_or_new, settle
+
+
+def test_recipe_wins_over_defaults_and_what_is_given_over_both():
+    settled = settle(Settings(seed=3, learning_rate=0.7))
+    digits = RECIPES["digits"].settings
+    assert settled.recipe == "digits"
+    assert settled.batch_size == digits.batch_size != DEFAULTS.batch_size
+    assert settled.weight_decay == digits.weight_decay
+    assert settled.crop_fraction == 1.0
+    assert (settled.seed, settled.learning_rate) == (3, 0.7)
+    assert settled.schedule == DEFAULTS.schedule
+
+
+def test_data_set_has_its_own_recipe(tmp_path):
+    assert settle(Settings(dataset="imagenet2012")).batch_size == 256
+    assert settle(Settings(dataset="cifar10")).recipe == OTHERS
+    settled = settle(Settings(dataset=tmp_path, recipe="imagenet2012"))
+    assert settled.learning_rate == 0.1
+    assert settled.dataset == str(tmp_path)
+    assert settle(Settings(recipe="cifar_he2015")).dataset == "cifar10"
+    with pytest.raises(UserError, match="did you mean imagenet2012"):
+        settle(Settings(recipe="imagenet"))
+
+
+def test_only_what_means_something_by_none_is_left_open():
+    open_settings = {
+        name
+        for name, field in Settings.__dataclass_fields__.items()
+        # What is asked of a run is no part of it.
+        if not field.metadata["modes"] and name not in settle(Settings()).given
+    }
+    assert open_settings == {
+        "eval_split",
+        "data_service",
+        "data_dir",
+        "manual_dir",
+        "workdir",
+        "weights",
+        "steps",
+        "base_batch_size",
+        "momentum",
+        "nesterov",
+        "beta_1",
+        "beta_2",
+        "epsilon",
+        "clip_norm",
+        "early_stopping",
+        "thaw_after_epochs",
+        "thawed_learning_rate",
+        "virtual_devices",
+        "profile_steps",
+    }
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """Returns the folder of a run that was settled before."""
+    settled = settle(Settings(image_size=16, steps=30, weight_decay=0.5))
+    settled.write(tmp_path / "flags.txt")
+    return tmp_path
+
+
+def test_run_keeps_its_own_settings(earlier):
+    settled = settle(Settings(workdir=earlier, weight_decay=0.25))
+    assert (settled.image_size, settled.steps) == (16, 30)
+    assert settled.weight_decay == 0.25
+
+
+def test_epochs_win_over_the_steps_that_a_run_was_planned_for(earlier):
+    settled = settle(Settings(workdir=earlier, epochs=2))
+    assert (settled.steps, settled.epochs) == (None, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("clip_norm", 0.5),
+        ("steps", 9),
+        ("base_batch_size", 64),
+        ("momentum", 0.5),
+        ("early_stopping", 3),
+        ("virtual_devices", 2),
+        ("data_dir", "/data"),
+        ("data_service", "grpc://host:5050"),
+    ],
+)
+def test_what_a_run_need_not_have_can_be_taken_away(name, value, tmp_path):
+    settle(Settings(**{name: value})).write(tmp_path / "flags.txt")
+    settled = settle(Settings(workdir=tmp_path))
+    assert getattr(settled, name) == value
+    settled = settle(Settings(workdir=tmp_path, **{name: "none"}))
+    assert getattr(settled, name) is None
+    settled.write(tmp_path / "flags.txt")
+    assert getattr(settle(Settings(workdir=tmp_path)), name) is None
+
+
+def test_what_every_run_has_cannot_be_taken_away():
+    with pytest.raises(UserError, match="--epochs=none is not possible"):
+        Settings(epochs="none")
+
+
+@pytest.mark.parametrize("others", [{}, {"steps": 9}, {"learning_rate": 1}])
+def test_mistyped_workdir_does_not_become_a_run_of_digits(tmp_path, others):
+    settle(Settings()).write(tmp_path / "S/flags.txt")
+    settle(Settings()).write(tmp_path / "pets-2/flags.txt")
+    for name, expected in {
+        "S1": f"There is {tmp_path}/S. To",
+        "pets2": f"There is {tmp_path}/pets-2. To",
+        "digits": f"There are {tmp_path}/S, {tmp_path}/pets-2. To",
+        "new/digits": "is no run that could go on. To start one there",
+    }.items():
+        given = Settings(workdir=tmp_path / name, **others)
+        with pytest.raises(UserError) as error:
+            check_run_or_new(given)
+        assert expected in str(error.value)
+        assert str(error.value).startswith(str(tmp_path / name))
+        assert "\n" not in str(error.value)
+    # What says what a new run is to be, or that there is one, is no mistake.
+    for given in ({"dataset": "digits"}, {"model": "resnet18"}):
+        check_run_or_new(Settings(workdir=tmp_path / "S1", **given))
+    check_run_or_new(Settings(workdir=tmp_path / "S", **others))
+    check_run_or_new(Settings(**others))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "resnet18"},
+        {"dataset": "oxford_iiit_pet"},
+        {"train_split": "train[:50%]"},
+        {"eval_split": "train"},
+        {"validation_fraction": 0.5},
+        {"image_size": 8},
+        {"batch_size": 32},
+        {"optimizer": "sgd", "seed": 3},
+        {"stochastic_depth": 0.1},
+        {"weights": "README.md"},
+        {"freeze": "backbone"},
+        {"frozen_batch_norm": True},
+        {"cached_embeddings": True},
+        {"normalization": "caffe"},
+        {"thaw_after_epochs": 2.5},
+    ],
+    ids=lambda change: [*change][-1],
+)
+def test_run_is_not_mixed_with_another(earlier, change):
+    name, value = [*change.items()][-1]
+    with pytest.raises(UserError, match="name another --workdir") as error:
+        settle(Settings(workdir=earlier, **change))
+    assert f"--{name}=" in str(error.value)
+    # The weights of a run go on into another one, of the same model.
+    goes_on = name not in ("model", "weights")
+    assert str(error.value).endswith(f"--weights={earlier}") == goes_on
+    assert f"{value}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_run_on_embeddings_stays_one(tmp_path):
+    settle(Settings(freeze="backbone")).write(tmp_path / "flags.txt")
+    assert settle(Settings(workdir=tmp_path)).cached_embeddings
+    with pytest.raises(UserError, match=f"--weights={tmp_path}"):
+        settle(Settings(workdir=tmp_path, augment="flip"))
+
+
+def test_places_of_a_run_may_change_but_not_its_data_set(tmp_path):
+    """Whether it is the same one there, its contents tell later."""
+    (tmp_path / "new").mkdir()
+    run = tmp_path / "run"
+    settle(Settings(dataset=tmp_path / "old")).write(run / "flags.txt")
+    moved = dict.fromkeys(("dataset", "data_dir"), tmp_path / "new")
+    settled = settle(Settings(workdir=run, **moved))
+    assert {settled.dataset, settled.data_dir} == {str(tmp_path / "new")}
+    with pytest.raises(UserError, match="is a run with --dataset="):
+        settle(Settings(workdir=run, dataset="cifar10"))
+
+
+def test_run_may_be_named_again_as_it_is(earlier):
+    given = Settings(
+        workdir=earlier, recipe="auto", cache="auto", image_size=16
+    )
+    assert settle(given).recipe == "digits"
+
+
+def test_run_keeps_the_recipe_that_is_not_its_data_sets(tmp_path):
+    given = Settings(recipe="imagenet_goyal2017", average="swa")
+    settle(given).write(tmp_path / "flags.txt")
+    again = settle(Settings(workdir=tmp_path, recipe="auto"))
+    assert again.recipe == "imagenet_goyal2017"
+    assert again.base_batch_size == 256
+    # Nor is what a file of flags repeats taken for something new.
+    assert settle(again).texts() == again.texts()
+
+
+def test_whoever_goes_on_may_stand_in_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    settled = settle(Settings(dataset="pictures", data_dir="data"))
+    assert settled.dataset == str(tmp_path / "pictures")
+    assert settled.data_dir == str(tmp_path / "data")
+    # A row of a table stays one.
+    (tmp_path / "digits").mkdir()
+    assert settle(Settings()).dataset == "digits"
+
+
+def weights_of_timm(folder, architecture="resnet50d", **config):
+    """Writes weights with a config beside them; nobody reads the tensors."""
+    path = folder / "model.safetensors"
+    save_file({}, path)
+    content = {"architecture": architecture, "pretrained_cfg": config}
+    (folder / "config.json").write_text(json.dumps(content))
+    return path
+
+
+TIMM = {
+    "input_size": [3, 40, 40],
+    "crop_pct": 0.95,
+    "interpolation": "bicubic",
+    "mean": [0.1, 0.2, 0.3],
+    "std": [0.5, 0.5, 0.25],
+}
+
+
+def test_weights_bring_their_preprocessing(tmp_path):
+    """Any numbers, between the recipe and what is given."""
+    weights = weights_of_timm(tmp_path, **TIMM)
+    settled = settle(Settings(weights=weights))
+    expected = Normalization((25.5, 51.0, 76.5), (127.5, 127.5, 63.75))
+    assert settled.preprocessing == (expected, 40, 0.95, "bicubic", True)
+    settled = settle(Settings(weights=weights, image_size=16))
+    assert settled.preprocessing == (expected, 16, 0.95, "bicubic", True)
+
+
+def test_weights_bring_their_model(tmp_path):
+    """Between the recipe, which has one for the digits, and what is given."""
+    weights = weights_of_timm(tmp_path, **TIMM)
+    for path in (weights, tmp_path):
+        assert settle(Settings(weights=path)).model == "resnet50d"
+    given = Settings(weights=weights, model="resnet50d")
+    assert settle(given).model == "resnet50d"
+    with pytest.raises(UserError) as error:
+        settle(Settings(weights=weights, model="resnet50"))
+    [line] = str(error.value).splitlines()
+    assert f"--weights={weights}" in line
+    assert "resnet50d" in line
+    assert "--model=resnet50 " in line
+
+
+def test_weights_of_no_variant_are_refused_whatever_the_model(tmp_path):
+    weights = weights_of_timm(tmp_path, "ecaresnet50d_pruned", **TIMM)
+    for given in ({}, {"model": "resnet50"}):
+        with pytest.raises(UserError, match="architecture ecaresnet50d_pruned"):
+            settle(Settings(weights=weights, **given))
+
+
+def test_weights_of_no_known_variant_go_into_any_model(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    recipe = RECIPES["digits"].settings.model
+    assert settle(Settings(weights=tmp_path)).model == recipe
+    given = Settings(weights=tmp_path, model="resnet18")
+    assert settle(given).model == "resnet18"
+
+
+def test_a_run_keeps_its_model_whatever_its_weights_are_by_now(tmp_path):
+    weights = weights_of_timm(tmp_path, **TIMM)
+    run = tmp_path / "run"
+    run.mkdir()
+    settle(Settings(weights=weights)).write(run / "flags.txt")
+    weights_of_timm(tmp_path, "resnet18", **TIMM)
+    assert settle(Settings(workdir=run)).model == "resnet50d"
+    with pytest.raises(UserError, match="is a run with --model=resnet50d"):
+        settle(Settings(workdir=run, model="resnet18"))
+
+
+def test_preprocessing_stays_with_the_run_and_those_that_start_from_it(
+    tmp_path,
+):
+    settled = settle(Settings(weights=weights_of_timm(tmp_path, **TIMM)))
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    settled.write(run / "flags.txt")
+    (run / "checkpoints/ckpt-2.index").touch()
+    # Nobody looks at the weights again.
+    (tmp_path / "model.safetensors").unlink()
+    for given in (
+        Settings(workdir=run),
+        Settings(weights=run),
+        Settings(weights=run / "checkpoints/ckpt-2"),
+    ):
+        assert settle(given).preprocessing == settled.preprocessing
+        assert settle(given).model == "resnet50d"
+    with pytest.raises(UserError, match="are of resnet50d, and --model=resn"):
+        settle(Settings(weights=run, model="resnet50"))
+
+
+def test_preprocessing_that_there_is_none_of_is_not_guessed(tmp_path):
+    weights = weights_of_timm(tmp_path, **{**TIMM, "interpolation": "lanczos"})
+    with pytest.raises(UserError, match="one of these with --interpolation"):
+        settle(Settings(weights=weights))
+    settled = settle(Settings(weights=weights, interpolation="bilinear"))
+    assert settled.preprocessing[1:] == (40, 0.95, "bilinear", True)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"weights": "none.h5"}, "none.h5 is not a file"),
+        (
+            {"weights": "imagenet", "model": "resnet_tiny"},
+            "has no weights for resnet_tiny",
+        ),
+        ({"weights": "README.md"}, "cannot be read as weights"),
+        ({"thaw_after_epochs": 3}, "needs something frozen"),
+        (
+            {"freeze": "stage1", "thawed_learning_rate": 0.1},
+            "is for what --thaw_after_epochs thaws",
+        ),
+        ({"cached_embeddings": True}, "needs --freeze=backbone"),
+        ({"keep_best": "ema_loss"}, "this run has --average=none; take --aver"),
+        ({"ema_decay": 0.9}, "is for --average=ema, and this run has"),
+        ({"max_rollbacks": 9}, "is for --on_nonfinite=rollback, and this run"),
+        (
+            {
+                "cached_embeddings": True,
+                "freeze": "backbone",
+                "augment": ("flip",),
+            },
+            "and no --augment",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_one_clear_line(
+    given, message, pytestconfig, monkeypatch
+):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    with pytest.raises(UserError, match=message) as error:
+        settle(Settings(**given))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "cached", "augment"),
+    [
+        ({}, False, "shift"),
+        ({"freeze": "backbone"}, True, ""),
+        ({"freeze": "backbone", "augment": "flip"}, False, "flip"),
+        ({"freeze": "backbone", "augment": ""}, True, ""),
+        ({"freeze": "backbone", "cached_embeddings": False}, False, "shift"),
+        ({"freeze": "stage1"}, False, "shift"),
+        # What is thawed later sees varied images then.
+        ({"freeze": "backbone", "thaw_after_epochs": 1}, True, "shift"),
+        (
+            {
+                "freeze": "backbone",
+                "thaw_after_epochs": 1,
+                "augment": "flip",
+                "cached_embeddings": True,
+            },
+            True,
+            "flip",
+        ),
+    ],
+)
+def test_frozen_backbones_are_asked_once_unless_images_vary(
+    given, cached, augment
+):
+    settled = settle(Settings(**given))
+    assert settled.cached_embeddings == cached
+    assert settled.texts()["augment"] == augment
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_say_only_what_they_change(name, monkeypatch):
+    found = Found("resnet50.h5", None, Preprocessing())
+    monkeypatch.setattr(resolve, "find_weights", lambda *_: found)
+    recipe = RECIPES[name]
+    assert recipe.settings.over(DEFAULTS) == Settings(
+        **{**DEFAULTS.given, **recipe.settings.given}
+    )
+    assert recipe.source
+    assert recipe.expected
+    assert settle(Settings(recipe=name)).recipe == name
+
+
+def test_weights_of_a_recipe_bring_along_what_they_need(monkeypatch):
+    asked = []
+
+    def find(*names):
+        asked.append(names)
+        return Found(
+            names[0], None, Preprocessing(NORMALIZATIONS["caffe"], None, 0.5)
+        )
+
+    monkeypatch.setattr(resolve, "find_weights", find)
+    settled = settle(Settings(recipe="pets_finetune"))
+    assert asked == [("imagenet", "resnet50_keras")]
+    assert settled.weights == "imagenet"
+    assert settled.normalization == NORMALIZATIONS["caffe"]
+    assert settled.crop_fraction == 0.5
+
+
+def test_channels_come_from_weights_unless_given(monkeypatch):
+    grey = Normalization((117.0,), (57.0,))
+    found = Found("grey.safetensors", "resnet18", Preprocessing(grey))
+    monkeypatch.setattr(resolve, "find_weights", lambda *_: found)
+    settled = settle(Settings(weights="grey.safetensors"))
+    assert settled.channels == 1
+    assert settled.preprocessing.normalization == grey
+    settled = settle(Settings(weights="grey.safetensors", channels=3))
+    assert settled.preprocessing.normalization.mean == (117.0,) * 3
+    settled = settle(Settings(channels=1))
+    [mean] = settled.preprocessing.normalization.mean
+    assert mean == pytest.approx((123.675 + 116.28 + 103.53) / 3)
+    assert settle(Settings()).channels == 3
+
+
+def test_options_of_another_optimizer_are_refused():
+    given = {"optimizer": "adamw", "learning_rate": 0.001}
+    settled = settle(Settings(**given, beta_2=0.99))
+    assert settled.beta_2 == 0.99
+    message = "--nesterov=True is not for --optimizer=adamw, which takes --beta"
+    with pytest.raises(UserError, match=message):
+        settle(Settings(**given, nesterov=True))
+    with pytest.raises(UserError, match="takes --momentum, --nesterov; leave"):
+        settle(Settings(epsilon=0.1))
+
+
+def test_rate_of_a_recipe_is_for_its_optimizer():
+    message = (
+        "--optimizer=adam needs a --learning_rate: 0.1 .* digits has .* sgd"
+    )
+    with pytest.raises(UserError, match=message):
+        settle(Settings(optimizer="adam"))
+    # Nor are its options.
+    recipe = {"recipe": "imagenet_goyal2017", "learning_rate": 0.001}
+    assert settle(Settings(**recipe)).base_batch_size == 256
+    settled = settle(Settings(**recipe, optimizer="lamb"))
+    assert settled.base_batch_size is None
+    recipe = {"recipe": "cifar_he2015", "learning_rate": 2}
+    assert settle(Settings(**recipe)).nesterov is False
+    assert settle(Settings(**recipe, optimizer="lars")).nesterov is None

@@ -1,0 +1,135 @@
+"""Signals that ask to stop: noted, asked for, and as ever afterwards."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from train_loop.training import signals
+from train_loop.training.reports import JsonLinesReport
+from train_loop.workdir import Workdir
+
+pytestmark = pytest.mark.usefixtures("default_signals")
+
+# A process that does not come back from C: a lock of its own is taken twice.
+STUCK = """
+import ctypes
+from train_loop.training import signals
+with signals.noting_signals():
+    lock, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)
+    library.pthread_mutex_lock(lock)
+    print("stuck", flush=True)
+    library.pthread_mutex_lock(lock)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(signal.SIGINT, "the keyboard"), (signal.SIGTERM, "SIGTERM")],
+)
+def test_signal_waits_until_it_is_asked_for(number, name, monkeypatch):
+    monkeypatch.setattr(signals, "SECONDS_OF_ONE", 600.0)
+    before = signal.getsignal(number)
+    with signals.noting_signals():
+        assert signals.noted() is None
+        os.kill(os.getpid(), number)
+        assert signals.noted() == number
+        error = signals.StoppedError(signals.noted(), "go on")
+        assert str(error) == f"stopped by {name}; go on"
+        assert error.status == 128 + number
+        # Another one at once is the same request.
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
+    assert signals.noted() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_ends_a_process_that_is_stuck(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "stuck\n"
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        process.send_signal(number)
+        time.sleep(0.05)
+    process.kill()
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number
+    assert errors == f"error: ended at once by a second signal, {number.name}\n"
+
+
+def test_second_ctrl_c_in_a_session_is_of_python(monkeypatch):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with signals.noting_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.noted() == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_forked_process_holds_nothing_up(monkeypatch):
+    """It has a copy of the pipe on which signals arrive."""
+    pipe, copies = os.pipe, []
+
+    def copied():
+        ends = pipe()
+        copies.append(os.dup(ends[1]))
+        return ends
+
+    monkeypatch.setattr(os, "pipe", copied)
+    with signals.ended_by_second():
+        pass
+    os.close(*copies)
+
+
+def test_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.noting_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.noted() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_other_threads_take_no_signals():
+    seen = []
+
+    def work():
+        with signals.noting_signals():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_run_that_is_asked_to_stop_says_how_to_go_on(
+    run, tmp_path, small_net, monkeypatch
+):
+    write_down = JsonLinesReport.__call__
+
+    def write_down_and_signal(self, step, *others):
+        write_down(self, step, *others)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(JsonLinesReport, "__call__", write_down_and_signal)
+    flags = ("--dataset=digits", "--strategy=one_device", "--report_every=2")
+    status, _, errors = run(*flags, "--steps=9", f"--workdir={tmp_path}")
+    assert status == 128 + signal.SIGTERM
+    assert errors == (
+        f"error: stopped by SIGTERM; --workdir={tmp_path} goes on from the "
+        "last checkpoint\n"
+    )
+    # After the step that was on its way, and not a step is lost.
+    assert Workdir(tmp_path).steps == [3]

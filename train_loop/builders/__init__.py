@@ -1,0 +1,1 @@
+"""Settings -> the parts of a run; the only place that unpacks settings."""

@@ -1,0 +1,353 @@
+"""Settings -> what is measured: classifiers, examples, predictions."""
+
+import dataclasses
+import functools
+import time
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from train_loop.builders.data import check_usable
+from train_loop.builders.model import (
+    is_weights,
+    load_classifier,
+    make_fast,
+    with_given_preprocessing,
+)
+from train_loop.builders.training import build_strategy, check_memory
+from train_loop.console import passing_bar
+from train_loop.data import batches, check, imagenet, sources
+from train_loop.data.split import Split
+from train_loop.data.stored import (
+    check_unique,
+    choose_evaluation,
+    choose_splits,
+)
+from train_loop.data.transforms import Transforms, preprocessing_of
+from train_loop.errors import UserError
+from train_loop.evaluation.predictions import Predictions
+from train_loop.prediction.classifier import VIEWS
+from train_loop.resolve import DEFAULTS, MODE_DEFAULTS
+from train_loop.settings import Settings
+from train_loop.training import signals
+from train_loop.training.strategies import distribute
+from train_loop.workdir import Workdir
+
+# What decides which images of a data set a run evaluates on.
+SPLIT_SETTINGS = ("train_split", "eval_split", "validation_fraction")
+
+
+class Examples(NamedTuple):
+    """What a classifier is measured on.
+
+    `labels` are the numbers of the data set's classes among the classifier's;
+    `note` says in words how they were matched, or is empty.
+    """
+
+    split: Split
+    labels: np.ndarray
+    note: str
+
+
+class Measurement:
+    """How models are measured: the devices, and what on.
+
+    Args:
+      given: `Settings`, those that were given; with the `workdir` of a run, or
+        with `weights` and a `dataset`.
+
+    Raises:
+      UserError: it has neither, or there are no such devices.
+    """
+
+    def __init__(self, given: Settings):
+        made_with = Settings()
+        if given.workdir is not None:
+            made_with = Settings.read(Workdir.of(given.workdir).flags)
+            if made_with.strategy == "multi_worker":
+                # They have gone, and one machine is enough to measure.
+                made_with = dataclasses.replace(made_with, strategy=None)
+        elif given.weights is None or given.dataset is None:
+            raise UserError(
+                "what is to be measured? Name the --workdir of a run, or "
+                "--weights and a --dataset to measure them on"
+            )
+        self.given = given
+        # Nothing of a run is changed by measuring it in another way.
+        self.settings = given.over(made_with).over(MODE_DEFAULTS).over(DEFAULTS)
+        check_memory(self.settings)
+        # Pieces are those of updates.
+        self.strategy = build_strategy(
+            dataclasses.replace(self.settings, accumulate_steps=1)
+        )
+        self.views = VIEWS[self.settings.test_time_augmentation]
+
+    @property
+    def source(self):
+        """The run or the weights that are measured."""
+        return self.given.workdir or self.given.weights
+
+    def open_classifier(self, source, **options):
+        """Returns the `Classifier` of a run or of weights, on the devices.
+
+        Its preprocessing is its own, but for what was given.
+
+        Args:
+          source: see `load_classifier`.
+          **options: see `load_classifier`.
+        """
+        with self.strategy.scope():
+            if is_weights(source):
+                options["data_names"] = self._stored.class_names
+            classifier = load_classifier(
+                source, averaged=self.settings.averaged, **options
+            )
+            make_fast(self.settings, classifier)
+        return with_given_preprocessing(classifier, self.given)
+
+    def open_examples(self, class_names, eval_split=None):
+        """Returns the `Examples` to measure a classifier with classes on.
+
+        Args:
+          class_names: of the classifier.
+          eval_split: of the data set, if not what was given or else what a
+            run evaluates on.
+
+        Raises:
+          UserError: the data set is not there, or has classes that the
+            classifier does not know.
+        """
+        settings = self.settings
+        stored = self._stored
+        eval_split = eval_split or self.given.eval_split
+        data = None if eval_split else self._data_of_run(stored)
+        if data is None:
+            split = choose_evaluation(stored, eval_split)
+        elif data.evaluation is None:
+            raise UserError(
+                f"{self.given.workdir} was trained on everything and evaluates "
+                "on nothing; name other images with --dataset, or a split with "
+                "--eval_split"
+            )
+        else:
+            split = data.evaluation
+        if settings.skip_bad_images:
+            broken = [n for n, why in check.broken_images(split) if why]
+            split = split.without(broken)
+        else:
+            check_usable(stored.refused)
+        return Examples(split, *match_classes(stored, class_names))
+
+    @functools.cached_property
+    def _stored(self):
+        """The data set that models are measured on."""
+        settings = self.settings
+        stored = sources.open_stored(
+            settings.dataset, settings.data_dir, settings.manual_dir
+        )
+        if stored.fault and self.given.dataset is not None:
+            raise UserError(stored.fault)
+        if stored.fault:
+            print(f"warning: {stored.fault}")
+        return stored
+
+    def _data_of_run(self, stored):
+        """Returns the `Data` of the run, None where they are others."""
+        settings, given = self.settings, self.given
+        options = [getattr(settings, name) for name in SPLIT_SETTINGS]
+        if given.dataset is None:
+            data = choose_splits(stored, *options)
+            workdir = Workdir.of(given.workdir)
+            difference = data.difference(workdir.read_data())
+            if difference and given.given.keys().isdisjoint(SPLIT_SETTINGS):
+                print(
+                    f"warning: --dataset={settings.dataset}: not the images "
+                    f"that {workdir} was trained on ({difference}). Some of "
+                    "those evaluated may be among them."
+                )
+            return data
+        if given.workdir is None:
+            return None
+        # It may be the run's own, moved: most of it was trained on.
+        try:
+            data = choose_splits(stored, *options)
+        except UserError:
+            return None
+        began = Workdir.of(given.workdir).read_data()
+        return None if data.difference(began) else data
+
+    def predict(self, classifier, examples):
+        """Returns the `Predictions` of a classifier for examples."""
+        return predict_split(
+            classifier,
+            examples.split,
+            self.strategy,
+            self.settings.batch_size,
+            self.views,
+            examples.labels,
+        )
+
+
+def match_classes(stored, ours):
+    """Returns the numbers of a data set's classes among ours, and a note.
+
+    Args:
+      stored: a `Stored`.
+      ours: names of the classes of a model.
+
+    Raises:
+      UserError: one of them is unknown, or several have its name.
+    """
+    theirs, ours = imagenet.in_words(stored.class_names), list(ours)
+    if theirs == ours:
+        return np.arange(len(ours)), ""
+    number_of = {name: number for number, name in enumerate(ours)}
+    unknown = [name for name in theirs if name not in number_of]
+    if unknown:
+        few = ", ".join(ours[:5]) + (", ..." if len(ours) > 5 else "")
+        raise UserError(
+            f"the model knows no class {unknown[0]!r} ({len(unknown)} of "
+            f"{len(theirs)} classes of the data set are unknown); it knows "
+            f"{few}. Classes are matched by name"
+            f"{stored.hint and f'. {stored.hint}'}"
+        )
+    check_unique(theirs)
+    known = set(theirs)
+    check_unique(name for name in ours if name in known)
+    which = "in another order"
+    if len(theirs) < len(ours):
+        which = f"{len(theirs)} of the model's {len(ours)}"
+    note = f"The classes of the data set are {which}, matched by name."
+    return np.array([number_of[name] for name in theirs]), note
+
+
+def images_per_second(classifiers, strategy, batch_size, rounds=5):
+    """Returns how many images classifiers take in a second.
+
+    Without reading any. They take turns, so that the ratios in a round do not
+    depend on what else the machine does.
+
+    Args:
+      classifiers: several `Classifier`s.
+      strategy: that they were made in the scope of.
+      batch_size: images at once, over all replicas.
+      rounds: how often each is measured, after once to warm up.
+
+    Returns:
+      float64 [rounds, classifiers].
+    """
+    share = batch_size // strategy.num_replicas_in_sync
+
+    def step_of(classifier):
+        size = classifier.preprocessing.image_size
+        images = tf.zeros([share, size, size, 3], tf.uint8)
+        return tf.function(
+            lambda: strategy.run(classifier.logits, args=(images,)),
+            autograph=False,
+        )
+
+    steps = [step_of(classifier) for classifier in classifiers]
+    seconds = np.empty([1 + rounds, len(steps)])
+    for row in seconds:
+        for number, step in enumerate(steps):
+            began = time.perf_counter()
+            for part in strategy.experimental_local_results(step()):
+                part.numpy()
+            row[number] = time.perf_counter() - began
+    return batch_size / seconds[1:]
+
+
+# The side of the pictures that pages show.
+PICTURE_SIDE = 144
+
+
+def predict_split(
+    classifier, split, strategy, batch_size, views=VIEWS["none"], labels=None
+):
+    """Returns the `Predictions` of a classifier for all examples of a split.
+
+    Args:
+      classifier: a `Classifier`, made in the strategy's scope.
+      split: a `Split` with at least one example.
+      strategy: a `tf.distribute.Strategy`.
+      batch_size: examples at once, over all replicas.
+      views: a row of `VIEWS`.
+      labels: int [classes of the split], their numbers among the classifier's
+        classes; None where they are the same.
+
+    Raises:
+      UserError: an image cannot be read.
+      StoppedError: a signal asked a run to stop.
+    """
+    size = classifier.preprocessing.image_size
+    preprocessing = preprocessing_of(split, classifier.preprocessing)
+    transforms = Transforms(views.preprocessing(preprocessing))
+    dataset = distribute(
+        strategy,
+        lambda context: batches.evaluation_batches(
+            split, transforms, batch_size, context
+        ),
+    )
+
+    @tf.function(autograph=False)
+    def step(batch):
+        images, truth, weights = batch
+        logits = views.logits(classifier.logits, images, size)
+        return logits, truth, weights
+
+    found = []
+    steps = batches.num_evaluation_steps(split, batch_size)
+    with check.explained(split), passing_bar(steps, "batch") as bar:
+        for batch in dataset:
+            results = strategy.run(step, args=(batch,))
+            parts = map(strategy.experimental_local_results, results)
+            for logits, truth, weights in zip(*parts, strict=True):
+                real = weights.numpy() > 0
+                found.append((logits.numpy()[real], truth.numpy()[real]))
+            bar.update(1)
+            signals.check()
+    logits, truth = map(np.concatenate, zip(*found, strict=True))
+    return Predictions(
+        logits,
+        truth if labels is None else labels[truth],
+        classifier.class_names,
+        [split.store.name(number) for number in split.indices],
+        pictures_of(split, preprocessing),
+    )
+
+
+def pictures_of(split, preprocessing):
+    """Returns a function: position in a split -> a small picture of it."""
+    transforms = Transforms(preprocessing._replace(image_size=PICTURE_SIDE))
+
+    # As a graph: step by step, the pipeline of a read would be built anew for
+    # every picture. See also `Classifier`.
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
+    def read(position):
+        example = split.read(None, position, tf.constant(1, tf.int64))
+        file = split.load(example["image"][0])
+        return transforms.evaluate(transforms.transcode(file))
+
+    return lambda position: read(tf.constant(int(position), tf.int64)).numpy()
+
+
+def only_classes(predictions, class_names):
+    """Returns the same predictions with the logits of some classes alone.
+
+    Args:
+      predictions: `Predictions` whose labels are all among those classes.
+      class_names: in the order that is wanted.
+    """
+    if tuple(class_names) == tuple(predictions.class_names):
+        return predictions
+    places = {name: i for i, name in enumerate(predictions.class_names)}
+    order = np.array([places[name] for name in class_names])
+    numbers = np.full(len(places), -1)
+    numbers[order] = np.arange(len(order))
+    return dataclasses.replace(
+        predictions,
+        logits=predictions.logits[:, order],
+        labels=numbers[predictions.labels],
+        class_names=tuple(class_names),
+    )

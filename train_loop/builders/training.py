@@ -1,0 +1,270 @@
+"""Settings -> devices, an optimizer, a trainer and a number of steps."""
+
+import functools
+import os
+
+import tensorflow as tf
+
+from train_loop import environment
+from train_loop.builders.model import freeze, thaw
+from train_loop.data import check
+from train_loop.errors import UserError
+from train_loop.training.averages import AVERAGES, Average
+from train_loop.training.loss_scale import LossScale
+from train_loop.training.losses import CLASS_WEIGHTS, LOSSES, PRESENT, weighted
+from train_loop.training.optimizers import OPTIMIZERS, options_of
+from train_loop.training.schedules import TwoPhases
+from train_loop.training.strategies import STRATEGIES, split_cpu
+from train_loop.training.trainer import Trainer, Update
+
+
+def build_strategy(settings):
+    """Returns the devices that a run computes on.
+
+    Raises:
+      UserError: they are not to be had, or cannot share a batch evenly, or
+        several workers have no folder that they share.
+    """
+    if settings.strategy == "multi_worker" and settings.workdir is None:
+        raise UserError(
+            "--strategy=multi_worker needs a --workdir, the same for all "
+            "workers, on a disk that they share"
+        )
+    if settings.virtual_devices:
+        split_cpu(settings.virtual_devices)
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if "bfloat16" in settings.precision and environment.amx_was_masked():
+        print(environment.AMX_NOTE)
+    strategy = STRATEGIES[settings.strategy](settings.cluster)
+    replicas, batch_size = strategy.num_replicas_in_sync, settings.batch_size
+    pieces = replicas * settings.accumulate_steps
+    if batch_size % pieces:
+        below = batch_size // pieces * pieces
+        sizes = [size for size in (below, below + pieces) if size]
+        among = f"{replicas} replicas"
+        if settings.accumulate_steps > 1:
+            among += f" in {settings.accumulate_steps} pieces each"
+        raise UserError(
+            f"--batch_size={batch_size} does not divide over {among}; take "
+            f"{' or '.join(map(str, sizes))}"
+        )
+    return strategy
+
+
+def check_memory(settings):
+    """Raises UserError where not even the images of a step fit in memory."""
+    size, batch_size = settings.image_size, settings.batch_size
+    # As bytes, and as float32.
+    needed = batch_size * size * size * 3 * (1 + 4)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise UserError(
+            f"--batch_size={batch_size} images of --image_size={size} take "
+            f"{needed / 1e9:,.0f} GB by themselves, and this machine has "
+            f"{memory / 1e9:,.0f} GB of memory; take smaller ones, or fewer"
+        )
+
+
+def build_trainer(settings, data, classifier, strategy):
+    """Returns the `Trainer` of a classifier, at step 0."""
+    model, factor = classifier.model, settings.backbone_lr_factor
+    variables = _trained_ever(settings, model)
+    of_head = {variable.path for variable in model.head.variables}
+    factors = {
+        variable.path: factor
+        for variable in variables
+        if variable.path not in of_head and factor != 1
+    }
+    options = {
+        option: getattr(settings, option)
+        for option in options_of(settings.optimizer)
+        if getattr(settings, option) is not None
+    }
+    optimizer = OPTIMIZERS[settings.optimizer](
+        _rates(settings, data), settings.weight_decay, factors, **options
+    )
+    thaws_at = thaw_step(settings, data)
+    begins = {
+        variable.path: thaws_at
+        for variable in variables
+        if not variable.trainable
+    }
+    # The checkpoints of both phases have the same variables.
+    optimizer.build(variables, begins)
+    return Trainer(
+        model,
+        optimizer,
+        strategy,
+        training_loss(settings, data),
+        LOSSES[settings.loss],
+        forward=classifier.logits,
+        update=_make_update(settings, data, model),
+    )
+
+
+def _trained_ever(settings, model):
+    """Returns the variables that are trained from the start, or thawed."""
+    if settings.thaw_after_epochs is None:
+        return model.trainable_variables
+    thaw(settings, model)
+    variables = model.trainable_variables
+    freeze(settings, model)
+    return variables
+
+
+def _rates(settings, data):
+    """Returns the learning rate of every step, of one phase or of two."""
+    per_epoch = steps_per_epoch(settings, data)
+
+    def rates(highest, steps, begun=0):
+        return settings.schedule.rates(
+            highest,
+            # A short trial shall not spend itself on warming up.
+            min(round(settings.warmup_epochs * per_epoch), steps // 2),
+            steps,
+            per_epoch,
+            begun,
+        )
+
+    steps, thaws_at = num_steps(settings, data), thaw_step(settings, data)
+    highest = highest_rate(settings, settings.learning_rate)
+    if thaws_at is None:
+        return rates(highest, steps)
+    thawed = highest_rate(settings, thawed_learning_rate(settings))
+    return TwoPhases(
+        rates(highest, thaws_at),
+        rates(thawed, steps - thaws_at, thaws_at),
+        thaws_at,
+    )
+
+
+def highest_rate(settings, rate):
+    """Returns a learning rate for the batch size that there is."""
+    base = settings.base_batch_size or settings.batch_size
+    return rate * settings.batch_size / base
+
+
+def thawed_learning_rate(settings):
+    """Returns the highest learning rate of the second phase."""
+    if settings.thawed_learning_rate is None:
+        return settings.learning_rate / 10
+    return settings.thawed_learning_rate
+
+
+def thaw_step(settings, data):
+    """Returns the last step with frozen parts; None if they stay frozen.
+
+    Raises:
+      UserError: there is no step before it, or none after it.
+    """
+    if settings.thaw_after_epochs is None:
+        return None
+    steps = num_steps(settings, data)
+    step = round(settings.thaw_after_epochs * steps_per_epoch(settings, data))
+    if not 0 < step < steps:
+        raise UserError(
+            f"--thaw_after_epochs={settings.thaw_after_epochs:g} is after "
+            f"step {step} of {steps}; there must be steps before and after "
+            "that: name other epochs, or train longer (--epochs, --steps)"
+        )
+    return step
+
+
+def training_loss(settings, data):
+    """Returns the loss that is minimized, see `losses.cross_entropy`.
+
+    Raises:
+      UserError: smoothed labels would tell no class from another.
+    """
+    loss = LOSSES[settings.loss]
+    if settings.loss == "sigmoid":
+        _check_smoothing(settings.label_smoothing, len(data.class_names))
+    make_weights = CLASS_WEIGHTS[settings.class_weights]
+    if make_weights is not None:
+        counts = check.count_labels(data.train, "train")
+        labels = range(len(data.class_names))
+        weights = make_weights([counts.get(label, 0) for label in labels])
+        loss = weighted(loss, weights)
+    return functools.partial(loss, label_smoothing=settings.label_smoothing)
+
+
+def _check_smoothing(factor, num_classes):
+    """Raises UserError where all smoothed labels are on one side of PRESENT."""
+    others = num_classes / (num_classes - 1)
+    limit = min(PRESENT * num_classes, (1 - PRESENT) * others)
+    if factor >= limit:
+        raise UserError(
+            f"--label_smoothing={factor:g}: with --loss=sigmoid and "
+            f"{num_classes:,} classes, must be less than {limit:.3g}. Try "
+            "--label_smoothing=0.1."
+        )
+
+
+def _make_update(settings, data, model):
+    """Returns how batches become updates of a model's weights."""
+    average = loss_scale = None
+    if settings.average != "none":
+        steps = num_steps(settings, data)
+        share = AVERAGES[settings.average](settings.ema_decay, steps)
+        average = Average(model, share)
+    if "float16" in settings.precision.split("_"):
+        loss_scale = LossScale()
+    return Update(
+        settings.accumulate_steps,
+        settings.clip_norm,
+        average,
+        loss_scale,
+        _is_compiled(settings),
+    )
+
+
+def _is_compiled(settings):
+    """Whether XLA compiles the step."""
+    has_accelerator = any(map(tf.config.list_logical_devices, ("GPU", "TPU")))
+    # Batch norm cannot talk to other replicas from inside what XLA compiles.
+    is_possible = not settings.synchronized_batch_norm
+    if settings.jit_compile == "auto":
+        return has_accelerator and is_possible
+    if settings.jit_compile == "true" and not is_possible:
+        raise UserError(
+            "--jit_compile=true and --synchronized_batch_norm do not go "
+            "together; leave one of them out"
+        )
+    return settings.jit_compile == "true"
+
+
+def num_steps(settings, data):
+    """Returns how many steps the run takes altogether.
+
+    Raises:
+      UserError: the epochs come to none.
+    """
+    if settings.steps is not None:
+        return settings.steps
+    steps = settings.epochs * steps_per_epoch(settings, data)
+    if not round(steps):
+        raise UserError(
+            f"--epochs={settings.epochs:g} of {data.train.num_examples:,} "
+            f"images come to {steps:.2g} steps of --batch_size="
+            f"{settings.batch_size}, which is none; take more epochs, a "
+            "smaller batch size, or --steps=1"
+        )
+    return round(steps)
+
+
+def check_steps_to_come(settings, data, step):
+    """Raises UserError for a run that has taken more than all its steps."""
+    steps = num_steps(settings, data)
+    if steps < step:
+        raise UserError(
+            f"{settings.workdir} has taken {step} steps, and {steps} are "
+            "planned now; leave --steps and --epochs out to go on as planned "
+            "before, give more of them, or look at an earlier checkpoint with "
+            "--mode=evaluate --checkpoint=STEP"
+        )
+
+
+def steps_per_epoch(settings, data):
+    """Returns how many steps one pass over the training images takes."""
+    return data.train.num_examples / settings.batch_size
