@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resnet_layers import ResNet
+from resnet_layers import VARIANTS, ResNet
 from train_loop import UserError
-from train_loop.training.checkpoints import Checkpoints
-from train_loop.training.optimizers import MomentumSGD
+from train_loop.training.averages import AVERAGES, Average
+from train_loop.training.checkpoints import VALUE, Checkpoints
+from train_loop.training.optimizers import OPTIMIZERS, MomentumSGD
+from train_loop.training.variables import path_below
 from train_loop.training.workers import Workers
+
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 
 
 class ListModel(tf.keras.Model):
@@ -314,6 +318,109 @@ def test_checkpoints_that_vanish_are_noticed(tmp_path):
     for path in tmp_path.glob("ckpt-*"):
         path.unlink()
     assert checkpoints.changed_by_others()
+
+
+class TwoLayers(tf.keras.Model):
+    """Two layers with variables of the same shape, made in either order."""
+
+    def __init__(self, names=("one", "two")):
+        super().__init__()
+        for name in names:
+            setattr(self, name, tf.keras.layers.Dense(3, name=name))
+
+    def build(self, input_shape):
+        self.one.build((None, 3))
+        self.two.build((None, 3))
+
+    def call(self, inputs):
+        return self.two(self.one(inputs))
+
+
+def numbered(model, optimizer):
+    """Gives every variable values of its own."""
+    for number, variable in enumerate([*model.variables, *optimizer.variables]):
+        values = tf.range(tf.size(variable)) + 100 * number
+        variable.assign(
+            tf.reshape(tf.cast(values, variable.dtype), variable.shape)
+        )
+
+
+def slots_of(model, optimizer):
+    """Returns {name without that of the model: value}."""
+    return {
+        variable.name.removeprefix(f"{model.name}_"): np.asarray(variable)
+        for variable in optimizer.variables
+    }
+
+
+def write_as_list(directory, model, optimizer, step=5):
+    """Writes a checkpoint as earlier versions did."""
+    checkpoint = tf.train.Checkpoint(
+        model={path_below(v): v.value for v in model.variables},
+        optimizer=[variable.value for variable in optimizer.variables],
+    )
+    checkpoint.save_counter.assign_add(1)
+    checkpoint.write(str(directory / f"ckpt-{step}"))
+
+
+@pytest.mark.parametrize("form", ["by_path", "list"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_find_their_slots_whatever_order_layers_have(
+    tmp_path, two_replicas, name, form
+):
+    def make(names):
+        with two_replicas.scope():
+            model = TwoLayers(names)
+            model.build((None, 3))
+            optimizer = OPTIMIZERS[name](0.1, 0.0)
+            optimizer.build(model.trainable_variables)
+        return model, optimizer
+
+    saved = make(("one", "two"))
+    numbered(*saved)
+    if form == "by_path":
+        Checkpoints(tmp_path, *saved).save(5)
+    else:
+        write_as_list(tmp_path, *saved)
+    restored = make(("two", "one"))
+    checkpoints = Checkpoints(tmp_path, *restored, warn=pytest.fail)
+    assert checkpoints.restore() == 5
+    slots, expected = slots_of(*restored), slots_of(*saved)
+    assert list(slots) != list(expected)
+    assert slots.keys() == expected.keys()
+    for slot, value in slots.items():
+        np.testing.assert_array_equal(value, expected[slot], err_msg=slot)
+
+
+def test_earlier_run_finds_its_slots_and_keeps_them(tmp_path):
+    folder = FIXTURES / "format_1/run/checkpoints"
+    reader = tf.train.load_checkpoint(str(folder / "ckpt-240"))
+    model = VARIANTS["resnet_tiny"](num_classes=10)
+    model.build((None, 16, 16, 3))
+    model.freeze("stage1")
+    optimizer = MomentumSGD(lambda: 0.1)
+    optimizer.build(model.trainable_variables)
+    average = Average(model, AVERAGES["ema"](0.9, 240))
+    parts = [model, optimizer, {"average": average.by_path}]
+    checkpoints = Checkpoints(folder, *parts, warn=pytest.fail)
+    assert checkpoints.restore() == 240
+    assert int(optimizer.iterations.numpy()) == 240
+
+    def assert_restored():
+        # The variables of that version, in the order of that version.
+        assert len(optimizer.variables) == 27
+        for number, variable in enumerate(optimizer.variables):
+            value = reader.get_tensor(f"optimizer/{number}/{VALUE}")
+            np.testing.assert_array_equal(variable, value)
+
+    assert_restored()
+    Checkpoints(tmp_path, *parts).save(241)
+    keys = dict(tf.train.list_variables(str(tmp_path / "ckpt-241")))
+    assert f"optimizer/velocity.Shead.Skernel/{VALUE}" in keys
+    assert f"optimizer/iteration/{VALUE}" in keys
+    fill(parts[:2], 0)
+    assert Checkpoints(tmp_path, *parts).restore() == 241
+    assert_restored()
 
 
 def test_variables_of_one_path_are_refused(tmp_path):

@@ -12,11 +12,17 @@ import zipfile
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf.trackable_object_graph_pb2 import (
+    TrackableObjectGraph,
+)
 
 from resnet_layers.weights.runs import readable_prefix
 from train_loop.errors import UserError
 from train_loop.training.variables import path_below
 from train_loop.workdir import folder_aside, put_in_place, written_aside
+
+# What TensorFlow puts behind the name of a variable.
+VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
 
 
 class Checkpoints:
@@ -39,10 +45,10 @@ class Checkpoints:
         self.keep = keep
         # Every variable by itself: the walk over attributes that
         # tf.train.Checkpoint does misses layers kept in lists and dicts.
+        self._parts = {"model": _by_path(model), **(memory or {})}
+        self._optimizer = _by_slot(optimizer, model)
         self._checkpoint = tf.train.Checkpoint(
-            model=_by_path(model),
-            optimizer=[variable.value for variable in optimizer.variables],
-            **(memory or {}),
+            optimizer=self._optimizer, **self._parts
         )
         self._seen = self.list()[:1]
 
@@ -137,13 +143,19 @@ class Checkpoints:
         for step, prefix in prefixes:
             try:
                 with readable_prefix(prefix) as readable:
-                    self._checkpoint.restore(readable).assert_consumed()
+                    checkpoint = self._checkpoint
+                    slots = self._listed_slots(readable)
+                    if slots:
+                        checkpoint = tf.train.Checkpoint(
+                            optimizer=slots, **self._parts
+                        )
+                    checkpoint.restore(readable).assert_consumed()
                 return step
             except (
                 tf.errors.OpError,
                 AssertionError,
                 ValueError,
-                IndexError,
+                LookupError,
             ) as error:
                 reason = str(error).strip().splitlines()[0]
                 self.warn(
@@ -173,6 +185,36 @@ class Checkpoints:
         ]
         return sorted(found, reverse=True)
 
+    def _listed_slots(self, prefix):
+        """Returns the optimizer's variables in the order of an earlier file.
+
+        Earlier versions stored them as a list. What each of them is, TensorFlow
+        has recorded: OPTIMIZER/MODEL_PATH_SLOT.
+
+        Returns:
+          [] where the file stores them by name.
+        """
+        reader = tf.train.load_checkpoint(prefix)
+        graph = TrackableObjectGraph.FromString(
+            reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+        )
+        recorded = {
+            attribute.checkpoint_key: attribute.full_name
+            for node in graph.nodes
+            for attribute in node.attributes
+        }
+        [model] = {
+            name.partition("/")[0]
+            for key, name in recorded.items()
+            if key.startswith("model/")
+        }
+        flat = {_flat(name): value for name, value in self._optimizer.items()}
+        slots = []
+        while (key := f"optimizer/{len(slots)}/{VALUE}") in recorded:
+            name = recorded[key].partition("/")[2].removeprefix(f"{model}_")
+            slots.append(flat[name])
+        return slots
+
     def _local_path(self, step, workers):
         # Removed with the other files of the step.
         name = f"ckpt-{step}.local-{workers.number}-of-{workers.count}.npz"
@@ -199,12 +241,40 @@ class Checkpoints:
 
 def _by_path(model):
     """Returns {path below the model: variable}."""
-    by_path = {
-        path_below(variable): variable.value for variable in model.variables
-    }
-    if len(by_path) < len(model.variables):
+    return _distinct((path_below(v), v.value) for v in model.variables)
+
+
+def _by_slot(optimizer, model):
+    """Returns {"iteration", "learning_rate" or "SLOT/PATH": variable}.
+
+    By position, moving where a layer is made could swap two of one shape.
+    """
+    # Keras names a slot by the path of its weight: MODEL_LAYER_KERNEL_SLOT.
+    paths = {v.path.replace("/", "_") + "_": v for v in model.variables}
+    named = []
+    for variable in optimizer.variables:
+        name = variable.name
+        found = [path for path in paths if name.startswith(path)]
+        if found:
+            path = max(found, key=len)
+            name = f"{name.removeprefix(path)}/{path_below(paths[path])}"
+        named.append((name, variable.value))
+    return _distinct(named)
+
+
+def _flat(name):
+    """Returns a name of `_by_slot` as Keras writes it, without the model's."""
+    slot, _, path = name.partition("/")
+    return f"{path.replace('/', '_')}_{slot}" if path else name
+
+
+def _distinct(named):
+    """Returns {name: variable}, of all."""
+    named = list(named)
+    by_name = dict(named)
+    if len(by_name) < len(named):
         raise ValueError(
             "Variables cannot be told apart by their paths; give the model's "
             "layers different names."
         )
-    return by_path
+    return by_name
