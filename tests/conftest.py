@@ -23,7 +23,7 @@ from samples import SMALL_NET, write_folder
 
 from resnet_layers import VARIANTS
 from train_loop import main
-from train_loop.builders import tensorboard
+from train_loop.builders import reports
 from train_loop.training.strategies import mirrored, split_cpu
 
 split_cpu(2)
@@ -89,7 +89,7 @@ def workdir(tmp_path):
 def nothing_shown(monkeypatch):
     """Leaves out what a run in this process draws for TensorBoard."""
     for name in ("show_beginning", "show_predictions"):
-        monkeypatch.setattr(tensorboard, name, lambda *_: None)
+        monkeypatch.setattr(reports, name, lambda *_: None)
 
 
 @pytest.fixture

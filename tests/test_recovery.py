@@ -14,7 +14,8 @@ from samples import SMALL, read_checkpoint, read_metrics
 from resnet_layers import VARIANTS, load_weights, save_safetensors
 from train_loop import Run, Settings, UserError, load_classifier
 from train_loop.builders.model import thaw
-from train_loop.builders.tensorboard import show_predictions
+from train_loop.builders.phases import Phase
+from train_loop.builders.reports import show_predictions
 from train_loop.data.transforms import Transforms
 from train_loop.evaluation import charts
 from train_loop.modes.train import describe, final_table
@@ -72,7 +73,7 @@ def test_averages_are_evaluated_and_taken(folder, tmp_path):
     assert f"{averaged[-1]:.4f}" in last
     for variable, mean in pairs:
         variable.assign(mean)
-    assert run._evaluate(run.data.evaluation)["loss"] == averaged[-1]
+    assert run._phase._evaluate()["loss"] == averaged[-1]
     load_weights(model, tmp_path / "run", averaged=False)
     for variable in model.variables:
         np.testing.assert_array_equal(variable, values[variable.path])
@@ -112,9 +113,9 @@ def test_evaluation_leaves_everything_as_it_was(folder, tmp_path):
     )
     trainer = run.trainer
     trainer.train(iter(run.training_batches()), tf.constant(2))
-    before = trainer.local_state()
+    before = trainer.replica_state()
     found = run.evaluate()
-    for name, values in trainer.local_state().items():
+    for name, values in trainer.replica_state().items():
         np.testing.assert_array_equal(values, before[name], err_msg=name)
     trainer.average_statistics()
     trainer.results("train")
@@ -220,7 +221,7 @@ def test_best_checkpoint_is_kept(folder, tmp_path):
 
 def test_run_ends_early_and_stays_so(folder, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
-    monkeypatch.setattr(Run, "measure", lambda self: {"loss": next(losses)})
+    monkeypatch.setattr(Phase, "evaluate", lambda self: {"loss": next(losses)})
     options = {"keep_best": "loss", "early_stopping": 2, "steps": 100}
     workdir = tmp_path / "run"
     run = train(folder, workdir, **options)
@@ -252,7 +253,7 @@ def two_phases(folder, workdir, **others):
 
 def test_what_is_thawed_has_its_chance(folder, tmp_path, monkeypatch):
     losses = iter([1.0, 2.0, 3.0, 4.0, 5.0])
-    monkeypatch.setattr(Run, "measure", lambda self: {"loss": next(losses)})
+    monkeypatch.setattr(Phase, "evaluate", lambda self: {"loss": next(losses)})
     run = two_phases(
         folder,
         tmp_path,
@@ -306,7 +307,7 @@ def test_what_a_run_shows_stands_at_its_step(folder, tmp_path, monkeypatch):
     run = Run.create(Settings(dataset=folder, workdir=tmp_path).over(SHORT))
     steps = set()
     tensorboard = types.SimpleNamespace(
-        write_picture=lambda name, picture, step, split: steps.add(step),
+        write_image=lambda name, picture, step, split: steps.add(step),
         write_pr_curve=lambda *arguments: steps.add(arguments[-1]),
     )
     show_predictions(tensorboard, run)

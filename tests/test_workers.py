@@ -65,7 +65,7 @@ if os.isatty(0):
         write_down = JsonLinesReport.__call__
         def write_down_and_wait(self, step, *others):
             write_down(self, step, *others)
-            while step == 2 and signals.noted() is None:
+            while step == 2 and signals.received() is None:
                 time.sleep(0.01)
         JsonLinesReport.__call__ = write_down_and_wait
 if sys.argv[0] == "train_loop.main":

@@ -6,7 +6,14 @@ import textwrap
 from train_loop.errors import check_choice, listed
 from train_loop.modes import MODES
 from train_loop.recipes import RECIPES
-from train_loop.settings import Settings, can_be_unset, flag_name, to_text
+from train_loop.settings import (
+    Settings,
+    can_be_unset,
+    default_values,
+    flag_name,
+    scaled_learning_rate,
+    to_text,
+)
 
 HELP_WIDTH = 80
 EXAMPLES = """\
@@ -130,10 +137,6 @@ COLUMNS = {
     "optimizer": "optimizer",
     "rate": "learning_rate",
 }
-SHOWN_DEFAULTS = {
-    field.name: field.metadata["default"]
-    for field in dataclasses.fields(Settings)
-}
 
 
 def list_recipes(settings):
@@ -173,9 +176,10 @@ def recipe_table(recipes):
 def _cells(recipe):
     """Returns the texts of a recipe, one for each of `COLUMNS`."""
     # Whose data are not named takes any.
-    values = {**SHOWN_DEFAULTS, "dataset": "any", **recipe.values}
-    values["learning_rate"] *= values["batch_size"] / (
-        values["base_batch_size"] or values["batch_size"]
+    values = {**default_values(), "dataset": "any", **recipe.values}
+    values["learning_rate"] = scaled_learning_rate(
+        *(values["learning_rate"], values["batch_size"]),
+        values["base_batch_size"],
     )
     return [
         value if isinstance(value, str) else f"{value:.6g}"

@@ -13,25 +13,14 @@ from train_loop.data.decode import INTERPOLATIONS
 from train_loop.data.sources import DATASETS
 from train_loop.errors import UserError, check_choice, first_few
 from train_loop.recipes import OTHERS, RECIPES
-from train_loop.settings import Settings, to_text
-from train_loop.training.averages import AVERAGES
+from train_loop.settings import Settings, default_values, to_text
 from train_loop.training.optimizers import OPTIONS, options_of
+from train_loop.training.update import AVERAGES
 from train_loop.workdir import Workdir
 
-
-def _defaults(of_modes):
-    return Settings(
-        **{
-            field.name: field.metadata["default"]
-            for field in fields(Settings)
-            if bool(field.metadata["modes"]) == of_modes
-        }
-    )
-
-
 # Of a run, and of what is asked of the modes that ask for more.
-DEFAULTS = _defaults(of_modes=False)
-MODE_DEFAULTS = _defaults(of_modes=True)
+DEFAULTS = Settings(**default_values())
+MODE_DEFAULTS = Settings(**default_values(of_modes=True))
 
 
 def settle(given):

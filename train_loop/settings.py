@@ -427,9 +427,9 @@ class Settings:
         "evaluated beside them, and taken by the other modes: {AVERAGES} (ema: "
         "the newest count most; swa: the last quarter of all steps).",
         "none",
-        choices=Names("train_loop.training.averages:AVERAGES", "none"),
+        choices=Names("train_loop.training.update:AVERAGES", "none"),
         fixed=True,
-        tables={"AVERAGES": Names("train_loop.training.averages:AVERAGES")},
+        tables={"AVERAGES": Names("train_loop.training.update:AVERAGES")},
     )
     ema_decay: float = setting(
         "How much of the mean stays at each step, with --average=ema.",
@@ -513,7 +513,7 @@ class Settings:
         "Keeps the checkpoint of the evaluation that was best by this metric, "
         "too; every evaluation is saved then.",
         "none",
-        choices=Names("train_loop.training.selection:MORE_IS_BETTER", "none"),
+        choices=Names("train_loop.training.checkpoints:MORE_IS_BETTER", "none"),
     )
     early_stopping: int = setting(
         "End after this many evaluations in a row that were no better than the "
@@ -734,6 +734,20 @@ class Settings:
             and getattr(self, field.name) is not None
         }
 
+    def changes(self, now):
+        """Returns {name: (text, text of now)} of what others repeat otherwise.
+
+        Empty where these are no settings at all.
+        """
+        if not self.given:
+            return {}
+        before, now = self.texts(), now.texts()
+        return {
+            name: (before.get(name), now.get(name))
+            for name in {**before, **now}
+            if before.get(name) != now.get(name)
+        }
+
     def write(self, path):
         """Writes a `--flagfile` that repeats the run."""
         lines = [f"--{name}={text}\n" for name, text in self.texts().items()]
@@ -773,6 +787,28 @@ class Settings:
             )
             del texts[name]
         return cls(**{**known, **texts})
+
+
+def default_values(of_modes=False):
+    """Returns {name: default} of a run's settings, or those of the modes."""
+    return {
+        field.name: field.metadata["default"]
+        for field in fields(Settings)
+        if bool(field.metadata["modes"]) == of_modes
+    }
+
+
+def scaled_learning_rate(learning_rate, batch_size, base_batch_size):
+    """Returns the learning rate of a batch size, in proportion to it.
+
+    Args:
+      learning_rate: that of `base_batch_size`.
+      batch_size: in use.
+      base_batch_size: None for a learning rate that is used as it is.
+
+    Source: Goyal et al., 2017, https://arxiv.org/abs/1706.02677.
+    """
+    return learning_rate * batch_size / (base_batch_size or batch_size)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from resnet_layers.weights.errors import one_line
 from resnet_layers.weights.hdf5 import KERAS_READERS, find_keras_dialect
 from resnet_layers.weights.names import WeightsError
 from resnet_layers.weights.pickles import is_pickle, open_pickle
-from resnet_layers.weights.runs import readable_prefix
+from resnet_layers.weights.runs import AVERAGE, MODEL, readable_prefix
 from resnet_layers.weights.tensors import Stored
 
 # What a folder of the Hugging Face hub keeps its weights in.
@@ -124,7 +124,7 @@ def find_dialect(path):
 def _find_reader(path, averaged=True):
     """Returns (dialect, function: model, path, stack -> {name: `Stored`})."""
     if not path.is_file():
-        parts = ("model", "average") if averaged else ("model",)
+        parts = (MODEL, AVERAGE) if averaged else (MODEL,)
         return "own", functools.partial(_open_checkpoints, parts)
     if path.suffix.lower() == ".safetensors":
         return "torch", _open_safetensors
@@ -176,7 +176,7 @@ def _open_checkpoint(prefix, parts, opened):
 
     Args:
       prefix: of a checkpoint.
-      parts: of it, such as "model" and "average".
+      parts: of it, such as `MODEL` and `AVERAGE`.
       opened: see `open_tensors`.
     """
     readable = opened.enter_context(readable_prefix(prefix))

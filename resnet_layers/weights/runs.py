@@ -4,6 +4,8 @@ import contextlib
 import pathlib
 import tempfile
 
+# The parts of a checkpoint that hold weights, by their path below the model.
+MODEL, AVERAGE = "model", "average"
 # TensorFlow takes the name of a checkpoint for a pattern. A bracket or a
 # backslash in it does not match itself.
 PATTERN_LETTERS = frozenset("*?[]\\")

@@ -33,7 +33,7 @@ def trained(tmp_path, small_net):
     )
     run.settings.write(run.workdir.flags)
     run.workdir.data.write_text(json.dumps(run.data.contents))
-    run.save()
+    run.checkpoints.save(run.trainer.step)
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     return folder
 

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from small_trainers import make_batches, make_trainer
 
-from train_loop.training.averages import AVERAGES, Average
-from train_loop.training.trainer import Trainer, Update
+from train_loop.training.trainer import Trainer
+from train_loop.training.update import AVERAGES, Average, Update
 
 
 def shares(name, decay, steps):
@@ -70,10 +70,10 @@ def test_averages_follow_the_formula(one_device, two_replicas, replicas):
 
 def test_average_that_is_not_finite_is_not_sound(one_device):
     trainer = averaging_trainer(one_device)
-    assert trainer.is_sound()
+    assert trainer.is_finite()
     _, mean = trainer.update.average.pairs[0]
     mean.assign(mean * np.inf)
-    assert not trainer.is_sound()
+    assert not trainer.is_finite()
 
 
 def test_averages_stand_in_place_and_go_back(two_replicas):

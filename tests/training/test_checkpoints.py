@@ -3,6 +3,7 @@
 import os
 import pathlib
 import platform
+import types
 
 import numpy as np
 import pytest
@@ -10,11 +11,10 @@ import tensorflow as tf
 
 from resnet_layers import VARIANTS, ResNet
 from train_loop import UserError
-from train_loop.training.averages import AVERAGES, Average
-from train_loop.training.checkpoints import VALUE, Checkpoints
+from train_loop.training.checkpoints import VALUE, Checkpoints, Evaluations
 from train_loop.training.optimizers import OPTIMIZERS, MomentumSGD
-from train_loop.training.variables import path_below
-from train_loop.training.workers import Workers
+from train_loop.training.update import AVERAGES, Average, Update, path_below
+from train_loop.workdir import append_json_line
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 
@@ -150,28 +150,27 @@ def test_old_checkpoints_are_removed(tmp_path):
         checkpoints.save(step)
     assert [step for step, _ in checkpoints.list()] == [3, 2, 1]
     # Also by a process that starts again.
-    checkpoints = Checkpoints(tmp_path, *parts, keep=2)
+    checkpoints = Checkpoints(tmp_path, *parts, keep=2, best={4: 1}.get)
     checkpoints.save(4)
-    checkpoints.remove_old(spared=1)
-    assert [step for step, _ in checkpoints.list()] == [4, 3, 1]
     checkpoints.remove_old()
+    assert [step for step, _ in checkpoints.list()] == [4, 3, 1]
+    Checkpoints(tmp_path, *parts, keep=2).remove_old()
     assert [step for step, _ in checkpoints.list()] == [4, 3]
 
 
 def test_local_state_is_that_of_its_checkpoint(tmp_path):
-    checkpoints = Checkpoints(tmp_path, *make_parts())
-    alone = Workers(tf.distribute.get_strategy())
-    assert checkpoints.local_state(10, alone) is None
-    checkpoints.save_local_state(10, {"mean": np.ones(2)}, alone)
+    checkpoints, states = Checkpoints(tmp_path, *make_parts()), []
+    trainer = types.SimpleNamespace(restore_replica_state=states.append)
+    checkpoints.save(10, {"mean": np.ones(2)})
+    checkpoints.resume(trainer)
+    assert [state["mean"].tolist() for state in states] == [[1, 1]]
+    # After a kill in the middle of a save, and without one of its own.
     checkpoints.save(10)
-    assert checkpoints.local_state(10, alone)["mean"].tolist() == [1, 1]
-    # After a kill between the two, say, and without one of its own.
-    checkpoints.remove_local_states(10)
-    assert checkpoints.local_state(10, alone) is None
-    assert checkpoints.restore() == 10
+    checkpoints.resume(trainer)
+    assert len(states) == 1
 
 
-def test_last_checkpoint_can_be_taken_back(tmp_path):
+def test_last_checkpoint_can_be_discarded(tmp_path):
     parts = make_parts()
     checkpoints = Checkpoints(tmp_path, *parts)
     checkpoints.save(10)
@@ -271,14 +270,14 @@ def test_odd_names_of_folders_make_no_difference(tmp_path):
 
 
 def test_damaged_local_state_is_skipped(tmp_path):
-    warnings, alone = [], Workers(tf.distribute.get_strategy())
+    warnings = []
     checkpoints = Checkpoints(tmp_path, *make_parts(), warn=warnings.append)
-    checkpoints.save_local_state(10, {"mean": np.ones(9)}, alone)
-    [path] = tmp_path.iterdir()
+    checkpoints.save(10, {"mean": np.ones(9)})
+    [path] = tmp_path.glob("*.npz")
     content = path.read_bytes()
     for damaged in (b"", content[:90], b"?" + content[1:]):
         path.write_bytes(damaged)
-        assert checkpoints.local_state(10, alone) is None
+        checkpoints.resume(trainer=None)
     assert len(warnings) == 3
     assert all("not bitwise" in warning for warning in warnings)
 
@@ -401,7 +400,7 @@ def test_earlier_run_finds_its_slots_and_keeps_them(tmp_path):
     optimizer = MomentumSGD(lambda: 0.1)
     optimizer.build(model.trainable_variables)
     average = Average(model, AVERAGES["ema"](0.9, 240))
-    parts = [model, optimizer, {"average": average.by_path}]
+    parts = [model, optimizer, Update(average=average)]
     checkpoints = Checkpoints(folder, *parts, warn=pytest.fail)
     assert checkpoints.restore() == 240
     assert int(optimizer.iterations.numpy()) == 240
@@ -435,3 +434,55 @@ def test_variables_of_one_path_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match="different names"):
         Checkpoints(tmp_path, *make_parts(Twins))
+
+
+@pytest.fixture
+def evaluations(tmp_path):
+    """Returns a function: (metric, values of every tenth step) -> records."""
+
+    def write(metric, values, **options):
+        path = tmp_path / "metrics.jsonl"
+        path.unlink(missing_ok=True)
+        for number, value in enumerate(values, start=1):
+            for split in ("train", "eval"):
+                record = {"step": 10 * number, "split": split, metric: value}
+                append_json_line(path, record)
+        return Evaluations(path, metric, **options)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "step", "later"),
+    [
+        ("accuracy", [0.5, 0.7, 0.6], 20, 1),
+        ("loss", [2.0, 1.0, 1.5, 3.0], 20, 2),
+        ("ema_accuracy", [0.1, 0.2, 0.3], 30, 0),
+        # Equal is not better.
+        ("accuracy", [0.5, 0.5, 0.5], 10, 2),
+    ],
+)
+def test_best_evaluation_is_found(evaluations, metric, values, step, later):
+    found = evaluations(metric, values)
+    last = 10 * len(values)
+    assert found.best_step() == found.best_step(last) == step
+    assert found.best_step(10) == 10
+    assert found.has(10)
+    assert not found.has(15)
+    for patience in range(1, 4):
+        found = evaluations(metric, values, patience=patience)
+        assert found.have_stopped_improving(last) == (later >= patience)
+
+
+def test_run_without_evaluations_has_no_best(evaluations):
+    found = evaluations("loss", [], patience=1)
+    assert found.best_step() is None
+    assert not found.have_stopped_improving(10)
+
+
+@pytest.mark.parametrize(("begin", "later"), [(0, 3), (20, 2), (40, 0)])
+def test_evaluations_count_from_a_step_on(evaluations, begin, later):
+    losses = [1.0, 2.0, 3.0, 1.5]
+    for patience in range(1, 5):
+        found = evaluations("loss", losses, patience=patience, begin=begin)
+        assert found.have_stopped_improving(40) == (later >= patience)

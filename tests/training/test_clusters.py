@@ -45,11 +45,17 @@ def test_first_worker_is_the_chief(resolver, place):
 
 def test_lost_connection_is_another_workers_only_where_there_is_one():
     lost = tf.errors.UnavailableError(None, None, "no route to gs://images")
-    with pytest.raises(tf.errors.UnavailableError), ALONE.needed():
+    with (
+        pytest.raises(tf.errors.UnavailableError),
+        ALONE.explaining_lost_workers(),
+    ):
         raise lost
 
     def refusal(workers):
-        with pytest.raises(UserError) as error, workers.needed():
+        with (
+            pytest.raises(UserError) as error,
+            workers.explaining_lost_workers(),
+        ):
             raise lost
         return str(error.value)
 
@@ -70,7 +76,7 @@ def test_failure_of_one_worker_is_known_to_all(error):
         with pytest.raises(SharedError) as failure, workers.agreeing():
             fail_on(1, workers, error)
         # They are at the same place.
-        workers.meet()
+        workers.barrier()
         return failure.value
 
     other, own = together(failures)
@@ -103,12 +109,12 @@ def test_failed_worker_comes_to_the_next_agreement_of_the_others():
         with workers.agreeing():
             fail_on(0, workers)
             for _ in range(3):
-                workers.meet()
+                workers.barrier()
 
     def fail(workers):
         with pytest.raises((ValueError, UserError)):
             work(workers)
-        workers.meet()
+        workers.barrier()
 
     together(fail)
 
@@ -122,7 +128,7 @@ def test_failure_in_turn_ends_the_others(number):
     def outcomes(workers):
         with pytest.raises((ValueError, UserError)) as error:
             turn(workers)
-        workers.meet()
+        workers.barrier()
         return type(error.value)
 
     expected = [UserError] * 3
@@ -134,7 +140,7 @@ def test_one_worker_tells_itself(two_replicas):
     workers = Workers(two_replicas)
     assert workers.is_chief
     assert workers.sums(2, True, 0.5) == [2.0, 1.0, 0.5]
-    assert workers.of_chief(7) == 7
+    assert workers.from_chief(7) == 7
     context = workers.context
     assert (context.num_input_pipelines, context.input_pipeline_id) == (1, 0)
     assert context.num_replicas_in_sync == 2

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import os
 import signal
 import types
@@ -11,15 +12,17 @@ import tensorflow as tf
 from samples import ALONE, together
 
 from train_loop import UserError
+from train_loop.data.batches import Batching
 from train_loop.training import loop
-from train_loop.training.reports import NO_PROFILE, Profile
-from train_loop.training.signals import StoppedError, noting_signals
+from train_loop.training.checkpoints import Evaluations, SkippedBatches
+from train_loop.training.signals import StoppedError, recording_signals
 from train_loop.training.workers import SharedError, Workers
+from train_loop.workdir import append_json_line
 
 # Numbers of the devices' clocks, exact in binary.
 SECONDS_PER_STEP = 0.5
 SECONDS_WAITED = 0.125
-BATCH_SIZE = 4
+NAN = {"loss": float("nan")}
 
 
 @pytest.fixture
@@ -50,11 +53,9 @@ class FakeTrainer:
 
     def __post_init__(self):
         self.loss = tf.keras.metrics.Mean()
-        self.calls = []
 
     def train(self, batches, num_steps):
         assert next(batches) == "batch"
-        self.calls.append(int(num_steps))
         for _ in range(int(num_steps)):
             self.clock.now += self.seconds_per_step
             self.step += 1
@@ -74,10 +75,10 @@ class FakeTrainer:
     def results(self, split):
         return {"loss": self.train_loss, "split": split}
 
-    def local_state(self):
+    def replica_state(self):
         return f"local of {self.step}"
 
-    def is_sound(self):
+    def is_finite(self):
         return self.finite
 
     def average_statistics(self):
@@ -85,72 +86,81 @@ class FakeTrainer:
 
 
 @dataclasses.dataclass
-class FakeRun:
-    """Remembers, in its trainer's log, what it was asked for."""
+class FakeCheckpoints:
+    """Remembers, in a log, what it was asked for."""
 
-    trainer: FakeTrainer
-    steps: int = 10
-    cadence: loop.Cadence = loop.Cadence(report=2, evaluate=4, save=5)
-    batch_size: int = BATCH_SIZE
-    profile: Profile = NO_PROFILE
-    eval_loss: float = 1.0
-    ema_loss: float = 1.0
-    eval_error: Exception | None = None
-    owes_evaluation: bool = False
-    enough_at: int | None = None
+    log: list
+    workers: Workers = ALONE
     full_at: tuple = ()
     fails_at: int | None = None
-    total_steps: int = 10
 
-    @property
-    def has_stopped_improving(self):
-        return self.trainer.step == self.enough_at
-
-    def training_batches(self):
-        return iter(lambda: "batch", None)
-
-    def measure(self):
-        self.trainer.log.append(("evaluate", self.trainer.step))
-        with self.trainer.workers.agreeing():
-            if self.eval_error:
-                raise self.eval_error
-        return {"loss": self.eval_loss, "ema_loss": self.ema_loss}
-
-    def save(self, *local_state):
-        with self.trainer.workers.agreeing():
-            if self.trainer.step in self.full_at:
+    def save(self, step, *replica_state):
+        with self.workers.agreeing():
+            if step in self.full_at:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            if self.trainer.step == self.fails_at:
+            if step == self.fails_at:
                 raise PermissionError
-        self.trainer.log.append(("save", self.trainer.step, *local_state))
+        self.log.append(("save", step, *replica_state))
+        self.step = step
 
-    def tidy(self):
-        self.trainer.log.append(("tidy", self.trainer.step))
+    def remove_old(self):
+        self.log.append(("remove old",))
 
     def discard(self):
-        self.trainer.log.append(("discard", self.trainer.step))
-        return self.trainer.step - 5
+        self.log.append(("discard",))
+        return 0
 
-    def explain(self, error):
-        return UserError(f"explained: {error.message}")
+
+CADENCE = loop.Cadence(steps=10, report=2, evaluate=4, save=5)
 
 
 @pytest.fixture
-def train(clock):
-    """Returns a function that trains a fake run: options -> (log, metrics)."""
+def train(clock, tmp_path):
+    """Returns a function that trains: options of a trainer -> (log, metrics).
 
-    def train(run_options=None, **options):
+    Evaluations are those in the file `train.path`, and those that it makes.
+    """
+
+    def train(
+        cadence=CADENCE,
+        eval_metrics=({"loss": 1.0, "ema_loss": 1.0},),
+        full_at=(),
+        patience=None,
+        **options,
+    ):
         log, metrics = train.log, []
         trainer = FakeTrainer(log, clock, **options)
+        checkpoints = FakeCheckpoints(log, full_at=full_at)
+        results = itertools.chain(
+            eval_metrics, itertools.repeat(eval_metrics[-1])
+        )
+
+        def evaluate():
+            log.append(("evaluate", trainer.step))
+            result = next(results)
+            with trainer.workers.agreeing():
+                if isinstance(result, Exception):
+                    raise result
+            return result
 
         def report(step, split, numbers):
             log.append((f"report {split}", step))
             metrics.append(numbers)
+            record = {**numbers, "step": step, "split": split}
+            append_json_line(train.path, record)
 
-        loop.train(FakeRun(trainer, **(run_options or {})), report)
+        loop.train(
+            trainer,
+            iter(lambda: "batch", None),
+            cadence,
+            checkpoints,
+            evaluate,
+            Evaluations(train.path, "loss", patience),
+            report,
+        )
         return log, metrics
 
-    train.log = []
+    train.log, train.path = [], tmp_path / "metrics.jsonl"
     return train
 
 
@@ -195,7 +205,7 @@ def train(clock):
     ],
 )
 def test_run_stops_where_something_happens(step, last, cadence, stops):
-    found = loop.Cadence(*cadence).stops(step, last)
+    found = loop.Cadence(last, *cadence).stops(step)
     texts = [
         f"{stop.step}{' evaluate' * stop.evaluates}{' save' * stop.saves}"
         for stop in found
@@ -215,7 +225,7 @@ def test_train_report_save_evaluate_report(train):
         ("report train", 5),
         ("average", 5),
         ("save", 5),
-        ("tidy", 5),
+        ("remove old",),
         ("report train", 6),
         ("average", 6),
         ("report train", 8),
@@ -228,16 +238,19 @@ def test_train_report_save_evaluate_report(train):
         ("save", 10),
         ("evaluate", 10),
         ("report eval", 10),
-        # Until then, the newest may have to be taken back.
-        ("tidy", 10),
+        # Until then, the newest may have to be discarded.
+        ("remove old",),
     ]
 
 
 @pytest.mark.parametrize("step", [8, 10])
-def test_evaluation_that_a_stop_cut_off_is_made_first(train, step):
-    log, metrics = train({"owes_evaluation": True}, step=step)
-    assert [name for name, _ in log[:3]] == ["evaluate", "report eval", "tidy"]
-    assert {number for _, number in log[:3]} == {step}
+def test_pending_evaluation_is_made_first(train, step):
+    log, metrics = train(step=step)
+    assert log[:3] == [
+        ("evaluate", step),
+        ("report eval", step),
+        ("remove old",),
+    ]
     assert log.count(("evaluate", step)) == 1
     assert metrics[0] == {"loss": 1.0, "ema_loss": 1.0}
 
@@ -249,17 +262,18 @@ def test_run_goes_on_at_the_trainers_step(train):
 
 
 def test_finished_run_does_nothing(train):
+    append_json_line(train.path, {"step": 10, "split": "eval", "loss": 1.0})
     log, _ = train(step=10)
     assert log == []
 
 
 def test_speed_and_waiting_are_measured(train):
-    _, metrics = train({"cadence": loop.Cadence(5, 100, 100)})
+    _, metrics = train(loop.Cadence(10, 5, 100, 100))
     for numbers in metrics[:2]:
         assert numbers == {
             "loss": 1.0,
             "split": "train",
-            "images_per_second": BATCH_SIZE / SECONDS_PER_STEP,
+            "steps_per_second": 1 / SECONDS_PER_STEP,
             "input_wait": SECONDS_WAITED / SECONDS_PER_STEP,
         }
     assert metrics[2:] == [{"loss": 1.0, "ema_loss": 1.0}]
@@ -274,78 +288,72 @@ def test_speed_and_waiting_are_measured(train):
         (60.0, [1] * 100),
     ],
 )
-def test_calls_take_about_a_second(clock, seconds_per_step, calls):
-    trainer = FakeTrainer([], clock, seconds_per_step=seconds_per_step)
-    run = FakeRun(trainer, 100, loop.Cadence(100, 100, 100))
-    loop.train(run, lambda step, split, metrics: None)
-    assert trainer.calls == calls
-    assert trainer.step == 100
+def test_calls_take_about_a_second(train, monkeypatch, seconds_per_step, calls):
+    taken = []
+    take = FakeTrainer.train
+
+    def train_some(self, batches, num_steps):
+        taken.append(int(num_steps))
+        return take(self, batches, num_steps)
+
+    monkeypatch.setattr(FakeTrainer, "train", train_some)
+    cadence = loop.Cadence(100, 100, 100, 100)
+    train(cadence, seconds_per_step=seconds_per_step)
+    assert taken == calls
 
 
 @pytest.mark.parametrize(
-    ("options", "run_options", "step", "kept"),
+    ("options", "step", "kept"),
     [
-        ({"breaks_at": 3}, {}, 3, "there is no checkpoint yet"),
-        ({"breaks_at": 7}, {}, 7, "the checkpoint of step 5 is kept"),
-        (
-            {"breaks_at": 7, "step": 6},
-            {},
-            7,
-            "the checkpoint of step 6 is kept",
-        ),
-        ({}, {"eval_loss": float("nan")}, 4, "there is no checkpoint yet"),
-        ({"finite": False}, {}, 5, "there is no checkpoint yet"),
+        ({"breaks_at": 3}, 3, "there is no checkpoint yet"),
+        ({"breaks_at": 7}, 7, "the checkpoint of step 5 is kept"),
+        ({"breaks_at": 7, "step": 6}, 7, "the checkpoint of step 6 is kept"),
+        ({"eval_metrics": [NAN]}, 4, "there is no checkpoint yet"),
+        ({"finite": False}, 5, "there is no checkpoint yet"),
     ],
 )
-def test_what_is_not_finite_is_never_saved(
-    train, options, run_options, step, kept
-):
+def test_what_is_not_finite_is_never_saved(train, options, step, kept):
     with pytest.raises(UserError, match=f"at step {step} of 10; {kept}"):
-        train(run_options, **options)
-    assert all(saved < step for name, saved in train.log if name == "save")
+        train(**options)
+    assert not {("save", n) for n in range(step, 11)} & {*train.log}
 
 
-@pytest.mark.parametrize(
-    ("start", "owes", "step", "kept"),
-    [
-        (9, False, 10, "the checkpoint of step 5 is kept"),
-        (10, True, 10, "the checkpoint of step 5 is kept"),
-        (5, True, 5, "there is no checkpoint yet"),
-    ],
-)
-def test_checkpoint_whose_evaluation_is_not_finite_is_taken_back(
-    train, start, owes, step, kept
+@pytest.mark.parametrize(("start", "step"), [(9, 10), (10, 10), (8, 8)])
+def test_checkpoint_whose_evaluation_is_not_finite_is_discarded(
+    train, start, step
 ):
-    options = {"eval_loss": float("nan"), "owes_evaluation": owes}
+    """Also where the evaluation was pending."""
+    kept = "there is no checkpoint yet"
     with pytest.raises(UserError, match=f"at step {step} of 10; {kept}"):
-        train(options, step=start)
-    assert train.log[-1] == ("discard", step)
+        train(eval_metrics=[NAN], step=start)
+    assert train.log[-1] == ("discard",)
 
 
-def test_average_that_is_not_finite_is_taken_back_too(train):
+def test_average_that_is_not_finite_is_discarded_too(train):
     with pytest.raises(UserError, match="the ema_loss is not finite at step 4"):
-        train({"ema_loss": float("inf")})
+        train(eval_metrics=[{"loss": 1.0, "ema_loss": float("inf")}])
 
 
 def test_run_that_diverges_in_its_first_phase_tells_its_own_last_step(train):
+    cadence = CADENCE._replace(steps=30, phase_end=10)
     with pytest.raises(UserError, match="not finite at step 7 of 30;"):
-        train({"total_steps": 30}, breaks_at=7)
+        train(cadence, breaks_at=7)
 
 
-def test_steps_before_a_broken_picture_are_saved(train):
-    with pytest.raises(UserError, match="explained: broken"):
+def test_steps_before_a_broken_image_are_saved(train):
+    with pytest.raises(loop.BatchError):
         train(unreadable_at=8)
     assert train.log[-2:] == [("average", 7), ("save", 7, "local of 7")]
 
 
-def test_steps_before_a_broken_picture_of_the_evaluation_are_saved(train):
+def test_steps_before_a_broken_image_of_the_evaluation_are_saved(train):
     with pytest.raises(UserError, match="eval.png"):
-        train({"eval_error": UserError("eval.png is broken")})
+        train(eval_metrics=[UserError("eval.png is broken")])
     assert train.log[-2:] == [("average", 4), ("save", 4, "local of 4")]
 
 
 def test_request_to_stop_is_answered_after_the_step(train, default_signals):
-    with pytest.raises(StoppedError), noting_signals():
+    with pytest.raises(StoppedError), recording_signals():
         train(signalled_at=7)
     # With what each replica had, and not what they have in common now.
     assert train.log[-2:] == [("average", 7), ("save", 7, "local of 7")]
@@ -353,7 +361,7 @@ def test_request_to_stop_is_answered_after_the_step(train, default_signals):
 
 def test_evaluation_is_stopped_between_batches(clock, default_signals):
     trainer = FakeTrainer([], clock, seconds_per_step=60)
-    with noting_signals():
+    with recording_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(StoppedError):
             loop.evaluate(trainer, range(11), 11)
@@ -361,13 +369,59 @@ def test_evaluation_is_stopped_between_batches(clock, default_signals):
 
 
 def test_run_ends_where_it_has_stopped_improving(train):
-    log, _ = train({"enough_at": 4})
-    assert log[-1] == ("report eval", 4)
+    losses = [{"loss": loss} for loss in (3.0, 2.0, 2.5, 2.1, 1.0)]
+    cadence = loop.Cadence(100, 2, 2, 2)
+    log, _ = train(cadence, losses, patience=2)
+    assert log[-2:] == [("report eval", 8), ("remove old",)]
+    # After a restart as well; with more patience it continues.
+    log.clear()
+    train(cadence, patience=2, step=8)
+    assert log == []
+    train(cadence, losses[4:], patience=3, step=8)
+    assert log[-2] == ("report eval", 16)
+
+
+@pytest.fixture
+def roll_back(clock, tmp_path):
+    """Returns a function that rolls back from (step, saved)."""
+    batching = Batching(4)
+
+    def roll_back(step, saved, limit=2):
+        skipped = SkippedBatches(tmp_path / "skipped.jsonl", limit)
+        trainer = FakeTrainer([], clock, step)
+        checkpoints = types.SimpleNamespace(resume=trainer.log.append)
+        error = loop.DivergedError(step, 10, saved, "the loss is not finite")
+        batch_of = batching._replace(left_out=skipped.numbers).batch_of
+        loop.roll_back(error, skipped, batch_of, checkpoints, trainer)
+        assert trainer.log == [trainer]
+        return skipped.records()
+
+    return roll_back
+
+
+def test_rollback_skips_the_last_two_batches(roll_back, capsys):
+    assert roll_back(3, 2) == [{"step": 3, "batches": [2]}]
+    [_, record] = roll_back(6, 4)
+    # The fifth and sixth step, and a batch before them was skipped.
+    assert record == {"step": 6, "batches": [5, 6]}
+    assert "without the images of step 5 and 6 (rollback 2 of 2)" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(UserError, match="gone back 2 times already"):
+        roll_back(7, 4)
+
+
+@pytest.mark.parametrize(("saved", "limit"), [(0, 2), (4, 0)])
+def test_no_rollback_without_a_checkpoint_or_unless_wanted(
+    roll_back, saved, limit
+):
+    with pytest.raises(loop.DivergedError):
+        roll_back(5, saved, limit)
 
 
 def test_run_goes_on_where_the_disk_is_full_for_a_while(train, capsys):
-    options = {"full_at": (5,), "cadence": loop.Cadence(1, 0, 5)}
-    train({**options, "steps": 11})
+    cadence = loop.Cadence(11, 1, 0, 5)
+    train(cadence, full_at=(5,))
     assert [each for each in train.log if each[0] == "save"] == [
         ("save", 10),
         ("save", 11),
@@ -377,7 +431,7 @@ def test_run_goes_on_where_the_disk_is_full_for_a_while(train, capsys):
         "kept" in capsys.readouterr().out
     )
     with pytest.raises(OSError, match="No space left"):
-        train({**options, "full_at": (5, 10)})
+        train(cadence._replace(steps=10), full_at=(5, 10))
 
 
 @pytest.mark.parametrize("is_full", [True, False])
@@ -385,12 +439,13 @@ def test_workers_go_on_together_where_the_disk_of_one_is_full(clock, is_full):
     """From the same checkpoint, or all of them end."""
 
     def save(workers):
-        run = FakeRun(FakeTrainer([], clock, 5, workers=workers))
+        trainer = FakeTrainer([], clock, 5, workers=workers)
+        checkpoints = FakeCheckpoints([], workers)
         if workers.is_chief:
-            run.full_at = (5,)
+            checkpoints.full_at = (5,)
         elif not is_full:
-            run.fails_at = 5
-        return loop._save(run, 3)
+            checkpoints.fails_at = 5
+        return loop._save(trainer, checkpoints, CADENCE, 3)
 
     if is_full:
         assert together(save) == [3, 3]
@@ -400,7 +455,9 @@ def test_workers_go_on_together_where_the_disk_of_one_is_full(clock, is_full):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_batch_that_one_worker_cannot_read_ends_all_evaluations(clock, number):
+def test_batch_that_one_worker_cannot_read_ends_all_evaluations(
+    clock, tmp_path, number
+):
     """Between two batches; and then all save what they learned."""
 
     def broken():
@@ -411,11 +468,17 @@ def test_batch_that_one_worker_cannot_read_ends_all_evaluations(clock, number):
         is_broken = workers.number == number
         batches = broken() if is_broken else ["batch"] * 9
         trainer = FakeTrainer([], clock, workers=workers)
-        run = FakeRun(trainer)
-        run.measure = lambda: loop.evaluate(trainer, batches, 9)
         kind = ValueError if is_broken else UserError
         with pytest.raises(kind, match=r"broken|another worker failed"):
-            loop.train(run, lambda *_: None)
+            loop.train(
+                trainer,
+                iter(lambda: "batch", None),
+                CADENCE,
+                FakeCheckpoints(trainer.log, workers),
+                lambda: loop.evaluate(trainer, batches, 9),
+                Evaluations(tmp_path / "none.jsonl"),
+                lambda *_: None,
+            )
         return trainer.log
 
     for log in together(log_of):
@@ -439,13 +502,13 @@ def test_exploded_loss_is_never_saved(train, loss):
 def test_nothing_is_saved_where_memory_or_disk_ran_out(train):
     full = tf.errors.ResourceExhaustedError(None, None, "No space left")
     with pytest.raises(tf.errors.ResourceExhaustedError):
-        train({"eval_error": full})
+        train(eval_metrics=[full])
     assert train.log[-1] == ("evaluate", 4)
 
 
 @pytest.mark.parametrize("options", [{"step": 7}, {"finite": False}])
 def test_nothing_new_or_not_finite_is_saved_before_an_error(train, options):
-    with pytest.raises(UserError, match="explained: broken"):
+    with pytest.raises(loop.BatchError):
         train(unreadable_at=options.get("step", 1) + 1, **options)
     assert "save" not in [name for name, *_ in train.log]
 

@@ -15,8 +15,13 @@ from small_trainers import (
     start_again,
 )
 
-from train_loop.training.loss_scale import FIRST, LARGEST, LossScale
-from train_loop.training.trainer import Trainer, Update
+from train_loop.training.trainer import Trainer
+from train_loop.training.update import (
+    INITIAL_SCALE,
+    MAX_SCALE,
+    LossScale,
+    Update,
+)
 
 
 def scaling_trainer(strategy, make=make_model, growth_steps=2000):
@@ -40,7 +45,7 @@ def two(traced):
     """Returns a trainer on two replicas, as if it were new."""
     trainer, start = traced
     start_again(trainer, start)
-    trainer.update.loss_scale.scale.assign(FIRST)
+    trainer.update.loss_scale.scale.assign(INITIAL_SCALE)
     trainer.update.loss_scale.good_steps.assign(0)
     return trainer
 
@@ -62,10 +67,10 @@ def test_scale_changes_no_digit(two, two_replicas):
     two.train(make_batches(two_replicas), tf.constant(4))
     assert_same(two, remembered(plain))
     # After three good steps it doubles.
-    assert scale(two) == 2 * FIRST
+    assert scale(two) == 2 * INITIAL_SCALE
     results = two.results("train")
     assert results["skipped_steps"] == 0
-    assert results["loss_scale"] == 2 * FIRST
+    assert results["loss_scale"] == 2 * INITIAL_SCALE
     assert results["gradient_norm"] == plain.results("train")["gradient_norm"]
 
 
@@ -79,22 +84,22 @@ def test_step_is_taken_back_on_all_replicas(two, two_replicas):
     # It is known, and goes on.
     assert int(broken_step) == -1
     assert two.step == 3
-    assert two.is_sound()
+    assert two.is_finite()
     after = remembered(two)
     steps = [v is two.optimizer.iterations for v in two.optimizer.variables]
     steps = [False] * len(two.model.variables) + steps
     for is_step, ours, theirs in zip(steps, after, before, strict=True):
         if not is_step:
             np.testing.assert_array_equal(ours, theirs)
-    assert scale(two) == FIRST / 2
+    assert scale(two) == INITIAL_SCALE / 2
     results = two.results("train")
     assert results["skipped_steps"] == 1
     assert np.isfinite(results["gradient_norm"])
     # What went well is counted anew.
     two.train(batches, tf.constant(2))
-    assert scale(two) == FIRST / 2
+    assert scale(two) == INITIAL_SCALE / 2
     two.train(batches, tf.constant(1))
-    assert scale(two) == FIRST
+    assert scale(two) == INITIAL_SCALE
 
 
 def test_statistics_are_taken_back_too(one_device):
@@ -119,9 +124,9 @@ def test_smallest_scale_is_the_end(two, two_replicas):
 
 
 def test_largest_scale_stays(two, two_replicas):
-    two.update.loss_scale.scale.assign(LARGEST)
+    two.update.loss_scale.scale.assign(MAX_SCALE)
     two.train(make_batches(two_replicas), tf.constant(6))
-    assert scale(two) == LARGEST
+    assert scale(two) == MAX_SCALE
 
 
 def test_float16_trains(one_device):

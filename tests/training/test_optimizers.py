@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from train_loop.training.gradients import reduce_and_apply, sum_once
 from train_loop.training.optimizers import (
     OPTIMIZERS,
     OPTIONS,
@@ -12,6 +11,7 @@ from train_loop.training.optimizers import (
     optimizer_usage,
     options_of,
 )
+from train_loop.training.update import reduce_and_apply, skip_own_reduction
 
 # Float32 has them exactly.
 RATES = [0.5, 0.125, 0.03125, 0.03125]
@@ -206,7 +206,7 @@ def test_replicas_take_the_steps_of_one_device(one_device, two_replicas, name):
             variables = [tf.Variable(np.float32(value)) for value in values]
             optimizer = OPTIMIZERS[name](0.1, DECAY)
             optimizer.build(variables)
-        sum_once(optimizer)
+        skip_own_reduction(optimizer)
         share = 1 / strategy.num_replicas_in_sync
 
         @tf.function

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("default_signals")
 STUCK = """
 import ctypes
 from train_loop.training import signals
-with signals.noting_signals():
+with signals.recording_signals():
     lock, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)
     library.pthread_mutex_lock(lock)
     print("stuck", flush=True)
@@ -34,17 +34,17 @@ with signals.noting_signals():
 def test_signal_waits_until_it_is_asked_for(number, name, monkeypatch):
     monkeypatch.setattr(signals, "SECONDS_OF_ONE", 600.0)
     before = signal.getsignal(number)
-    with signals.noting_signals():
-        assert signals.noted() is None
+    with signals.recording_signals():
+        assert signals.received() is None
         os.kill(os.getpid(), number)
-        assert signals.noted() == number
-        error = signals.StoppedError(signals.noted(), "go on")
+        assert signals.received() == number
+        error = signals.StoppedError(signals.received(), "go on")
         assert str(error) == f"stopped by {name}; go on"
         assert error.status == 128 + number
         # Another one at once is the same request.
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before
-    assert signals.noted() is None
+    assert signals.received() is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -68,9 +68,9 @@ def test_second_signal_ends_a_process_that_is_stuck(number):
 
 def test_second_ctrl_c_in_a_session_is_of_python(monkeypatch):
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
-    with signals.noting_signals():
+    with signals.recording_signals():
         os.kill(os.getpid(), signal.SIGINT)
-        assert signals.noted() == signal.SIGINT
+        assert signals.received() == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -93,9 +93,9 @@ def test_forked_process_holds_nothing_up(monkeypatch):
 def test_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.noting_signals():
+        with signals.recording_signals():
             os.kill(os.getpid(), signal.SIGHUP)
-            assert signals.noted() is None
+            assert signals.received() is None
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -104,7 +104,7 @@ def test_other_threads_take_no_signals():
     seen = []
 
     def work():
-        with signals.noting_signals():
+        with signals.recording_signals():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     before = signal.getsignal(signal.SIGTERM)

@@ -138,7 +138,7 @@ def test_profile_cuts_steps_where_it_begins_and_ends(monkeypatch):
 
 def test_grid_puts_images_side_by_side():
     images = np.arange(4.0).reshape(4, 1, 1, 1) * np.ones((4, 2, 3, 1))
-    grid = reports.grid(images)
+    grid = reports.image_grid(images)
     assert grid.shape == (4, 6, 1)
     expected = [[0] * 3 + [1] * 3] * 2 + [[2] * 3 + [3] * 3] * 2
     np.testing.assert_array_equal(grid[..., 0], expected)

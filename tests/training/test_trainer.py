@@ -127,7 +127,7 @@ def test_what_is_frozen_stays_until_it_is_thawed(two_replicas):
     start_again(other, remembered(trainer))
     trainer.model.trainable = False
     trainer.model.trainable = True
-    thawed = trainer.again()
+    thawed = trainer.retraced()
     train(thawed)
     train(other)
     assert_same(thawed, remembered(other))
@@ -337,12 +337,12 @@ def test_deterministic_operations_train_too():
 @pytest.mark.parametrize("broken", ["model", "optimizer"])
 def test_numbers_that_are_not_finite_are_found_anywhere(traced, broken):
     trainer = traced(1)
-    assert trainer.is_sound()
+    assert trainer.is_finite()
     variable = getattr(trainer, broken).variables[-1]
     value = np.zeros(variable.shape, "float32")
     value.flat[-1] = np.inf
     variable.assign(value)
-    assert not trainer.is_sound()
+    assert not trainer.is_finite()
 
 
 def test_forward_stands_in_place_of_the_model(one_device):

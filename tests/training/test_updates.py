@@ -12,10 +12,9 @@ from small_trainers import (
     make_trainer,
 )
 
-from train_loop.training.averages import AVERAGES, Average
-from train_loop.training.loss_scale import LossScale
 from train_loop.training.optimizers import OPTIMIZERS, MomentumSGD
-from train_loop.training.trainer import Trainer, Update
+from train_loop.training.trainer import Trainer
+from train_loop.training.update import AVERAGES, Average, LossScale, Update
 
 CLIP_NORM = 0.4
 
@@ -53,7 +52,7 @@ def updated(
         model, trainer.optimizer, strategy, update=Update(**options)
     )
     trainer.train(make_batches(strategy), tf.constant(6))
-    averages = trainer.memory.get("average", {}).values()
+    averages = trainer.update.get("average", {}).values()
     values = [*model.trainable_variables, *averages]
     return [np.asarray(v) for v in values], trainer.results("train")
 

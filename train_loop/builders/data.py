@@ -147,6 +147,12 @@ def make_transforms(settings, data):
     )
 
 
+def embedding_facts(settings):
+    """Returns what embeddings follow from, beside images and weights."""
+    texts, preprocessing = settings.texts(), settings.preprocessing
+    return [texts[n] for n in ("model", "precision", *preprocessing._fields)]
+
+
 def make_batching(settings):
     """Returns how training examples become batches, a `Batching`."""
     return batches.Batching(
@@ -187,7 +193,7 @@ def check_service(address, cache):
 def _check_same(data, dataset, workers):
     """Raises UserError where workers would train on different images."""
     own = content_hash(json.dumps(data.contents))
-    [others] = workers.sums(own != workers.text_of_chief(own))
+    [others] = workers.sums(own != workers.text_from_chief(own))
     if others:
         raise UserError(
             f"{others:.0f} of {workers.count} workers find other images or "

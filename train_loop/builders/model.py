@@ -24,8 +24,8 @@ from train_loop.prediction.classifier import Classifier
 from train_loop.recipes import OTHERS
 from train_loop.resolve import find_given_weights, settle
 from train_loop.settings import Settings
-from train_loop.training.selection import best_step
-from train_loop.workdir import Workdir, read_json, read_json_lines
+from train_loop.training.checkpoints import Evaluations
+from train_loop.workdir import Workdir, read_json
 
 
 def load_classifier(
@@ -108,7 +108,7 @@ def find_checkpoint(workdir, step, averaged=True):
     if metric in (None, "none"):
         has_average = averaged and settings.average not in (None, "none")
         metric = f"{settings.average}_accuracy" if has_average else "accuracy"
-    best = best_step(evaluations_in(workdir), metric)
+    best = Evaluations(workdir.metrics, metric).best_step()
     if best is None:
         raise UserError(
             f"{workdir} has no record of an evaluation that would tell which "
@@ -121,12 +121,6 @@ def find_checkpoint(workdir, step, averaged=True):
             "--keep_best keeps the best one"
         )
     return best
-
-
-def evaluations_in(workdir):
-    """Returns the records of all evaluations of a run."""
-    records = read_json_lines(workdir.metrics)
-    return [record for record in records if record["split"] == "eval"]
 
 
 def existing_run(folder):

@@ -1,4 +1,4 @@
-"""Settings -> devices, an optimizer, a trainer and a number of steps."""
+"""Settings -> devices, a trainer, its checkpoints, and what happens when."""
 
 import functools
 import os
@@ -9,13 +9,25 @@ from train_loop import environment
 from train_loop.builders.model import freeze, thaw
 from train_loop.data import check
 from train_loop.errors import UserError
-from train_loop.training.averages import AVERAGES, Average
-from train_loop.training.loss_scale import LossScale
-from train_loop.training.losses import CLASS_WEIGHTS, LOSSES, PRESENT, weighted
+from train_loop.settings import scaled_learning_rate
+from train_loop.training.checkpoints import (
+    Checkpoints,
+    Evaluations,
+    SkippedBatches,
+)
+from train_loop.training.loop import Cadence
+from train_loop.training.losses import (
+    CLASS_WEIGHTS,
+    LOSSES,
+    PRESENCE_THRESHOLD,
+    weighted,
+)
 from train_loop.training.optimizers import OPTIMIZERS, options_of
+from train_loop.training.reports import NO_PROFILE, Profile
 from train_loop.training.schedules import TwoPhases
 from train_loop.training.strategies import STRATEGIES, split_cpu
-from train_loop.training.trainer import Trainer, Update
+from train_loop.training.trainer import Trainer
+from train_loop.training.update import AVERAGES, Average, LossScale, Update
 
 
 def build_strategy(settings):
@@ -140,9 +152,10 @@ def _rates(settings, data):
 
 
 def highest_rate(settings, rate):
-    """Returns a learning rate for the batch size that there is."""
-    base = settings.base_batch_size or settings.batch_size
-    return rate * settings.batch_size / base
+    """Returns a learning rate for the batch size in use."""
+    return scaled_learning_rate(
+        rate, settings.batch_size, settings.base_batch_size
+    )
 
 
 def thawed_learning_rate(settings):
@@ -190,9 +203,11 @@ def training_loss(settings, data):
 
 
 def _check_smoothing(factor, num_classes):
-    """Raises UserError where all smoothed labels are on one side of PRESENT."""
+    """Raises UserError where smoothing hides whether a class is present."""
     others = num_classes / (num_classes - 1)
-    limit = min(PRESENT * num_classes, (1 - PRESENT) * others)
+    limit = min(
+        PRESENCE_THRESHOLD * num_classes, (1 - PRESENCE_THRESHOLD) * others
+    )
     if factor >= limit:
         raise UserError(
             f"--label_smoothing={factor:g}: with --loss=sigmoid and "
@@ -207,7 +222,7 @@ def _make_update(settings, data, model):
     if settings.average != "none":
         steps = num_steps(settings, data)
         share = AVERAGES[settings.average](settings.ema_decay, steps)
-        average = Average(model, share)
+        average = Average(model, share, settings.average)
     if "float16" in settings.precision.split("_"):
         loss_scale = LossScale()
     return Update(
@@ -232,6 +247,56 @@ def _is_compiled(settings):
             "together; leave one of them out"
         )
     return settings.jit_compile == "true"
+
+
+def make_cadence(settings, data, folder):
+    """Returns the `Cadence` of a run; its profile is written to a folder."""
+    epoch = max(round(steps_per_epoch(settings, data)), 1)
+    evaluate_every = settings.evaluate_every or epoch
+    profile = NO_PROFILE
+    if settings.profile_steps is not None:
+        first, last = settings.profile_steps[0], settings.profile_steps[-1]
+        profile = Profile(first, last, folder)
+    return Cadence(
+        num_steps(settings, data),
+        settings.report_every,
+        evaluate_every if "eval" in data.splits else 0,
+        settings.checkpoint_every or min(epoch, 500),
+        settings.keep_best != "none" or settings.early_stopping is not None,
+        profile=profile,
+    )
+
+
+def make_evaluations(settings, data, path):
+    """Returns the `Evaluations` of a run, which decide by its records."""
+    metric = settings.keep_best
+    return Evaluations(
+        path,
+        "accuracy" if metric == "none" else metric,
+        settings.early_stopping,
+        # What is unfrozen has its chance, however little the rest has learned.
+        begin=thaw_step(settings, data) or 0,
+    )
+
+
+def make_checkpoints(settings, folder, trainer, evaluations):
+    """Returns the `Checkpoints` of a trainer."""
+    keeps_best = settings.keep_best != "none"
+    return Checkpoints(
+        folder,
+        trainer.model,
+        trainer.optimizer,
+        trainer.update,
+        workers=trainer.workers,
+        keep=settings.keep_checkpoints,
+        best=evaluations.best_step if keeps_best else lambda step: None,
+    )
+
+
+def make_skipped_batches(settings, path):
+    """Returns the `SkippedBatches` of a run."""
+    rolls_back = settings.on_nonfinite == "rollback"
+    return SkippedBatches(path, settings.max_rollbacks if rolls_back else 0)
 
 
 def num_steps(settings, data):

@@ -123,7 +123,7 @@ class Split:
         files = map(os.stat, self.store.files)
         states = ((file.st_size, file.st_mtime_ns) for file in files)
         # On a disk of its own, a worker's files have other dates.
-        files = workers.text_of_chief(content_hash(states))
+        files = workers.text_from_chief(content_hash(states))
         return {"identity": self.identity, "files": files}
 
     def numbers(self, seed, start, count):

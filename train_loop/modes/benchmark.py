@@ -143,11 +143,11 @@ def to_measure(settings, is_synthetic, folder):
 def _timed(stopwatch, name, given, is_synthetic, asked):
     """Returns a `Task`, and what was measured of it."""
     task = TASKS[name](given, is_synthetic)
-    with task.workers.needed():
+    with task.workers.explaining_lost_workers():
         stopwatch.time(
             task.take,
             asked.benchmark_rounds,
-            lambda number: round(task.workers.of_chief(number)),
+            lambda number: round(task.workers.from_chief(number)),
             warm_up=0.0 if is_synthetic else WARM_UP_SECONDS,
         )
     return task, {

@@ -1,14 +1,14 @@
-"""Checkpoints: what a run keeps so that it can go on.
+"""Checkpoints: what a run keeps so that it can resume.
 
-The variables of the model, of the optimizer and of what else a trainer
-remembers, by name, and nothing else: the order of the data and the augmentation
-follow from the step.
+The variables of the model, of the optimizer and of its update, by path, and
+nothing else: the order of the data and the augmentation follow from the step.
 """
 
 import contextlib
 import pathlib
 import re
 import zipfile
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,119 +16,158 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import (
     TrackableObjectGraph,
 )
 
-from resnet_layers.weights.runs import readable_prefix
+from resnet_layers.weights.runs import AVERAGE, MODEL, readable_prefix
 from train_loop.errors import UserError
-from train_loop.training.variables import path_below
-from train_loop.workdir import folder_aside, put_in_place, written_aside
+from train_loop.training.update import path_below
+from train_loop.training.workers import Workers, unshared
+from train_loop.workdir import (
+    append_json_line,
+    folder_aside,
+    put_in_place,
+    read_json_lines,
+    written_aside,
+)
 
-# What TensorFlow puts behind the name of a variable.
+# Metric of an evaluation -> whether more of it is better.
+MORE_IS_BETTER = {
+    "accuracy": True,
+    "loss": False,
+    "ema_accuracy": True,
+    "ema_loss": False,
+    "swa_accuracy": True,
+    "swa_loss": False,
+}
+
+# The other parts of a checkpoint, and what TensorFlow puts behind the name of a
+# variable.
+OPTIMIZER, LOSS_SCALE = "optimizer", "loss_scale"
 VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
 
 
 class Checkpoints:
     """The checkpoints of a run, the newest few of them kept.
 
+    All workers call `resume`, `save`, `discard` and `remove_old` together; the
+    chief writes.
+
     Args:
       directory: where they are written.
       model: a built Keras model.
       optimizer: a built Keras optimizer.
-      memory: {name: variables} of what else there is, see `Trainer.memory`.
+      update: an `Update`, whose average and loss scale are kept, or None.
+      workers: the `Workers` that train together; by default one alone.
       warn: called with a line of text when a checkpoint cannot be read.
       keep: how many to keep.
+      best: maps the newest step to that of the best checkpoint, which is kept
+        as well, or to None.
     """
 
     def __init__(
-        self, directory, model, optimizer, memory=None, *, warn=print, keep=3
+        self,
+        directory,
+        model,
+        optimizer,
+        update=None,
+        *,
+        workers=None,
+        warn=print,
+        keep=3,
+        best=lambda step: None,
     ):
         self.directory = pathlib.Path(directory)
+        self.workers = workers or Workers(tf.distribute.get_strategy())
         self.warn = warn
         self.keep = keep
+        self.best = best
         # Every variable by itself: the walk over attributes that
         # tf.train.Checkpoint does misses layers kept in lists and dicts.
-        self._parts = {"model": _by_path(model), **(memory or {})}
+        self._parts = {MODEL: _by_path(model)}
+        if update and update.average is not None:
+            self._parts[AVERAGE] = update.average.by_path
+        if update and update.loss_scale is not None:
+            self._parts[LOSS_SCALE] = update.loss_scale.variables
         self._optimizer = _by_slot(optimizer, model)
-        self._checkpoint = tf.train.Checkpoint(
-            optimizer=self._optimizer, **self._parts
-        )
+        self._checkpoint = self._with_slots(self._optimizer)
         self._seen = self.list()[:1]
 
-    def save(self, step):
+    def save(self, step, replica_state=None):
         """Writes the checkpoint of a step.
 
         It appears when the disk has all of it: a kill or a power cut leaves
         the earlier ones as they were.
-        """
-        # tf.train.CheckpointManager would forget what an earlier process
-        # wrote, syncs nothing, and gives the index its name at once.
-        self._checkpoint.save_counter.assign_add(1)
-        with folder_aside(self.directory) as aside:
-            self._checkpoint.write(str(aside / f"ckpt-{step}"))
-            index = f"ckpt-{step}.index"
-            # It is what makes a checkpoint be there.
-            (self.directory / index).unlink(missing_ok=True)
-            for path in aside.glob("ckpt-*.data-*"):
-                put_in_place(path, self.directory / path.name)
-            put_in_place(aside / index, self.directory / index)
-        self._seen = self.list()[:1]
-        self._tell_others()
-
-    def remove_old(self, spared=None):
-        """Removes all but the newest few.
-
-        Not before it is known that the newest will not be taken back.
-
-        Args:
-          spared: the step of one that is kept, however old.
-        """
-        for step, prefix in self.list()[self.keep :]:
-            if step != spared:
-                self._remove(prefix)
-        self._tell_others()
-
-    def save_local_state(self, step, state, workers):
-        """Writes what a worker needs to go on from a step between two reports.
 
         Args:
           step: number of steps taken.
-          state: {name: array}, see `Trainer.local_state`.
-          workers: a `Workers`.
+          replica_state: {name: array} of what this worker needs to resume from
+            a step between two reports, see `Trainer.replica_state`.
+
+        Raises:
+          SharedError: one of the workers could not write.
         """
-        with (
-            written_aside(self._local_path(step, workers)) as path,
-            path.open("wb") as file,
-        ):
-            np.savez(file, **state)
-
-    def remove_local_states(self, step):
-        """Removes what `save_local_state` has written for a step."""
-        for path in self.directory.glob(f"ckpt-{step}.local-*"):
-            path.unlink()
-
-    def local_state(self, step, workers):
-        """Returns what `save_local_state` was given, or None."""
-        path = self._local_path(step, workers)
-        if not path.is_file():
-            return None
-        try:
-            with np.load(path) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            self.warn(
-                f"warning: skipping the damaged {path} ({error}): the run "
-                "resumes from its checkpoint, but not bitwise identically"
-            )
-            return None
+        with self.workers.agreeing():
+            if self.workers.is_chief:
+                # A kill may have left that of another checkpoint of this step.
+                for path in self.directory.glob(f"ckpt-{step}.local-*"):
+                    path.unlink()
+        with self.workers.agreeing():
+            if replica_state:
+                self._write_replica_state(step, replica_state)
+        with self.workers.agreeing():
+            if self.workers.is_chief:
+                self._write(step)
 
     def discard(self):
         """Removes the newest checkpoint; returns the step of the one before.
 
         0 where there was none.
         """
-        [(_, newest), *earlier] = self.list()
-        self._remove(newest)
-        self._seen = earlier[:1]
-        self._tell_others()
-        return earlier[0][0] if earlier else 0
+        step = 0
+        with self.workers.agreeing():
+            if self.workers.is_chief:
+                [(_, newest), *earlier] = self.list()
+                self._remove(newest)
+                self._seen = earlier[:1]
+                self._write_list()
+                step = earlier[0][0] if earlier else 0
+        return round(self.workers.from_chief(step))
+
+    def remove_old(self):
+        """Removes all but the newest few, and the best one.
+
+        Not before it is known that the newest will not be discarded.
+        """
+        with self.workers.agreeing():
+            found = self.list()
+            if not (self.workers.is_chief and found):
+                return
+            best = self.best(found[0][0])
+            for step, prefix in found[self.keep :]:
+                if step != best:
+                    self._remove(prefix)
+            self._write_list()
+
+    @unshared()
+    def resume(self, trainer):
+        """Brings a trainer to the newest checkpoint, if there is one.
+
+        Raises:
+          UserError: no checkpoint can be read, or workers find different ones.
+        """
+        with self.workers.agreeing():
+            step = self.restore()
+        is_same = step == self.workers.from_chief(step)
+        with self.workers.agreeing():
+            if not is_same:
+                raise UserError(
+                    f"worker {self.workers.number} finds a checkpoint of step "
+                    f"{step} in {self.directory}, and the first worker another "
+                    "one; all of them need the same --workdir, on a disk that "
+                    "they share"
+                )
+            state = self._replica_state(step)
+        # Of all or of none, for they belong together.
+        if self.workers.all(state is not None):
+            trainer.restore_replica_state(state)
 
     def restore(self):
         """Reads the newest checkpoint that can be read.
@@ -143,12 +182,10 @@ class Checkpoints:
         for step, prefix in prefixes:
             try:
                 with readable_prefix(prefix) as readable:
-                    checkpoint = self._checkpoint
-                    slots = self._listed_slots(readable)
-                    if slots:
-                        checkpoint = tf.train.Checkpoint(
-                            optimizer=slots, **self._parts
-                        )
+                    listed = self._listed_slots(readable)
+                    checkpoint = (
+                        self._with_slots(listed) if listed else self._checkpoint
+                    )
                     checkpoint.restore(readable).assert_consumed()
                 return step
             except (
@@ -185,14 +222,14 @@ class Checkpoints:
         ]
         return sorted(found, reverse=True)
 
+    def _with_slots(self, slots):
+        return tf.train.Checkpoint(**{**self._parts, OPTIMIZER: slots})
+
     def _listed_slots(self, prefix):
         """Returns the optimizer's variables in the order of an earlier file.
 
         Earlier versions stored them as a list. What each of them is, TensorFlow
-        has recorded: OPTIMIZER/MODEL_PATH_SLOT.
-
-        Returns:
-          [] where the file stores them by name.
+        has recorded: OPTIMIZER/MODEL_PATH_SLOT. [] for later versions.
         """
         reader = tf.train.load_checkpoint(prefix)
         graph = TrackableObjectGraph.FromString(
@@ -206,27 +243,64 @@ class Checkpoints:
         [model] = {
             name.partition("/")[0]
             for key, name in recorded.items()
-            if key.startswith("model/")
+            if key.startswith(f"{MODEL}/")
         }
         flat = {_flat(name): value for name, value in self._optimizer.items()}
         slots = []
-        while (key := f"optimizer/{len(slots)}/{VALUE}") in recorded:
+        while (key := f"{OPTIMIZER}/{len(slots)}/{VALUE}") in recorded:
             name = recorded[key].partition("/")[2].removeprefix(f"{model}_")
             slots.append(flat[name])
         return slots
 
-    def _local_path(self, step, workers):
-        # Removed with the other files of the step.
-        name = f"ckpt-{step}.local-{workers.number}-of-{workers.count}.npz"
-        return self.directory / name
+    def _write(self, step):
+        # tf.train.CheckpointManager would forget what an earlier process
+        # wrote, syncs nothing, and gives the index its name at once.
+        self._checkpoint.save_counter.assign_add(1)
+        with folder_aside(self.directory) as aside:
+            self._checkpoint.write(str(aside / f"ckpt-{step}"))
+            index = f"ckpt-{step}.index"
+            # It is what makes a checkpoint be there.
+            (self.directory / index).unlink(missing_ok=True)
+            for path in aside.glob("ckpt-*.data-*"):
+                put_in_place(path, self.directory / path.name)
+            put_in_place(aside / index, self.directory / index)
+        self._seen = self.list()[:1]
+        self._write_list()
 
-    def _tell_others(self):
-        """Writes down which ones there are, for others' tools."""
+    def _local_path(self, step):
+        # Removed with the other files of the step.
+        number, count = self.workers.number, self.workers.count
+        return self.directory / f"ckpt-{step}.local-{number}-of-{count}.npz"
+
+    def _write_replica_state(self, step, state):
+        with (
+            written_aside(self._local_path(step)) as path,
+            path.open("wb") as file,
+        ):
+            np.savez(file, **state)
+
+    def _replica_state(self, step):
+        """Returns what was saved for this worker at a step, or None."""
+        path = self._local_path(step)
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            self.warn(
+                f"warning: skipping the damaged {path} ({error}): the run "
+                "resumes from its checkpoint, but not bitwise identically"
+            )
+            return None
+
+    def _write_list(self):
+        """Writes which checkpoints there are, for TensorFlow's own tools."""
         kept = [prefix for _, prefix in reversed(self.list())]
         if not kept:
             (self.directory / "checkpoint").unlink(missing_ok=True)
             return
-        # Where there is no room for it, nobody needs it to go on.
+        # Where there is no room for it, nobody needs it to resume.
         with contextlib.suppress(OSError, tf.errors.ResourceExhaustedError):
             tf.compat.v1.train.update_checkpoint_state(
                 str(self.directory), kept[-1], kept
@@ -237,6 +311,80 @@ class Checkpoints:
         pathlib.Path(f"{prefix}.index").unlink(missing_ok=True)
         for path in self.directory.glob(f"{pathlib.Path(prefix).name}.*"):
             path.unlink()
+
+
+class Evaluations(NamedTuple):
+    """The evaluations of a run: which was the best, and whether it improves.
+
+    Read from the run's records at every question, so that a restart changes
+    nothing. `path` is that of `metrics.jsonl`; `metric` decides which one is
+    the best, a name in `MORE_IS_BETTER`. After `patience` evaluations in a row
+    that were no better, it is enough; None for never. Only those after the
+    step `begin` count for that.
+    """
+
+    path: pathlib.Path
+    metric: str = "accuracy"
+    patience: int | None = None
+    begin: int = 0
+
+    def up_to(self, step=None):
+        """Returns the records of evaluations, in order; all by default."""
+        return [
+            record
+            for record in read_json_lines(self.path)
+            if record["split"] == "eval"
+            and (step is None or record["step"] <= step)
+        ]
+
+    def has(self, step):
+        """Tells whether a step was evaluated."""
+        return step in [record["step"] for record in self.up_to(step)]
+
+    def best_step(self, step=None):
+        """Returns the step of the best evaluation, the first of several.
+
+        None where nothing was evaluated.
+        """
+        records = self.up_to(step)
+        if not records:
+            return None
+        sign = 1 if MORE_IS_BETTER[self.metric] else -1
+        return max(records, key=lambda r: sign * r[self.metric])["step"]
+
+    def have_stopped_improving(self, step):
+        """Tells whether `patience` evaluations came after the best one."""
+        if self.patience is None:
+            return False
+        steps = [record["step"] for record in self.up_to(step)]
+        since = max(self.begin, self.best_step(step) or 0)
+        return sum(step > since for step in steps) >= self.patience
+
+
+class SkippedBatches(NamedTuple):
+    """The batches that training skips, a record for each rollback.
+
+    Args:
+      path: of a file of JSON lines.
+      limit: how many rollbacks there may be; 0 for none.
+    """
+
+    path: pathlib.Path
+    limit: int = 0
+
+    def records(self):
+        """Returns {"step": ..., "batches": [...]} of each rollback."""
+        return read_json_lines(self.path)
+
+    @property
+    def numbers(self):
+        """The numbers of all skipped batches, from 0."""
+        batches = [number for r in self.records() for number in r["batches"]]
+        return tuple(dict.fromkeys(batches))
+
+    def add(self, step, numbers):
+        """Appends the record of a rollback."""
+        append_json_line(self.path, {"step": step, "batches": numbers})
 
 
 def _by_path(model):

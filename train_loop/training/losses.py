@@ -3,9 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
-# Of a class that a blended image has less of, it is taken to have nothing:
-# what timm's recipes of `sigmoid_cross_entropy`'s paper set.
-PRESENT = 0.2
+# A class with a smaller fraction of a mixed image counts as absent: the value
+# of timm's recipes of `sigmoid_cross_entropy`'s paper.
+PRESENCE_THRESHOLD = 0.2
 
 
 def cross_entropy(labels, logits, label_smoothing=0.0):
@@ -27,9 +27,9 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
 def sigmoid_cross_entropy(labels, logits, label_smoothing=0.0):
     """Returns the mean over the classes of "is it one of these, or not?".
 
-    Of a mixed image, every class that it has more than `PRESENT` of is one
-    that it shows, as fully as if it were alone. Targets are smoothed before
-    that, as in timm, so that smoothing does no more than to raise the share
+    Of a mixed image, every class with a larger fraction than
+    `PRESENCE_THRESHOLD` is present, as fully as if it were alone. Targets are
+    smoothed before that, as in timm, so that smoothing only raises the fraction
     of the image that a class needs: from 0.2 to 0.222 for 1,000 classes and a
     factor of 0.1.
 
@@ -39,7 +39,7 @@ def sigmoid_cross_entropy(labels, logits, label_smoothing=0.0):
     """
     targets = _smoothed(_targets(labels, logits), label_smoothing)
     losses = tf.nn.sigmoid_cross_entropy_with_logits(
-        tf.cast(targets > PRESENT, logits.dtype), logits
+        tf.cast(targets > PRESENCE_THRESHOLD, logits.dtype), logits
     )
     return tf.reduce_mean(losses, axis=-1)
 
@@ -52,8 +52,8 @@ def weighted(loss, class_weights):
 
     Args:
       loss: a function like `cross_entropy`.
-      class_weights: [num_classes]. A blended image has the mean weight of its
-        parts.
+      class_weights: [num_classes]. A mixed image has the mean weight of its
+        classes.
 
     Returns:
       A function like `cross_entropy`.

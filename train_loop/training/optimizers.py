@@ -11,11 +11,11 @@ import tensorflow as tf
 
 
 class PerVariable:
-    """Decay of kernels alone, and a factor on the rate of each variable.
+    """Decay of kernels alone, and a learning-rate factor of each variable.
 
-    Goes in front of an optimizer of Keras among the bases of a class. Keras's
-    own `weight_decay` knows the form beside the gradient only, takes all
-    variables, and no factors.
+    Stands before a Keras optimizer among the bases of a class. Keras's own
+    `weight_decay` is decoupled from the gradient, decays all variables, and
+    there are no factors.
 
     Args:
       l2: strength of the penalty l2 / 2 * sum(w ** 2) on kernels, which goes
@@ -34,12 +34,12 @@ class PerVariable:
         self.decay = decay
         self.factors = factors or {}
 
-    def build(self, variables, begins=None):
-        """Makes the memory of an optimizer.
+    def build(self, variables, starts=None):
+        """Creates the slots of an optimizer.
 
         Args:
           variables: all that are ever trained.
-          begins: {path of a variable: how many steps are done before the first
+          starts: {path of a variable: how many steps are done before the first
             that trains it}; 0 for those that are not named.
         """
         if self.built:
@@ -47,31 +47,31 @@ class PerVariable:
         super().build(variables)
         paths = [getattr(v, "path", v.name) for v in variables]
         self._factors = [self.factors.get(path, 1.0) for path in paths]
-        self._begins = [(begins or {}).get(path, 0) for path in paths]
+        self._starts = [(starts or {}).get(path, 0) for path in paths]
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        rate = self.own_rate(index, tf.cast(learning_rate, variable.dtype))
+        rate = self.scaled_rate(index, tf.cast(learning_rate, variable.dtype))
         gradient = tf.cast(gradient, variable.dtype)
         if is_kernel(variable):
-            gradient = self.penalized(gradient, variable)
+            gradient = self.add_penalty(gradient, variable)
             if self.decay:
                 self.assign_sub(variable, rate * self.decay * variable)
-        rate = self.begun(rate, self._begins[index])
+        rate = self.corrected_rate(rate, self._starts[index])
         super().update_step(gradient, variable, rate)
 
-    def own_rate(self, index, rate):
-        """Returns the learning rate of the variable of that index."""
+    def scaled_rate(self, index, rate):
+        """Returns the learning rate of a variable, times its factor."""
         factor = self._factors[index]
         # A graph would have as many products by 1 as there are variables.
         return rate if factor == 1.0 else rate * factor
 
-    def begun(self, rate, begin):
-        """Returns the rate of a variable that is trained from a step on."""
-        del begin
+    def corrected_rate(self, rate, start):
+        """Returns the learning rate of a variable trained from a step on."""
+        del start
         return rate
 
-    def penalized(self, gradient, kernel):
+    def add_penalty(self, gradient, kernel):
         """Returns the gradient of a kernel with that of the penalty."""
         return gradient + self.l2 * kernel if self.l2 else gradient
 
@@ -165,7 +165,7 @@ class LARS(PerVariable, Momentum):
 
     Args:
       learning_rate: a number or a `LearningRateSchedule`.
-      trust: size of a step at learning rate 1, as a part of the weights'.
+      trust: size of a step at learning rate 1, as a fraction of the weights'.
       **kwargs: `momentum` and `nesterov`; `l2` and `factors`, see
         `PerVariable`; `keras.optimizers.Optimizer`'s other arguments.
 
@@ -176,11 +176,12 @@ class LARS(PerVariable, Momentum):
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.trust = trust
 
-    def penalized(self, gradient, kernel):
-        of_kernel, of_gradient = tf.norm(kernel), tf.norm(gradient)
-        ratio = self.trust / (of_gradient + self.l2 * of_kernel) * of_kernel
-        return trusted(ratio, of_kernel, of_gradient) * (
-            super().penalized(gradient, kernel)
+    def add_penalty(self, gradient, kernel):
+        kernel_norm, gradient_norm = tf.norm(kernel), tf.norm(gradient)
+        ratio = self.trust / (gradient_norm + self.l2 * kernel_norm)
+        ratio *= kernel_norm
+        return ratio_or_one(ratio, kernel_norm, gradient_norm) * (
+            super().add_penalty(gradient, kernel)
         )
 
     def get_config(self):
@@ -207,9 +208,9 @@ class LAMB(PerVariable, tf.keras.optimizers.Adam):
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        rate = self.own_rate(index, tf.cast(learning_rate, variable.dtype))
+        rate = self.scaled_rate(index, tf.cast(learning_rate, variable.dtype))
         gradient = tf.cast(gradient, variable.dtype)
-        step = self.iterations + 1 - self._begins[index]
+        step = self.iterations + 1 - self._starts[index]
         step = tf.cast(step, variable.dtype)
         corrected = []
         for moment, beta, value in (
@@ -221,13 +222,13 @@ class LAMB(PerVariable, tf.keras.optimizers.Adam):
         update = corrected[0] / (tf.sqrt(corrected[1]) + self.epsilon)
         if is_kernel(variable):
             update += self.decay * variable
-            of_kernel, of_update = tf.norm(variable), tf.norm(update)
-            ratio = of_kernel / of_update
-            update *= trusted(ratio, of_kernel, of_update)
+            kernel_norm, update_norm = tf.norm(variable), tf.norm(update)
+            ratio = kernel_norm / update_norm
+            update *= ratio_or_one(ratio, kernel_norm, update_norm)
         self.assign_sub(variable, rate * update)
 
 
-def trusted(ratio, *norms):
+def ratio_or_one(ratio, *norms):
     """Returns a ratio of norms; 1 where one of them is 0."""
     return tf.where(tf.reduce_all(tf.stack(norms) > 0), ratio, 1.0)
 
@@ -240,13 +241,13 @@ class Adam(PerVariable, tf.keras.optimizers.Adam):
     Loshchilov and Hutter, 2017, https://arxiv.org/abs/1711.05101.
     """
 
-    def begun(self, rate, begin):
-        if not begin:
+    def corrected_rate(self, rate, start):
+        if not start:
             return rate
-        # Keras corrects all moments as if they had begun with the run: steps
-        # would be several times too long at first.
+        # Keras corrects all moments as if they had started with the run:
+        # steps would be several times too long at first.
         step = tf.cast(self.iterations + 1, rate.dtype)
-        right = self._correction(step - begin)
+        right = self._correction(step - start)
         return rate * right / self._correction(step)
 
     def _correction(self, step):
@@ -261,33 +262,33 @@ class RMSprop(PerVariable, tf.keras.optimizers.RMSprop):
     slides/lecture_slides_lec6.pdf.
     """
 
-    def build(self, variables, begins=None):
+    def build(self, variables, starts=None):
         if self.built:
             return
-        super().build(variables, begins)
+        super().build(variables, starts)
         if not self._momentums:
-            # A run may take another momentum, with the checkpoints it has.
+            # A run may change its momentum, and keeps its checkpoints.
             self._momentums = self.add_optimizer_variables(
                 variables, "momentum"
             )
 
 
-class Row(NamedTuple):
-    """How an optimizer is made of what all take, and of options of its own.
+class OptimizerFactory(NamedTuple):
+    """Makes an optimizer from what all accept, and from its own options.
 
-    `decays_by` is the argument of `make` that the strength of the decay goes
-    to; `options` are {option: default}.
+    `decay_argument` is the argument of `make` for the strength of the decay;
+    `options` are {option: default}.
     """
 
     make: Callable
-    decays_by: str
+    decay_argument: str
     options: dict
 
     def __call__(self, learning_rate, weight_decay, factors=None, **options):
         return self.make(
             learning_rate=learning_rate,
             factors=factors,
-            **{self.decays_by: weight_decay},
+            **{self.decay_argument: weight_decay},
             **{**self.options, **options},
         )
 
@@ -295,29 +296,33 @@ class Row(NamedTuple):
 MOMENTS = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
 # Name -> (learning_rate, weight_decay, factors, and options) -> optimizer.
 OPTIMIZERS = {
-    "sgd": Row(MomentumSGD, "l2", {"momentum": 0.9, "nesterov": True}),
+    "sgd": OptimizerFactory(
+        MomentumSGD, "l2", {"momentum": 0.9, "nesterov": True}
+    ),
     # Through the moments, and beside them.
-    "adam": Row(Adam, "l2", MOMENTS),
-    "adamw": Row(Adam, "decay", MOMENTS),
-    "rmsprop": Row(RMSprop, "l2", {"momentum": 0.0, "epsilon": 1e-7}),
+    "adam": OptimizerFactory(Adam, "l2", MOMENTS),
+    "adamw": OptimizerFactory(Adam, "decay", MOMENTS),
+    "rmsprop": OptimizerFactory(
+        RMSprop, "l2", {"momentum": 0.0, "epsilon": 1e-7}
+    ),
     # Both inside of the trust ratio.
-    "lars": Row(LARS, "l2", {"momentum": 0.9, "nesterov": False}),
-    "lamb": Row(LAMB, "decay", {**MOMENTS, "epsilon": 1e-6}),
+    "lars": OptimizerFactory(LARS, "l2", {"momentum": 0.9, "nesterov": False}),
+    "lamb": OptimizerFactory(LAMB, "decay", {**MOMENTS, "epsilon": 1e-6}),
 }
 
 
 def options_of(name):
-    """Returns {option: default} of what a row takes beside what all take."""
+    """Returns {option: default} of what not all optimizers accept."""
     return OPTIMIZERS[name].options
 
 
-# The options of any row, in the order of the rows.
+# The options of any optimizer, in the order of the table.
 OPTIONS = tuple(
     dict.fromkeys(option for name in OPTIMIZERS for option in options_of(name))
 )
 
 
 def optimizer_usage(name):
-    """Returns a row's name and its options, as NAME (option default)."""
+    """Returns a name with its options, as NAME (option default)."""
     options = [f"{n} {d!s:.5}" for n, d in options_of(name).items()]
     return f"{name} ({', '.join(options)})"

@@ -84,7 +84,7 @@ TAGS = {
     "input_wait": "speed/input_wait",
 }
 # What tables of runs are compared by.
-FINAL = ("accuracy", "loss")
+COMPARED_METRICS = ("accuracy", "loss")
 
 
 class TensorBoardReport:
@@ -124,7 +124,10 @@ class TensorBoardReport:
         table = "\n".join(["| flag | value |", "|---|---|", *rows])
         with self._writers["train"].as_default(0):
             tf.summary.text("flags", table)
-        metrics = [api.Metric(TAGS[name], display_name=name) for name in FINAL]
+        metrics = [
+            api.Metric(TAGS[name], display_name=name)
+            for name in COMPARED_METRICS
+        ]
         with self._writers["eval"].as_default(0):
             columns = [api.HParam(name) for name in settings]
             api.hparams_config(columns, metrics)
@@ -138,9 +141,9 @@ class TensorBoardReport:
 
     def write_images(self, name, images, step=0, split="train"):
         """Shows a square grid of images, float32 [n * n, h, w, 3] in 0..1."""
-        self.write_picture(name, grid(images), step, split)
+        self.write_image(name, image_grid(images), step, split)
 
-    def write_picture(self, name, picture, step, split):
+    def write_image(self, name, picture, step, split):
         """Shows one picture, [height, width, 3], uint8 or float in 0..1."""
         with self._writers[split].as_default(step):
             tf.summary.image(name, picture[tf.newaxis])
@@ -190,7 +193,7 @@ def _without_counters(name):
     return re.sub(r"_1/", "/", name)
 
 
-def grid(images):
+def image_grid(images):
     """Lays out [n * n, height, width, channels] as one image."""
     count, height, width, channels = images.shape
     side = round(count**0.5)

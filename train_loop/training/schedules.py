@@ -9,15 +9,15 @@ import tensorflow as tf
 from train_loop import values
 from train_loop.values import Bounds
 
-PART = Bounds(0.0, 1.0)
+FRACTION = Bounds(0.0, 1.0)
 
 
 class Span(NamedTuple):
     """How long a schedule is, in steps.
 
-    `warmup` steps go before it, `steps` is how many it has itself, and
-    `per_epoch` is how many an epoch takes, a whole number or not. `begun` is
-    how many steps of the run go before the warm-up: those before unfreezing.
+    `warmup` steps precede its own `steps`. An epoch has `per_epoch` steps, an
+    integer or not. `begun` steps of the run precede the warm-up: those before
+    unfreezing.
     """
 
     warmup: int
@@ -35,7 +35,7 @@ def constant(rate, span):
 def step(
     rate,
     span,
-    factor: Annotated[float, PART] = 0.1,
+    factor: Annotated[float, FRACTION] = 0.1,
     *epoch: Annotated[float, Bounds(0.0)],
 ):
     """Returns a rate that is multiplied by a factor after some epochs.
@@ -43,7 +43,7 @@ def step(
     Epochs are counted from the beginning of the run, as in the recipes of
     papers; by default 30, 60 and 80, those of Goyal et al., 2017,
     https://arxiv.org/abs/1706.02677. Those before unfreezing do not lower the
-    rate after it, which is explicit.
+    learning rate after it, which is explicit.
     """
     starts = [
         start
@@ -60,8 +60,8 @@ def step(
     )
 
 
-def cosine(rate, span, end: Annotated[float, PART] = 0.0):
-    """Returns half a cosine down to a part of the rate.
+def cosine(rate, span, end: Annotated[float, FRACTION] = 0.0):
+    """Returns half a cosine down to a fraction of the learning rate.
 
     Source: Loshchilov and Hutter, 2016, https://arxiv.org/abs/1608.03983.
     """
@@ -72,9 +72,9 @@ def polynomial(
     rate,
     span,
     power: Annotated[float, Bounds(0.01, 100.0)] = 2.0,
-    end: Annotated[float, PART] = 0.0,
+    end: Annotated[float, FRACTION] = 0.0,
 ):
-    """Returns a power of the part of the run that is left."""
+    """Returns a power of the remaining fraction of the run."""
     return tf.keras.optimizers.schedules.PolynomialDecay(
         rate, span.steps, end * rate, power
     )
@@ -83,7 +83,7 @@ def polynomial(
 def exponential(
     rate,
     span,
-    factor: Annotated[float, PART] = 0.97,
+    factor: Annotated[float, FRACTION] = 0.97,
     epochs: Annotated[float, Bounds(0.001)] = 2.4,
 ):
     """Returns a rate that falls by a factor in so many epochs, smoothly.
@@ -99,19 +99,19 @@ def exponential(
 def one_cycle(
     rate,
     span,
-    rise: Annotated[float, PART] = 0.3,
-    start: Annotated[float, PART] = 0.04,
+    rise: Annotated[float, FRACTION] = 0.3,
+    start: Annotated[float, FRACTION] = 0.04,
 ):
-    """Returns a straight rise from a part of the rate, then half a cosine to 0.
+    """Returns a linear rise to the learning rate, then half a cosine to 0.
 
     Args:
       rate: the highest.
       span: see `Span`.
-      rise: part of the steps in which the rate rises.
-      start: part of the rate that it begins with.
+      rise: fraction of the steps in which the learning rate rises.
+      start: fraction of the highest that it begins with.
 
     Source: Smith and Topin, 2017, https://arxiv.org/abs/1708.07120, with the
-    parts of fastai's.
+    fractions of fastai.
     """
     rises = round(rise * span.steps)
     return tf.keras.optimizers.schedules.CosineDecay(

@@ -25,7 +25,7 @@ SECONDS_OF_ONE = 1.0
 NO_SIGNAL = 0
 
 # Signals belong to the process, and so does what was noted of them.
-_noted = []
+_received = []
 
 
 class StoppedError(Exception):
@@ -48,7 +48,7 @@ class StoppedError(Exception):
 
 
 @contextlib.contextmanager
-def noting_signals():
+def recording_signals():
     """Lets `noted` find out about signals, in place of dying of them.
 
     A second one ends the process, see `ended_by_second`. Outside the main
@@ -63,9 +63,9 @@ def noting_signals():
         }
 
     def note(number, frame):
-        if _noted and _is_interactive(number):
+        if _received and _is_interactive(number):
             taken[number](number, frame)
-        _noted.append(signal.Signals(number))
+        _received.append(signal.Signals(number))
 
     with ended_by_second():
         for number in taken:
@@ -73,7 +73,7 @@ def noting_signals():
         try:
             yield
         finally:
-            _noted.clear()
+            _received.clear()
             for number, handler in taken.items():
                 signal.signal(number, handler)
 
@@ -132,12 +132,12 @@ def _is_interactive(number):
     return number == signal.SIGINT and hasattr(sys, "ps1")
 
 
-def noted():
+def received():
     """Returns the signal that has asked to stop, None without one."""
-    return _noted[0] if _noted else None
+    return _received[0] if _received else None
 
 
 def check():
     """Raises StoppedError where a signal has asked to stop."""
-    if _noted:
-        raise StoppedError(_noted[0])
+    if _received:
+        raise StoppedError(_received[0])

@@ -8,9 +8,9 @@ import tensorflow as tf
 from train_loop.errors import UserError
 from train_loop.training.clusters import find_cluster
 
-# TensorFlow's own default is one batch: the next is not copied to a device
-# before that one is taken from there.
-AHEAD = tf.distribute.InputOptions(experimental_per_replica_buffer_size=2)
+# TensorFlow's default is 1: the next batch is copied to a device only when that
+# one has been taken.
+PREFETCH = tf.distribute.InputOptions(experimental_per_replica_buffer_size=2)
 
 
 def split_cpu(num_devices):
@@ -109,7 +109,7 @@ def distribute(strategy, make_batches):
       strategy: a `tf.distribute.Strategy`.
       make_batches: maps a `tf.distribute.InputContext` to a dataset.
     """
-    return strategy.distribute_datasets_from_function(make_batches, AHEAD)
+    return strategy.distribute_datasets_from_function(make_batches, PREFETCH)
 
 
 # Name -> (cluster) -> strategy.

@@ -4,43 +4,23 @@ import contextlib
 import copy
 import math
 import time
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled
 
-from train_loop.training import gradients
-from train_loop.training.averages import Average
-from train_loop.training.loss_scale import LossScale
 from train_loop.training.losses import cross_entropy, is_correct
-from train_loop.training.variables import is_float
+from train_loop.training.update import (
+    Update,
+    accumulate,
+    is_float,
+    reduce_and_apply,
+    skip_own_reduction,
+)
 from train_loop.training.workers import Workers
 
 # Weights that are larger have exploded, though they are finite.
 LARGEST_WEIGHT = 1e9
-
-
-class Update(NamedTuple):
-    """How a batch becomes an update of the weights.
-
-    A replica takes its part of the batch in `micro_batches` pieces, one after
-    another, which needs the memory of one; the update is that of the whole, but
-    batch norm sees the pieces: it normalises each by itself, and its statistics
-    move at every one. `clip_norm` is the largest norm of all gradients
-    together. `average` keeps a mean of the weights over the steps. `loss_scale`
-    is for float16. `compiled` has XLA compile the way from images to
-    gradients.
-    """
-
-    micro_batches: int = 1
-    clip_norm: float | None = None
-    average: Average | None = None
-    loss_scale: LossScale | None = None
-    compiled: bool = False
-
-
-PLAIN = Update()
 
 
 class Trainer:
@@ -62,11 +42,11 @@ class Trainer:
         built here, unless it was, for more variables than are trained at
         first. Its `iterations` counts the steps.
       strategy: a `tf.distribute.Strategy`.
-      training_loss: what is minimised, a function like `cross_entropy`.
-      evaluation_loss: what evaluation reports, a function like it.
-      forward: maps (a batch, training=...) to logits, in place of the model:
-        with what goes before it, or a part of it.
-      update: an `Update`.
+      training_loss: the loss to minimize, a function like `cross_entropy`.
+      evaluation_loss: the loss that evaluation reports, a function like it.
+      forward: maps (a batch, training=...) to logits instead of the model: with
+        preprocessing, or a part of the model.
+      update: an `Update`; by default one with nothing switched on.
     """
 
     def __init__(
@@ -77,25 +57,25 @@ class Trainer:
         training_loss=cross_entropy,
         evaluation_loss=cross_entropy,
         forward=None,
-        update=PLAIN,
+        update=None,
     ):
         self.model = model
         self.forward = forward or model
         self.optimizer = optimizer
         self.strategy = strategy
         self.workers = Workers(strategy)
-        self.update = update
+        self.update = update or Update()
         self.training_loss = training_loss
         self.evaluation_loss = evaluation_loss
         with strategy.scope():
             optimizer.build(model.trainable_variables)
-            gradients.sum_once(optimizer)
+            skip_own_reduction(optimizer)
             self.loss = tf.keras.metrics.Mean(name="loss")
             self.accuracy = tf.keras.metrics.Mean(name="accuracy")
             self.gradient_norm = tf.keras.metrics.Mean(name="gradient_norm")
             self.skipped_steps = tf.keras.metrics.Sum(name="skipped_steps")
 
-    def again(self, forward=None):
+    def retraced(self, forward=None):
         """Returns a trainer that shares all state, and is traced anew.
 
         For when other layers of the model are frozen than before.
@@ -199,23 +179,10 @@ class Trainer:
                 results["loss_scale"] = float(scale.scale.numpy())
         return results
 
-    @property
-    def memory(self):
-        """What a checkpoint holds beside the model and the optimizer.
+    def is_finite(self):
+        """Tells whether all numbers that a checkpoint would hold are finite.
 
-        {name: {path of a weight: its average}, or a list of variables}.
-        """
-        memory = {}
-        if self.update.average is not None:
-            memory["average"] = self.update.average.by_path
-        if self.update.loss_scale is not None:
-            memory["loss_scale"] = self.update.loss_scale.variables
-        return memory
-
-    def is_sound(self):
-        """Tells whether all numbers that a checkpoint would hold are usable.
-
-        They are finite, and those of the model are not beyond all reason.
+        And none of the model's exceeds `LARGEST_WEIGHT`.
         """
         average = self.update.average
         parts = [
@@ -260,23 +227,23 @@ class Trainer:
 
         self.strategy.run(average)
 
-    def local_state(self):
-        """Returns {name: array [replicas, ...]} of what each replica has apart.
+    def replica_state(self):
+        """Returns {name: array [replicas, ...]} of what replicas do not share.
 
-        These are its statistics, and the metrics since the last report. A run
-        that is stopped between two reports needs them to go on as if it had
-        not been.
+        These are batch-norm statistics, and the metrics since the last report.
+        A run that is stopped between two reports needs them to resume bitwise
+        identically.
         """
         return {
             name: np.stack([value.numpy() for value in self._local(variable)])
             for name, variable in self._local_variables().items()
         }
 
-    def restore_local_state(self, state):
-        """Gives each replica what it had; nothing, if they were others.
+    def restore_replica_state(self, state):
+        """Gives each replica its state; nothing if their number has changed.
 
         Args:
-          state: what `local_state` returned.
+          state: what `replica_state` returned.
         """
         variables = self._local_variables()
         for name, values in state.items():
@@ -286,19 +253,19 @@ class Trainer:
                     place.assign(value)
 
     @contextlib.contextmanager
-    def aside(self):
-        """Lets something be measured, and leaves everything as it was.
+    def preserving_state(self):
+        """Averages statistics for a measurement, and restores all afterwards.
 
         Between two reports, metrics hold a part of the next one, and replicas
         have statistics of their own.
         """
-        state = self.local_state()
+        state = self.replica_state()
         self.average_statistics()
         self.results("train")
         try:
             yield
         finally:
-            self.restore_local_state(state)
+            self.restore_replica_state(state)
 
     def _local_variables(self):
         metrics = [self.loss, self.accuracy, self.gradient_norm]
@@ -335,39 +302,35 @@ class Trainer:
 
     def _train_step(self, batch, arrived):
         images, labels = batch
-        scale, changed = self.update.loss_scale, self._changed_by_step()
+        update, changed = self.update, self._changed_by_step()
         # No part of a step may happen before the batches of all replicas are
         # there. A replica does not see the control dependencies of its caller.
         with tf.control_dependencies(arrived):
             before = [tf.identity(variable) for variable in changed]
-            parts, losses, correct = self._gradients(images, labels)
-            gradient_norm = gradients.reduce_and_apply(
+            gradients, losses, correct = self._gradients(images, labels)
+            norm = reduce_and_apply(
                 self.optimizer,
-                parts,
+                gradients,
                 # Those that are not frozen now.
                 self.model.trainable_variables,
-                self.update.clip_norm,
-                scale,
+                update.clip_norm,
+                update.loss_scale,
             )
-            if scale is not None:
-                finite = tf.math.is_finite(gradient_norm)
-                # With the smallest scale, it is not for the scale's sake.
-                skips = ~finite & (scale.scale > 1.0)
-                gradient_norm = tf.where(skips, 0.0, gradient_norm)
+            if update.loss_scale is not None:
+                skipped, norm = update.loss_scale.update(norm, changed, before)
                 replicas = self.strategy.num_replicas_in_sync
                 self.skipped_steps.update_state(
-                    tf.cast(skips, tf.float32) / replicas
+                    tf.cast(skipped, tf.float32) / replicas
                 )
-                scale.settle(finite, changed, before)
-            if self.update.average is not None:
-                self.update.average.update(self.optimizer.iterations.value)
+            if update.average is not None:
+                update.average.update(self.optimizer.iterations.value)
             self.loss.update_state(losses)
             self.accuracy.update_state(correct)
-            self.gradient_norm.update_state(gradient_norm)
-        return tf.reduce_mean(losses), gradient_norm
+            self.gradient_norm.update_state(norm)
+        return tf.reduce_mean(losses), norm
 
     def _changed_by_step(self):
-        """Returns what is to be restored where a step is taken back.
+        """Returns what to restore where an update is undone.
 
         Not the number of steps: the images of that step have been read.
         """
@@ -377,77 +340,44 @@ class Trainer:
         return [v.value for v in variables if is_float(v)]
 
     def _gradients(self, images, labels):
-        """Returns gradients, losses and hits of a replica's part of a batch.
+        """Returns gradients, losses and hits of a replica's share of a batch.
 
-        The gradients are those of its share of the loss, scaled as it may be.
+        The gradients are those of its share of the loss, times its scale.
         """
-        gradients_of = self._gradients_of_piece
+        gradients_of = self._forward_and_backward
         if self.update.compiled:
             gradients_of = tf.function(
                 gradients_of, autograph=False, jit_compile=True
             )
-        pieces = self.update.micro_batches
-        if pieces == 1:
+        if self.update.micro_batches == 1:
             return gradients_of(images, labels)
-        # A piece is every third example, say, so that what is in it does not
-        # depend on the number of replicas.
-        images, labels = (
-            tf.reshape(part, [-1, pieces, *part.shape[1:]])
-            for part in (images, labels)
-        )
-        sums = [
-            tf.zeros(variable.shape)
-            for variable in self.model.trainable_variables
-        ]
-
-        def take_piece(index, sums, losses, correct):
-            # One after another, or all of them would be in memory.
-            with tf.control_dependencies(sums):
-                piece = tf.identity(images[:, index])
-            parts, piece_losses, piece_correct = gradients_of(
-                piece, labels[:, index]
-            )
-            return (
-                index + 1,
-                [a + b for a, b in zip(sums, parts, strict=True)],
-                losses.write(index, piece_losses),
-                correct.write(index, piece_correct),
-            )
-
-        state = (
-            0,
-            sums,
-            tf.TensorArray(tf.float32, pieces),
-            tf.TensorArray(tf.float32, pieces),
-        )
-        # Synchronised batch norm talks to the other replicas, which it cannot
+        # Synchronized batch norm talks to the other replicas, which it cannot
         # do from inside a loop of the graph.
         unrolled = self.strategy.num_replicas_in_sync > 1 and any(
             getattr(layer, "synchronized", False)
             for layer in self.model._flatten_layers()
         )
-        if unrolled:
-            for _ in range(pieces):
-                state = take_piece(*state)
-        else:
-            state = tf.while_loop(
-                lambda index, *_: index < pieces, take_piece, state
-            )
-        _, sums, losses, correct = state
-        return sums, losses.concat(), correct.concat()
+        return accumulate(
+            gradients_of,
+            images,
+            labels,
+            self.model.trainable_variables,
+            self.update.micro_batches,
+            unrolled,
+        )
 
-    def _gradients_of_piece(self, images, labels):
+    def _forward_and_backward(self, images, labels):
         replicas = self.strategy.num_replicas_in_sync
         with tf.GradientTape() as tape:
             logits = self.forward(images, training=True)
             losses = self.training_loss(labels, logits)
-            # This piece's share: the sum over all pieces and replicas is the
-            # mean over the global batch.
+            # The sum of these shares over all micro-batches and replicas is
+            # the mean over the global batch.
             loss = tf.reduce_mean(losses) / replicas / self.update.micro_batches
             if self.update.loss_scale is not None:
                 loss = self.update.loss_scale.multiply(loss)
-        parts = tape.gradient(loss, self.model.trainable_variables)
-        return parts, losses, is_correct(labels, logits)
+        gradients = tape.gradient(loss, self.model.trainable_variables)
+        return gradients, losses, is_correct(labels, logits)
 
     def _evaluation_step(self, batch):
         images, labels, weights = batch

@@ -16,7 +16,7 @@ from train_loop.errors import UserError, is_full_disk, reason_of, shortage
 from train_loop.training import signals
 
 # How a worker learns that another one is gone, or does not answer.
-LOST = (
+LOST_WORKER_ERRORS = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -35,17 +35,17 @@ class SharedError(Exception):
       error: of this worker; None where another one failed.
       is_shortage: whether memory or a disk ran out on one of them.
       is_full_disk: whether full disks are the only reason.
+      explain: maps the error of this worker to the one to raise in its place.
+        It may take long: the others wait for nobody who does that before all
+        have saved what they learned.
     """
 
-    def __init__(self, line, error, is_shortage, is_full_disk):
+    def __init__(self, line, error, is_shortage, is_full_disk, explain=None):
         super().__init__(line)
         self.error = error
         self.is_shortage = is_shortage
         self.is_full_disk = is_full_disk
-
-    def explain(self, error):
-        """Returns the error to raise in place of this worker's own."""
-        return error
+        self.explain = explain or (lambda error: error)
 
 
 @contextlib.contextmanager
@@ -100,13 +100,16 @@ class Workers:
         return tf.distribute.InputContext(self.count, self.number, replicas)
 
     @contextlib.contextmanager
-    def agreeing(self):
+    def agreeing(self, explain=None):
         """Ends with an agreement of all workers that none of them failed.
 
         For what each does by itself, such as reading and writing files: where
         one failed, the others would wait for it in what they do together. One
         that failed takes part in whichever agreement the others come to next,
         so nothing else may be in between that all do together.
+
+        Args:
+          explain: see `SharedError`.
 
         Raises:
           SharedError: one of them failed; on all of them.
@@ -132,14 +135,15 @@ class Workers:
                 error,
                 is_shortage=short > 0,
                 is_full_disk=full == failed,
+                explain=explain,
             ) from error
 
-    def meet(self):
+    def barrier(self):
         """Waits until all workers are here; see `agreeing`."""
         with self.agreeing():
             pass
 
-    def leave(self):
+    def abort(self):
         """Ends what the others do together, now and later, in an error.
 
         For a worker that failed where they wait for it without `agreeing`; they
@@ -157,12 +161,12 @@ class Workers:
 
         All workers must call it.
         """
-        signal = signals.noted()
+        signal = signals.received()
         [stops] = self.sums(signal is not None)
         if stops:
             raise signals.StoppedError(signal or SIGTERM)
 
-    def of_chief(self, number):
+    def from_chief(self, number):
         """Returns the chief's number; all workers must ask."""
         [number] = self.sums(number if self.is_chief else 0.0)
         return number
@@ -171,7 +175,7 @@ class Workers:
         """Tells whether something holds for all workers; all must ask."""
         return self.sums(condition) == [self.count]
 
-    def text_of_chief(self, text):
+    def text_from_chief(self, text):
         """Returns the chief's text; all must ask, with one as long."""
         letters = text.encode() if self.is_chief else bytes(len(text))
         return bytes(map(round, self.sums(*letters))).decode()
@@ -184,18 +188,18 @@ class Workers:
         """
         with unshared():
             for _ in range(self.number):
-                self.meet()
+                self.barrier()
             with self.agreeing():
                 yield
             for _ in range(self.number + 1, self.count):
-                self.meet()
+                self.barrier()
 
     @contextlib.contextmanager
-    def needed(self):
+    def explaining_lost_workers(self):
         """Says in a line where another worker has gone before training."""
         try:
             yield
-        except LOST as error:
+        except LOST_WORKER_ERRORS as error:
             if self.count == 1:
                 # Something else is gone, such as a bucket with images.
                 raise

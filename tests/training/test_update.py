@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from small_trainers import make_batches, make_trainer
 
-from train_loop.training.gradients import reduce_and_apply, sum_once
 from train_loop.training.optimizers import MomentumSGD
+from train_loop.training.update import reduce_and_apply, skip_own_reduction
 
 SGD = tf.keras.optimizers.SGD
 AdamW = tf.keras.optimizers.AdamW
@@ -55,7 +55,7 @@ def take_steps(strategy, make, update, scale=1.0):
         optimizer = make()
         optimizer.build(variables)
     if update is ours:
-        sum_once(optimizer)
+        skip_own_reduction(optimizer)
 
     @tf.function
     def step(gradients):

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from resnet_layers import ResNet
 from train_loop.console import passing_bar
-from train_loop.training.probe import backbone_hash, write_embeddings
-from train_loop.training.signals import StoppedError, noting_signals
+from train_loop.training.embeddings import backbone_hash, write_embeddings
+from train_loop.training.signals import StoppedError, recording_signals
 from train_loop.training.workers import Workers
 from train_loop.workdir import is_made_from
 
@@ -93,7 +93,7 @@ def test_parts_of_workers_are_put_back_into_the_order_of_the_split(
 def test_request_to_stop_is_answered_between_batches(
     tmp_path, one_device, default_signals
 ):
-    with noting_signals():
+    with recording_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(StoppedError):
             write(tmp_path / "train", one_device)

@@ -1,7 +1,7 @@
-"""Embeddings: what a frozen backbone makes of each image, asked once.
+"""Embeddings: the outputs of a frozen backbone, computed once for each image.
 
-They are kept in the run's folder, and the classifier is trained on them: a
-linear probe.
+The run's folder keeps them, and the classifier is trained on them (linear
+probing).
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from train_loop.workdir import is_made_from, made_from
 
 @unshared()
 def write_embeddings(folder, origin, embed, workers, batches, bar):
-    """Writes the embeddings of all images of a split, where they are missing.
+    """Writes the embeddings of all images of a split, if they are missing.
 
-    Several workers share the images, and the first one writes for all.
+    Several workers share the images, and the chief writes for all.
 
     Args:
       folder: that `embeddings.bin`, float32 [num_examples, channels], and
@@ -100,7 +100,7 @@ def _write(batches, folder, count):
 
 def _all_find(folder, origin, workers):
     # All have come to the end of what they did before.
-    workers.meet()
+    workers.barrier()
     return workers.all(is_made_from(folder, origin))
 
 

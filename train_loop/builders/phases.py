@@ -1,0 +1,148 @@
+"""A phase of training: what is trained while the same layers are frozen."""
+
+import math
+from typing import NamedTuple
+
+from train_loop.console import passing_bar
+from train_loop.data import batches, cache, check
+from train_loop.data.batches import Batching
+from train_loop.data.stored import Data
+from train_loop.data.transforms import Transforms, Untransformed
+from train_loop.training import loop
+from train_loop.training.embeddings import backbone_hash, write_embeddings
+from train_loop.training.strategies import distribute
+from train_loop.training.trainer import Trainer
+
+# Among how many batches one that could not be prepared is looked for: a data
+# service prepares them ahead, in an order of its own.
+BATCHES_AHEAD = 128
+# Of several workers. What started them does not wait for long where one ended.
+SECONDS_TO_EXPLAIN = 10.0
+
+
+class Phase(NamedTuple):
+    """What the loop trains and evaluates.
+
+    Args:
+      trainer: a `Trainer`, traced for the layers that are frozen now.
+      data: the `Data` to train and evaluate on.
+      transforms: what is done to their images, `Transforms`.
+      batching: how training examples become batches, a `Batching`.
+    """
+
+    trainer: Trainer
+    data: Data
+    transforms: Transforms
+    batching: Batching
+
+    def training_batches(self):
+        """Returns the distributed training batches of the steps to come."""
+        step = self.trainer.step
+        return distribute(
+            self.trainer.strategy,
+            lambda context: batches.training_batches(
+                self.data.train, self.transforms, self.batching, step, context
+            ),
+        )
+
+    def evaluation_batches(self, split):
+        """Returns the distributed batches of a whole split."""
+        return distribute(
+            self.trainer.strategy,
+            lambda context: batches.evaluation_batches(
+                split, self.transforms, self.batching.batch_size, context
+            ),
+        )
+
+    def num_evaluation_steps(self, split):
+        """Returns how many of these batches there are."""
+        return batches.num_evaluation_steps(
+            split, self.batching.batch_size, self.trainer.workers.context
+        )
+
+    def evaluate(self):
+        """Returns {metric: number} of the whole evaluation split.
+
+        Of averaged weights as well, as "ema_accuracy" and so on. Whatever
+        training has counted so far stays as it is.
+
+        Raises:
+          SharedError: an image cannot be read, by one of the workers.
+        """
+        average = self.trainer.update.average
+        with self.trainer.preserving_state():
+            metrics = self._evaluate()
+            if average is not None:
+                with average.in_place():
+                    averaged = self._evaluate()
+                metrics |= {
+                    f"{average.name}_{name}": value
+                    for name, value in averaged.items()
+                }
+        return metrics
+
+    def _evaluate(self):
+        split = self.data.evaluation
+        return loop.evaluate(
+            self.trainer,
+            self.evaluation_batches(split),
+            self.num_evaluation_steps(split),
+            lambda error: check.explain(
+                error, split, seconds=self._seconds_to_explain
+            ),
+        )
+
+    def explain(self, error):
+        """Returns an error that names the image that ended training."""
+        if isinstance(self.transforms, Untransformed):
+            return error
+        batching, split = self.batching, self.data.train
+        number = batching.batch_of(self.trainer.step)
+        start = number * batching.batch_size // batching.repeats
+        examples = batches.shuffled_examples(split, batching.seed, start)
+        ahead = examples.take(BATCHES_AHEAD * batching.batch_size)
+        return check.explain(error, split, ahead, self._seconds_to_explain)
+
+    @property
+    def _seconds_to_explain(self):
+        """How long a search for a broken image may take."""
+        is_alone = self.trainer.workers.count == 1
+        return math.inf if is_alone else SECONDS_TO_EXPLAIN
+
+    def on_embeddings(self, classifier, facts, folder):
+        """Returns the phase with embeddings in place of images.
+
+        Only the classifier's head is left to run: the frozen backbone runs
+        here, once over each image.
+
+        Args:
+          classifier: the `Classifier` that is trained.
+          facts: what embeddings follow from beside the images and the weights
+            of the backbone, a value for JSON.
+          folder: where they are kept, a folder for each split.
+        """
+        print("The backbone is frozen: it is run once over each image.")
+        model, workers = classifier.model, self.trainer.workers
+        facts = {"backbone": backbone_hash(model), "settings": facts}
+
+        def embed(name, split):
+            steps = self.num_evaluation_steps(split)
+            bar = passing_bar(steps, "batch", f"embedding {name}")
+            with check.explained(split), workers.explaining_lost_workers(), bar:
+                write_embeddings(
+                    folder / name,
+                    {**facts, **split.origin(workers)},
+                    classifier.embed,
+                    workers,
+                    self.evaluation_batches(split),
+                    bar,
+                )
+            return cache.embedded(split, folder / name)
+
+        return self._replace(
+            trainer=self.trainer.retraced(forward=model.head),
+            data=self.data.map(embed),
+            transforms=Untransformed(),
+            # They are read where they lie.
+            batching=self.batching._replace(data_service=None),
+        )
