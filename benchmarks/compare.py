@@ -44,9 +44,9 @@ from typing import NamedTuple
 import numpy as np
 
 from train_loop.benchmark.machine import (
-    age,
     describe_host,
     peak_memory,
+    process_age,
     versions,
 )
 from train_loop.console import parser_of
@@ -110,7 +110,7 @@ class Laps:
         """Notes the end of the first step; later calls say nothing."""
         if self.first_step is None:
             since = time.perf_counter() - self.imports
-            self.first_step = {"process": age(), "imports": since}
+            self.first_step = {"process": process_age(), "imports": since}
 
     def lap(self):
         """Notes the end of a group; returns whether another one is wanted."""
@@ -142,7 +142,7 @@ def ours(case, laps):
     import train_loop
 
     train_loop.environment.import_tensorflow()
-    from train_loop.benchmark.timing import TASKS
+    from train_loop.benchmark.tasks import TASKS
 
     laps.imported()
     with tempfile.TemporaryDirectory() as folder:
@@ -154,11 +154,13 @@ def ours(case, laps):
             recipe="pictures",
             label_smoothing=0.0,
             strategy="one_device",
-            # What it is for.
-            constant_weights=case.batch_size == 1,
             workdir=folder,
         )
-        laps.run(TASKS[case.what](settings, is_synthetic=True).take)
+        task = TASKS[case.what](settings, is_synthetic=True)
+        if case.batch_size == 1:
+            # What it is for; training does not use it.
+            task.classifier.make_weights_constant()
+        laps.run(task.take)
     return _tensorflow_device()
 
 

@@ -17,9 +17,9 @@ from absl import app, flags, logging
 
 from resnet_layers import NORMALIZATIONS, VARIANTS, Preprocessing
 from train_loop.console import text_table
-from train_loop.export.bundle import Shipment
-from train_loop.export.comparison import Pictures
-from train_loop.export.formats import FORMATS, parse_formats
+from train_loop.export.bundle import Bundle
+from train_loop.export.formats import EXPORT_FORMATS, parse_formats
+from train_loop.export.verification import ReferenceImages
 from train_loop.prediction.classifier import Classifier
 
 FAMILIES = {
@@ -44,7 +44,7 @@ FAMILIES = {
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("models", list(FAMILIES), "Variants to export.")
-flags.DEFINE_string("formats", ",".join(FORMATS), "Formats to write.")
+flags.DEFINE_string("formats", ",".join(EXPORT_FORMATS), "Formats to write.")
 flags.DEFINE_integer("side", 64, "Side of the images.", lower_bound=32)
 flags.DEFINE_integer("num_images", 32, "How many images.", lower_bound=2)
 
@@ -92,12 +92,12 @@ def export(name, formats, images):
     """Exports a network; returns {file: difference} and lines on failures."""
     classifier = small(name, images)
     files = [tf.io.encode_png(image).numpy() for image in images]
-    compared = Pictures.of(classifier, files)
-    shipment = Shipment(classifier, list(images))
+    compared = ReferenceImages.predicted_by(classifier, files)
+    bundle = Bundle(classifier, list(images))
     differences, failures = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for each in formats:
-            measured, failed = shipment.write(
+            measured, failed = bundle.write(
                 each, pathlib.Path(folder), compared
             )
             differences |= {file.name: file.drift for file in measured}
@@ -117,7 +117,9 @@ def compare(models, formats, images):
     for name in models:
         found[name] = export(name, formats, images)
         print(f"{name} is done.", flush=True)
-    columns = [f"{each}/{f}" for each in formats for f in FORMATS[each].files]
+    columns = [
+        f"{each}/{f}" for each in formats for f in EXPORT_FORMATS[each].files
+    ]
     rows = [
         [name, FAMILIES.get(name, "")]
         + [

@@ -1,6 +1,6 @@
 """Times two settings of the program, a step each in turn.
 
-    python -m benchmarks.turns --second=--kernel_products=false \\
+    python -m benchmarks.turns --second=--fast_paths=false \\
         -- --model=resnet50 --batch_size=32
     python -m benchmarks.turns --first=TF_CPU_ALLOCATOR_USE_BFC=1 \\
         -- --model=resnet50 --precision=mixed_bfloat16
@@ -29,10 +29,10 @@ from tqdm import tqdm
 from benchmarks.compare import spread
 from benchmarks.programs import ROOT
 from train_loop import main as program
-from train_loop.benchmark.timing import TASKS
+from train_loop.benchmark.tasks import TASKS
 from train_loop.console import parser_of
 from train_loop.errors import UserError
-from train_loop.modes.benchmark import to_measure
+from train_loop.modes.benchmark import settings_to_measure
 
 
 def read_options(arguments):
@@ -172,7 +172,9 @@ def serve(what, flags, lines):
     ):
         try:
             program.parse(["benchmark", "--mode=benchmark", *flags])
-            settings = to_measure(program.read_settings(), True, folder)
+            settings = settings_to_measure(
+                program.read_settings(), True, folder
+            )
             take = TASKS[what](settings, is_synthetic=True).take
         except UserError as error:
             raise SystemExit(f"error: {error}") from error

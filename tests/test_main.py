@@ -51,6 +51,10 @@ def at_the_top(monkeypatch, pytestconfig):
         (f"--workdir={'x' * 300}", "cannot be written"),
         ("digits", "'digits' is not a flag"),
         ("--bach_size=3", "--bach_size is no flag; did you mean batch_size"),
+        ("--nokernel_products", "--kernel_products: removed. Use --fast_paths"),
+        ("--fused_batch_norm=1", "--fused_batch_norm: removed. Use --fast_pa"),
+        ("--fold_batch_norm", "--fold_batch_norm: removed. Use --fast_paths"),
+        ("--constant_weights", "no part of --fast_paths. In Python, use"),
         ("--seed", "--help explains all flags"),
         ("--help=trainin", "did you mean training"),
         ("--model=xxxxxxxx", "is unknown. It takes: resnet_tiny"),
@@ -139,6 +143,17 @@ def test_every_setting_says_what_it_may_be(run):
     _, output, _ = run("--help=recipe")
     for name in RECIPES:
         assert name in output
+
+
+def test_flagfile_of_an_earlier_run_is_accepted(tmp_path, run):
+    path = tmp_path / "flags.txt"
+    path.write_text("--recipe=digits\n--kernel_products=True\n")
+    flags = ("--mode=recipes", f"--flagfile={path}")
+    status, output, err = run(*flags)
+    assert (status, err) == (0, "")
+    assert "--dataset=digits" in output
+    path.write_text("--recipe=digits\n--kernel_products=False\n")
+    assert "--kernel_products: removed" in run(*flags).err
 
 
 def test_modes_are_where_their_table_says():

@@ -90,6 +90,18 @@ def test_imports_go_downward(name):
             assert name == "train_loop", other
 
 
+def test_training_imports_neither_exports_nor_benchmarks():
+    seen, left = set(), ["train_loop.modes.train"]
+    while left:
+        name = left.pop()
+        seen.add(name)
+        # A package's face imports nothing before it is asked for it.
+        left += imports_of(MODULES[name]) - seen - {"train_loop"}
+    parts = {name.split(".")[1] for name in seen if "." in name}
+    assert "run" in parts
+    assert not {"export", "benchmark"} & parts
+
+
 def test_there_are_no_circles():
     seen, path = set(), []
 

@@ -1,5 +1,6 @@
 """Which of several values wins."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from resnet_layers.weights.sources import Found
 from train_loop import Settings, UserError, resolve
 from train_loop.recipes import OTHERS, RECIPES
 from train_loop.resolve import DEFAULTS, check_run_or_new, settle
+from train_loop.settings import warn_once
 
 
 def test_recipe_wins_over_defaults_and_what_is_given_over_both():
@@ -391,6 +393,36 @@ def test_recipes_say_only_what_they_change(name, monkeypatch):
     assert recipe.source
     assert recipe.expected
     assert settle(Settings(recipe=name)).recipe == name
+
+
+def test_pets_resolve_to_their_recipe():
+    """Every setting of --dataset=oxford_iiit_pet that is not a default."""
+    settled = settle(Settings(dataset="oxford_iiit_pet"))
+    assert {
+        name: value
+        for name, value in settled.given.items()
+        if value != getattr(DEFAULTS, name)
+    } == {
+        "dataset": "oxford_iiit_pet",
+        "recipe": "oxford_iiit_pet",
+        "epochs": 200,
+        "cached_embeddings": False,
+    }
+
+
+def test_earlier_name_of_a_recipe_is_resolved(workdir, capsys):
+    by_name = settle(Settings(recipe="oxford_iiit_pet"))
+    warn_once.cache_clear()
+    assert settle(Settings(recipe="pets_scratch")) == by_name
+    line = "--recipe=pets_scratch: renamed. Use --recipe=oxford_iiit_pet."
+    assert capsys.readouterr().out == f"warning: {line}\n"
+    workdir.mkdir()
+    earlier = dataclasses.replace(by_name, recipe="pets_scratch")
+    earlier.write(workdir / "flags.txt")
+    for recipe in (None, "oxford_iiit_pet", "pets_scratch"):
+        settled = settle(Settings(workdir=workdir, recipe=recipe))
+        assert settled == dataclasses.replace(by_name, workdir=workdir)
+    assert capsys.readouterr().out == ""
 
 
 def test_weights_of_a_recipe_bring_along_what_they_need(monkeypatch):

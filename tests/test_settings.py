@@ -134,6 +134,21 @@ def test_letters_that_end_lines_elsewhere_stay_in_a_value(tmp_path):
     assert settings_beside(tmp_path) == settings.texts()
 
 
+def test_removed_settings_matter_only_with_other_values(tmp_path, capsys):
+    path = tmp_path / "flags.txt"
+    lines = ["--seed=3", "--kernel_products=True", "--fused_batch_norm=True"]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    settings = Settings.read(path)
+    assert (settings.seed, settings.fast_paths) == (3, True)
+    assert capsys.readouterr().out == ""
+    path.write_text("--seed=3\n--kernel_products=False\n")
+    assert Settings.read(path) == settings
+    assert capsys.readouterr().out == (
+        f"warning: {path}: --kernel_products=False: no longer a setting, "
+        "ignored\n"
+    )
+
+
 def test_missing_file_says_nothing(tmp_path):
     assert Settings.read(tmp_path / "flags.txt") == Settings()
 

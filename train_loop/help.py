@@ -5,7 +5,7 @@ import textwrap
 
 from train_loop.errors import check_choice, listed
 from train_loop.modes import MODES
-from train_loop.recipes import RECIPES
+from train_loop.recipes import RECIPES, current_name
 from train_loop.settings import (
     Settings,
     can_be_unset,
@@ -144,7 +144,7 @@ def list_recipes(settings):
 
     Nothing of it needs TensorFlow.
     """
-    name = settings.recipe
+    name = current_name(settings.recipe)
     if name in (None, "auto", "help"):
         print(recipe_table(RECIPES))
         return

@@ -16,7 +16,7 @@ from train_loop import console, environment
 from train_loop.errors import UserError, check_choice, nearest, shortage
 from train_loop.help import help_text
 from train_loop.modes import MODES
-from train_loop.settings import Settings, flag_name
+from train_loop.settings import REMOVED, Settings, flag_name
 from train_loop.training.signals import StoppedError, ended_by_second
 
 FLAGS = flags.FLAGS
@@ -51,8 +51,13 @@ def parse(argv):
       UserError: it has a flag that there is none of, or something else.
     """
     try:
-        rest = FLAGS(argv)[1:]
+        rest = FLAGS(_without_removed(argv))[1:]
     except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        name = name if name in REMOVED else name.removeprefix("no")
+        if name in REMOVED:
+            _, advice = REMOVED[name]
+            raise UserError(f"--{name}: removed. {advice}") from error
         hint = nearest(error.flagname, FLAGS)
         raise UserError(
             f"--{error.flagname} is no flag{hint} --help names all"
@@ -64,6 +69,17 @@ def parse(argv):
         raise UserError(
             f"{rest[0]!r} is not a flag; flags look like --dataset=digits"
         )
+
+
+def _without_removed(argv):
+    """Drops from the `flags.txt` of earlier runs what needs no flag today."""
+    dropped = {f"--{name}={text}" for name, (text, _) in REMOVED.items()}
+    program, *given = argv
+    arguments = FLAGS.read_flags_from_files(given, force_gnu=False)
+    return [
+        program,
+        *(a for a in arguments if a in given or a not in dropped),
+    ]
 
 
 def read_settings():

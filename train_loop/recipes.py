@@ -8,7 +8,7 @@ Figures of papers are theirs: nothing but the digits was trained here.
 import dataclasses
 import functools
 
-from train_loop.settings import Settings
+from train_loop.settings import Settings, warn_once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,15 +59,6 @@ PETS = {
     "epochs": 200,
     "learning_rate": 0.05,
 }
-PETS_RECIPE = Recipe(
-    PETS,
-    source="The recipe of imagenet2012, for more epochs of fewer images.",
-    expected=(
-        "Not measured. Published for ResNet-50 from random weights: 81.5 % "
-        "(as reprinted in BYOL, https://arxiv.org/abs/2006.07733, table 3)."
-    ),
-    cost="200 epochs of 3,680 images at 224 x 224.",
-)
 STRIKES_BACK = "Wightman et al., 2021, https://arxiv.org/abs/2110.00476: {}."
 RSB = {
     "dataset": "imagenet2012",
@@ -173,7 +164,15 @@ RECIPES = {
             "is below 80 %; blocks begin as the identity here."
         ),
     ),
-    "oxford_iiit_pet": PETS_RECIPE,
+    "oxford_iiit_pet": Recipe(
+        PETS,
+        source="The recipe of imagenet2012, for more epochs of fewer images.",
+        expected=(
+            "Not measured. Published for ResNet-50 from random weights: 81.5 % "
+            "(as reprinted in BYOL, https://arxiv.org/abs/2006.07733, table 3)."
+        ),
+        cost="200 epochs of 3,680 images at 224 x 224.",
+    ),
     "oxford_iiit_pet_tuning": Recipe(
         {**PETS, "train_split": "train[:90%]", "eval_split": "train[90%:]"},
         source="That of oxford_iiit_pet.",
@@ -183,7 +182,6 @@ RECIPES = {
         ),
         cost="200 epochs of 3,312 images at 224 x 224.",
     ),
-    "pets_scratch": PETS_RECIPE,
     "pets_finetune": Recipe(
         {
             **PETS,
@@ -365,3 +363,18 @@ RECIPES = {
         cost="Depends on the images.",
     ),
 }
+
+# Earlier name -> the name of today.
+RENAMED = {"pets_scratch": "oxford_iiit_pet"}
+
+
+def current_name(name):
+    """Returns the name of a recipe, with a warning if an earlier one is given.
+
+    Args:
+      name: of `--recipe`, which may be unknown, or None.
+    """
+    if name not in RENAMED:
+        return name
+    warn_once(f"--recipe={name}: renamed. Use --recipe={RENAMED[name]}.")
+    return RENAMED[name]

@@ -12,7 +12,7 @@ from resnet_layers import WeightsError, find_weights
 from train_loop.data.decode import INTERPOLATIONS
 from train_loop.data.sources import DATASETS
 from train_loop.errors import UserError, check_choice, first_few
-from train_loop.recipes import OTHERS, RECIPES
+from train_loop.recipes import OTHERS, RECIPES, RENAMED, current_name
 from train_loop.settings import Settings, default_values, to_text
 from train_loop.training.optimizers import OPTIONS, options_of
 from train_loop.training.update import AVERAGES
@@ -36,6 +36,7 @@ def settle(given):
       UserError: an existing run was made with another value, or one of the
         values is not possible beside the others.
     """
+    given = replace(given, recipe=current_name(given.recipe))
     given = _with_full_paths(given)
     earlier = Settings()
     if given.workdir is not None:
@@ -44,6 +45,8 @@ def settle(given):
             # Whoever writes to a run finds out whether that is possible.
             workdir.check_writable()
         earlier = Settings.read(workdir.flags)
+        recipe = RENAMED.get(earlier.recipe, earlier.recipe)
+        earlier = replace(earlier, recipe=recipe)
         if earlier.recipe not in (None, *RECIPES):
             print(
                 f"warning: {workdir.flags}: --recipe={earlier.recipe}: no "

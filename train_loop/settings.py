@@ -23,6 +23,21 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 NUMBERS = (int, float)
 
 
+# Settings of earlier versions -> the default that they had, which is what
+# happens today, and what to use now.
+REMOVED = {
+    **dict.fromkeys(
+        ("kernel_products", "fused_batch_norm", "fold_batch_norm"),
+        ("True", "Use --fast_paths=false to turn all fast paths off."),
+    ),
+    "constant_weights": (
+        "False",
+        "It is no part of --fast_paths. In Python, use "
+        "classifier.make_weights_constant().",
+    ),
+}
+
+
 class _Unset:
     """What stands for a value that is to be as if nobody had given it."""
 
@@ -275,7 +290,7 @@ class Settings:
         tables={
             name: Names(
                 f"train_loop.data.transforms:{name}",
-                spelled="train_loop.data.transforms:usage",
+                spelled="train_loop.data.transforms:operation_usage",
             )
             for name in ("CROPS", "AUGMENTATIONS", "MIXES")
         },
@@ -330,7 +345,7 @@ class Settings:
         tables={
             "OPTIMIZERS": Names(
                 "train_loop.training.optimizers:OPTIMIZERS",
-                spelled="train_loop.training.optimizers:usage",
+                spelled="train_loop.training.optimizers:optimizer_usage",
             )
         },
     )
@@ -370,7 +385,7 @@ class Settings:
         tables={
             "SCHEDULES": Names(
                 "train_loop.training.schedules:SCHEDULES",
-                spelled="train_loop.training.schedules:usage",
+                spelled="train_loop.training.schedules:schedule_usage",
             )
         },
     )
@@ -461,9 +476,8 @@ class Settings:
     )
     cluster: str = setting(
         "How the workers of --strategy=multi_worker find each other: tf_config "
-        "(the environment variable TF_CONFIG), slurm (one task a node, or "
-        "--gpus-per-task), kubernetes:NAME=VALUE:COUNT (a label of so many "
-        "pods), or gce:PROJECT/ZONE/GROUP.",
+        "(the environment variable TF_CONFIG) or slurm (one task a node, or "
+        "--gpus-per-task).",
         "tf_config",
     )
     virtual_devices: int = setting(
@@ -481,15 +495,14 @@ class Settings:
         "their inputs, and run once more for the gradients.",
         False,
     )
-    kernel_products: bool = setting(
-        "On CPUs, compute gradients of 1x1 kernels, and of others on small "
-        "maps, as matrix products: faster, and the same but for rounding.",
+    fast_paths: bool = setting(
+        "Faster implementations, whose results differ only by rounding: the "
+        "fused kernel for batch norms; on CPUs, matrix products for the "
+        "gradients of 1x1 and some other kernels; outside of training, batch "
+        "norms folded into the convolutions before them. false: plain "
+        "TensorFlow operations, to compare with.",
         True,
-    )
-    fused_batch_norm: bool = setting(
-        "Take TensorFlow's fused kernel for batch norms where it can be: "
-        "faster, and the same as Keras's own operations but for rounding.",
-        True,
+        absent=True,
     )
     deterministic: bool = setting(
         "Make a GPU repeat a run bit by bit, more slowly. A CPU always does.",
@@ -554,21 +567,6 @@ class Settings:
         modes=("evaluate", "compare", "predict", "export"),
         group="modes",
     )
-    fold_batch_norm: bool = setting(
-        "Compute batch norms as a part of the convolutions in front of them, "
-        "which is faster, and the same but for rounding.",
-        True,
-        of_run=False,
-        modes=("evaluate", "compare", "predict", "benchmark"),
-    )
-    constant_weights: bool = setting(
-        "Compile the weights into the prediction: some seconds and many times "
-        "the memory of the weights at the start, and then single images are "
-        "answered faster, in bfloat16 above all. Batches are not.",
-        False,
-        of_run=False,
-        modes=("predict", "benchmark"),
-    )
     checkpoint: int | str = setting(
         "Step of the checkpoint to take; or best: that of the best evaluation, "
         "by --keep_best, which keeps it, or else by accuracy. Default: the "
@@ -625,7 +623,7 @@ class Settings:
         modes=("predict", "export"),
         tables={
             "ANSWER_FORMATS": ANSWER_FORMATS,
-            "FORMATS": Names("train_loop.export.formats:FORMATS"),
+            "FORMATS": Names("train_loop.export.formats:EXPORT_FORMATS"),
         },
     )
     top_k: int = setting(
@@ -661,7 +659,7 @@ class Settings:
         "train",
         of_run=False,
         modes=("benchmark",),
-        tables={"TASKS": Names("train_loop.benchmark.timing:TASKS")},
+        tables={"TASKS": Names("train_loop.benchmark.tasks:TASKS")},
     )
     benchmark_data: str = setting(
         "What it is measured on: synthetic, one batch of noise that nobody "
@@ -757,7 +755,8 @@ class Settings:
     def read(cls, path):
         """Returns the settings in a file of `write`; none without a file.
 
-        A setting that no longer exists is ignored, with a warning.
+        A setting that no longer exists is ignored, with a warning unless its
+        value was what happens today.
 
         Raises:
           UserError: the file is damaged.
@@ -782,10 +781,11 @@ class Settings:
         texts = {flag[1]: flag[2] for flag in flags}
         known = {field.name: field.metadata["absent"] for field in fields(cls)}
         for name in texts.keys() - known.keys():
-            _warn_once(
-                f"{path}: --{name}={texts[name]}: no longer a setting, ignored"
-            )
-            del texts[name]
+            text = texts.pop(name)
+            if REMOVED.get(name, (None,))[0] != text:
+                warn_once(
+                    f"{path}: --{name}={text}: no longer a setting, ignored"
+                )
         return cls(**{**known, **texts})
 
 
@@ -812,7 +812,7 @@ def scaled_learning_rate(learning_rate, batch_size, base_batch_size):
 
 
 @functools.cache
-def _warn_once(line):
+def warn_once(line):
     """Prints a warning the first time that a program comes to it."""
     print(f"warning: {line}")
 

@@ -22,8 +22,8 @@ from train_loop.builders.model import (
     is_weights,
     start_from,
 )
-from train_loop.export.bundle import Shipment
-from train_loop.export.formats import FORMATS
+from train_loop.export.bundle import Bundle
+from train_loop.export.formats import EXPORT_FORMATS
 from train_loop.export.rewriting import portable
 from train_loop.modes import predict
 from train_loop.prediction.classifier import Classifier
@@ -109,10 +109,10 @@ def test_what_was_exported_comes_back_whole(name, tmp_path):
         BGR, stage_sizes=(1,), name="resnet18", image_size=24
     )
     classifier = portable(trained)
-    shipment = Shipment(classifier)
-    path = tmp_path / FORMATS[name].files[0].path
-    FORMATS[name].write(shipment, path)
-    (tmp_path / CONTENTS).write_text(json.dumps(shipment.contents))
+    bundle = Bundle(classifier)
+    path = tmp_path / EXPORT_FORMATS[name].files[0].path
+    EXPORT_FORMATS[name].write(bundle, path)
+    (tmp_path / CONTENTS).write_text(json.dumps(bundle.contents))
     found = load_classifier(path)
     assert found.class_names == trained.class_names
     assert found.preprocessing == classifier.preprocessing

@@ -11,9 +11,9 @@ from samples import ALONE, SMALL_FLAGS, together
 from resnet_layers import BatchNormalization, PaddedConv2D
 from resnet_layers.folding import convolutions_with_norms
 from train_loop import Settings
-from train_loop.benchmark import machine, timing
+from train_loop.benchmark import machine, tasks
 from train_loop.benchmark.machine import Limits
-from train_loop.benchmark.timing import TASKS, Task
+from train_loop.benchmark.tasks import TASKS, Task
 from train_loop.builders.model import build_classifier
 from train_loop.errors import UserError
 from train_loop.evaluation.costs import graph_of
@@ -36,8 +36,8 @@ def small_machine(monkeypatch):
     """Measures the machine with next to nothing, and warms up shortly."""
     monkeypatch.setattr(benchmark, "WARM_UP_SECONDS", 0.0)
     monkeypatch.setattr(machine, "LARGEST_MATRIX", 1024)
-    monkeypatch.setattr(machine, "SECONDS_PER_CALL", 0.001)
-    monkeypatch.setattr(machine, "ROUNDS", 1)
+    monkeypatch.setattr(machine, "SECONDS_PER_MEASUREMENT", 0.001)
+    monkeypatch.setattr(machine, "REPETITIONS", 1)
     monkeypatch.setattr(machine, "BYTES", {"CPU": 2**20})
 
 
@@ -73,8 +73,8 @@ def check(found, name):
 def test_benchmark_measures_all_that_a_model_does(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # Batches wait on the devices as they do in a run.
-    distributing = mock.Mock(wraps=timing.distribute)
-    monkeypatch.setattr(timing, "distribute", distributing)
+    distributing = mock.Mock(wraps=tasks.distribute)
+    monkeypatch.setattr(tasks, "distribute", distributing)
     status, out, err = run(
         *SMALL,
         "--strategy=one_device",
@@ -105,8 +105,7 @@ def test_benchmark_measures_all_that_a_model_does(tmp_path, run, monkeypatch):
     first = found["train"]["first_step_seconds"]
     assert first["task"] <= first["process"]
     # All that changes the speed, and has a value.
-    told = {"loss", "remat", "deterministic", "fold_batch_norm"}
-    told |= {"constant_weights", "kernel_products", "fused_batch_norm"}
+    told = {"loss", "remat", "deterministic", "fast_paths"}
     assert told <= {*found["configuration"]}
 
 
@@ -135,7 +134,7 @@ def test_benchmark_of_a_run_leaves_it_as_it_is(
     assert run(f"--workdir={workdir}", *new).status == 0
     before = contents(workdir)
     # An epoch of noise is shorter than one of the run.
-    monkeypatch.setattr(timing, "BATCHES", 1)
+    monkeypatch.setattr(tasks, "SYNTHETIC_BATCHES", 1)
     for data in ("real", "synthetic"):
         status, out, err = run(
             "--mode=benchmark",
@@ -162,27 +161,9 @@ def prediction_of(workdir, **asked):
     return TASKS["predict"](given, is_synthetic=True)
 
 
-@pytest.mark.parametrize("is_constant", [True, False])
-def test_predict_is_timed_with_constant_weights_where_asked(
-    is_constant, tmp_path
-):
-    task = prediction_of(tmp_path, constant_weights=is_constant)
-    classifier = task.classifier
-    images = np.zeros((1, 16, 16, 3), np.uint8)
-    before = classifier.probabilities(images).numpy()
-    head = classifier.model.head
-    head.bias.assign(np.arange(head.units, dtype="float32"))
-    after = classifier.probabilities(images).numpy()
-    assert (before == after).all() == is_constant
-
-
 @pytest.mark.parametrize("are_wanted", [False, True])
 def test_faster_ways_are_taken_unless_refused(are_wanted):
-    given = Settings(
-        model="resnet18",
-        kernel_products=are_wanted,
-        fused_batch_norm=are_wanted,
-    )
+    given = Settings(model="resnet18", fast_paths=are_wanted)
     model = build_classifier(settle(given), ["a", "b"]).model
     layers = model._flatten_layers()
     inputs = tf.keras.KerasTensor((None, 8, 8, 64))
@@ -205,12 +186,12 @@ def test_new_net_is_timed_as_if_it_were_trained(tmp_path):
 def test_predict_is_timed_with_folded_norms_unless_these_are_left(tmp_path):
     types, works = {}, {}
     for folds in (None, False):
-        task = prediction_of(tmp_path, fold_batch_norm=folds)
+        task = prediction_of(tmp_path, fast_paths=folds)
         _, operations = graph_of(task.classifier.model, 16)
         types[folds] = {operation.type for operation in operations}
-        works[folds] = task.works()
-    assert "FusedBatchNormV3" not in types[None]
-    assert "FusedBatchNormV3" in types[False]
+        works[folds] = task.minimum_work()
+    assert not {"FusedBatchNormV3", "Rsqrt"} & types[None]
+    assert "Rsqrt" in types[False]
     # Both are counted as if norms cost nothing.
     assert works[None] == works[False]
 
@@ -219,7 +200,7 @@ def test_predict_is_timed_with_folded_norms_unless_these_are_left(tmp_path):
     ("flags", "model", "folds"),
     [
         ([], "resnet50", None),
-        (["--recipe=cifar_he2015", "--fold_batch_norm=false"], "resnet20", 0),
+        (["--recipe=cifar_he2015", "--fast_paths=false"], "resnet20", 0),
         (
             ["--dataset=digits", "--benchmark_data=synthetic"],
             "resnet_tiny",
@@ -232,7 +213,7 @@ def test_model_is_that_of_what_is_named(flags, model, folds, run, monkeypatch):
 
     def stop(settings, is_synthetic):
         assert is_synthetic
-        found.append((settle(settings).model, settings.fold_batch_norm))
+        found.append((settle(settings).model, settings.fast_paths))
         raise UserError("seen enough")
 
     monkeypatch.setitem(TASKS, "train", stop)

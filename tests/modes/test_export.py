@@ -9,8 +9,8 @@ import pytest
 from samples import SMALL_FLAGS, encoded, smooth_pixels
 
 from train_loop import UserError, load_classifier
-from train_loop.export.formats import FORMATS
-from train_loop.modes.export import Weights, find_report
+from train_loop.export.formats import EXPORT_FORMATS
+from train_loop.export.model_card import ExportedWeights as Weights
 from train_loop.workdir import Workdir
 
 pytestmark = [pytest.mark.usefixtures("small_net"), pytest.mark.slow]
@@ -106,9 +106,9 @@ def test_card_describes_all_that_was_written(trained, run, monkeypatch):
         raise UserError("this net cannot be written")
 
     # What nobody need run is written quickly.
-    quick = FORMATS["safetensors"]
-    monkeypatch.setitem(FORMATS, "keras", quick)
-    monkeypatch.setitem(FORMATS, "onnx", quick._replace(write=fail))
+    quick = EXPORT_FORMATS["safetensors"]
+    monkeypatch.setitem(EXPORT_FORMATS, "keras", quick)
+    monkeypatch.setitem(EXPORT_FORMATS, "onnx", quick._replace(write=fail))
     flags = ("--mode=export", f"--workdir={trained}")
     status, out, err = run(*flags, "--format=keras,onnx,safetensors")
     assert status == 1
@@ -132,7 +132,11 @@ def test_card_describes_all_that_was_written(trained, run, monkeypatch):
     ("weights", "words", "measured"),
     [
         (Weights(8, "none", True), "those of step 8", "report"),
-        (Weights(6, "none", True), "those of step 6", "report-checkpoint=6"),
+        (
+            Weights(6, "none", True),
+            "those of step 6",
+            "report-checkpoint=6",
+        ),
         (
             Weights(8, "ema", True),
             "the average (`--average=ema`) of the steps up to 8",
@@ -160,7 +164,8 @@ def test_card_tells_which_weights_there_are_and_their_measures(
         (tmp_path / name).mkdir()
         text = json.dumps({**facts, "name": name})
         (tmp_path / name / "report.json").write_text(text)
-    assert find_report(Workdir(tmp_path), weights).get("name") == measured
+    report = weights.find_report(Workdir(tmp_path))
+    assert report.get("name") == measured
 
 
 @pytest.mark.parametrize(
@@ -168,7 +173,7 @@ def test_card_tells_which_weights_there_are_and_their_measures(
     [
         ([], "needs the --workdir of a run"),
         (["--workdir=tests"], "has no flags.txt"),
-        (["--format=tflite"], f"It takes: {', '.join(FORMATS)}"),
+        (["--format=tflite"], f"It takes: {', '.join(EXPORT_FORMATS)}"),
         (["--format=json"], "--format=json is unknown"),
         (
             ["--workdir=x", "--export_dir=/proc"],

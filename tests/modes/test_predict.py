@@ -11,7 +11,7 @@ import pytest
 from samples import SMALL_FLAGS, encoded, smooth_pixels, write_folder
 
 from train_loop import Run, Settings, load_classifier
-from train_loop.prediction.classifier import Classifier
+from train_loop.builders import model as model_builder
 from train_loop.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("small_net")
@@ -54,16 +54,14 @@ def test_answers_are_the_classifiers_in_every_format(
     arguments = ("--mode=predict", f"--workdir={trained}", "--top_k=1")
     paths = sorted(map(str, photos.iterdir()))
     expected = [answer for [answer] in load_classifier(trained)(paths, top_k=1)]
-    made = mock.Mock(side_effect=Classifier.make_weights_constant)
-    monkeypatch.setattr(
-        Classifier, "make_weights_constant", lambda self: made(self)
-    )
-    for others in ((), ("--constant_weights",)):
+    folding = mock.Mock(wraps=model_builder.fold_batch_norms)
+    monkeypatch.setattr(model_builder, "fold_batch_norms", folding)
+    for others in ((), ("--fast_paths=false",)):
         status, out, err = run(
             *arguments, f"--images={photos}/*.jpg", "--format=json", *others
         )
         assert (status, err) == (0, "")
-        assert made.call_count == len(others)
+        assert folding.call_count == 1
         for record, path, (label, part) in zip(
             json.loads(out), paths, expected, strict=True
         ):

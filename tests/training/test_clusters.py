@@ -2,18 +2,13 @@
 
 import errno
 import os
-import socket
-import sys
-from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
 from samples import ALONE, together
-from urllib3.exceptions import MaxRetryError
 
 from train_loop.errors import UserError
-from train_loop.training import clusters
-from train_loop.training.clusters import find_cluster, placed
+from train_loop.training.clusters import find_cluster
 from train_loop.training.workers import (
     SharedError,
     Workers,
@@ -153,24 +148,6 @@ def place_of(resolver):
     return addresses, addresses[resolver.task_id]
 
 
-def test_machine_finds_itself_among_the_workers():
-    own = socket.gethostname()
-    addresses, mine = place_of(placed(["z", own]))
-    assert sorted(addresses) == sorted(["z:8470", f"{own}:8470"])
-    assert mine == f"{own}:8470"
-    with pytest.raises(UserError, match="not one of the workers .* other"):
-        placed(["other"])
-
-
-def test_machine_that_does_not_know_its_name_is_one_clear_line(monkeypatch):
-    def unknown(name):
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "gethostbyname_ex", unknown)
-    with pytest.raises(UserError, match="not known.*/etc/hosts"):
-        placed(["other"])
-
-
 @pytest.mark.parametrize(
     ("node", "place", "mine"),
     [
@@ -203,156 +180,13 @@ def test_tasks_of_slurm_are_known_by_their_nodes(
     assert found == mine
 
 
-def fake_kubernetes(monkeypatch, tmp_path, answers):
-    """Has a package kubernetes answer with pods, or an error.
-
-    Each a (phase, address) or (phase, address, time of its deletion).
-    """
-    (tmp_path / "namespace").write_text("training\n")
-    monkeypatch.setattr(clusters, "NAMESPACE", tmp_path / "namespace")
-    monkeypatch.setattr(clusters, "SECONDS_TO_ASK_AGAIN", 0)
-
-    class CoreV1Api:
-        def list_namespaced_pod(self, namespace, label_selector):
-            assert (namespace, label_selector) == ("training", "job-name=net")
-            answer = answers.pop(0)
-            if isinstance(answer, Exception):
-                raise answer
-            return SimpleNamespace(items=[pod(*row) for row in answer])
-
-    client = SimpleNamespace(CoreV1Api=CoreV1Api, ApiException=AnsweredError)
-    config = SimpleNamespace(
-        load_incluster_config=lambda: None, ConfigException=KeyError
-    )
-    package = SimpleNamespace(client=client, config=config)
-    monkeypatch.setitem(sys.modules, "kubernetes", package)
-
-
-class AnsweredError(Exception):
-    """What a service raises that answers with no."""
-
-    def __init__(self, status, reason):
-        super().__init__(f"({status})\nReason: {reason}\n")
-        self.status, self.reason = status, reason
-
-
-def pod(phase, address, deleted=None):
-    return SimpleNamespace(
-        status=SimpleNamespace(phase=phase, pod_ip=address),
-        metadata=SimpleNamespace(deletion_timestamp=deleted),
-    )
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (AnsweredError(403, "Forbidden"), "may not list pods .*Forbidden"),
-        (AnsweredError(404, "Not Found"), "the other workers .404 Not Found"),
-        (MaxRetryError(None, "/api"), "workers .*Max retries exceeded"),
-    ],
-)
-def test_pods_that_are_not_told_are_one_clear_line(
-    error, message, monkeypatch, tmp_path
-):
-    fake_kubernetes(monkeypatch, tmp_path, [error])
-    with pytest.raises(UserError, match=message) as line:
-        find_cluster("kubernetes:job-name=net:2")
-    assert "\n" not in str(line.value)
-
-
-def test_pods_wait_for_each_other(monkeypatch, tmp_path):
-    own = socket.gethostbyname(socket.gethostname())
-    answers = [
-        [("Running", own)],
-        [("Running", own), ("Pending", None)],
-        [("Running", own), ("Running", "10.0.0.2", "2026-01-01T00:00:00Z")],
-        [("Running", own), ("Running", "10.9.8.7"), ("Succeeded", "10.0.0.1")],
-    ]
-    fake_kubernetes(monkeypatch, tmp_path, answers)
-    addresses, mine = place_of(find_cluster("kubernetes:job-name=net:2"))
-    assert answers == []
-    assert mine == f"{own}:8470"
-    assert sorted(addresses) == sorted([mine, "10.9.8.7:8470"])
-    monkeypatch.setattr(clusters, "SECONDS_TO_START", -1)
-    answers.append([("Running", own)])
-    with pytest.raises(UserError, match="found 1 pods that run.* must be 2"):
-        find_cluster("kubernetes:job-name=net:2")
-
-
-class CredentialsError(Exception):
-    """What Google's packages raise that find no credentials."""
-
-
-class TransportError(Exception):
-    """What they raise that find no server."""
-
-
-def fake_gce(monkeypatch, build):
-    """Has Google's packages build a service as a function does."""
-    for name, package in {
-        "googleapiclient": {"discovery": SimpleNamespace(build=build)},
-        "googleapiclient.errors": {"Error": AnsweredError},
-        "google.auth.exceptions": {"GoogleAuthError": CredentialsError},
-        "httplib2": {"HttpLib2Error": TransportError},
-    }.items():
-        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**package))
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (AnsweredError(404, "no such zone"), "workers .*no such zone"),
-        (CredentialsError("not found"), "workers .not found"),
-        (TransportError("no server"), "workers .no server"),
-        (TimeoutError("timed out"), "workers .timed out"),
-    ],
-)
-def test_group_that_is_not_told_is_one_clear_line(error, message, monkeypatch):
-    def build(*_):
-        raise error
-
-    fake_gce(monkeypatch, build)
-    with pytest.raises(UserError, match=message) as line:
-        find_cluster("gce:project/zone/group")
-    assert "\n" not in str(line.value)
-
-
-def test_instances_of_a_group_are_found_page_by_page(monkeypatch):
-    own = socket.gethostname()
-    pages = [f"https://x/instances/{name}" for name in (own, "zz")]
-
-    class Groups:
-        def listInstances(self, **named):  # noqa: N802
-            assert named.pop("body") == {"instanceState": "RUNNING"}
-            assert [*named.values()] == ["project", "zone", "group"]
-            assert [*named] == ["project", "zone", "instanceGroup"]
-            return self.listInstances_next(None, None)
-
-        def listInstances_next(self, request, answer):  # noqa: N802
-            if not pages:
-                return None
-            answer = {"items": [{"instance": pages.pop(0)}]}
-            return SimpleNamespace(execute=lambda: answer)
-
-    fake_gce(monkeypatch, lambda *_: SimpleNamespace(instanceGroups=Groups))
-    addresses, mine = place_of(find_cluster("gce:project/zone/group"))
-    assert sorted(addresses) == sorted([f"{own}:8470", "zz:8470"])
-    assert mine == f"{own}:8470"
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("tf_config", "TF_CONFIG is not set"),
         ("slurm", "found no Slurm"),
-        (
-            "kubernetes:job-name=resnet",
-            "takes a label .* such as kubernetes:job",
-        ),
-        ("kubernetes:job-name=resnet:2", "pip install kubernetes"),
-        ("gce:project/zone/group", "pip install google-api-python-client"),
-        ("gce:group", "takes an instance group as PROJECT/ZONE/NAME"),
-        ("gce:project//group", "takes an instance group as"),
+        ("kubernetes:job-name=resnet:2", "must be tf_config .* Set TF_CONFIG"),
+        ("gce:project/zone/group", "and pass --cluster=tf_config"),
         ("slurn", "did you mean slurm"),
     ],
 )

@@ -12,18 +12,19 @@ import tensorflow as tf
 
 from train_loop.environment import read_cpuinfo
 
-# A call that is timed takes at least about so long.
-SECONDS_PER_CALL = 0.05
-# So often, and the best counts: what is asked is what the machine can do, and
-# whatever else runs on it only takes away.
-ROUNDS = 8
+# A measurement takes at least about this long.
+SECONDS_PER_MEASUREMENT = 0.05
+# How often; the best counts, as other work on the machine only slows it down.
+REPETITIONS = 8
 LARGEST_MATRIX = 8192
 # More than caches hold.
 BYTES = {"CPU": 2**28, "GPU": 2**30}
+# Features of processors that make products fast, best first.
+FEATURES = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
 
 class Limits(NamedTuple):
-    """What a machine does in a second, at its most.
+    """What a machine does in a second at most.
 
     `flops` are those of a matrix product, where a product and the sum with it
     are two; `bytes` are read or written in its memory.
@@ -33,7 +34,7 @@ class Limits(NamedTuple):
     bytes: float
 
     def times(self, factor):
-        """Returns the limits of so many of these."""
+        """Returns the limits of several such machines together."""
         return Limits(self.flops * factor, self.bytes * factor)
 
 
@@ -50,7 +51,7 @@ def measure_flops(dtype):
         size *= 2
         seconds = _seconds_of_product(size, dtype)
         best = max(best, 2 * size**3 / seconds)
-        if seconds > SECONDS_PER_CALL:
+        if seconds > SECONDS_PER_MEASUREMENT:
             break
     return best
 
@@ -79,15 +80,72 @@ def measure_bytes():
     )
 
 
+def describe_host():
+    """Returns {"processor", "cores", "features", "system"} as for JSON."""
+    cpuinfo = read_cpuinfo()
+    named = re.search(r"model name\s*: (.+)", cpuinfo)
+    known = set(cpuinfo.split())
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:
+        cores = os.cpu_count()
+    return {
+        "processor": named[1] if named else platform.machine(),
+        "cores": cores,
+        "features": [name for name in FEATURES if name in known],
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def versions(*names):
+    """Returns {library: version} of those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def process_age():
+    """Returns the seconds since the process started, before the interpreter.
+
+    None on systems without /proc.
+    """
+    try:
+        # Behind the name, which may hold anything, brackets too.
+        text = pathlib.Path("/proc/self/stat").read_text()
+        ticks = int(text.rpartition(")")[2].split()[19])
+        began = ticks / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError):
+        return None
+
+
+def peak_memory():
+    """Returns the largest number of bytes of main memory of the process.
+
+    None on systems without /proc.
+    """
+    try:
+        # Not ru_maxrss: a process inherits that from the one that started it.
+        status = pathlib.Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) * 1024 if found else None
+
+
 def gpu_names():
-    """Returns what the GPUs are called, none without."""
+    """Returns the names of the GPUs."""
     gpus = tf.config.list_physical_devices("GPU")
     details = tf.config.experimental.get_device_details
     return [details(gpu).get("device_name", gpu.name) for gpu in gpus]
 
 
 def peak_device_memory():
-    """Returns the bytes that the fullest GPU held at its most, or None."""
+    """Returns the largest number of bytes on a GPU; None without GPUs."""
     info = tf.config.experimental.get_memory_info
     peaks = [
         info(device.name.removeprefix("/device:"))["peak"]
@@ -134,108 +192,9 @@ def _best_seconds(work, value):
 
     timed(1)
     # From one time to several, what a call costs by itself falls out.
-    times = max(round(SECONDS_PER_CALL / timed(1)), 1)
-    return min(timed(times) for _ in range(ROUNDS)) / times
+    times = max(round(SECONDS_PER_MEASUREMENT / timed(1)), 1)
+    return min(timed(times) for _ in range(REPETITIONS)) / times
 
 
 def _device():
     return "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-
-
-# What makes products fast, best first.
-FEATURES = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
-
-
-def describe_host():
-    """Returns {"processor", "cores", "features", "system"} as for JSON."""
-    cpuinfo = read_cpuinfo()
-    named = re.search(r"model name\s*: (.+)", cpuinfo)
-    known = set(cpuinfo.split())
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:
-        cores = os.cpu_count()
-    return {
-        "processor": named[1] if named else platform.machine(),
-        "cores": cores,
-        "features": [name for name in FEATURES if name in known],
-        "system": f"{platform.system()} {platform.release()}",
-    }
-
-
-def versions(*names):
-    """Returns {library: version} of those that are installed."""
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def age():
-    """Returns the seconds since the process began, the interpreter's included.
-
-    None where the system does not tell.
-    """
-    try:
-        # Behind the name, which may hold anything, brackets too.
-        text = pathlib.Path("/proc/self/stat").read_text()
-        ticks = int(text.rpartition(")")[2].split()[19])
-        began = ticks / os.sysconf("SC_CLK_TCK")
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
-    except (OSError, AttributeError):
-        return None
-
-
-def peak_memory():
-    """Returns the bytes of main memory that the process took at its most.
-
-    None where the system does not tell.
-    """
-    try:
-        # Not ru_maxrss: a process inherits that from the one that started it.
-        status = pathlib.Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 if found else None
-
-
-class Roofline(NamedTuple):
-    """The least time of a step, and what it is made of.
-
-    `flops` and `bytes` are those of all its operations together;
-    `products_seconds` is what the products take if nothing else counts, and
-    `memory_seconds` the same of the bytes. An operation takes at least the
-    longer one of its two, and one is done after the other: that is
-    `least_seconds`.
-    """
-
-    flops: int
-    bytes: int
-    products_seconds: float
-    memory_seconds: float
-    least_seconds: float
-
-
-def roofline_of(works, limits):
-    """Returns the `Roofline` of operations on a machine.
-
-    Args:
-      works: with `flops` and `bytes` each, see `work.py`.
-      limits: what the machine does of both in a second.
-    """
-    flops = sum(work.flops for work in works)
-    moved = sum(work.bytes for work in works)
-    return Roofline(
-        flops,
-        moved,
-        flops / limits.flops,
-        moved / limits.bytes,
-        sum(
-            max(work.flops / limits.flops, work.bytes / limits.bytes)
-            for work in works
-        ),
-    )

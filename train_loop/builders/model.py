@@ -160,13 +160,18 @@ def build_classifier(settings, class_names):
         channels = len(preprocessing.normalization.mean)
         model.build((None, size, size, channels))
     model.remat = settings.remat
-    for layer in model._flatten_layers():
-        if isinstance(layer, PaddedConv2D):
-            layer.kernel_products = settings.kernel_products
-        if isinstance(layer, BatchNormalization):
-            layer.fused = settings.fused_batch_norm
+    set_fast_paths(model, settings.fast_paths)
     freeze(settings, model)
     return Classifier(model, preprocessing, class_names)
+
+
+def set_fast_paths(model, are_used):
+    """Chooses between the layers' fast paths and plain operations."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, PaddedConv2D):
+            layer.kernel_products = are_used
+        if isinstance(layer, BatchNormalization):
+            layer.fused = are_used
 
 
 def freeze(settings, model):
@@ -208,16 +213,16 @@ def with_given_preprocessing(classifier, given):
 
 
 def make_fast(settings, classifier):
-    """Makes a classifier that is not trained any more as fast as is wanted.
+    """Makes a classifier faster that is only for inference from now on.
 
     Args:
-      settings: `Settings` without gaps.
+      settings: `Settings`, whose `fast_paths` may be None, for the default.
       classifier: a `Classifier`; it is changed.
     """
-    if settings.fold_batch_norm:
+    if settings.fast_paths is False:
+        set_fast_paths(classifier.model, False)
+    else:
         fold_batch_norms(classifier.model)
-    if settings.constant_weights:
-        classifier.make_weights_constant()
 
 
 def _choose_norm(settings):

@@ -1,4 +1,4 @@
-"""A shipment: a classifier written in several formats, each of them proven."""
+"""A bundle: a classifier written in several formats, each of them verified."""
 
 import contextlib
 import dataclasses
@@ -10,26 +10,35 @@ from collections.abc import Iterable
 
 from train_loop.builders.model import CONTENTS
 from train_loop.errors import UserError, shortage
-from train_loop.export import comparison
-from train_loop.export.formats import FORMATS
-from train_loop.export.network import Network
-from train_loop.export.rewriting import quantizable
+from train_loop.export.formats import EXPORT_FORMATS
+from train_loop.export.rewriting import (
+    InferenceGraph,
+    quantizable,
+    with_folded_norms,
+)
+from train_loop.export.verification import (
+    FileMetrics,
+    compare_with_model,
+    num_bytes,
+    reason_to_reject,
+    run_files,
+)
 from train_loop.prediction.classifier import Classifier
 from train_loop.workdir import written_aside
 
-# How its files compare with the model, for later model cards.
+# How a format's files compare with the model, for later model cards.
 MEASURED = "measured.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Shipment:
-    """A classifier, and what goes with it into its files.
+class Bundle:
+    """A classifier, and what its files need besides.
 
     Args:
       classifier: a `Classifier` that is `portable`.
       calibration: iterable of uint8 [image_size, image_size, 3], whose ranges
         those of int8 become.
-      top_k: how many classes an answer names, where a file names any.
+      top_k: how many classes a prediction has, in files that return names.
     """
 
     classifier: Classifier
@@ -37,14 +46,14 @@ class Shipment:
     top_k: int = 5
 
     @functools.cached_property
-    def network(self):
-        """The `Network` that several formats share."""
-        return Network(self.classifier)
+    def graph(self):
+        """The `InferenceGraph` that several formats share."""
+        return InferenceGraph(with_folded_norms(self.classifier))
 
     @functools.cached_property
-    def quantizable_network(self):
-        """The `Network` for files in int8, and those beside them."""
-        return Network(self.classifier, quantizable)
+    def quantizable_graph(self):
+        """The `InferenceGraph` for files in int8, and those beside them."""
+        return InferenceGraph(quantizable(self.classifier))
 
     @property
     def contents(self):
@@ -59,23 +68,23 @@ class Shipment:
             },
         }
 
-    def write(self, name, folder, pictures):
-        """Writes one format, and lets others run it.
+    def write(self, name, folder, reference):
+        """Writes one format, and verifies it.
 
         Args:
-          name: of `FORMATS`.
+          name: of `EXPORT_FORMATS`.
           folder: in which the format gets a folder of its own name. An
-            earlier one is replaced when all is proven.
-          pictures: `comparison.Pictures`.
+            earlier one is replaced when all is verified.
+          reference: `ReferenceImages`.
 
         Returns:
-          A list with a `comparison.Measured` for each file, and one with a
-          line for each file that failed: that cannot be written or run, or
-          whose predictions are not the model's. If all failed, an earlier
-          export stays.
+          A list with the `FileMetrics` of each file, and one with a line for
+          each file that failed: that cannot be written or run, or whose
+          predictions are not the model's. If all failed, an earlier export
+          stays.
         """
-        path, row = pathlib.Path(folder) / name, FORMATS[name]
-        measured, failures = [], {}
+        path, row = pathlib.Path(folder) / name, EXPORT_FORMATS[name]
+        metrics, failures = [], {}
         with (
             contextlib.suppress(_NothingWrittenError),
             written_aside(path) as unfinished,
@@ -89,39 +98,35 @@ class Shipment:
                 except Exception as error:
                     failures[file] = _reason(error)
             files = [file for file in row.files if file.path not in failures]
-            found = self._measure(row, unfinished, files, pictures)
+            found = self._verify(row, unfinished, files, reference)
             for file, each in zip(files, found, strict=True):
-                reason = comparison.problem(each, file.is_exact)
+                reason = reason_to_reject(each, file.is_exact)
                 if reason is not None:
                     failures[file.path] = reason
             for file in failures:
-                broken = unfinished / file
-                if broken.is_dir():
-                    shutil.rmtree(broken)
-                else:
-                    broken.unlink(missing_ok=True)
-            measured = [
+                _remove(unfinished / file)
+            metrics = [
                 each._replace(name=f"{name}/{each.name}")
                 for file, each in zip(files, found, strict=True)
                 if file.path not in failures
             ]
-            if not measured:
+            if not metrics:
                 raise _NothingWrittenError
-            (unfinished / MEASURED).write_text(comparison.to_json(measured))
-        return measured, [f"{name}/{k}: {v}" for k, v in failures.items()]
+            (unfinished / MEASURED).write_text(to_json(metrics))
+        return metrics, [f"{name}/{k}: {v}" for k, v in failures.items()]
 
-    def _measure(self, row, folder, files, pictures):
-        """Returns a `Measured` for each file, or the reason why not."""
+    def _verify(self, row, folder, files, reference):
+        """Returns the `FileMetrics` of each file, or why there are none."""
         if row.read is None:
-            return comparison.measure(folder, files, pictures)
+            return run_files(folder, files, reference)
         return [
-            comparison.compare(
+            compare_with_model(
                 str(file),
-                comparison.bytes_of(folder / file.path),
+                num_bytes(folder / file.path),
                 row.read(self.classifier, folder / file.path)
-                .probabilities(pictures.images)
+                .probabilities(reference.images)
                 .numpy(),
-                pictures,
+                reference,
             )
             for file in files
         ]
@@ -145,17 +150,35 @@ def _reason(error):
     return f"cannot be written ({type(error).__name__}: {text})"
 
 
-def shipped(folder):
-    """Returns a `comparison.Measured` for each file that was ever shipped.
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def to_json(metrics):
+    """Returns several `FileMetrics` as text, for `from_json`."""
+    values = [each._asdict() for each in metrics]
+    return json.dumps(values, indent=2, default=float) + "\n"
+
+
+def from_json(text):
+    """Returns several `FileMetrics` from the text of `to_json`."""
+    return [FileMetrics(**values) for values in json.loads(text)]
+
+
+def exported_metrics(folder):
+    """Returns the `FileMetrics` of each exported file, earlier ones too.
 
     Args:
       folder: of the exports.
     """
     return [
         each
-        for name in FORMATS
+        for name in EXPORT_FORMATS
         if (path := pathlib.Path(folder) / name / MEASURED).is_file()
-        for each in comparison.from_json(path.read_text())
+        for each in from_json(path.read_text())
     ]
 
 
@@ -163,7 +186,7 @@ def check_replaceable(names, folder):
     """Raises UserError where something else would be replaced.
 
     Args:
-      names: of `FORMATS`.
+      names: of `EXPORT_FORMATS`.
       folder: of the exports.
     """
     for name in names:

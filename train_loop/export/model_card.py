@@ -5,12 +5,18 @@ text below. https://huggingface.co/docs/hub/model-cards
 """
 
 import json
+import pathlib
+import re
 from typing import NamedTuple
 
-from train_loop.console import printable, text_table
+import jinja2
 
-# Keys of report.json: what the hub calls them, and what people do.
-METRICS = {
+from train_loop.console import printable, text_table
+from train_loop.workdir import read_json
+
+TEMPLATE = pathlib.Path(__file__).with_suffix(".md")
+# Keys of report.json -> what the hub calls them, and what people do.
+HUB_METRICS = {
     "accuracy": ("accuracy", "Accuracy"),
     "top_5_accuracy": ("top_5_accuracy", "Top-5 accuracy"),
     "mean_class_accuracy": ("mean_class_accuracy", "Mean per-class accuracy"),
@@ -24,73 +30,51 @@ METRICS = {
     ),
     "loss": ("loss", "Loss"),
 }
-TEXT = """\
----
-{facts}
----
+# Folders of reports on the images that a run evaluates on, prepared as the
+# run does.
+REPORTS = re.compile(r"report(-checkpoint=\w+)?(-averaged=\w+)?")
 
-# {name}
 
-{model}, trained on {dataset}: names one of {count} classes for a picture. \
-Its weights are {weights}.
+class ExportedWeights(NamedTuple):
+    """Which weights of a run are exported.
 
-## Licence
+    Those of `step`; the average that the run keeps is `average`, "none" if it
+    keeps none, and is what was exported if `averaged`.
+    """
 
-To be filled in, here and in `license` at the top of this file: that of the \
-model, and what the pictures it was trained on allow.
+    step: int
+    average: str
+    averaged: bool
 
-## Results
+    def __str__(self):
+        if self.average == "none":
+            return f"those of step {self.step:,}"
+        mean = f"the average (`--average={self.average}`) of the steps up to"
+        if self.averaged:
+            return f"{mean} {self.step:,}"
+        return (
+            f"those of step {self.step:,} itself (`--averaged=false`), not "
+            f"{mean} it"
+        )
 
-{results}
-
-## What pictures go through
-
-The square in the middle, {crop:.4g} of the shorter side, resized to \
-{size} x {size} ({interpolation}), RGB. Less the mean ({mean}) by the standard \
-deviation ({stddev}), on the scale from 0 to 255; all files but the \
-safetensors do that themselves, and take whole numbers from 0 to 255.
-
-## Files
-
-`classifier.json` beside each has the names of the classes, in the order of \
-the probabilities, and the numbers above. Each was compared with the model \
-when it was written, and `measured.json` keeps what came of it:
-
-```
-{files}
-```
-{opening}
-## How it was trained
-
-```
-{recipe}
-```
-
-## Classes
-
-{classes}
-"""
-# The layers of this file are not Keras's own.
-KERAS = """
-`keras/model.keras` needs TensorFlow and the package `resnet-layers`: import \
-`resnet_layers` before the file is opened.
-
-```python
-import resnet_layers  # Registers the layers of the file.
-import tensorflow as tf
-
-model = tf.keras.models.load_model("keras/model.keras")
-```
-"""
+    def find_report(self, workdir):
+        """Returns what an evaluation of them measured; {} without one."""
+        own = (self.step, self.average if self.averaged else "none")
+        for path in sorted(workdir.path.glob("report*/report.json")):
+            report = read_json(path)
+            its = report.get("step"), report.get("average", "none")
+            if REPORTS.fullmatch(path.parent.name) and its == own:
+                return report
+        return {}
 
 
 class Card(NamedTuple):
-    """What a card tells beside the classifier itself.
+    """What a card has beside the classifier itself.
 
     `dataset` is the name of what it was trained on, `recipe` {setting: text},
     `weights` which of the run's the files have, in words, `report` what an
-    evaluation of these measured (empty where there was none), and `files` rows
-    of text about the files, the header first.
+    evaluation of these measured (empty without one), and `files` rows of text
+    about the files, the header first.
     """
 
     dataset: str
@@ -107,34 +91,43 @@ def model_card(classifier, card):
       classifier: a `Classifier` that is `portable`.
       card: a `Card`.
     """
-    preprocessing = classifier.preprocessing
-    mean, stddev, _ = preprocessing.normalization
+    mean, stddev, _ = classifier.preprocessing.normalization
     name = f"{classifier.model.name} on {card.dataset}"
-    facts = _facts(name, card)
-    names = [row[0] for row in card.files]
-    return TEXT.format(
+    intervals = card.report.get("intervals", {})
+    # Markdown, in which names of files and classes are printed as they are.
+    template = jinja2.Template(
+        TEMPLATE.read_text(),
+        autoescape=False,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return template.render(
+        card._asdict(),
         # What is JSON is YAML as well.
-        facts="\n".join(f"{k}: {json.dumps(v)}" for k, v in facts.items()),
+        facts="\n".join(
+            f"{key}: {json.dumps(value)}"
+            for key, value in _facts(name, card).items()
+        ),
         name=name,
         model=classifier.model.name,
-        dataset=card.dataset,
-        weights=card.weights,
-        count=len(classifier.class_names),
-        results=_results(card.report),
-        crop=preprocessing.crop_fraction,
-        size=preprocessing.image_size,
-        interpolation=preprocessing.interpolation,
-        mean=", ".join(f"{number:g}" for number in mean),
-        stddev=", ".join(f"{number:g}" for number in stddev),
+        class_names=[*map(printable, classifier.class_names)],
+        preprocessing=classifier.preprocessing,
+        mean=[f"{number:g}" for number in mean],
+        stddev=[f"{number:g}" for number in stddev],
+        results=[
+            (title, card.report[key], intervals.get(key))
+            for key, (_, title) in HUB_METRICS.items()
+            if key in card.report
+        ],
         files=text_table(card.files),
-        opening=KERAS if "keras/model.keras" in names else "",
-        recipe="\n".join(f"--{k}={v}" for k, v in card.recipe.items()),
-        classes=", ".join(map(printable, classifier.class_names)),
+        has_keras="keras/model.keras" in [row[0] for row in card.files],
     )
 
 
 def _facts(name, card):
-    measured = {k: v for k, v in card.report.items() if k in METRICS}
+    """Returns {key: value} for the hub."""
+    measured = {k: v for k, v in card.report.items() if k in HUB_METRICS}
     facts = {
         "license": "other",
         "license_name": "to-be-filled-in",
@@ -142,7 +135,7 @@ def _facts(name, card):
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "resnet", "tensorflow", "keras"],
         "datasets": [card.dataset],
-        "metrics": [METRICS[key][0] for key in measured] or ["accuracy"],
+        "metrics": [HUB_METRICS[key][0] for key in measured] or ["accuracy"],
     }
     if measured:
         results = {
@@ -150,8 +143,8 @@ def _facts(name, card):
             "dataset": {"name": card.dataset, "type": card.dataset},
             "metrics": [
                 {
-                    "type": METRICS[key][0],
-                    "name": METRICS[key][1],
+                    "type": HUB_METRICS[key][0],
+                    "name": HUB_METRICS[key][1],
                     "value": value,
                 }
                 for key, value in measured.items()
@@ -159,22 +152,3 @@ def _facts(name, card):
         }
         facts["model-index"] = [{"name": name, "results": [results]}]
     return facts
-
-
-def _results(report):
-    """Returns a table of what was measured, with intervals where known."""
-    if not report:
-        return (
-            "None of these weights yet: `--mode=evaluate`, with the same "
-            "`--checkpoint` and `--averaged`, measures them, and another "
-            "export tells of it here."
-        )
-    intervals = report.get("intervals", {})
-    lines = ["| metric | value | 95 % interval |", "|---|---|---|"]
-    for key, (_, title) in METRICS.items():
-        if key in report:
-            interval = " to ".join(f"{n:.4f}" for n in intervals.get(key, ()))
-            lines.append(f"| {title} | {report[key]:.4f} | {interval} |")
-    count, step = report.get("examples"), report.get("step")
-    lines += ["", f"On {count:,} pictures held out, at step {step:,}."]
-    return "\n".join(lines)

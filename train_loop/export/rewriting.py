@@ -1,6 +1,7 @@
-"""Changes to a classifier that leave its answers as they are.
+"""Copies of a classifier that other programs run: same predictions, less code.
 
-Each makes a copy, which needs less of whoever runs it.
+What a graph contains becomes simpler from step to step: float32 and RGB, batch
+norms inside the convolutions, and at last one function of pixels.
 """
 
 import numpy as np
@@ -17,14 +18,14 @@ def portable(classifier):
 
 
 def in_float32(classifier):
-    """Returns the classifier in float32, whatever precision it trained in."""
+    """Returns the classifier in float32, whatever its precision was."""
     if classifier.model.compute_dtype == "float32":
         return classifier
-    return _with_model(classifier, copy_of(classifier))
+    return _with_model(classifier, copy_model(classifier))
 
 
 def in_rgb(classifier):
-    """Returns the classifier with a model that takes red, green and blue.
+    """Returns the classifier with a model of RGB images.
 
     Raises:
       UserError: its images are gray, and no kernels for colors do the same.
@@ -39,7 +40,7 @@ def in_rgb(classifier):
             "its kernels are standardized over the channels. Train with "
             "--channels=3, or another --model"
         )
-    model = copy_of(classifier, channels=3)
+    model = copy_model(classifier, channels=3)
     kernel = classifier.model.stem.convs[0].kernel
     kernel = tf.cast(kernel, tf.float32)
     normalization = Normalization(mean[::-1], stddev[::-1])
@@ -60,7 +61,7 @@ def with_folded_norms(classifier):
 
     The result is for inference only, see `fold_batch_norms`.
     """
-    model = copy_of(classifier)
+    model = copy_model(classifier)
     fold_batch_norms(model)
     return _with_model(classifier, model)
 
@@ -68,7 +69,7 @@ def with_folded_norms(classifier):
 def quantizable(classifier):
     """Returns the classifier with folded norms, for quantization to int8.
 
-    That takes what a maximum is padded with for an activation.
+    Its calibration would take the padding of a maximum for an activation.
     """
     classifier = with_folded_norms(classifier)
     for layer in classifier.model.stem.pools:
@@ -78,7 +79,40 @@ def quantizable(classifier):
     return classifier
 
 
-def copy_of(classifier, channels=None):
+class InferenceGraph(tf.Module):
+    """Maps uint8 pixels to probabilities, without anything of Keras in it.
+
+    Args:
+      classifier: a `Classifier` that is `portable`, made for inference by
+        `with_folded_norms` or `quantizable`.
+    """
+
+    def __init__(self, classifier):
+        super().__init__()
+        mean, stddev, _ = classifier.preprocessing.normalization
+        model, size = classifier.model, classifier.preprocessing.image_size
+        # TensorFlow saves variables that are attributes.
+        self.saved = [variable.value for variable in model.variables]
+        # Arrays become parts of the graph, which tensors from outside do not.
+        mean, scale = np.float32(mean), np.float32(1.0) / np.float32(stddev)
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([None, size, size, 3], tf.uint8, name="images")
+            ],
+            autograph=False,
+        )
+        def pixels(images):
+            # Three numbers, which any runtime broadcasts: `normalize` uses a
+            # whole row of pixels at a time, and needs a reshape for it.
+            inputs = (tf.cast(images, tf.float32) - mean) * scale
+            logits = model(inputs, training=False)
+            return {"probabilities": tf.nn.softmax(logits)}
+
+        self.pixels = pixels
+
+
+def copy_model(classifier, channels=None):
     """Returns a copy of a classifier's model, in float32.
 
     Args:

@@ -1,9 +1,9 @@
-"""The runtimes of others: a process that runs files without this project.
+"""Third-party runtimes: a process that runs files without this project.
 
     python -P runtimes.py FOLDER RUNTIME=PATH ...
 
 reads `images.npy` and `files.json` in the folder, and writes there what each
-file answers.
+file predicts.
 """
 
 import base64
@@ -15,43 +15,43 @@ import time
 
 import numpy as np
 
-# How many pictures at once are timed.
+# Batch sizes that are timed.
 BATCH_SIZES = (1, 32)
-# In place of a probability: the class is not among the best.
-UNSAID = -1.0
+# In place of a probability, of a class that is not among the best.
+NOT_LISTED = -1.0
 # All are timed for so many seconds, or calls each.
 SECONDS, CALLS = 2.0, 20
 
 
-def of_saved_model(path):
+def load_saved_model(path):
     """Calls the signature of pixels."""
-    answer = _signature(path, "pixels", "images")
-    return lambda images: answer(images)["probabilities"]
+    signature = _signature(path, "pixels", "images")
+    return lambda images: signature(images)["probabilities"]
 
 
-def of_serving(path):
+def load_serving(path):
     """Calls the default signature, as TensorFlow Serving's REST server does.
 
     It takes the "instances" of a request, {"image_bytes": {"b64": ...}} each.
     """
-    answer = _signature(path, "serving_default", "image_bytes")
+    signature = _signature(path, "serving_default", "image_bytes")
     contents = pathlib.Path(path).with_name("classifier.json")
     names = json.loads(contents.read_text())["class_names"]
     numbers = {name.encode(): number for number, name in enumerate(names)}
 
     def call(instances):
-        outputs = answer(
+        outputs = signature(
             [base64.b64decode(each["image_bytes"]["b64"]) for each in instances]
         )
         labels = np.vectorize(numbers.get)(outputs["classes"])
-        probabilities = np.full((len(instances), len(names)), UNSAID)
+        probabilities = np.full((len(instances), len(names)), NOT_LISTED)
         np.put_along_axis(probabilities, labels, outputs["probabilities"], 1)
         return probabilities
 
     return call
 
 
-def of_keras(path):
+def load_keras(path):
     """Calls the model that Keras opens; its layers are `resnet_layers`'."""
     import tensorflow as tf
 
@@ -64,7 +64,7 @@ def of_keras(path):
     return lambda images: call(tf.constant(images)).numpy()
 
 
-def of_litert(path):
+def load_litert(path):
     """Calls the only signature of the file."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -73,7 +73,7 @@ def of_litert(path):
     return lambda images: call(images=images)["probabilities"]
 
 
-def of_onnx(path):
+def load_onnx(path):
     """Calls the model of the file."""
     import onnxruntime
 
@@ -86,27 +86,27 @@ def of_onnx(path):
 # Name -> function: path -> function of images, or of the instances of a
 # request, that returns probabilities [batch, num_classes].
 RUNTIMES = {
-    "saved_model": of_saved_model,
-    "serving": of_serving,
-    "keras": of_keras,
-    "litert": of_litert,
-    "onnx": of_onnx,
+    "saved_model": load_saved_model,
+    "serving": load_serving,
+    "keras": load_keras,
+    "litert": load_litert,
+    "onnx": load_onnx,
 }
 
 
-def milliseconds(call, pictures):
-    """Returns what a picture takes, in batches of each size.
+def milliseconds(call, images):
+    """Returns the time that an image takes, in batches of each size.
 
     Returns:
       The 10th and the 90th percentile of calls, for each of `BATCH_SIZES`. The
       sizes take turns, so that all see as much of the machine's other work.
     """
     batches = [
-        np.asarray(pictures)[np.arange(size) % len(pictures)]
+        np.asarray(images)[np.arange(size) % len(images)]
         for size in BATCH_SIZES
     ]
     for batch in batches:
-        # Whatever is prepared once, for this size.
+        # What is prepared once for this size is not timed.
         call(batch)
     calls, begin = [], time.perf_counter()
     while not calls or (
@@ -125,7 +125,7 @@ def _signature(path, name, argument):
     """Returns a function: array or list -> {name: array}."""
     import tensorflow as tf
 
-    # It goes when nobody holds it, and its variables with it.
+    # Its variables live as long as it does.
     loaded = tf.saved_model.load(path)
 
     def call(values):
@@ -137,11 +137,11 @@ def _signature(path, name, argument):
 
 
 def main(folder, *files):
-    """Answers about the pictures in a folder, in batches, and times it.
+    """Predicts the images in a folder with each file, and times it.
 
     Args:
       folder: with `images.npy` and `files.json`.
-      *files: RUNTIME=PATH. What the first one answers is `0.npz`.
+      *files: RUNTIME=PATH. The first one's predictions are `0.npz`.
     """
     folder = pathlib.Path(folder)
     images = np.load(folder / "images.npy")
@@ -149,15 +149,15 @@ def main(folder, *files):
     size = max(BATCH_SIZES)
     for number, file in enumerate(files):
         runtime, _, path = file.partition("=")
-        pictures = instances if runtime == "serving" else images
+        inputs = instances if runtime == "serving" else images
         call = RUNTIMES[runtime](path)
-        batches = range(0, len(pictures), size)
+        batches = range(0, len(inputs), size)
         np.savez(
             folder / f"{number}.npz",
             probabilities=np.concatenate(
-                [call(pictures[begin : begin + size]) for begin in batches]
+                [call(inputs[begin : begin + size]) for begin in batches]
             ),
-            milliseconds=milliseconds(call, pictures),
+            milliseconds=milliseconds(call, inputs),
         )
 
 

@@ -3,11 +3,12 @@
 import pytest
 
 from resnet_layers import ResNet
-from train_loop.benchmark.machine import Limits, roofline_of
-from train_loop.benchmark.work import (
-    Work,
+from train_loop.benchmark.machine import Limits
+from train_loop.benchmark.roofline import (
+    MinimumWork,
+    feature_maps,
     inference_work,
-    maps_of,
+    roofline_of,
     training_work,
 )
 
@@ -39,11 +40,11 @@ def small_model():
 
 def total(works):
     columns = zip(*works, strict=True)
-    return Work(*map(sum, columns))
+    return MinimumWork(*map(sum, columns))
 
 
 def test_least_work_of_training_is_that_counted_by_hand(small_model):
-    maps = maps_of(small_model, 8, BATCH)
+    maps = feature_maps(small_model, 8, BATCH)
     kinds = [tensor.kind for tensor in maps]
     assert kinds == ["images", *["product"] * 3, "sum", "mean", "product"]
     counted = total(training_work(maps, trained_bytes=10, optimizer_bytes=100))
@@ -68,7 +69,7 @@ def test_least_work_of_training_is_that_counted_by_hand(small_model):
 
 
 def test_least_work_of_inference_is_that_counted_by_hand(small_model):
-    counted = total(inference_work(maps_of(small_model, 8, BATCH)))
+    counted = total(inference_work(feature_maps(small_model, 8, BATCH)))
     assert counted.flops == FLOPS_STEM + 2 * FLOPS_CONV + FLOPS_HEAD
     # The sum is written where the second convolution would have been.
     assert counted.bytes == (
@@ -82,7 +83,7 @@ def test_least_work_of_inference_is_that_counted_by_hand(small_model):
 
 def test_what_is_frozen_has_no_gradient(small_model):
     small_model.freeze("backbone")
-    maps = maps_of(small_model, 8, BATCH)
+    maps = feature_maps(small_model, 8, BATCH)
     counted = total(training_work(maps, 0, 0))
     forward = FLOPS_STEM + 2 * FLOPS_CONV + FLOPS_HEAD
     assert counted.flops == forward + FLOPS_HEAD
@@ -98,14 +99,14 @@ def test_sums_are_found_in_blocks_of_any_kind():
     ):
         model = ResNet("basic", (1, 2), 5, **{"width": 8, **options})
         model.build((None, 32, 32, 3))
-        maps = maps_of(model, 32, BATCH)
+        maps = feature_maps(model, 32, BATCH)
         assert [tensor.kind for tensor in maps].count("sum") == 3, options
         assert all(tensor.users for tensor in maps[:-1]), options
 
 
 def test_operation_takes_the_longer_one_of_its_two_times():
     limits = Limits(flops=10.0, bytes=100.0)
-    found = roofline_of([Work(100, 100), Work(0, 400)], limits)
+    found = roofline_of([MinimumWork(100, 100), MinimumWork(0, 400)], limits)
     assert found.products_seconds == 10
     assert found.memory_seconds == 5
     assert found.least_seconds == 10 + 4

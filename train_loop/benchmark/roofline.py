@@ -1,4 +1,4 @@
-"""The least work of a step: its products, and the bytes that it must move.
+"""The roofline of a step: the products and bytes that it needs at least.
 
 It is counted operation by operation, for an implementation that fuses all that
 can be fused: batch norms, activations, paddings and casts cost no pass over
@@ -11,13 +11,13 @@ it gives a single number:
 
     product (convolution)   reads its input and kernel, writes its output
     its gradient            reads its output's gradient, its output (for the
-                            norm and activation behind), its input and kernel
+                            norm and activation after), its input and kernel
                             once for both gradients; writes these
     sum (join of a block)   reads what it adds, writes the sum
     its gradient            is that of what it adds: nothing moves
     pooling                 reads and writes; its gradient the same again
     mean over a map         is taken where the map is written
-    map with several users  their gradients meet: all but one are read again
+    map with several users  gradients are added: all but one are read again
     update                  reads the gradients; reads and writes the weights
                             and what the optimizer keeps
 
@@ -25,8 +25,8 @@ In inference, a norm is known beforehand, and what follows a product is done
 before its result is written. A sum is written in place of a product that it
 adds, and reads the others only.
 
-Nothing is counted of gradients that nobody needs: of images, of what is
-frozen and of all below it.
+Gradients that are not needed count nothing: those of images, of frozen layers
+and of all layers below these.
 """
 
 import dataclasses
@@ -35,35 +35,97 @@ from typing import NamedTuple
 
 from train_loop.evaluation.costs import PRODUCTS, graph_of, part_at
 
-POOLS = ("MaxPool", "AvgPool")
+POOLING_OPS = ("MaxPool", "AvgPool")
 
 
-class Work(NamedTuple):
-    """What an operation does at least.
+class MinimumWork(NamedTuple):
+    """The work that an operation needs at least.
 
-    `flops` count a product and the sum with it as two.
+    Of `flops`, a multiply-add counts as two.
     """
 
     flops: int = 0
     bytes: int = 0
 
 
+class Roofline(NamedTuple):
+    """The least time of a step, and what it is made of.
+
+    `flops` and `bytes` are those of all its operations together;
+    `products_seconds` is what the products take if nothing else counts, and
+    `memory_seconds` the same of the bytes. An operation takes at least the
+    longer one of its two, and one is done after the other: that is
+    `least_seconds`.
+    """
+
+    flops: int
+    bytes: int
+    products_seconds: float
+    memory_seconds: float
+    least_seconds: float
+
+
+def roofline_of(work, limits):
+    """Returns the `Roofline` of operations on a machine.
+
+    Args:
+      work: the `MinimumWork` of each.
+      limits: `Limits` of the machine.
+    """
+    flops = sum(each.flops for each in work)
+    moved = sum(each.bytes for each in work)
+    return Roofline(
+        flops,
+        moved,
+        flops / limits.flops,
+        moved / limits.bytes,
+        sum(
+            max(each.flops / limits.flops, each.bytes / limits.bytes)
+            for each in work
+        ),
+    )
+
+
+def compared_with_roofline(work, limits, seconds):
+    """Returns the speed of a step beside its limits, as a value for JSON.
+
+    Args:
+      work: the `MinimumWork` of each operation.
+      limits: `Limits` of the machine.
+      seconds: of a step, as it was measured.
+    """
+    least = roofline_of(work, limits)
+    return {
+        "limits": {
+            "flops_per_second": limits.flops,
+            "bytes_per_second": limits.bytes,
+        },
+        "flops_per_second": least.flops / seconds,
+        "share_of_flops": least.products_seconds / seconds,
+        "share_of_bandwidth": least.memory_seconds / seconds,
+        "roofline": {
+            **least._asdict(),
+            "share": least.least_seconds / seconds,
+        },
+    }
+
+
 @dataclasses.dataclass(eq=False)
-class Map:
-    """A tensor that is written to memory, and how it comes about.
+class FeatureMap:
+    """A tensor that is written to memory, and what computes it.
 
     Args:
       kind: "images", "product", "sum", "pool" or "mean".
-      inputs: `Map`s that it is computed from.
+      inputs: `FeatureMap`s that it is computed from.
       bytes: of a whole batch.
       kernel_bytes: of a product.
       flops: of a product.
       learns: whether the kernel is trained.
-      has_norm: whether its gradient is computed from it.
+      has_norm: whether the tensor is needed for its gradient.
 
     Attributes:
-      users: how many `Map`s are computed from it.
-      has_gradient: whether something that is trained stands before it.
+      users: how many `FeatureMap`s are computed from it.
+      has_gradient: whether something before it is trained.
     """
 
     kind: str
@@ -83,8 +145,8 @@ class Map:
         )
 
 
-def maps_of(model, image_size, batch_size):
-    """Returns the `Map`s of a net, in order, found in the graph it builds.
+def feature_maps(model, image_size, batch_size):
+    """Returns the `FeatureMap`s of a model, in the order of its graph.
 
     Args:
       model: a built `ResNet`.
@@ -94,14 +156,14 @@ def maps_of(model, image_size, batch_size):
     layers = {layer.name: layer for layer in model.layers}
     images, operations = graph_of(model, image_size)
     # They come as bytes.
-    first = Map("images", [], batch_size * images.shape.num_elements())
+    first = FeatureMap("images", [], batch_size * images.shape.num_elements())
     # Of every tensor, by name: the maps that it is computed from, on the way.
     origins, maps = {images.name: [first]}, [first]
     for operation in operations:
         if operation.outputs and operation.outputs[0] is images:
             continue
         sources = [origins.get(tensor.name, []) for tensor in operation.inputs]
-        made = _map_of(operation, sources, batch_size, layers)
+        made = _feature_map_of(operation, sources, batch_size, layers)
         if made is not None:
             maps.append(made)
         for number, output in enumerate(operation.outputs):
@@ -114,8 +176,8 @@ def maps_of(model, image_size, batch_size):
     return maps
 
 
-def _map_of(operation, sources, batch_size, layers):
-    """Returns the `Map` that an operation writes, None if it need not.
+def _feature_map_of(operation, sources, batch_size, layers):
+    """Returns the `FeatureMap` that an operation writes, None if it need not.
 
     Args:
       operation: of a graph for one image.
@@ -133,7 +195,7 @@ def _map_of(operation, sources, batch_size, layers):
         kernel = operation.inputs[1].shape
         layer = layers.get(part_at(operation, layers))
         products = kernel.num_elements() // kernel[-1] * count * batch_size
-        return Map(
+        return FeatureMap(
             "product",
             inputs,
             size,
@@ -143,10 +205,10 @@ def _map_of(operation, sources, batch_size, layers):
             learns=bool(layer is not None and layer.trainable_variables),
             has_norm=operation.type != "MatMul",
         )
-    if operation.type in POOLS:
-        return Map("pool", inputs, size)
+    if operation.type in POOLING_OPS:
+        return FeatureMap("pool", inputs, size)
     if operation.type == "Mean":
-        return Map("mean", inputs, size)
+        return FeatureMap("mean", inputs, size)
     # Two tensors of one size that come from elsewhere. What scales a map,
     # channel by channel, is smaller; the factors of a swish are of one map;
     # and what a norm subtracts is a mean of it.
@@ -155,7 +217,7 @@ def _map_of(operation, sources, batch_size, layers):
         for tensor, maps in zip(operation.inputs, sources, strict=True)
         if tensor.shape == output.shape
     } - {()}
-    return Map("sum", inputs, size) if len(alike) > 1 else None
+    return FeatureMap("sum", inputs, size) if len(alike) > 1 else None
 
 
 def _all(sources):
@@ -164,30 +226,30 @@ def _all(sources):
 
 
 def inference_work(maps):
-    """Returns the `Work` of each map that is computed in inference."""
+    """Returns the `MinimumWork` of each map that is computed in inference."""
     return [_inference(tensor) for tensor in maps if tensor.kind != "images"]
 
 
 def training_work(maps, trained_bytes, optimizer_bytes):
-    """Returns the `Work` of all that is done in a training step.
+    """Returns the `MinimumWork` of all that is done in a training step.
 
     Args:
-      maps: see `maps_of`.
+      maps: see `feature_maps`.
       trained_bytes: of the weights that are trained.
       optimizer_bytes: of what the optimizer keeps beside them.
     """
     works = [_forward(tensor) for tensor in maps if tensor.kind != "images"]
     for tensor in maps:
         if tensor.has_gradient:
-            works += [_backward(tensor), _meeting(tensor)]
-    return [*works, Work(0, 3 * trained_bytes + 2 * optimizer_bytes)]
+            works += [_backward(tensor), _summed_gradients(tensor)]
+    return [*works, MinimumWork(0, 3 * trained_bytes + 2 * optimizer_bytes)]
 
 
 def _forward(tensor):
     if tensor.kind == "mean":
-        return Work(0, tensor.bytes)
+        return MinimumWork(0, tensor.bytes)
     read = sum(other.bytes for other in tensor.inputs)
-    return Work(tensor.flops, read + tensor.kernel_bytes + tensor.bytes)
+    return MinimumWork(tensor.flops, read + tensor.kernel_bytes + tensor.bytes)
 
 
 def _inference(tensor):
@@ -196,8 +258,8 @@ def _inference(tensor):
     read = sum(other.bytes for other in tensor.inputs)
     if any(o.kind == "product" and o.users == 1 for o in tensor.inputs):
         # It is written where the product would have been, which counts that.
-        return Work(0, read - tensor.bytes)
-    return Work(0, read + tensor.bytes)
+        return MinimumWork(0, read - tensor.bytes)
+    return MinimumWork(0, read + tensor.bytes)
 
 
 def _backward(tensor):
@@ -208,12 +270,14 @@ def _backward(tensor):
         gradients = tensor.learns + bool(passed)
         own = tensor.bytes * (1 + tensor.has_norm)
         kernels = tensor.kernel_bytes * gradients
-        return Work(tensor.flops * gradients, own + read + kernels + written)
+        return MinimumWork(
+            tensor.flops * gradients, own + read + kernels + written
+        )
     if tensor.kind == "pool":
-        return Work(0, tensor.bytes + read + written)
-    return Work()
+        return MinimumWork(0, tensor.bytes + read + written)
+    return MinimumWork()
 
 
-def _meeting(tensor):
+def _summed_gradients(tensor):
     others = max(tensor.users - 1, 0)
-    return Work(0, others * tensor.bytes)
+    return MinimumWork(0, others * tensor.bytes)

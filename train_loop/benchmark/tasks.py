@@ -1,4 +1,4 @@
-"""What is timed of a model: steps of training, evaluation and prediction."""
+"""The tasks that are timed: steps of training, evaluation and prediction."""
 
 import dataclasses
 import time
@@ -9,8 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_layers import BatchNormalization
-from train_loop.benchmark.machine import Limits, age
-from train_loop.benchmark.work import inference_work, maps_of, training_work
+from train_loop.benchmark.machine import Limits
+from train_loop.benchmark.roofline import (
+    feature_maps,
+    inference_work,
+    training_work,
+)
 from train_loop.builders.data import make_transforms, open_whole_data
 from train_loop.builders.model import (
     build_classifier,
@@ -25,25 +29,28 @@ from train_loop.data.stored import Data
 from train_loop.data.stores import MemoryStore
 from train_loop.errors import UserError
 from train_loop.prediction.classifier import Classifier
-from train_loop.resolve import MODE_DEFAULTS, settle
+from train_loop.resolve import settle
 from train_loop.run import Run
 from train_loop.settings import Settings
 from train_loop.training.strategies import distribute
 from train_loop.training.workers import Workers
 from train_loop.workdir import Workdir
 
-# Of noise, where no run has names for them.
+# The classes of noise, unless a run has its own.
 SYNTHETIC_CLASSES = tuple(map(str, range(1000)))
-# More than any run has taken, whose epochs are not those of noise.
+# More than any existing run, whose epochs are others than those of noise.
 SYNTHETIC_STEPS = 10**9
+# An epoch of noise.
+SYNTHETIC_BATCHES = 100
 
 
 class Task(NamedTuple):
-    """Something that is done step by step, ready to begin.
+    """What is timed step by step, ready to begin.
 
-    `take` does as many steps as it is told, waits for their end, and returns
-    the seconds that it waited for images, None where nobody knows. `works`
-    counts the `Work`s of a step, in which `batch_size` images are seen.
+    `take` is a function of a number of steps that does them, to their end, and
+    returns the seconds that it waited for images, None if they are unknown.
+    `minimum_work` returns the `MinimumWork` of each operation of a step, on
+    `batch_size` images.
     """
 
     take: Callable
@@ -51,16 +58,16 @@ class Task(NamedTuple):
     settings: Settings
     workers: Workers
     replicas: int
-    works: Callable
+    minimum_work: Callable
 
     @property
     def batch_size(self):
         return self.settings.batch_size
 
     def limits(self, of_device):
-        """Returns the `Limits` of all devices that it takes, of all workers.
+        """Returns the `Limits` of all its devices, of all workers.
 
-        All workers must ask.
+        All workers must call it.
 
         Args:
           of_device: `Limits` of one device of this worker.
@@ -78,7 +85,7 @@ def training(settings, is_synthetic):
     """Returns the `Task` of training, as a run does it.
 
     On images, though a run may cache the embeddings of a frozen backbone; and
-    with all frozen that `--freeze` names, though a run may thaw it later.
+    with all of `--freeze` frozen, though a run may unfreeze it later.
 
     Args:
       settings: `Settings` that were given, with the `workdir` of a run or of
@@ -95,11 +102,11 @@ def training(settings, is_synthetic):
 
     def take(count):
         broken_step, waited = trainer.train(iterator, tf.constant(count))
-        # The step is over when its numbers are there.
+        # The step is over when its results are on the host.
         int(broken_step)
         return float(waited)
 
-    def works():
+    def minimum_work():
         model = run.classifier.model
         return training_work(
             _maps(run.settings, model),
@@ -107,7 +114,7 @@ def training(settings, is_synthetic):
             _num_bytes(trainer.optimizer.variables),
         )
 
-    return _task_of(run, take, works)
+    return _task_of(run, take, minimum_work)
 
 
 def evaluation(settings, is_synthetic):
@@ -135,17 +142,17 @@ def evaluation(settings, is_synthetic):
         trainer.evaluate(iterator, tf.constant(count))
         trainer.results("eval")
 
-    def works():
+    def minimum_work():
         return inference_work(_maps(run.settings, run.classifier.model))
 
-    return _task_of(run, take, works)
+    return _task_of(run, take, minimum_work)
 
 
 def prediction(settings, is_synthetic):
-    """Returns the `Task` of answering, as `--mode=predict` does it.
+    """Returns the `Task` of predicting, as `--mode=predict` does it.
 
-    On the first device, whatever the strategy; a GPU gets the images from the
-    host in each step.
+    On the first device, with any strategy; a GPU gets the images from the host
+    in each step.
     """
     settled = settle(settings)
     # Other tasks of this process may need all of its devices.
@@ -162,7 +169,7 @@ def prediction(settings, is_synthetic):
     else:
         classifier = build_classifier(settled, class_names)
         _give_offsets(classifier.model)
-    make_fast(settings.over(MODE_DEFAULTS), classifier)
+    make_fast(settled, classifier)
     if split is None:
         context = tf.distribute.InputContext()
         dataset = noise_batches(
@@ -184,10 +191,10 @@ def prediction(settings, is_synthetic):
             classifier.probabilities(images).numpy()
         return waited
 
-    def works():
+    def minimum_work():
         return inference_work(_maps(settled, classifier.model))
 
-    return Task(take, classifier, settled, workers, 1, works)
+    return Task(take, classifier, settled, workers, 1, minimum_work)
 
 
 # Name -> function like `training`.
@@ -197,8 +204,8 @@ TASKS = {"train": training, "evaluate": evaluation, "predict": prediction}
 def _give_offsets(model):
     """Gives a new model's batch norms something to add, as training does.
 
-    Where weights are constants, TensorFlow leaves out what adds zeros; it then
-    fuses nothing into the convolutions, and is slower than any trained net.
+    If weights are constants, TensorFlow removes the addition of zeros; it then
+    fuses nothing into the convolutions, and is slower than a trained network.
     """
     random = np.random.default_rng(0)
     for layer in model._flatten_layers():
@@ -239,16 +246,21 @@ def _noise(run, weighted):
     )
 
 
-def _task_of(run, take, works):
+def _task_of(run, take, minimum_work):
     trainer = run.trainer
     replicas = trainer.strategy.num_replicas_in_sync
     return Task(
-        take, run.classifier, run.settings, trainer.workers, replicas, works
+        take,
+        run.classifier,
+        run.settings,
+        trainer.workers,
+        replicas,
+        minimum_work,
     )
 
 
 def _maps(settings, model):
-    return maps_of(model, settings.image_size, settings.batch_size)
+    return feature_maps(model, settings.image_size, settings.batch_size)
 
 
 def _num_bytes(variables):
@@ -258,103 +270,11 @@ def _num_bytes(variables):
     )
 
 
-# Behind the first, at least: what is set up late is not what a step costs.
-WARM_UP_STEPS = 2
-# A group of steps takes at least about this long, so that the clock and the
-# call from Python do not count.
-SECONDS_PER_GROUP = 0.25
-
-
-class Stopwatch:
-    """Takes the time of steps, by groups.
-
-    It begins when it is made: before data are opened and the net is built.
-
-    Args:
-      is_first: whether the process has done nothing else before.
-
-    Attributes:
-      first_step: {"process": seconds from the start of the process to the end
-        of the first step, or None; "task": seconds from the beginning}.
-      groups: seconds of each group.
-      group_steps: steps of each group.
-      waits: seconds that each group waited for input, where that is known.
-    """
-
-    def __init__(self, is_first=True):
-        self.is_first = is_first
-        self.began = time.perf_counter()
-        self.first_step = None
-        self.groups = []
-        self.group_steps = None
-        self.waits = []
-
-    def time(self, take, rounds, agree=round, warm_up=0.0):
-        """Times steps: the first one, some to warm up, and then groups.
-
-        Args:
-          take: does as many steps as it is told, to their end, and returns the
-            seconds that it waited for input, or None.
-          rounds: how many groups.
-          agree: maps a number to a whole one that all workers have.
-          warm_up: seconds that warming up takes at least.
-        """
-        take(1)
-        since = time.perf_counter() - self.began
-        process = age() if self.is_first else None
-        self.first_step = {"process": process, "task": since}
-        laps = []
-        while not agree(len(laps) >= WARM_UP_STEPS and sum(laps) >= warm_up):
-            began = time.perf_counter()
-            take(1)
-            laps.append(time.perf_counter() - began)
-        seconds = sum(laps[1:]) / len(laps[1:])
-        self.group_steps = agree(max(round(SECONDS_PER_GROUP / seconds), 1))
-        for _ in range(rounds):
-            began = time.perf_counter()
-            waited = take(self.group_steps)
-            self.groups.append(time.perf_counter() - began)
-            self.waits += [] if waited is None else [waited]
-
-    def numbers(self, batch_size):
-        """Returns what was measured, as a value for JSON.
-
-        Args:
-          batch_size: images of a step.
-        """
-        seconds = np.array(self.groups)
-        images = self.group_steps * batch_size
-        total = float(seconds.sum())
-        return {
-            "steps": len(seconds) * self.group_steps,
-            "images": len(seconds) * images,
-            "seconds": total,
-            "steps_per_group": self.group_steps,
-            "images_per_second": {
-                "mean": len(seconds) * images / total,
-                **percentiles(images / seconds),
-            },
-            "step_seconds": percentiles(seconds / self.group_steps),
-            "first_step_seconds": self.first_step,
-            "input_wait": sum(self.waits) / total if self.waits else None,
-        }
-
-
-def percentiles(values):
-    """Returns the middle of some numbers, and where most of them lie."""
-    p10, median, p90 = np.percentile(values, [10, 50, 90])
-    return {"median": float(median), "p10": float(p10), "p90": float(p90)}
-
-
-# So many batches are an epoch.
-BATCHES = 100
-
-
 def synthetic_data(class_names, batch_size):
-    """Returns `Data` that only tell how many images there would be."""
-    count = BATCHES * batch_size
+    """Returns `Data` without images, that only have a number of them."""
+    count = SYNTHETIC_BATCHES * batch_size
     labels = np.arange(count) % len(class_names)
-    # TensorFlow may not have begun: whoever needs its devices comes later.
+    # No tensors: the devices of TensorFlow are not set up yet.
     split = Split.of_all(MemoryStore(np.zeros(count), labels))
     return Data(tuple(class_names), split, split, contents={})
 
@@ -367,7 +287,7 @@ def noise_batches(batch_size, image_size, num_classes, context, weighted):
       image_size: height and width.
       num_classes: how many different labels there are.
       context: a `tf.distribute.InputContext`.
-      weighted: whether weights stand behind the labels, as in evaluation.
+      weighted: whether weights follow the labels, as in evaluation.
     """
     size = context.get_per_replica_batch_size(batch_size)
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Files that were shipped, run by others and compared with the model."""
+"""How exported files are verified: other runtimes run them on known images."""
 
 import base64
 import io
@@ -18,14 +18,15 @@ import tensorflow as tf
 import resnet_layers
 from train_loop.export import runtimes
 
-# Files in float32 must have the model's logits, to this part of their spread.
+# Files in float32 must have the model's logits, to this fraction of their
+# range.
 TOLERANCE = 1e-4
-# Logarithms of smaller probabilities say nothing in float32.
+# Logarithms of smaller probabilities mean nothing in float32.
 SMALLEST = 1e-30
 
 
-class Pictures(NamedTuple):
-    """What files and the model are compared on, and what the model says.
+class ReferenceImages(NamedTuple):
+    """Images to compare files with the model on, and the model's predictions.
 
     `files` are the bytes of JPEG or PNG files, `images` uint8
     [n, image_size, image_size, 3] made from them, `labels` int [n] or None,
@@ -38,30 +39,35 @@ class Pictures(NamedTuple):
     probabilities: np.ndarray
 
     @classmethod
-    def of(cls, classifier, files, labels=None):
-        """Returns the pictures in files, and what a classifier says of them.
+    def predicted_by(cls, classifier, files, labels=None):
+        """Returns the images in files, with the predictions of a classifier.
 
         Args:
           classifier: a `Classifier`.
           files: bytes of any files that it reads.
-          labels: of the pictures, where they are known.
+          labels: of the images, if they are known.
         """
         images = np.stack([classifier.prepare(file) for file in files])
+        size = max(runtimes.BATCH_SIZES)
+        probabilities = [
+            classifier.probabilities(images[begin : begin + size])
+            for begin in range(0, len(images), size)
+        ]
         return cls(
-            [_servable(file) for file in files],
+            [_as_jpeg_or_png(file) for file in files],
             images,
             None if labels is None else np.asarray(labels),
-            _answers(classifier, images),
+            np.concatenate(probabilities),
         )
 
 
-class Measured(NamedTuple):
+class FileMetrics(NamedTuple):
     """How a file compares with the model.
 
     `difference` is the largest one of a probability, `drift` that of a logit
-    as a part of the logits' spread, `agreement` how many pictures get the same
-    answer, `accuracy` how many the right one (None where labels are not
-    known), and `milliseconds` what a picture takes in batches of each of
+    as a fraction of the logits' range, `agreement` the fraction of images with
+    the model's class, `accuracy` that with the right one (None if labels are
+    not known), and `milliseconds` the time of an image in batches of each of
     `runtimes.BATCH_SIZES` (none where nothing was run): the 10th and the 90th
     percentile, or the median alone where an earlier version measured it.
     """
@@ -75,36 +81,21 @@ class Measured(NamedTuple):
     milliseconds: tuple = ()
 
 
-class File(NamedTuple):
-    """A file of a format: its path there, who runs it, how exact it is.
-
-    `runtime` is one of `runtimes.RUNTIMES`; None where nobody runs it.
-    `is_exact` says that it computes in float32.
-    """
-
-    path: str
-    runtime: str | None = None
-    is_exact: bool = True
-
-    def __str__(self):
-        return self.path + " (files)" * (self.runtime == "serving")
-
-
-def measure(folder, files, pictures):
-    """Runs files by other runtimes, in a process of their own.
+def run_files(folder, files, reference):
+    """Runs files by other runtimes, in a process without this project.
 
     Args:
-      folder: in which they are.
+      folder: of the files.
       files: `File`s.
-      pictures: `Pictures`.
+      reference: `ReferenceImages`.
 
     Returns:
-      For each a `Measured`, or in a line why it cannot be run.
+      For each its `FileMetrics`, or in a line why it cannot be run.
     """
     with tempfile.TemporaryDirectory() as exchange:
         exchange = pathlib.Path(exchange)
-        np.save(exchange / "images.npy", pictures.images)
-        request = json.dumps(serving_request(pictures.files))
+        np.save(exchange / "images.npy", reference.images)
+        request = json.dumps(serving_request(reference.files))
         (exchange / "files.json").write_text(request)
         # TensorFlow takes the path of a SavedModel for a pattern: brackets in
         # it would match something else.
@@ -113,12 +104,12 @@ def measure(folder, files, pictures):
         found = []
         while len(found) < len(files):
             # A file that cannot be run ends the process: another one continues.
-            found += _run(exchange, link, files[len(found) :], pictures)
+            found += _run(exchange, link, files[len(found) :], reference)
         return found
 
 
-def _run(exchange, folder, files, pictures):
-    """Returns what `measure` does, up to the first file that failed."""
+def _run(exchange, folder, files, reference):
+    """Returns what `run_files` does, up to the first file that failed."""
     # Keras's files alone need a package of ours, to import.
     root = pathlib.Path(resnet_layers.__file__).parents[1]
     paths = [f"{file.runtime}={folder / file.path}" for file in files]
@@ -131,21 +122,21 @@ def _run(exchange, folder, files, pictures):
     )
     found = []
     for number, file in enumerate(files):
-        answers = exchange / f"{number}.npz"
-        if not answers.exists():
+        predictions = exchange / f"{number}.npz"
+        if not predictions.exists():
             reason = _reason(ended)
             return [*found, f"cannot be run by {file.runtime} ({reason})"]
-        with np.load(answers) as values:
+        with np.load(predictions) as values:
             found.append(
-                compare(
+                compare_with_model(
                     str(file),
-                    bytes_of(folder / file.path),
+                    num_bytes(folder / file.path),
                     values["probabilities"],
-                    pictures,
+                    reference,
                     values["milliseconds"].tolist(),
                 )
             )
-        answers.unlink()
+        predictions.unlink()
     return found
 
 
@@ -158,95 +149,76 @@ def _reason(ended):
     return lines[-1] if lines else f"exit status {ended.returncode}"
 
 
-def compare(name, num_bytes, probabilities, pictures, milliseconds=()):
-    """Returns a `Measured` of what a file answers.
+def compare_with_model(name, size, probabilities, reference, milliseconds=()):
+    """Returns the `FileMetrics` of a file's predictions.
 
     Args:
       name: of the file, for people.
-      num_bytes: of the file.
-      probabilities: [n, num_classes]; `runtimes.UNSAID` where there is none.
-      pictures: `Pictures`.
-      milliseconds: what a picture takes.
+      size: of the file, in bytes.
+      probabilities: [n, num_classes]; `runtimes.NOT_LISTED` if there is none.
+      reference: `ReferenceImages`.
+      milliseconds: see `FileMetrics`.
     """
-    expected = pictures.probabilities
+    expected = reference.probabilities
     logits = np.log(np.maximum(expected, SMALLEST))
-    spread = np.ptp(logits, axis=1, keepdims=True)
     drift = np.abs(np.log(np.maximum(probabilities, SMALLEST)) - logits)
-    said = {"where": probabilities != runtimes.UNSAID, "initial": 0.0}
-    predictions = np.argmax(probabilities, axis=1)
+    drift /= np.ptp(logits, axis=1, keepdims=True)
+    listed = {"where": probabilities != runtimes.NOT_LISTED, "initial": 0.0}
+    labels = np.argmax(probabilities, axis=1)
     accuracy = None
-    if pictures.labels is not None:
-        accuracy = np.mean(predictions == pictures.labels)
-    return Measured(
+    if reference.labels is not None:
+        accuracy = np.mean(labels == reference.labels)
+    return FileMetrics(
         name,
-        num_bytes / 1e6,
-        np.max(np.abs(probabilities - expected), **said),
-        np.max(drift / spread, **said),
-        np.mean(predictions == np.argmax(expected, axis=1)),
+        size / 1e6,
+        np.max(np.abs(probabilities - expected), **listed),
+        np.max(drift, **listed),
+        np.mean(labels == np.argmax(expected, axis=1)),
         accuracy,
         milliseconds,
     )
 
 
-def measure_model(classifier, pictures):
-    """Returns the `Measured` of the model itself, for the others' sake."""
-    return compare(
+def model_metrics(classifier, reference):
+    """Returns the `FileMetrics` of the model itself, to compare with."""
+    return compare_with_model(
         "the model itself",
         sum(weight.nbytes for weight in classifier.model.get_weights()),
-        pictures.probabilities,
-        pictures,
+        reference.probabilities,
+        reference,
         runtimes.milliseconds(
             lambda images: classifier.probabilities(images).numpy(),
-            pictures.images,
+            reference.images,
         ),
     )
 
 
-def problem(found, is_exact):
-    """Returns why a file cannot stand for the model; None where it can.
+def reason_to_reject(metrics, is_exact):
+    """Returns why a file cannot replace the model; None if it can.
 
     Args:
-      found: the file's `Measured`, or in a line why there is none.
+      metrics: the file's `FileMetrics`, or in a line why there are none.
       is_exact: whether it computes in float32.
     """
-    if isinstance(found, str):
-        return found
-    if np.isnan(found.difference):
+    if isinstance(metrics, str):
+        return metrics
+    if np.isnan(metrics.difference):
         return "predicts NaN"
-    if is_exact and found.drift > TOLERANCE:
+    if is_exact and metrics.drift > TOLERANCE:
         return (
             "predicts otherwise than the model: logits differ by "
-            f"{found.drift:.1e} of their range, at most {TOLERANCE:.0e} is "
+            f"{metrics.drift:.1e} of their range, at most {TOLERANCE:.0e} is "
             "accepted"
         )
     return None
 
 
-def to_json(measured):
-    """Returns several `Measured` as text, for `from_json`."""
-    values = [each._asdict() for each in measured]
-    return json.dumps(values, indent=2, default=float) + "\n"
-
-
-def from_json(text):
-    """Returns several `Measured` from the text of `to_json`."""
-    return [Measured(**values) for values in json.loads(text)]
-
-
-def table_rows(measured):
-    """Returns rows of text, the header first, of several `Measured`."""
+def metrics_table(metrics):
+    """Returns rows of text, the header first, of several `FileMetrics`."""
     sizes = runtimes.BATCH_SIZES
-    rows = [
-        [
-            "file",
-            "MB",
-            "largest difference",
-            "same answer",
-            "accuracy",
-            *(f"ms per picture, {size} at once" for size in sizes),
-        ]
-    ]
-    for each in measured:
+    header = ["file", "MB", "largest difference", "same answer", "accuracy"]
+    rows = [header + [f"ms per picture, {size} at once" for size in sizes]]
+    for each in metrics:
         times = [
             " to ".join(f"{end:.2f}" for end in np.unique(ends))
             for ends in each.milliseconds
@@ -265,7 +237,7 @@ def table_rows(measured):
 
 
 def serving_request(files):
-    """Returns what TensorFlow Serving's REST server takes, for JSON.
+    """Returns a request of TensorFlow Serving's REST server, for JSON.
 
     Args:
       files: bytes of JPEG or PNG files.
@@ -278,17 +250,7 @@ def serving_request(files):
     }
 
 
-def _answers(classifier, images):
-    size = max(runtimes.BATCH_SIZES)
-    return np.concatenate(
-        [
-            classifier.probabilities(images[begin : begin + size])
-            for begin in range(0, len(images), size)
-        ]
-    )
-
-
-def _servable(file):
+def _as_jpeg_or_png(file):
     """Returns a file that TensorFlow decodes, of the same pixels."""
     if tf.io.is_jpeg(file) or file.startswith(b"\x89PNG"):
         return file
@@ -298,7 +260,7 @@ def _servable(file):
     return png.getvalue()
 
 
-def bytes_of(path):
-    """Returns how large a file is, or all files of a folder are."""
+def num_bytes(path):
+    """Returns the size of a file, or of all files in a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,0 +1,17 @@
+"""What tests of exports share."""
+
+import pytest
+from classifiers import small_classifier
+from references import reference_for
+
+
+@pytest.fixture(scope="session")
+def classifier():
+    """Returns a small classifier, which stays as it is."""
+    return small_classifier()
+
+
+@pytest.fixture(scope="session")
+def reference(classifier):
+    """Returns the `ReferenceImages` of the small classifier."""
+    return reference_for(classifier)

@@ -1,0 +1,18 @@
+"""Images to compare exported files on."""
+
+import numpy as np
+from classifiers import random_pixels
+from samples import encoded
+
+from train_loop.export.verification import ReferenceImages
+
+
+def reference_for(classifier, count=9):
+    """Returns `ReferenceImages` that are not always of the same class."""
+    files = [encoded(image, "png") for image in random_pixels(count, 20)]
+    # TensorFlow itself does not decode it.
+    files[1] = encoded(random_pixels(1, 20)[0], "bmp")
+    reference = ReferenceImages.predicted_by(classifier, files)
+    assert np.max(reference.probabilities) < 0.99
+    labels = np.argmax(reference.probabilities, axis=1)
+    return reference._replace(labels=labels)

@@ -1,0 +1,109 @@
+"""What is kept of an export, and what replaces an earlier one."""
+
+import errno
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from train_loop.errors import UserError
+from train_loop.export import verification
+from train_loop.export.bundle import Bundle, check_replaceable
+from train_loop.export.formats import EXPORT_FORMATS, File, Format
+
+
+def write_format(monkeypatch, write, read, *files):
+    """Adds a format of files without a runtime to the others."""
+    row = Format(write, files, read=read)
+    monkeypatch.setitem(EXPORT_FORMATS, "own", row)
+
+
+def predicting(probabilities):
+    """Returns a classifier that predicts the same for all images."""
+    return types.SimpleNamespace(
+        probabilities=lambda _: tf.constant(probabilities)
+    )
+
+
+@pytest.mark.parametrize(
+    ("added", "is_exact", "expected"),
+    [
+        (1e-2, True, "own/file: predicts otherwise than the model: log"),
+        (1e-2, False, None),
+        (np.nan, False, "own/file: predicts NaN"),
+    ],
+)
+def test_files_that_answer_otherwise_replace_nothing(
+    classifier, reference, added, is_exact, expected, tmp_path, monkeypatch
+):
+    def write(content):
+        return lambda bundle, path: path.write_text(content)
+
+    def read(classifier, path):
+        if path.read_text() == "earlier":
+            return classifier
+        return predicting(reference.probabilities + np.float32(added))
+
+    file = File("file", is_exact=is_exact)
+    write_format(monkeypatch, write("earlier"), read, file)
+    bundle = Bundle(classifier)
+    bundle.write("own", tmp_path, reference)
+    write_format(monkeypatch, write("later"), read, file)
+    metrics, failures = bundle.write("own", tmp_path, reference)
+    if expected:
+        [line] = failures
+        assert line.startswith(expected)
+        assert metrics == []
+    else:
+        assert metrics[0].drift > verification.TOLERANCE
+        assert failures == []
+    left = "earlier" if expected else "later"
+    assert (tmp_path / "own/file").read_text() == left
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+def test_each_file_of_a_format_stands_alone(
+    classifier, reference, tmp_path, monkeypatch
+):
+    def write(bundle, path):
+        if path.name == "unwritable":
+            raise RuntimeError("no such\noperation")
+        path.write_text(path.name)
+
+    def read(classifier, path):
+        factor = np.float32("nan") if path.name == "nan" else 1
+        return predicting(reference.probabilities * factor)
+
+    names = ("unwritable", "nan", "right")
+    write_format(monkeypatch, write, read, *map(File, names))
+    metrics, failures = Bundle(classifier).write("own", tmp_path, reference)
+    assert [each.name for each in metrics] == ["own/right"]
+    assert failures == [
+        "own/unwritable: cannot be written (RuntimeError: no such operation)",
+        "own/nan: predicts NaN",
+    ]
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == [
+        "classifier.json",
+        "measured.json",
+        "right",
+    ]
+
+
+def test_a_full_disk_is_no_fault_of_a_format(classifier, tmp_path, monkeypatch):
+    def write(bundle, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_format(monkeypatch, write, None, File("file"))
+    with pytest.raises(OSError, match="No space left"):
+        Bundle(classifier).write("own", tmp_path, None)
+
+
+def test_what_is_no_export_is_not_replaced(tmp_path, classifier):
+    (tmp_path / "keras").mkdir()
+    (tmp_path / "keras/mine.py").write_text("work of years")
+    with pytest.raises(UserError, match="is no earlier export"):
+        check_replaceable(["saved_model", "keras"], tmp_path)
+    check_replaceable(["saved_model"], tmp_path)
+    (tmp_path / "keras/classifier.json").write_text("{}")
+    check_replaceable(["keras"], tmp_path)
