@@ -30,8 +30,7 @@ from benchmarks.photos import parts_of_photos
 from resnet_layers import NORMALIZATIONS, Preprocessing
 from train_loop.data import batches
 from train_loop.data.decode import random_window
-from train_loop.data.split import Split
-from train_loop.data.stores import MemoryStore
+from train_loop.data.split import MemoryStore, Split
 from train_loop.data.transforms import Transforms, parse_operations
 from train_loop.prediction.classifier import normalize
 

@@ -45,17 +45,16 @@ def measure(root):
     """Returns (seconds, bytes) of opening a folder in this process."""
     import tensorflow as tf
 
-    from train_loop.data.sources import open_stored
-    from train_loop.data.stored import choose_splits
+    from train_loop.data.datasets import choose_splits, open_dataset
 
     # What is loaded on first use does not count.
     with tempfile.TemporaryDirectory() as small:
         write(small, 20, 2)
-        first_numbers(choose_splits(open_stored(small)), tf)
+        first_numbers(choose_splits(open_dataset(small)), tf)
     # From here on the peak is counted anew.
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before, began = kib("VmRSS"), time.perf_counter()
-    data = choose_splits(open_stored(root))
+    data = choose_splits(open_dataset(root))
     seconds = time.perf_counter() - began
     first_numbers(data, tf)
     return seconds, (kib("VmHWM") - before) * 1024

@@ -12,8 +12,8 @@ import PIL.Image
 import tensorflow as tf
 
 from train_loop import Settings
-from train_loop.data.split import Split
-from train_loop.data.stores import MemoryStore, RecordStore
+from train_loop.data.split import MemoryStore, Split
+from train_loop.data.tfrecord import RecordStore
 from train_loop.training.workers import Workers
 
 # To trace it is most of a short run: what makes `resnet_tiny` tinier, here

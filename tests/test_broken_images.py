@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from samples import SMALL_FLAGS, broken_files, read_checkpoint, write_folder
 
-from train_loop.data import batches, sources
+from train_loop.data import batches, datasets
 
 pytestmark = pytest.mark.usefixtures("small_net")
 
@@ -128,7 +128,7 @@ def test_what_is_saved_before_a_broken_image_is_what_was_learned(tmp_path, run):
     )
     alone = tmp_path / "alone"
     run(*arguments, f"--workdir={alone}")
-    split, position = sources.open_stored(str(folder)).splits["train"], 39
+    split, position = datasets.open_dataset(str(folder)).splits["train"], 39
     [example] = batches.shuffled_examples(split, 0, position).take(1)
     broken = pathlib.Path(split.store.name(int(example["number"])))
     content = broken.read_bytes()

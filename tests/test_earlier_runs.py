@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from resnet_layers import VARIANTS, load_weights
 from train_loop import Run, Settings, UserError, load_classifier
-from train_loop.data.digits import open_digits
+from train_loop.data.datasets import open_digits
 from train_loop.workdir import Workdir
 
 FORMAT_1 = pathlib.Path(__file__).parent / "fixtures" / "format_1"

@@ -9,8 +9,8 @@ import os
 from dataclasses import fields, replace
 
 from resnet_layers import WeightsError, find_weights
+from train_loop.data.datasets import DATASETS
 from train_loop.data.decode import INTERPOLATIONS
-from train_loop.data.sources import DATASETS
 from train_loop.errors import UserError, check_choice, first_few
 from train_loop.recipes import OTHERS, RECIPES, RENAMED, current_name
 from train_loop.settings import Settings, default_values, to_text

@@ -39,7 +39,7 @@ from train_loop.builders.training import (
     num_steps,
     thaw_step,
 )
-from train_loop.data.stored import Data
+from train_loop.data.split import Data
 from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError
 from train_loop.prediction.classifier import Classifier
@@ -322,7 +322,7 @@ class Run:
     def _phase(self):
         """All that is trained, as the layers are frozen now."""
         batching = make_batching(self.settings)._replace(
-            left_out=self._skipped_batches.numbers
+            skipped=self._skipped_batches.numbers
         )
         return Phase(self.trainer, self.data, self.transforms, batching)
 

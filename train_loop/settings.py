@@ -115,7 +115,7 @@ class Settings:
         "digits",
         fixed=True,
         group="data",
-        tables={"DATASETS": Names("train_loop.data.sources:DATASETS")},
+        tables={"DATASETS": Names("train_loop.data.datasets:DATASETS")},
     )
     train_split: str = setting(
         "What to train on, in the split language of TFDS, such as train[:90%].",

@@ -57,7 +57,7 @@ class Workdir:
         return self.path / "data.json"
 
     def read_data(self):
-        """Returns the value in `data`, see `train_loop.data.stored.Data`.
+        """Returns the value in `data`, see `train_loop.data.split.Data`.
 
         Raises:
           UserError: there is no such file, or it is damaged.

@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from samples import SPLITS, encoded, indexed, records
+from samples import encoded, indexed, records
 from tensorflow.core.framework import graph_pb2
 
 from resnet_layers import Preprocessing
-from train_loop.data import cache, sources
+from train_loop.data import cache, datasets
 from train_loop.data.batches import (
     Batching,
     evaluation_batches,
@@ -19,14 +19,25 @@ from train_loop.data.batches import (
     shuffled_examples,
     training_batches,
 )
-from train_loop.data.split import Split
-from train_loop.data.stores import MemoryStore
+from train_loop.data.split import MemoryStore, Split
 from train_loop.data.transforms import Transforms, parse_operations
 
+# Name -> the numbers from 0 to 22: read at once, and in windows of files of 5.
+SPLITS = {
+    "memory": indexed(23),
+    "windows": indexed(23, groups=np.arange(23) // 5, window=7),
+}
 
-@pytest.fixture(params=SPLITS)
-def split(request, tmp_path):
-    return SPLITS[request.param](tmp_path)
+
+@pytest.fixture(scope="module", params=SPLITS)
+def split(request):
+    return SPLITS[request.param]
+
+
+@pytest.fixture(scope="module")
+def epochs(split):
+    """Returns (images, labels) of five epochs in batches of 5."""
+    return take(split, 23)
 
 
 class Numbers:
@@ -52,9 +63,12 @@ class Raised(Numbers):
         return images + tf.random.stateless_uniform([], seed), labels
 
 
-class Reversed(Numbers):
+class Mixed(Raised):
+    """Adds to each example the one opposite, as well."""
+
     def finish(self, images, labels, partners, seed):
-        return images + tf.reverse(images, [0]), labels
+        mixed = images + tf.reverse(images, [0])
+        return super().finish(mixed, labels, partners, seed)
 
 
 class Partners(Numbers):
@@ -67,16 +81,16 @@ class Partners(Numbers):
         return tf.gather(images, partners), labels
 
 
-def pipelines(count):
-    """Returns what each of several machines with a replica reads."""
-    return [tf.distribute.InputContext(count, i, count) for i in range(count)]
-
-
 class Seeds(Numbers):
     """Gives the seed of each position in place of its image."""
 
     def train(self, encoded, seed):
         return seed
+
+
+def pipelines(count):
+    """Returns what each of several machines with a replica reads."""
+    return [tf.distribute.InputContext(count, i, count) for i in range(count)]
 
 
 def take(
@@ -94,46 +108,37 @@ def take(
     return [np.concatenate(part) for part in zip(*batches, strict=True)]
 
 
-def test_every_epoch_holds_every_example_once(split):
-    _, labels = take(split, 23, batch_size=5)
-    for epoch in range(5):
-        assert sorted(labels[epoch * 23 : (epoch + 1) * 23]) == list(range(23))
-    orders = {tuple(labels[e * 23 : (e + 1) * 23]) for e in range(5)}
-    assert len(orders) == 5
-
-
-def test_images_and_labels_belong_together(split):
-    images, labels = take(split, 10)
+def test_every_epoch_holds_every_example_once(epochs):
+    images, labels = epochs
     np.testing.assert_array_equal(np.floor(images[:, 0]), labels)
+    orders = {tuple(order) for order in labels.reshape(5, 23)}
+    assert len(orders) == 5
+    assert all(sorted(order) == [*range(23)] for order in orders)
 
 
-def test_batches_depend_on_seed_and_step_alone(split):
-    images, labels = take(split, 16)
-    for step in (1, 4, 5, 9, 14):
+def test_batches_depend_on_seed_and_step_alone(split, epochs):
+    images, labels = epochs
+    for step in (1, 9, 14):
+        tf.keras.utils.set_random_seed(step)
         later_images, later_labels = take(split, 16 - step, step=step)
-        np.testing.assert_array_equal(later_labels, labels[step * 5 :])
-        np.testing.assert_array_equal(later_images, images[step * 5 :])
-
-
-def test_batches_do_not_depend_on_the_seed_of_the_process(split):
-    images, _ = take(split, 10)
-    for seed in (0, 5):
-        tf.keras.utils.set_random_seed(seed)
-        np.testing.assert_array_equal(take(split, 10)[0], images)
-
-
-def test_another_seed_gives_other_batches(split):
-    images, labels = take(split, 5)
+        np.testing.assert_array_equal(later_labels, labels[step * 5 : 80])
+        np.testing.assert_array_equal(later_images, images[step * 5 : 80])
     other_images, other_labels = take(split, 5, seed=1)
-    assert np.any(labels != other_labels)
-    fractions, other_fractions = images % 1, other_images % 1
-    assert not np.any(np.isin(fractions, other_fractions))
+    assert np.any(labels[:25] != other_labels)
+    assert not np.any(np.isin(images[:25] % 1, other_images % 1))
 
 
-@pytest.mark.parametrize("transforms", [Reversed(), Raised()])
-def test_replicas_share_what_one_device_would_take(split, transforms):
+def test_batches_do_not_depend_on_the_store(tmp_path):
+    for options in ({"step": 3}, {"step": 2, "context": pipelines(2)[1]}):
+        expected = take(SPLITS["windows"], 6, 6, **options)
+        found = take(records(23, tmp_path), 6, 6, **options)
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_replicas_share_what_one_device_would_take(split):
     context = tf.distribute.InputContext(1, 0, num_replicas_in_sync=2)
-    options = {"step": 2, "transforms": transforms}
+    options = {"step": 2, "transforms": Mixed()}
     halves = take(split, 8, 6, context=context, **options)
     whole = take(split, 4, 6, **options)
     for half, one in zip(halves, whole, strict=True):
@@ -141,32 +146,33 @@ def test_replicas_share_what_one_device_would_take(split, transforms):
 
 
 @pytest.mark.parametrize(
-    ("global_batch_size", "replicas"),
-    [(6, 1), (23, 1), (100, 1), (2, 2), (6, 2), (46, 2)],
+    ("name", "batch_size", "replicas"),
+    [
+        ("memory", 23, 1),
+        ("memory", 6, 2),
+        ("windows", 100, 1),
+        ("windows", 2, 2),
+        ("windows", 46, 2),
+    ],
 )
-def test_evaluation_counts_every_example_once(
-    split, global_batch_size, replicas
-):
+def test_evaluation_counts_every_example_once(name, batch_size, replicas):
     context = tf.distribute.InputContext(1, 0, replicas)
-    batches = list(
-        evaluation_batches(
-            split, Numbers(), global_batch_size, context
-        ).as_numpy_iterator()
-    )
-    steps = num_evaluation_steps(split, global_batch_size, context)
+    split, arguments = SPLITS[name], (batch_size, context)
+    batches = [*evaluation_batches(split, Numbers(), *arguments)]
+    steps = num_evaluation_steps(split, *arguments)
     assert len(batches) == steps * replicas
     images, labels, weights = map(np.concatenate, zip(*batches, strict=True))
-    assert len(weights) % global_batch_size == 0
-    assert len(weights) - 23 < global_batch_size
+    assert len(weights) % batch_size == 0
+    assert len(weights) - 23 < batch_size
     np.testing.assert_array_equal(labels[weights == 1], range(23))
     np.testing.assert_array_equal(images[weights == 1, 0], range(23))
     assert set(weights) <= {0.0, 1.0}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, 3])
-def test_workers_share_every_batch(split, workers):
+@pytest.mark.parametrize(("name", "workers"), [("memory", 2), ("windows", 3)])
+def test_workers_share_every_batch(name, workers):
     # Each step takes one example a worker, in the order of one alone.
+    split = SPLITS[name]
     _, together = take(split, 23, workers)
     parts = [
         take(split, 23, workers, context=context)[1]
@@ -186,7 +192,7 @@ def test_workers_share_every_batch(split, workers):
 
 
 def test_workers_augment_as_one_would(split):
-    options = {"batch_size": 6, "step": 2, "left_out": (1, 4), "repeats": 2}
+    options = {"batch_size": 6, "step": 2, "skipped": (1, 4), "repeats": 2}
     whole, _ = take(split, 8, **options)
     halves = [
         take(split, 8, context=context, **options)[0].reshape(8, 3)
@@ -195,22 +201,24 @@ def test_workers_augment_as_one_would(split):
     np.testing.assert_array_equal(np.hstack(halves).ravel(), whole.ravel())
 
 
-def test_batches_that_are_left_out_are_the_only_ones_missing(split):
-    images, _ = take(split, 10)
-    for step in range(4):
-        found, _ = take(split, 8 - step, step=step, left_out=(6, 3))
-        expected = np.delete(images.reshape(10, 5), [3, 6], axis=0)
+def test_batches_that_are_skipped_are_the_only_ones_missing(split, epochs):
+    batching = Batching(5, skipped=(6, 3))
+    numbers = [batching.batch_of(step) for step in range(8)]
+    assert numbers == [0, 1, 2, 4, 5, 7, 8, 9]
+    expected = epochs[0].reshape(23, 5)[numbers]
+    for step in (0, 3):
+        found, _ = take(split, 8 - step, step=step, skipped=(6, 3))
         np.testing.assert_array_equal(found.reshape(-1, 5), expected[step:])
 
 
-@pytest.mark.slow
 def test_repeated_images_differ_and_resume(split):
     images, labels = take(split, 12, repeats=3)
     rows = labels[: len(labels) // 3 * 3].reshape(-1, 3)
     assert np.all(rows == rows[:, :1])
     assert len(np.unique(images % 1)) == len(images)
     assert len(set(rows[:20, 0])) == 20
-    for step in (1, 4, 7):
+    # Among the repeats of an image.
+    for step in (4, 8):
         later = take(split, 12 - step, step=step, repeats=3)
         np.testing.assert_array_equal(later[0], images[step * 5 :])
         np.testing.assert_array_equal(later[1], labels[step * 5 :])
@@ -224,7 +232,7 @@ def test_repeated_images_differ_and_resume(split):
 def test_repeats_are_mixed_with_other_images(context):
     """As without repeats; batches begin and end among repeats."""
     options = {"transforms": Partners(), "context": context}
-    split = indexed(23)
+    split = SPLITS["memory"]
     partners, labels = take(split, 24, 10, repeats=3, **options)
     assert not np.any(partners[:, 0] == labels)
     # One device mixes the same batch as two replicas.
@@ -233,10 +241,9 @@ def test_repeats_are_mixed_with_other_images(context):
         np.testing.assert_array_equal(partners, whole)
 
 
-def test_mixing_follows_seed_and_position(split):
-    plain, _ = take(split, 8)
+def test_mixing_follows_seed_and_position(split, epochs):
     mixed, _ = take(split, 8, transforms=Raised())
-    added = (mixed - plain).reshape(8, 5)
+    added = (mixed - epochs[0][:40]).reshape(8, 5)
     np.testing.assert_allclose(added, added[:, :1] + np.zeros(5), atol=1e-5)
     assert len(np.unique(added[:, 0].round(4))) == 8
     later, _ = take(split, 3, step=5, transforms=Raised())
@@ -360,8 +367,9 @@ def maps_with_python(dataset):
     return [found for found in maps if any("PyFunc" in op for op in found)]
 
 
-@pytest.mark.parametrize("keep", ["none", "memory"])
-@pytest.mark.parametrize("name", ["0.jpg", "really.jpg"])
+@pytest.mark.parametrize(
+    ("name", "keep"), [("0.jpg", "memory"), ("really.jpg", "none")]
+)
 def test_only_formats_that_need_it_are_decoded_by_python(name, keep, tmp_path):
     pixels = np.full((8, 8, 3), 200, "uint8")
     (tmp_path / "a").mkdir()
@@ -370,7 +378,9 @@ def test_only_formats_that_need_it_are_decoded_by_python(name, keep, tmp_path):
         path.write_bytes(encoded(pixels, file_format))
     if name == "really.jpg":
         (tmp_path / "a" / name).write_bytes(encoded(pixels, "bmp"))
-    split = sources.open_stored(str(tmp_path)).splits["train"]
+    split = datasets.open_dataset(str(tmp_path)).splits["train"]
+    for cached in cache.CACHES["memory"](split, None, None), split:
+        assert cached.needs_pillow == (name == "really.jpg")
     split = cache.CACHES[keep](split, None, None)
     preprocessing = Preprocessing(None, 8, 1.0, "bilinear", True)
     operations = parse_operations("random_resized_crop,flip")

@@ -244,7 +244,7 @@ def test_embeddings_take_the_place_of_images(tmp_path):
 
 def test_small_splits_go_to_memory_by_themselves():
     small = indexed(3)
-    assert cache.choose([small, small]) == "memory"
+    assert cache.choose_cache([small, small]) == "memory"
     large = indexed(2, sizes=2**27)
-    assert cache.choose([large, small]) == "memory"
-    assert cache.choose([large, large]) == "none"
+    assert cache.choose_cache([large, small]) == "memory"
+    assert cache.choose_cache([large, large]) == "none"

@@ -1,6 +1,7 @@
 """Broken images and files: found, named, left out; and what is counted."""
 
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -24,10 +25,9 @@ from samples import (
 )
 
 from train_loop.data import cache, check
+from train_loop.data.datasets import choose_splits, open_dataset
 from train_loop.data.folder import open_folder
-from train_loop.data.split import Split
-from train_loop.data.stored import choose_splits
-from train_loop.data.stores import MemoryStore
+from train_loop.data.split import Data, MemoryStore, Split
 from train_loop.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 40, 3), "uint8")
@@ -172,12 +172,12 @@ def root(tmp_path):
 
 def open_data(root):
     stored = open_folder(root)
-    return choose_splits(stored), stored.refused
+    return choose_splits(stored), stored.rejected
 
 
 def test_broken_images_are_found_in_all_splits_and_left_out(root):
-    data, refused = open_data(root)
-    broken = check.find_broken(data, refused)
+    data, rejected = open_data(root)
+    broken = check.find_broken(data, rejected)
     names = {pathlib.Path(record["name"]).name for record in broken}
     assert names == {*broken_files()}
     assert len(broken) == len(names)
@@ -193,7 +193,7 @@ def test_broken_images_are_found_in_all_splits_and_left_out(root):
     assert not check.find_broken(left, {})
     # What a run began with stays, whatever is broken later.
     assert left.contents == data.contents
-    line = check.describe_left_out(left, broken)
+    line = check.describe_skipped(left, broken)
     assert line == f"Leaving out {len(broken)} broken images of 23"
     check.check_not_empty(left)
 
@@ -201,19 +201,19 @@ def test_broken_images_are_found_in_all_splits_and_left_out(root):
 @pytest.mark.slow
 def test_broken_images_are_looked_for_once(root, tmp_path, monkeypatch):
     path = tmp_path / "run" / "bad_images.jsonl"
-    data, refused = open_data(root)
-    found = check.find_broken_once(data, refused, path, ALONE)
-    assert found == check.find_broken(data, refused)
+    data, rejected = open_data(root)
+    found = check.find_broken_once(data, rejected, path, ALONE)
+    assert found == check.find_broken(data, rejected)
     with monkeypatch.context() as patch:
         patch.setattr(check, "find_broken", None)
-        assert check.find_broken_once(data, refused, path, ALONE) == found
+        assert check.find_broken_once(data, rejected, path, ALONE) == found
     # And again where a file was changed, or the list is not complete.
     (root / "train/a/0.jpeg").write_bytes(b"gone bad")
-    data, refused = open_data(root)
-    again = check.find_broken_once(data, refused, path, ALONE)
+    data, rejected = open_data(root)
+    again = check.find_broken_once(data, rejected, path, ALONE)
     assert len(again) == len(found) + 1
     path.write_text('{"searched')
-    assert check.find_broken_once(data, refused, path, ALONE) == again
+    assert check.find_broken_once(data, rejected, path, ALONE) == again
 
 
 def test_workers_leave_out_what_is_broken_for_one_of_them(tmp_path):
@@ -225,10 +225,10 @@ def test_workers_leave_out_what_is_broken_for_one_of_them(tmp_path):
 
     def find(workers):
         disk = tmp_path / "ab"[workers.number]
-        data, refused = open_data(disk)
+        data, rejected = open_data(disk)
         path = disk.with_suffix(".jsonl")
-        found = check.find_broken_once(data, refused, path, workers)
-        assert check.find_broken_once(data, refused, path, workers) == found
+        found = check.find_broken_once(data, rejected, path, workers)
+        assert check.find_broken_once(data, rejected, path, workers) == found
         left = check.without_broken(data, found)
         return [
             [os.path.relpath(split.store.name(n), disk) for n in split.indices]
@@ -243,8 +243,8 @@ def test_workers_leave_out_what_is_broken_for_one_of_them(tmp_path):
 def test_split_of_nothing_but_broken_images_is_one_clear_line(root):
     for path in root.glob("test/*/*"):
         path.write_bytes(b"not an image")
-    data, refused = open_data(root)
-    left = check.without_broken(data, check.find_broken(data, refused))
+    data, rejected = open_data(root)
+    left = check.without_broken(data, check.find_broken(data, rejected))
     with pytest.raises(UserError, match="no image for eval can be decoded"):
         check.check_not_empty(left)
 
@@ -310,7 +310,7 @@ def test_many_classes_are_summed_up():
     counts = {number: 100 + number for number in range(900)} | {7: 3}
     *first, last = check.balance_warnings(counts, names)
     assert first[0] == "c900 has 0 images; the mean is 494"
-    assert len(first) == check.FEW
+    assert len(first) == check.MAX_CLASSES
     assert last == "96 other classes have less than 20% of the mean"
     assert check.describe_counts(counts, names) == (
         "smallest c7 (3), c0 (100), c1 (101), c2 (102), c3 (103); "
@@ -326,3 +326,110 @@ def test_pillow_and_check_agree_on_what_is_an_image():
     files = [file.getvalue(), encoded(PIXELS, "jpeg") + b"more", b"GIF89a"]
     reasons = [reason for _, reason in check.broken_images(in_memory(files))]
     assert [reason is None for reason in reasons] == [True, True, False]
+
+
+# Place -> content. Those of one letter are all of one size.
+FILES = {
+    "train/cat/a.png": b"A",
+    "train/cat/b.png": b"A",
+    "train/cat/c.png": b"B",
+    "train/cat/large.png": b"A" * 9,
+    "train/dog/d.png": b"B",
+    "train/dog/e.png": b"C",
+    "train/dog/f.png": b"D",
+    "test/cat/g.png": b"C",
+    "test/dog/h.png": b"E",
+    "test/dog/larger.png": b"A" * 10,
+}
+PAIRS = {
+    "within a class": {"a.png", "b.png"},
+    "between classes": {"c.png", "d.png"},
+    "between splits": {"e.png", "g.png"},
+}
+
+
+@pytest.fixture
+def data(tmp_path):
+    for place, content in FILES.items():
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return choose_splits(open_dataset(str(tmp_path)))
+
+
+def short(name):
+    return name.rpartition("/")[2]
+
+
+def test_duplicates_are_told_apart_by_where_they_are(data):
+    found = check.find_duplicates([*data.splits.values()])
+    groups = check.group_members(found.groups, data)
+    assert {
+        check.kind_of_group(group): {short(name) for name, *_ in group}
+        for group in groups
+    } == PAIRS
+    # What has a size of its own was not read.
+    assert (found.candidates, found.unchecked) == (8, 0)
+
+
+def test_only_what_could_be_in_both_splits_is_read_for_training(data):
+    found = check.find_duplicates([*data.splits.values()], between=True)
+    [group] = check.group_members(found.groups, data)
+    assert check.kind_of_group(group) == "between splits"
+    [warning] = check.leak_warnings(data, seconds=1e9)
+    assert warning.startswith(
+        "1 images to evaluate on are exact duplicates of images to train on, "
+    )
+    for text in (
+        "such as ",
+        "e.png (train, dog) = ",
+        "g.png (eval, cat). Results look",
+    ):
+        assert text in warning
+
+
+def test_what_there_is_no_time_for_is_reported(data):
+    ticks = itertools.count()
+    lines = check.leak_warnings(data, 4, clock=lambda: next(ticks))
+    assert lines[-1] == (
+        "5 of 8 images that have the size of one in the other split were not "
+        "compared within 4 s; --mode=data compares all"
+    )
+
+
+def test_image_that_cannot_be_read_is_no_duplicate(data):
+    for number in range(data.train.store.num_examples):
+        path = data.train.store.name(number)
+        if short(path) == "a.png":
+            tf.io.gfile.remove(path)
+    found = check.find_duplicates([*data.splits.values()])
+    assert len(found.groups) == 2
+    assert found.unchecked == 0
+
+
+def test_duplicates_in_other_stores_are_found_by_reading_all(tmp_path):
+    store = MemoryStore(tf.constant(list("abcab")), np.array([0, 1, 0, 0, 2]))
+    split = Split.of_all(store)
+    data = Data(("x", "y", "z"), split.slice(0, 3), split.slice(3, 5), {})
+    found = check.find_duplicates([data.train, data.evaluation])
+    assert [group.tolist() for group in found.groups] == [[0, 3], [1, 4]]
+    assert [
+        *map(check.kind_of_group, check.group_members(found.groups, data))
+    ] == [
+        "between splits",
+        "between splits",
+    ]
+    # A run does not wait for that.
+    assert check.leak_warnings(data, 1e9) == []
+    # Nor does it know the classes of records.
+    assert check.find_duplicates([records(12, tmp_path)]).groups == []
+    one = records(1, tmp_path)
+    assert check.find_duplicates([one]).groups == []
+
+
+def test_of_many_duplicates_one_of_each_kind_is_named():
+    group = [check.DuplicateImage(f"{n}.png", "train", "cat") for n in range(5)]
+    group.append(check.DuplicateImage("6.png", "eval", "cat"))
+    assert check.describe_group(group) == (
+        "0.png (train, cat) = 6.png (eval, cat) = 1.png (train, cat) and 3 more"
+    )

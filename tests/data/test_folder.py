@@ -10,15 +10,15 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from samples import encoded, read_all, write_folder
 
-from train_loop.data.decode import READS_HEIF
-from train_loop.data.folder import OF_SYSTEMS
-from train_loop.data.image_files import IMAGE_SUFFIXES, Paths
-from train_loop.data.sources import open_stored
-from train_loop.data.stored import (
+from train_loop.data.datasets import (
     check_new,
     choose_evaluation,
     choose_splits,
+    open_dataset,
 )
+from train_loop.data.decode import READS_HEIF
+from train_loop.data.folder import SYSTEM_FOLDERS
+from train_loop.data.image_files import IMAGE_SUFFIXES, Paths
 from train_loop.errors import UserError
 
 
@@ -38,7 +38,7 @@ def write_bytes(root, *places):
 def test_folders_are_read_as_tfds_reads_them(tmp_path):
     counts = {"train/cat": 4, "train/dog": 3, "test/cat": 2, "test/dog": 2}
     write_folder(tmp_path, counts)
-    stored = open_stored(str(tmp_path))
+    stored = open_dataset(str(tmp_path))
     builder = tfds.folder_dataset.ImageFolder(str(tmp_path))
     assert stored.class_names == tuple(builder.info.features["label"].names)
     for name, split in stored.splits.items():
@@ -72,7 +72,7 @@ def test_folders_of_splits_have_their_usual_names_in_any_capitals(
 ):
     counts = {f"{train}/Cat": 3, f"{train}/dog": 3, f"{evaluation}/dog": 2}
     write_folder(tmp_path, counts)
-    stored = open_stored(str(tmp_path))
+    stored = open_dataset(str(tmp_path))
     assert stored.class_names == ("Cat", "dog")
     assert list(stored.splits) == ["train", split]
     data = choose_splits(stored)
@@ -84,9 +84,9 @@ def test_what_is_evaluated_on_is_said_where_there_is_a_choice(tmp_path):
     write_folder(
         tmp_path, {f"{s}/{c}": 3 for s in ("train", "test") for c in "ab"}
     )
-    assert choose_splits(open_stored(str(tmp_path))).note == ""
+    assert choose_splits(open_dataset(str(tmp_path))).note == ""
     write_folder(tmp_path, {"valid/a": 2, "valid/b": 2})
-    stored = open_stored(str(tmp_path))
+    stored = open_dataset(str(tmp_path))
     data = choose_splits(stored)
     assert data.evaluation.num_examples == 4
     assert data.note == (
@@ -102,7 +102,7 @@ def test_folders_that_are_used_for_nothing_are_named(tmp_path):
     write_folder(tmp_path, counts)
     (tmp_path / "test").mkdir()
     (tmp_path / ".git").mkdir()
-    [warning] = open_stored(str(tmp_path)).warnings
+    [warning] = open_dataset(str(tmp_path)).warnings
     assert warning.startswith(f"Val 2, extra, test in {tmp_path} are used for")
 
 
@@ -111,7 +111,7 @@ def test_splits_without_one_to_train_on_can_be_evaluated_on(tmp_path):
     write_folder(
         tmp_path, {f"{s}/{c}": 3 for s in ("val", "test") for c in "ab"}
     )
-    stored = open_stored(str(tmp_path))
+    stored = open_dataset(str(tmp_path))
     assert stored.class_names == ("a", "b")
     assert choose_evaluation(stored).num_examples == 6
     with pytest.raises(UserError, match="there is val, test"):
@@ -125,7 +125,7 @@ def test_images_in_folders_below_a_class_are_read(tmp_path):
     make_run(tmp_path / "dog/run")
     (tmp_path / "dog/round").symlink_to(tmp_path / "dog")
     (tmp_path / "cat/2021/notes.txt").touch()
-    stored = open_stored(str(tmp_path))
+    stored = open_dataset(str(tmp_path))
     labels = [label for _, label in read_all(stored.splits["train"])]
     assert sorted(labels) == [0] * 5 + [1] * 4
     theirs = tf.keras.utils.image_dataset_from_directory(
@@ -142,13 +142,13 @@ def test_two_folders_for_one_split_are_one_clear_line(tmp_path):
     write_folder(tmp_path, {"train/cat": 3, "train/dog": 3})
     # The same folder under two names is one.
     (tmp_path / "Train").symlink_to("train")
-    stored = open_stored(str(tmp_path))
+    stored = open_dataset(str(tmp_path))
     assert (
         stored.splits["train"].store.name(0).startswith(str(tmp_path / "train"))
     )
     write_folder(tmp_path, {"TRAIN/cat": 3, "TRAIN/dog": 3})
     with pytest.raises(UserError, match="are both the split train") as error:
-        open_stored(str(tmp_path))
+        open_dataset(str(tmp_path))
     assert str(tmp_path / "TRAIN") in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -156,7 +156,7 @@ def test_two_folders_for_one_split_are_one_clear_line(tmp_path):
 def test_folder_of_classes_is_split_evenly_and_always_alike(tmp_path):
     write_folder(tmp_path, {"cat": 20, "dog": 10, "owl": 10}, "png")
     both = [
-        choose_splits(open_stored(str(tmp_path)), validation_fraction=0.2)
+        choose_splits(open_dataset(str(tmp_path)), validation_fraction=0.2)
         for _ in range(2)
     ]
     counts = [
@@ -169,7 +169,7 @@ def test_folder_of_classes_is_split_evenly_and_always_alike(tmp_path):
 
 def test_any_part_of_a_folder_holds_all_classes(tmp_path):
     write_folder(tmp_path, {"train/cat": 30, "train/dog": 30})
-    stored = open_stored(str(tmp_path))
+    stored = open_dataset(str(tmp_path))
     data = choose_splits(stored, "train[:20%]", "train[80%:]")
     for split in (data.train, data.evaluation):
         assert {label for _, label in read_all(split)} == {0, 1}
@@ -185,10 +185,10 @@ def test_what_is_of_no_use_in_a_folder_is_named(tmp_path):
     (tmp_path / "data/dog/circle.jpg").symlink_to("circle.jpg")
     (tmp_path / "data/dog/folder.jpg").mkdir()
     (tmp_path / "data/dog/._0.jpeg").write_text("of another system")
-    stored = open_stored(str(tmp_path / "data"))
+    stored = open_dataset(str(tmp_path / "data"))
     assert stored.splits["train"].num_examples == 7
     dog = tmp_path / "data/dog"
-    assert {path: reason[:10] for path, reason in stored.refused.items()} == {
+    assert {path: reason[:10] for path, reason in stored.rejected.items()} == {
         str(dog / "empty.jpg"): "is empty",
         str(dog / "gone.jpg"): "cannot be ",
         str(dog / "circle.jpg"): "cannot be ",
@@ -215,10 +215,10 @@ def test_links_out_of_the_folder_are_followed(tmp_path, linked):
     else:
         shutil.rmtree(here / place)
     (here / place).symlink_to(there / place)
-    stored = open_stored(str(here))
-    assert not stored.refused
+    stored = open_dataset(str(here))
+    assert not stored.rejected
     assert not stored.warnings
-    theirs = open_stored(str(there))
+    theirs = open_dataset(str(there))
     for mine, other in zip(
         stored.splits.values(), theirs.splits.values(), strict=True
     ):
@@ -241,7 +241,7 @@ def test_images_of_all_kinds_can_be_in_a_folder(tmp_path):
             (tmp_path / kind / f"x{suffix.upper()}").write_bytes(
                 encoded(pixels, file_format)
             )
-    stored = open_stored(str(tmp_path))
+    stored = open_dataset(str(tmp_path))
     assert stored.splits["train"].num_examples == 2 * len(IMAGE_SUFFIXES)
     assert not stored.warnings
 
@@ -249,7 +249,7 @@ def test_images_of_all_kinds_can_be_in_a_folder(tmp_path):
 @pytest.mark.skipif(READS_HEIF, reason="The extra is installed.")
 def test_photos_that_an_extra_reads_are_named_with_it(folder):
     (folder / "train/cat/IMG_1.HEIC").write_bytes(b"not read")
-    [warning] = open_stored(str(folder)).warnings
+    [warning] = open_dataset(str(folder)).warnings
     assert "1 files in" in warning
     assert warning.endswith(
         "; HEIC requires the extra heif: pip install pillow-heif"
@@ -262,7 +262,7 @@ def test_folder_of_photos_that_an_extra_reads_is_told_with_it(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "IMG_1.HEIC").write_bytes(b"not read")
     with pytest.raises(UserError, match="the extra heif: pip install"):
-        open_stored(str(tmp_path))
+        open_dataset(str(tmp_path))
 
 
 def test_folder_without_any_image_of_use_is_one_clear_line(tmp_path):
@@ -273,7 +273,7 @@ def test_folder_without_any_image_of_use_is_one_clear_line(tmp_path):
             f"{tmp_path} holds no image to train on that can be read{reason}"
         )
         with pytest.raises(UserError) as error:
-            open_stored(str(tmp_path))
+            open_dataset(str(tmp_path))
         assert str(error.value) == expected
         (tmp_path / "cat/a.jpg").touch()
 
@@ -283,12 +283,12 @@ def test_folders_of_other_things_are_not_classes(tmp_path):
     write_folder(tmp_path, {"cat": 3, "train": 3})
     make_run(tmp_path / "run")
     (tmp_path / "model.weights.h5").touch()
-    stored = open_stored(str(tmp_path))
+    stored = open_dataset(str(tmp_path))
     assert stored.class_names == ("cat", "train")
     write_folder(tmp_path / "other", {"train/cat": 3, "train/dog": 3})
     (tmp_path / "other/val").mkdir()
     (tmp_path / "other/test/cat").mkdir(parents=True)
-    stored = open_stored(str(tmp_path / "other"))
+    stored = open_dataset(str(tmp_path / "other"))
     assert list(stored.splits) == ["train"]
     assert choose_splits(stored).evaluation.num_examples >= 2
 
@@ -299,7 +299,7 @@ def test_one_class_is_enough_to_measure_on(tmp_path):
         "image,label\ncat/0.jpeg,cat\ncat/1.jpeg,cat\ncat/2.jpeg,cat\n"
     )
     for name in (tmp_path, tmp_path / "labels.csv"):
-        stored = open_stored(str(name))
+        stored = open_dataset(str(name))
         assert choose_evaluation(stored).num_examples == 3
         with pytest.raises(UserError, match="only one class, cat; training"):
             choose_splits(stored)
@@ -313,7 +313,7 @@ def test_folder_without_permission_is_one_clear_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.iterdir", iterdir)
     with pytest.raises(UserError, match="cannot be read .Permission denied"):
-        open_stored(str(tmp_path))
+        open_dataset(str(tmp_path))
 
 
 def test_order_of_a_folder_stays_what_it_was(tmp_path):
@@ -324,7 +324,7 @@ def test_order_of_a_folder_stays_what_it_was(tmp_path):
     places += ["train/dog/x y.png", "train/dog/0.png", "train/Zebra/0.png"]
     places += ["train/Zebra/1.png", "test/dog/1.png", "test/new/1.png"]
     write_bytes(tmp_path, *places)
-    splits = open_stored(str(tmp_path)).splits
+    splits = open_dataset(str(tmp_path)).splits
     assert {name: split.identity for name, split in splits.items()} == {
         "train": "2d572c1be3718c5f",
         "test": "803a7e94d8917d93",
@@ -341,7 +341,7 @@ def test_files_are_looked_at_once(tmp_path, monkeypatch):
         return stat(path, *arguments, **options)
 
     monkeypatch.setattr("os.stat", spy)
-    assert open_stored(str(tmp_path)).splits["train"].num_examples == 100
+    assert open_dataset(str(tmp_path)).splits["train"].num_examples == 100
     images = [path for path in looked_at if path.endswith(".png")]
     assert sorted(images) == sorted(str(tmp_path / name) for name in names)
 
@@ -375,17 +375,17 @@ def test_class_that_holds_flags_is_a_class_and_a_run_is_none(tmp_path):
     (tmp_path / "train/dog/flags.txt").write_text("of 17 countries")
     make_run(tmp_path / "train/run")
     make_run(tmp_path / "run")
-    stored = open_stored(str(tmp_path))
+    stored = open_dataset(str(tmp_path))
     assert stored.class_names == ("cat", "dog")
     assert stored.splits["train"].num_examples == 6
     run = f"{tmp_path}/run, {tmp_path}/train/run are those of runs: skipped"
     assert run in stored.warnings
 
 
-@pytest.mark.parametrize("name", OF_SYSTEMS)
+@pytest.mark.parametrize("name", SYSTEM_FOLDERS)
 def test_folders_of_systems_are_neither_classes_nor_in_one(tmp_path, name):
     write_folder(tmp_path, {"cat": 3, "dog": 3, name: 2, f"dog/{name}": 2})
-    stored = open_stored(str(tmp_path))
+    stored = open_dataset(str(tmp_path))
     assert stored.class_names == ("cat", "dog")
     assert stored.splits["train"].num_examples == 6
     assert not stored.warnings
@@ -399,15 +399,15 @@ def test_folder_above_a_data_set_is_told_from_it(tmp_path, place):
     folder = tmp_path / place.removesuffix("/train")
     hint = f"{folder} looks like the data set: pass --dataset={folder}"
     with pytest.raises(UserError) as error:
-        choose_splits(open_stored(str(tmp_path)))
+        choose_splits(open_dataset(str(tmp_path)))
     assert str(error.value).endswith(hint)
-    choose_splits(open_stored(str(folder)))
+    choose_splits(open_dataset(str(folder)))
 
 
 def test_data_set_among_classes_is_reported(tmp_path):
     write_folder(tmp_path, {"photos/train/cat": 3, "photos/train/dog": 3})
     write_folder(tmp_path, {"more": 3})
-    [warning] = open_stored(str(tmp_path)).warnings
+    [warning] = open_dataset(str(tmp_path)).warnings
     assert warning.startswith(f"{tmp_path / 'photos'} looks like a data set")
     assert warning.endswith(f"pass --dataset={tmp_path / 'photos'}")
 
@@ -416,7 +416,7 @@ def test_data_set_among_classes_is_reported(tmp_path):
 def test_folder_of_one_class_is_told_from_a_data_set(tmp_path, place):
     write_folder(tmp_path, {place: 3})
     with pytest.raises(UserError) as error:
-        open_stored(str(tmp_path / place))
+        open_dataset(str(tmp_path / place))
     assert str(error.value).endswith(
         "found no folder, but images. If these are one class, pass "
         f"--dataset={tmp_path}"
@@ -427,7 +427,7 @@ def test_images_outside_of_classes_and_splits_inside_are_reported(tmp_path):
     counts = {f"{c}/{s}": 2 for c in ("cat", "dog") for s in ("Train", "test")}
     write_folder(tmp_path, counts)
     write_bytes(tmp_path, "1.jpg", "2.JPG", "readme.txt")
-    stored = open_stored(str(tmp_path))
+    stored = open_dataset(str(tmp_path))
     assert stored.splits["train"].num_examples == 8
     loose, inside = stored.warnings
     assert loose == (
@@ -439,7 +439,7 @@ def test_images_outside_of_classes_and_splits_inside_are_reported(tmp_path):
     # A split's own folder as well.
     write_folder(tmp_path / "more", {"train/cat": 2, "train/dog": 2})
     write_bytes(tmp_path / "more", "train/1.jpg")
-    [loose] = open_stored(str(tmp_path / "more")).warnings
+    [loose] = open_dataset(str(tmp_path / "more")).warnings
     assert loose.startswith(f"1 images in {tmp_path / 'more/train'} are in no")
 
 
@@ -462,7 +462,7 @@ def test_splits_of_the_same_files_are_rejected_for_new_runs(tmp_path, linked):
         (tmp_path / place).hardlink_to(there)
     else:
         (tmp_path / place).symlink_to(there)
-    data = choose_splits(open_stored(str(tmp_path)))
+    data = choose_splits(open_dataset(str(tmp_path)))
     with pytest.raises(UserError) as error:
         check_new(data, "photos")
     [line] = str(error.value).splitlines()
@@ -471,7 +471,7 @@ def test_splits_of_the_same_files_are_rejected_for_new_runs(tmp_path, linked):
     )
     assert f"{tmp_path}/val/cat/" in line
     # Parts of a split that share no file are not.
-    data = choose_splits(open_stored(str(tmp_path)), "train[:2]", "train[2:]")
+    data = choose_splits(open_dataset(str(tmp_path)), "train[:2]", "train[2:]")
     check_new(data, "photos")
 
 
@@ -483,7 +483,7 @@ def test_files_in_any_two_of_several_splits_are_found(tmp_path):
     for one, other in (("test/a/0", "val/b/1"), ("test/b/2", "train/a/0")):
         (tmp_path / f"{one}.jpeg").unlink()
         (tmp_path / f"{one}.jpeg").hardlink_to(tmp_path / f"{other}.jpeg")
-    splits = open_stored(str(tmp_path)).splits
+    splits = open_dataset(str(tmp_path)).splits
 
     def linked(*names):
         here, there = (splits[name] for name in names)

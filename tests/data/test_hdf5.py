@@ -6,15 +6,14 @@ import pytest
 import tensorflow as tf
 from samples import read_all, write_hand_signs
 
-from train_loop.data.sources import open_stored
-from train_loop.data.stored import choose_splits
+from train_loop.data.datasets import choose_splits, open_dataset
 from train_loop.errors import UserError
 
 
 def test_hand_signs_come_from_a_pair_of_hdf5_files(tmp_path):
     write_hand_signs(tmp_path)
     for name in (tmp_path / "train_signs.h5", tmp_path):
-        stored = open_stored(str(name))
+        stored = open_dataset(str(name))
         assert stored.class_names == tuple("012345")
         for split, count in (("train", 12), ("test", 6)):
             with h5py.File(tmp_path / f"{split}_signs.h5") as file:
@@ -68,17 +67,19 @@ def test_hdf5_files_of_another_layout_are_one_clear_line(
     path = tmp_path / "train_signs.h5"
     break_hdf5(path, name, value)
     with pytest.raises(UserError, match=expected) as error:
-        open_stored(str(path))
+        open_dataset(str(path))
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
 
 
 def test_hdf5_files_are_known_by_their_contents_whatever_their_names(tmp_path):
     write_hand_signs(tmp_path)
-    expected = choose_splits(open_stored(f"{tmp_path}/train_signs.h5")).contents
-    assert choose_splits(open_stored(str(tmp_path))).contents == expected
+    expected = choose_splits(
+        open_dataset(f"{tmp_path}/train_signs.h5")
+    ).contents
+    assert choose_splits(open_dataset(str(tmp_path))).contents == expected
     (tmp_path / "train_signs.h5").rename(tmp_path / "a.H5")
-    assert choose_splits(open_stored(str(tmp_path))).contents == expected
+    assert choose_splits(open_dataset(str(tmp_path))).contents == expected
 
 
 def test_identity_of_hdf5_files_tells_their_labels(tmp_path):
@@ -86,10 +87,10 @@ def test_identity_of_hdf5_files_tells_their_labels(tmp_path):
     for folder in (tmp_path / "here", tmp_path / "there"):
         folder.mkdir()
         write_hand_signs(folder)
-        stored = open_stored(str(folder))
+        stored = open_dataset(str(folder))
         identities.add(stored.splits["train"].identity)
     assert len(identities) == 1
     break_hdf5(folder / "train_signs.h5", "train_set_y", np.arange(12) % 5)
-    stored = open_stored(str(folder))
+    stored = open_dataset(str(folder))
     identities.add(stored.splits["train"].identity)
     assert len(identities) == 2

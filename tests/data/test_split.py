@@ -8,8 +8,7 @@ import tensorflow as tf
 from samples import ALONE, SPLITS, indexed, records, write_folder
 
 from train_loop.data.folder import open_folder
-from train_loop.data.split import Split, content_hash, shuffled
-from train_loop.data.stores import MemoryStore
+from train_loop.data.split import MemoryStore, Split, content_hash, shuffled
 
 
 @pytest.fixture(params=SPLITS)

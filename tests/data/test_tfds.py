@@ -11,8 +11,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from samples import read_all
 
-from train_loop.data.sources import DATASETS, open_stored
-from train_loop.data.stored import choose_splits
+from train_loop.data.datasets import DATASETS, choose_splits, open_dataset
+from train_loop.data.tfds import imagenet_class_names, with_imagenet_words
 from train_loop.errors import UserError
 
 
@@ -25,7 +25,7 @@ def test_hub_that_is_not_reached_is_not_asked_again_and_again(monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     monkeypatch.setattr("tensorflow_datasets.builder", pytest.fail)
     with pytest.raises(UserError, match="https://mirror, which .* no network"):
-        open_stored("huggingface:some/thing")
+        open_dataset("huggingface:some/thing")
 
 
 def test_folder_that_tfds_takes_for_a_pattern_is_refused(tmp_path, monkeypatch):
@@ -33,7 +33,7 @@ def test_folder_that_tfds_takes_for_a_pattern_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("tensorflow_datasets.builder", pytest.fail)
     for name in ("a[1]", "a*", "a?"):
         with pytest.raises(UserError, match=r"--data_dir=.*: must not contain"):
-            open_stored("oxford_iiit_pet", data_dir=tmp_path / name)
+            open_dataset("oxford_iiit_pet", data_dir=tmp_path / name)
 
 
 def test_unreachable_pets_are_one_clear_line(tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def read_by_tfds(data_dir, spec):
 
 
 def test_any_set_of_tfds_with_images_and_labels_is_read(prepared):
-    stored = open_stored("tiny_images", data_dir=prepared)
+    stored = open_dataset("tiny_images", data_dir=prepared)
     assert stored.class_names == ("even", "odd")
     assert {*stored.splits} == {"train", "more"}
     for name, expected in (("train", range(10)), ("more", range(10, 14))):
@@ -159,7 +159,7 @@ def test_any_set_of_tfds_with_images_and_labels_is_read(prepared):
 )
 @pytest.mark.parametrize("flag", ["train_split", "eval_split"])
 def test_splits_are_those_of_tfds(prepared, flag, spec):
-    stored = open_stored("tiny_images", data_dir=prepared)
+    stored = open_dataset("tiny_images", data_dir=prepared)
     specs = {"train_split": "more", "eval_split": "more", flag: spec}
     data = choose_splits(stored, **specs)
     split = data.train if flag == "train_split" else data.evaluation
@@ -180,7 +180,7 @@ def test_splits_are_those_of_tfds(prepared, flag, spec):
 def test_images_that_are_named_twice_are_refused(
     prepared, flag, spec, repeated
 ):
-    stored = open_stored("tiny_images", data_dir=prepared)
+    stored = open_dataset("tiny_images", data_dir=prepared)
     specs = {"train_split": "more", "eval_split": "more", flag: spec}
     with pytest.raises(UserError) as error:
         choose_splits(stored, **specs)
@@ -197,7 +197,7 @@ def test_images_that_are_named_twice_are_refused(
     ],
 )
 def test_images_in_both_splits_are_refused(prepared, train, evaluation, shared):
-    stored = open_stored("tiny_images", data_dir=prepared)
+    stored = open_dataset("tiny_images", data_dir=prepared)
     with pytest.raises(UserError) as error:
         choose_splits(stored, train, evaluation)
     [line] = str(error.value).splitlines()
@@ -208,7 +208,7 @@ def test_images_in_both_splits_are_refused(prepared, train, evaluation, shared):
 
 
 def test_a_part_of_train_is_held_out_where_nothing_else_is(prepared):
-    stored = open_stored("tiny_images", data_dir=prepared)
+    stored = open_dataset("tiny_images", data_dir=prepared)
     data = choose_splits(stored, validation_fraction=0.3)
     train, held_out = read_all(data.train), read_all(data.evaluation)
     assert (len(train), len(held_out)) == (7, 3)
@@ -222,4 +222,25 @@ def test_full_disk_is_said_before_preparing(tmp_path, monkeypatch):
         "urllib.request.urlopen", lambda request, timeout: io.BytesIO()
     )
     with pytest.raises(UserError, match=r"takes 1\.\d GB .* 1\.0 GB are free"):
-        open_stored("oxford_iiit_pet", data_dir=tmp_path)
+        open_dataset("oxford_iiit_pet", data_dir=tmp_path)
+
+
+def test_classes_are_called_by_words_with_the_id_behind():
+    names = imagenet_class_names()
+    assert len(set(names)) == len(names) == 1000
+    # As in keras.applications' imagenet_class_index.json.
+    assert names[0] == "tench (n01440764)"
+    assert names[1] == "goldfish (n01443537)"
+    assert names[134] == "crane (bird) (n02012849)"
+    assert names[281] == "tabby (n02123045)"
+    assert names[638:640] == ["maillot (n03710637)", "maillot (n03710721)"]
+    assert names[999] == "toilet tissue (n15075141)"
+
+
+def test_other_names_stay_as_they_are():
+    names = ["n01443537", "goldfish", "n99999999"]
+    assert with_imagenet_words(names) == [
+        "goldfish (n01443537)",
+        *names[1:],
+    ]
+    assert with_imagenet_words([]) == []

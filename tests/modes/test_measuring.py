@@ -15,7 +15,7 @@ from resnet_layers import VARIANTS, Preprocessing
 from train_loop import Run, Settings, compare, evaluate, load_classifier
 from train_loop.builders import evaluation, tensorboard
 from train_loop.builders.evaluation import Measurement
-from train_loop.data.stored import Stored
+from train_loop.data.split import Dataset
 from train_loop.errors import UserError
 from train_loop.evaluation.measures import MEASURES
 from train_loop.modes.evaluate import report_folder
@@ -530,12 +530,12 @@ def test_views_are_averaged_by_probability():
 
 def test_classes_of_one_name_are_measured_by_number_or_not_at_all():
     """As a run of before may have them."""
-    stored = Stored(("a", "b", "a"), {})
+    stored = Dataset(("a", "b", "a"), {})
     labels, note = evaluation.match_classes(stored, ("a", "b", "a"))
     assert (labels.tolist(), note) == ([0, 1, 2], "")
     for theirs, ours in (("ab", "aba"), ("aba", "ab"), ("aba", "aab")):
         with pytest.raises(UserError, match="several classes are called 'a'"):
-            evaluation.match_classes(Stored(tuple(theirs), {}), tuple(ours))
+            evaluation.match_classes(Dataset(tuple(theirs), {}), tuple(ours))
     # Names that are not matched may repeat.
-    labels, _ = evaluation.match_classes(Stored(("b",), {}), ("a", "b", "a"))
+    labels, _ = evaluation.match_classes(Dataset(("b",), {}), ("a", "b", "a"))
     assert labels.tolist() == [1]

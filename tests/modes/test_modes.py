@@ -15,8 +15,7 @@ from samples import (
 )
 
 from train_loop import Run, Settings, UserError
-from train_loop.data.sources import open_stored
-from train_loop.data.stored import choose_splits
+from train_loop.data.datasets import choose_splits, open_dataset
 from train_loop.evaluation import figures
 from train_loop.modes import data as data_mode
 from train_loop.modes.train import final_table
@@ -366,7 +365,7 @@ def test_data_reports_duplicates(tmp_path, capsys, monkeypatch):
         path = tmp_path / f"{place}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" if place[-1] in "14" else b"y")
-    data = choose_splits(open_stored(str(tmp_path)))
+    data = choose_splits(open_dataset(str(tmp_path)))
     path = tmp_path / "duplicates.csv"
     data_mode.print_duplicates(data, path)
     between_splits, between_classes = capsys.readouterr().out.splitlines()

@@ -391,7 +391,7 @@ def roll_back(clock, tmp_path):
         trainer = FakeTrainer([], clock, step)
         checkpoints = types.SimpleNamespace(resume=trainer.log.append)
         error = loop.DivergedError(step, 10, saved, "the loss is not finite")
-        batch_of = batching._replace(left_out=skipped.numbers).batch_of
+        batch_of = batching._replace(skipped=skipped.numbers).batch_of
         loop.roll_back(error, skipped, batch_of, checkpoints, trainer)
         assert trainer.log == [trainer]
         return skipped.records()

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from train_loop import Settings
 from train_loop.builders.training import training_loss
-from train_loop.data.stored import Data
+from train_loop.data.split import Data
 from train_loop.errors import UserError
 from train_loop.resolve import DEFAULTS
 from train_loop.training.losses import (

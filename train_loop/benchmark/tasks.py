@@ -24,9 +24,7 @@ from train_loop.builders.model import (
 )
 from train_loop.builders.training import build_strategy, check_memory
 from train_loop.data import batches
-from train_loop.data.split import Split
-from train_loop.data.stored import Data
-from train_loop.data.stores import MemoryStore
+from train_loop.data.split import Data, MemoryStore, Split
 from train_loop.errors import UserError
 from train_loop.prediction.classifier import Classifier
 from train_loop.resolve import settle

@@ -6,10 +6,10 @@ import socket
 import urllib.parse
 
 from train_loop.console import print_warnings, printable
-from train_loop.data import batches, cache, check, duplicates, sources
-from train_loop.data.hdf5 import SUFFIXES as HDF5_SUFFIXES
+from train_loop.data import batches, cache, check, datasets
+from train_loop.data.datasets import check_new, choose_splits, spelling_warnings
+from train_loop.data.hdf5 import HDF5_SUFFIXES
 from train_loop.data.split import content_hash
-from train_loop.data.stored import check_new, choose_splits, spelling_warnings
 from train_loop.data.transforms import Transforms, preprocessing_of
 from train_loop.errors import UserError
 
@@ -50,13 +50,13 @@ def open_data(settings, workdir, workers):
             data, refused, workdir.bad_images, workers
         )
         data = check.without_broken(data, records)
-        left_out = check.describe_left_out(data, records)
+        left_out = check.describe_skipped(data, records)
         print(printable(f"{left_out}, named in {workdir.bad_images}."))
         check.check_not_empty(data)
     else:
         check_usable(refused)
     if is_new and workers.is_chief:
-        print_warnings(duplicates.leak_warnings(data, SECONDS_FOR_DUPLICATES))
+        print_warnings(check.leak_warnings(data, SECONDS_FOR_DUPLICATES))
     for name, split in data.splits.items():
         if split.labels is not None:
             counts = check.count_labels(split, name)
@@ -75,7 +75,7 @@ def check_apart(workdir, dataset):
       dataset: the name of a data set, of a folder perhaps; None for the run's
         own, or the default one.
     """
-    if dataset in (None, *sources.DATASETS) or workdir.is_run:
+    if dataset in (None, *datasets.DATASETS) or workdir.is_run:
         return
     images = pathlib.Path(dataset).expanduser()
     if not images.is_dir():
@@ -107,7 +107,7 @@ def check_usable(refused):
 
 def open_whole_data(settings):
     """Returns all `Data`, and {path: reason} of files that are of no use."""
-    stored = sources.open_stored(
+    stored = datasets.open_dataset(
         settings.dataset, settings.data_dir, settings.manual_dir
     )
     print_warnings([*stored.warnings, *spelling_warnings(stored.class_names)])
@@ -119,7 +119,7 @@ def open_whole_data(settings):
     )
     if data.note:
         print(printable(f"{data.note}."))
-    return data, stored.refused
+    return data, stored.rejected
 
 
 def check_evaluated(settings, data):
@@ -206,7 +206,7 @@ def _cached(settings, workdir, data, workers):
     """Returns the data with their files where --cache wants them."""
     choice = settings.cache
     if choice == "auto":
-        choice = cache.choose(data.splits.values())
+        choice = cache.choose_cache(data.splits.values())
         if settings.data_service:
             # Its workers read files, but not through functions of Python.
             is_hdf5 = settings.dataset.lower().endswith(HDF5_SUFFIXES)

@@ -17,13 +17,14 @@ from train_loop.builders.model import (
 )
 from train_loop.builders.training import build_strategy, check_memory
 from train_loop.console import passing_bar
-from train_loop.data import batches, check, imagenet, sources
-from train_loop.data.split import Split
-from train_loop.data.stored import (
+from train_loop.data import batches, check, datasets
+from train_loop.data.datasets import (
     check_unique,
     choose_evaluation,
     choose_splits,
 )
+from train_loop.data.split import Split
+from train_loop.data.tfds import with_imagenet_words
 from train_loop.data.transforms import Transforms, preprocessing_of
 from train_loop.errors import UserError
 from train_loop.evaluation.predictions import Predictions
@@ -136,14 +137,14 @@ class Measurement:
             broken = [n for n, why in check.broken_images(split) if why]
             split = split.without(broken)
         else:
-            check_usable(stored.refused)
+            check_usable(stored.rejected)
         return Examples(split, *match_classes(stored, class_names))
 
     @functools.cached_property
     def _stored(self):
         """The data set that models are measured on."""
         settings = self.settings
-        stored = sources.open_stored(
+        stored = datasets.open_dataset(
             settings.dataset, settings.data_dir, settings.manual_dir
         )
         if stored.fault and self.given.dataset is not None:
@@ -193,13 +194,13 @@ def match_classes(stored, ours):
     """Returns the numbers of a data set's classes among ours, and a note.
 
     Args:
-      stored: a `Stored`.
+      stored: a `Dataset`.
       ours: names of the classes of a model.
 
     Raises:
       UserError: one of them is unknown, or several have its name.
     """
-    theirs, ours = imagenet.in_words(stored.class_names), list(ours)
+    theirs, ours = with_imagenet_words(stored.class_names), list(ours)
     if theirs == ours:
         return np.arange(len(ours)), ""
     number_of = {name: number for number, name in enumerate(ours)}

@@ -18,7 +18,7 @@ from resnet_layers import (
     read_num_classes,
 )
 from train_loop.console import print_warnings
-from train_loop.data import imagenet
+from train_loop.data.tfds import imagenet_class_names, with_imagenet_words
 from train_loop.errors import UserError, check_choice, first_few
 from train_loop.prediction.classifier import Classifier
 from train_loop.recipes import OTHERS
@@ -68,7 +68,7 @@ def load_classifier(
     workdir = existing_run(source)
     settings = Settings.read(workdir.flags)
     names = workdir.read_data()["class_names"]
-    classifier = build_classifier(settings, imagenet.in_words(names))
+    classifier = build_classifier(settings, with_imagenet_words(names))
     path = workdir.path
     if step is not None:
         step = find_checkpoint(workdir, step, averaged)
@@ -268,7 +268,7 @@ def start_from(path, settings, classifier, class_names):
         )
     elif loaded.head_used:
         theirs, ours = map(
-            imagenet.in_words, (class_names, classifier.class_names)
+            with_imagenet_words, (class_names, classifier.class_names)
         )
         head = "with its classifier, of the same classes"
         if [*theirs] != [*ours]:
@@ -364,7 +364,7 @@ def pretrained_classifier(
         class_names or beside.get("class_names"),
         data_names,
     )
-    classifier = build_classifier(settings, imagenet.in_words(names))
+    classifier = build_classifier(settings, with_imagenet_words(names))
     try:
         loaded = load_weights(classifier.model, found.path)
     except WeightsError as error:
@@ -422,7 +422,7 @@ def _names_for(weights, count, names, data_names):
     Raises:
       UserError: they are not known, or not as many.
     """
-    thousand = imagenet.class_names()
+    thousand = imagenet_class_names()
     if names is None and count in (None, len(thousand)):
         names = thousand
     if names is None and count == len(data_names or ()):
@@ -452,7 +452,7 @@ def class_names_of(weights, path):
       path: where they were found.
     """
     if weights == "imagenet":
-        return imagenet.class_names()
+        return imagenet_class_names()
     for folder in (path, *path.parents[:2]):
         workdir = Workdir(folder)
         if workdir.is_run and workdir.data.is_file():

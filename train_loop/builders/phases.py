@@ -6,7 +6,7 @@ from typing import NamedTuple
 from train_loop.console import passing_bar
 from train_loop.data import batches, cache, check
 from train_loop.data.batches import Batching
-from train_loop.data.stored import Data
+from train_loop.data.split import Data
 from train_loop.data.transforms import Transforms, Untransformed
 from train_loop.training import loop
 from train_loop.training.embeddings import backbone_hash, write_embeddings

@@ -8,7 +8,7 @@ import tqdm
 
 from train_loop.builders.data import make_batching
 from train_loop.builders.evaluation import predict_split
-from train_loop.data import samples
+from train_loop.data import batches
 from train_loop.errors import is_full_disk
 from train_loop.evaluation import charts
 from train_loop.evaluation.findings import Findings
@@ -105,7 +105,7 @@ def show_beginning(tensorboard, run):
       run: a `Run`.
     """
     tensorboard.write_settings(run.settings.texts())
-    images, _ = samples.training_sample(
+    images, _ = batches.training_sample(
         run.data, run.transforms, make_batching(run.settings)
     )
     tensorboard.write_images("training_images", images)

@@ -1,12 +1,20 @@
-"""Augmentations: how a training image is varied after it was decoded.
+"""Augmentations of a training image after it was decoded.
 
 An augmentation takes a float32 [height, width, 3] image, RGB from 0 to 255, and
 an int [2] seed, and returns an image of the same shape; the same seed gives the
 same image.
+
+The policies among them choose from operations that take (image, magnitude).
+These compute what Pillow does to uint8 images, so the image is float32 with
+whole numbers, and mean by a magnitude what torchvision means.
 """
 
 # Not Keras's layers of these names: they draw from a generator that every call
 # moves on, even where a seed is handed in, and choose once for a whole batch.
+#
+# The operations run on every image, so they avoid what TensorFlow is slow at:
+# `where` and broadcasting over the channels take over five times as long as
+# arithmetic.
 
 import functools
 from typing import Annotated
@@ -15,78 +23,10 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_layers import NORMALIZATIONS
-from train_loop.data.draws import box, draw
-from train_loop.data.operations import OPERATIONS
 from train_loop.values import Bounds
 
-# The usual normalisation maps it to zero.
+# The usual normalization maps it to zero.
 MEAN_COLOR = NORMALIZATIONS["imagenet"].mean
-
-
-def flip(image, seed):
-    """Mirrors left and right in half of the cases."""
-    return tf.image.stateless_random_flip_left_right(image, seed)
-
-
-def shift(image, seed):
-    """Moves the image by up to an eighth of its side, filling with zeros.
-
-    The pad-and-crop of He et al., 2015, who moved 32 x 32 images by 4.
-    """
-    margin = image.shape[0] // 8
-    padded = tf.pad(image, [[margin, margin], [margin, margin], [0, 0]])
-    return tf.image.stateless_random_crop(padded, image.shape, seed)
-
-
-def color_jitter(
-    image, seed, strength: Annotated[float, Bounds(0.0, 10.0)] = 0.4
-):
-    """Varies brightness, contrast and saturation, in random order.
-
-    Each by a factor that is uniform in [max(0, 1 - strength), 1 + strength].
-    """
-    names = ("brightness", "contrast", "color")
-    order, magnitudes = tf.unstack(tf.random.stateless_uniform([2, 3], seed))
-    weakest = max(-1.0, -strength)
-    magnitudes = weakest + (strength - weakest) * magnitudes
-    image = tf.round(image)
-    for choice in tf.unstack(tf.argsort(order)):
-        image = _apply(names, choice, image, magnitudes[choice])
-    return image
-
-
-def rand_augment(
-    image,
-    seed,
-    num_layers: Annotated[int, Bounds(1, 16)] = 2,
-    magnitude: Annotated[int, Bounds(0, 30)] = 9,
-):
-    """Applies `num_layers` random operations of level `magnitude`, 0 to 30.
-
-    Cubuk et al., 2019, https://arxiv.org/abs/1909.13719, with the operations
-    and levels of torchvision.
-    """
-    space = _standard_space(image, num_levels=31)
-    image = tf.round(image)
-    for layer in range(num_layers):
-        layer_seed = tf.random.fold_in(seed, layer)
-        choice, sign = draw(layer_seed, [len(space), 2])
-        image = _apply_level(space, choice, image, magnitude, sign)
-    return image
-
-
-def trivial_augment(image, seed):
-    """Applies one random operation of a random level.
-
-    Müller and Hutter, 2021, https://arxiv.org/abs/2103.10158: the wide space.
-    """
-    space = _space(
-        31, shear=0.99, translate=(32, 32), rotate=135, enhance=0.99, bits=2
-    )
-    choice, level, sign = draw(seed, [len(space), 31, 2])
-    return _apply_level(space, choice, tf.round(image), level, sign)
-
-
 # Pairs of (operation, its probability, its level from 0 to 9).
 IMAGENET_POLICY = (
     (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
@@ -117,6 +57,70 @@ IMAGENET_POLICY = (
 )
 
 
+def flip(image, seed):
+    """Mirrors left and right in half of the cases."""
+    return tf.image.stateless_random_flip_left_right(image, seed)
+
+
+def shift(image, seed):
+    """Moves the image by up to an eighth of its side, filling with zeros.
+
+    The pad-and-crop of He et al., 2015, who moved 32 x 32 images by 4.
+    """
+    margin = image.shape[0] // 8
+    padded = tf.pad(image, [[margin, margin], [margin, margin], [0, 0]])
+    return tf.image.stateless_random_crop(padded, image.shape, seed)
+
+
+def color_jitter(
+    image, seed, strength: Annotated[float, Bounds(0.0, 10.0)] = 0.4
+):
+    """Changes brightness, contrast and saturation, in random order.
+
+    Each by a factor that is uniform in [max(0, 1 - strength), 1 + strength].
+    """
+    names = ("brightness", "contrast", "color")
+    order, magnitudes = tf.unstack(tf.random.stateless_uniform([2, 3], seed))
+    weakest = max(-1.0, -strength)
+    magnitudes = weakest + (strength - weakest) * magnitudes
+    image = tf.round(image)
+    for choice in tf.unstack(tf.argsort(order)):
+        image = _apply(names, choice, image, magnitudes[choice])
+    return image
+
+
+def rand_augment(
+    image,
+    seed,
+    num_layers: Annotated[int, Bounds(1, 16)] = 2,
+    magnitude: Annotated[int, Bounds(0, 30)] = 9,
+):
+    """Applies `num_layers` random operations of level `magnitude`, 0 to 30.
+
+    Cubuk et al., 2019, https://arxiv.org/abs/1909.13719, with the operations
+    and levels of torchvision.
+    """
+    space = _standard_space(image, num_levels=31)
+    image = tf.round(image)
+    for layer in range(num_layers):
+        layer_seed = tf.random.fold_in(seed, layer)
+        choice, sign = random_integers(layer_seed, [len(space), 2])
+        image = _apply_level(space, choice, image, magnitude, sign)
+    return image
+
+
+def trivial_augment(image, seed):
+    """Applies one random operation of a random level.
+
+    Müller and Hutter, 2021, https://arxiv.org/abs/2103.10158: the wide space.
+    """
+    space = _space(
+        31, shear=0.99, translate=(32, 32), rotate=135, enhance=0.99, bits=2
+    )
+    choice, level, sign = random_integers(seed, [len(space), 31, 2])
+    return _apply_level(space, choice, tf.round(image), level, sign)
+
+
 def auto_augment(image, seed):
     """Applies one of the 25 pairs of operations that were learned on ImageNet.
 
@@ -128,12 +132,12 @@ def auto_augment(image, seed):
     names = list(space)
     policy = np.array(IMAGENET_POLICY, dtype=object)
     policy[..., 0] = np.vectorize(names.index)(policy[..., 0])
-    index, *signs = draw(seed, [len(policy), 2, 2])
+    index, *signs = random_integers(seed, [len(policy), 2, 2])
     pair = tf.gather(np.float32(policy), index)
     choices, probabilities, levels = tf.unstack(pair, axis=-1)
     chances = tf.random.stateless_uniform([2], tf.random.fold_in(seed, 1))
-    unchanged = float(names.index("identity"))
-    choices = tf.where(chances < probabilities, choices, unchanged)
+    identity_index = float(names.index("identity"))
+    choices = tf.where(chances < probabilities, choices, identity_index)
     choices, levels = tf.cast(choices, tf.int32), tf.cast(levels, tf.int32)
     image = tf.round(image)
     for turn, sign in enumerate(signs):
@@ -144,7 +148,7 @@ def auto_augment(image, seed):
 def random_erasing(
     image, seed, probability: Annotated[float, Bounds(0.0, 1.0)] = 0.25
 ):
-    """Covers a rectangle with the mean colour of ImageNet.
+    """Covers a rectangle with the mean color of ImageNet.
 
     Zhong et al., 2017, https://arxiv.org/abs/1708.04896: 2 to 33 % of the area,
     0.3 to 3.3 times as high as wide. Of ten rectangles the first that is lower
@@ -165,7 +169,7 @@ def random_erasing(
         size = tf.where(fits[first], sizes[first], 0)
         room = tf.cast(image_size - size + 1, tf.float32)
         low = tf.cast(tf.stack(place, axis=1)[first] * room, tf.int32)
-        covered = box(image.shape, low, low + size)
+        covered = rectangle_mask(image.shape, low, low + size)
         cover = np.broadcast_to(np.float32(MEAN_COLOR), image.shape)
         return (1.0 - covered) * image + covered * cover
 
@@ -182,6 +186,152 @@ AUGMENTATIONS = {
     "auto_augment": auto_augment,
     "random_erasing": random_erasing,
 }
+
+
+def identity(image, magnitude=None):
+    """Returns the image."""
+    return image
+
+
+def invert(image, magnitude=None):
+    """Returns the negative."""
+    return 255.0 - image
+
+
+def solarize(image, magnitude):
+    """Inverts what is at least as bright as `magnitude`."""
+    is_bright = tf.cast(image >= magnitude, tf.float32)
+    return tf.abs(255.0 * is_bright - image)
+
+
+def posterize(image, magnitude):
+    """Keeps the upper `magnitude` of eight bits."""
+    step = 2.0 ** (8.0 - tf.round(tf.cast(magnitude, tf.float32)))
+    return tf.floor(image / step) * step
+
+
+def brightness(image, magnitude):
+    """Blends with black: -1 is all black, 0 the image, 1 twice as bright."""
+    return _blend(0.0, image, magnitude)
+
+
+def contrast(image, magnitude):
+    """Blends with the mean of the gray image."""
+    mean = tf.floor(tf.reduce_mean(_gray(image)) + 0.5)
+    return _blend(mean, image, magnitude)
+
+
+def color(image, magnitude):
+    """Blends with the gray image: changes the saturation."""
+    return _blend(_gray(image), image, magnitude)
+
+
+def sharpness(image, magnitude):
+    """Blends with a smoothed image."""
+    rows = image[:-2] + image[1:-1] + image[2:]
+    box = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    inner = image[1:-1, 1:-1]
+    detail = inner - tf.round((box + 4.0 * inner) / 13.0)
+    # The outermost pixels lack neighbours; they stay as they are.
+    detail = tf.pad(detail, [[1, 1], [1, 1], [0, 0]])
+    return _blend(image - detail, image, magnitude)
+
+
+def autocontrast(image, magnitude=None):
+    """Stretches every channel to the range from 0 to 255."""
+    # One axis after the other: both at once take ten times as long.
+    low = tf.reduce_min(tf.reduce_min(image, axis=0), axis=0)
+    high = tf.reduce_max(tf.reduce_max(image, axis=0), axis=0)
+    is_flat, width = low == high, image.shape[1]
+    start = tf.tile(tf.where(is_flat, 0.0, low), [width])
+    span = tf.tile(tf.where(is_flat, 255.0, high - low), [width])
+    rows = tf.floor((_rows(image) - start) * 255.0 / span)
+    return tf.reshape(rows, image.shape)
+
+
+def equalize(image, magnitude=None):
+    """Spreads the pixels of every channel evenly over the range."""
+    offsets = np.tile(np.int32([0, 256, 512]), image.shape[1])
+    levels = tf.cast(_rows(image), tf.int32) + offsets
+    counts = tf.math.bincount(levels, minlength=768, maxlength=768)
+    counts = tf.reshape(counts, [3, 256])
+    darker = tf.cumsum(counts, axis=1, exclusive=True)
+    not_brightest = tf.where(counts > 0, darker, 0)
+    step = tf.reduce_max(not_brightest, axis=1, keepdims=True) // 255
+    table = tf.minimum((step // 2 + darker) // tf.maximum(step, 1), 255)
+    # Too few pixels, or a single level.
+    table = tf.where(step == 0, tf.range(256), table)
+    table = tf.reshape(tf.cast(table, tf.float32), [-1])
+    # `gather` takes half as long again.
+    rows = tf.gather_nd(table, levels[..., tf.newaxis])
+    return tf.reshape(rows, image.shape)
+
+
+def shear_x(image, magnitude):
+    """Moves every row left, by `magnitude` times its distance from y = 0."""
+    return _warp(image, [[1.0, magnitude, 0.0], [0.0, 1.0, 0.0]])
+
+
+def shear_y(image, magnitude):
+    """Moves every column up, by `magnitude` times its distance from x = 0."""
+    return _warp(image, [[1.0, 0.0, 0.0], [magnitude, 1.0, 0.0]])
+
+
+def translate_x(image, magnitude):
+    """Moves right by `magnitude` pixels, less their fraction."""
+    return _translate(image, [0.0, magnitude, 0.0])
+
+
+def translate_y(image, magnitude):
+    """Moves down by `magnitude` pixels, less their fraction."""
+    return _translate(image, [magnitude, 0.0, 0.0])
+
+
+def rotate(image, magnitude):
+    """Turns by `magnitude` degrees, counter-clockwise, around the center."""
+    angle = tf.cast(magnitude, tf.float64) * (np.pi / 180.0)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    y, x = image.shape[0] / 2.0, image.shape[1] / 2.0
+    to_x = [cos, -sin, x - cos * x + sin * y]
+    to_y = [sin, cos, y - sin * x - cos * y]
+    return _warp(image, [to_x, to_y])
+
+
+PILLOW_OPERATIONS = {
+    "identity": identity,
+    "shear_x": shear_x,
+    "shear_y": shear_y,
+    "translate_x": translate_x,
+    "translate_y": translate_y,
+    "rotate": rotate,
+    "brightness": brightness,
+    "color": color,
+    "contrast": contrast,
+    "sharpness": sharpness,
+    "posterize": posterize,
+    "solarize": solarize,
+    "autocontrast": autocontrast,
+    "equalize": equalize,
+    "invert": invert,
+}
+
+
+def random_integers(seed, counts):
+    """Draws a number from 0 to count - 1 for each of `counts`."""
+    uniform = tf.random.stateless_uniform([len(counts)], seed)
+    return tf.unstack(tf.cast(uniform * np.float32(counts), tf.int32))
+
+
+def rectangle_mask(shape, low, high):
+    """Returns float32 of `shape`: 1 from (y, x) `low` to before `high`."""
+
+    def within(axis):
+        places = tf.range(shape[axis])
+        inside = (low[axis] <= places) & (places < high[axis])
+        return tf.cast(inside, tf.float32)
+
+    rows = within(0)[:, tf.newaxis] * tf.repeat(within(1), shape[2])
+    return tf.reshape(rows, shape)
 
 
 def _standard_space(image, num_levels):
@@ -231,6 +381,61 @@ def _apply_level(space, choice, image, level, sign):
 def _apply(names, choice, image, magnitude):
     """Applies one of the named operations; the others do not run."""
     branches = [
-        functools.partial(OPERATIONS[name], image, magnitude) for name in names
+        functools.partial(PILLOW_OPERATIONS[name], image, magnitude)
+        for name in names
     ]
     return tf.switch_case(choice, branches)
+
+
+def _blend(degenerate, image, magnitude):
+    """Goes from `degenerate`, at -1, to the image, at 0, and beyond."""
+    blended = degenerate + (1.0 + magnitude) * (image - degenerate)
+    return tf.floor(tf.clip_by_value(blended, 0.0, 255.0))
+
+
+def _gray(image):
+    """Returns three equal channels: the luma of ITU-R 601, rounded."""
+    # Pillow's weights, in 1/65536. Float32 holds every sum of them exactly.
+    weights = np.float32([[19595] * 3, [38470] * 3, [7471] * 3])
+    return tf.floor((tf.tensordot(image, weights, 1) + 32768.0) / 65536.0)
+
+
+def _rows(image):
+    """Returns the image as [height, width * 3]."""
+    return tf.reshape(image, [image.shape[0], -1])
+
+
+def _translate(image, offset):
+    """Moves down, right and along the channels by `offset`, filling with 0."""
+    offset = tf.cast(offset, tf.int32)
+    before, after = tf.maximum(offset, 0), tf.maximum(-offset, 0)
+    padded = tf.pad(image, tf.stack([before, after], axis=1))
+    return tf.slice(padded, after, image.shape)
+
+
+def _warp(image, matrix):
+    """Takes every pixel from where `matrix` points to, or 0 from outside.
+
+    Args:
+      image: float32 [height, width, 3].
+      matrix: numbers [2, 3] that map (x, y, 1) in the result to (x, y) in the
+        image, where (0.5, 0.5) is the middle of the first pixel.
+    """
+    height, width, _ = image.shape
+
+    def source(row, size):
+        a, b, c = (tf.cast(number, tf.float64) for number in row)
+        # Pillow goes from one pixel's middle to the next in whole numbers of
+        # 1/65536. So do we, to fall on the same side of every border.
+        steps = tf.floor(65536.0 * tf.stack([a, b, c + (a + b) / 2.0]) + 0.5)
+        a, b, c = tf.unstack(tf.cast(steps, tf.int32))
+        place = a * tf.range(width) + c + b * tf.range(height)[:, tf.newaxis]
+        return tf.clip_by_value(tf.bitwise.right_shift(place, 16), -1, size)
+
+    x, y = source(matrix[0], width), source(matrix[1], height)
+    # What lies outside is found in a black border. TensorFlow's projective
+    # transform takes more than twice as long.
+    bordered = tf.pad(image, [[1, 1], [1, 1], [0, 0]])
+    places = (width + 2) * (y + 1) + x + 1
+    pixels = tf.reshape(bordered, [-1, 3])
+    return tf.gather_nd(pixels, places[..., tf.newaxis])

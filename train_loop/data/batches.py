@@ -2,7 +2,7 @@
 
 Training reads an endless stream of shuffled epochs. What stands at a position
 of that stream, and how it is augmented, depends on the seed and the position
-alone; a run that goes on at step s starts its stream at position
+alone; a run that resumes at step s starts its stream at position
 s * batch_size and needs no other memory of the past.
 
 Nothing of it is converted by AutoGraph, here and wherever `tf.data` calls
@@ -11,10 +11,16 @@ Python: see `Trainer`.
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
-from train_loop.data.mixing import find_partners
+from train_loop.data.check import explained
+from train_loop.data.decode import check_image
+from train_loop.data.transforms import find_partners
+from train_loop.errors import UserError
 
+# How many images a sample shows.
+SAMPLE_SIZE = 16
 # All examples, for one replica.
 WHOLE = tf.distribute.InputContext()
 
@@ -28,20 +34,20 @@ class Batching(NamedTuple):
     as it is (Hoffer et al., 2019, https://arxiv.org/abs/1901.09335).
     `data_service` is the address of a tf.data service whose workers prepare
     the batches: each example is still read once an epoch, but the order
-    depends on which worker is faster. `left_out` are the numbers, from 0, of
-    batches that nobody shall see again.
+    depends on which worker is faster. `skipped` are the numbers, from 0, of
+    batches that are not trained on again.
     """
 
     batch_size: int
     seed: int = 0
     repeats: int = 1
     data_service: str | None = None
-    left_out: tuple[int, ...] = ()
+    skipped: tuple[int, ...] = ()
 
     def batch_of(self, step):
         """Returns the number of the batch of a step, both from 0."""
         number = step
-        for other in sorted(self.left_out):
+        for other in sorted(self.skipped):
             number += other <= number
         return number
 
@@ -65,8 +71,15 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
     """
     if context.num_input_pipelines > 1:
         split = split.seekable()
-    part = Part(batching, context)
+    size = _per_pipeline(batching.batch_size, context)
     start = batching.batch_of(step) * batching.batch_size
+
+    def is_read(positions):
+        batches = positions // batching.batch_size
+        skipped = tf.constant(batching.skipped, tf.int64)
+        is_skipped = tf.reduce_any(batches[:, tf.newaxis] == skipped, axis=1)
+        pipelines = positions % batching.batch_size // size
+        return (pipelines == context.input_pipeline_id) & ~is_skipped
 
     def prepare(example):
         position = example["position"]
@@ -82,9 +95,10 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
             _fold([batching.seed, 2], positions[0]),
         )
 
-    size = part.size
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
-    examples = shuffled_examples(split, batching.seed, start, part)
+    examples = shuffled_examples(
+        split, batching.seed, start, batching.repeats, is_read
+    )
     batches = (
         _loaded(examples, split, transforms)
         .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
@@ -103,91 +117,6 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
             )
         )
     return batches.prefetch(tf.data.AUTOTUNE).with_options(_ordered())
-
-
-class Part:
-    """What an input pipeline reads of the stream of training examples.
-
-    Of every batch one piece, but for the batches that are left out.
-
-    Args:
-      batching: a `Batching`.
-      context: a `tf.distribute.InputContext`.
-    """
-
-    def __init__(self, batching, context=WHOLE):
-        self.batching = batching
-        self.context = context
-        self.size = _per_pipeline(batching.batch_size, context)
-        self.repeats = batching.repeats
-
-    def holds(self, positions):
-        """Tells which positions of the stream belong to it.
-
-        Args:
-          positions: int64, of any shape.
-        """
-        batch = positions // self.batching.batch_size
-        piece = positions % self.batching.batch_size // self.size
-        left_out = tf.constant(self.batching.left_out, tf.int64)
-        is_left_out = batch[..., tf.newaxis] == left_out
-        is_mine = piece == self.context.input_pipeline_id
-        return is_mine & ~tf.reduce_any(is_left_out, axis=-1)
-
-
-@tf.autograph.experimental.do_not_convert
-def shuffled_examples(split, seed, start, part=None):
-    """Returns the endless stream of shuffled epochs, from a position on.
-
-    An example that is repeated has several positions.
-
-    Args:
-      split: a `Split`.
-      seed: int that the order derives from.
-      start: position of the first example.
-      part: a `Part`: which positions, if not all.
-
-    Returns:
-      A dataset of what the split's `read` returns, one by one, each with its
-      "position".
-    """
-    part = part or Part(Batching(1))
-    count, repeats = split.num_examples, part.repeats
-    windows = -(-count // split.window)
-
-    def find(number):
-        """Returns a window, and the positions in it that are to be read."""
-        epoch, begin = number // windows, number % windows * split.window
-        size = tf.minimum(count - begin, split.window)
-        first = (epoch * count + begin) * repeats
-        positions = first + tf.range(size * repeats)
-        positions = tf.boolean_mask(
-            positions, (positions >= start) & part.holds(positions)
-        )
-        return epoch, begin, size, positions
-
-    def read(epoch, begin, size, positions):
-        places = positions // repeats - (epoch * count + begin)
-        # What is repeated is read once.
-        places, times = tf.unique(places, out_idx=tf.int64)
-        examples = split.read(_fold([seed, 0], epoch), begin, size, places)
-        return {
-            **{name: tf.gather(v, times) for name, v in examples.items()},
-            "position": positions,
-        }
-
-    epoch, inside = divmod(start // repeats, count)
-    first = epoch * windows + inside // split.window
-    return (
-        tf.data.Dataset.range(first, tf.int64.max)
-        .map(find)
-        # A window may be all of somebody else's.
-        .filter(lambda epoch, begin, size, positions: tf.size(positions) > 0)
-        .map(read)
-        # One window is read while another one is in use.
-        .prefetch(1)
-        .unbatch()
-    )
 
 
 @tf.autograph.experimental.do_not_convert
@@ -233,6 +162,123 @@ def evaluation_batches(split, transforms, batch_size, context=WHOLE):
     )
 
 
+def num_evaluation_steps(split, batch_size, context=WHOLE):
+    """Returns how many batches the pipeline with most examples needs."""
+    largest = -(-split.num_examples // context.num_input_pipelines)
+    return -(-largest // _per_pipeline(batch_size, context))
+
+
+@tf.autograph.experimental.do_not_convert
+def shuffled_examples(split, seed, start, repeats=1, is_read=None):
+    """Returns the endless stream of shuffled epochs, from a position on.
+
+    An example that is repeated has several positions.
+
+    Args:
+      split: a `Split`.
+      seed: int that the order derives from.
+      start: position of the first example.
+      repeats: how often each example stands in a row.
+      is_read: maps positions, int64 [n], to which are read, bool [n]; None for
+        all.
+
+    Returns:
+      A dataset of what the split's `read` returns, one by one, each with its
+      "position".
+    """
+    count = split.num_examples
+    windows = -(-count // split.window)
+
+    def find(number):
+        """Returns a window, and the positions in it that are to be read."""
+        epoch, begin = number // windows, number % windows * split.window
+        size = tf.minimum(count - begin, split.window)
+        first = (epoch * count + begin) * repeats
+        positions = first + tf.range(size * repeats)
+        positions = tf.boolean_mask(positions, positions >= start)
+        if is_read is not None:
+            positions = tf.boolean_mask(positions, is_read(positions))
+        return epoch, begin, size, positions
+
+    def read(epoch, begin, size, positions):
+        places = positions // repeats - (epoch * count + begin)
+        # What is repeated is read once.
+        places, times = tf.unique(places, out_idx=tf.int64)
+        examples = split.read(_fold([seed, 0], epoch), begin, size, places)
+        return {
+            **{name: tf.gather(v, times) for name, v in examples.items()},
+            "position": positions,
+        }
+
+    epoch, inside = divmod(start // repeats, count)
+    first = epoch * windows + inside // split.window
+    return (
+        tf.data.Dataset.range(first, tf.int64.max)
+        .map(find)
+        # A window may hold nothing to read.
+        .filter(lambda epoch, begin, size, positions: tf.size(positions) > 0)
+        .map(read)
+        # One window is read while another one is in use.
+        .prefetch(1)
+        .unbatch()
+    )
+
+
+def training_sample(data, transforms, batching, count=SAMPLE_SIZE):
+    """Returns the first images of training.
+
+    Args:
+      data: a `Data`.
+      transforms: a `Transforms`.
+      batching: a `Batching`; its size does not matter.
+      count: how many, a multiple of 4; where there are fewer, some come twice.
+
+    Returns:
+      (float32 [count, size, size, 3] in 0..1, a list of names of classes).
+    """
+    # Several batches, because each is mixed in a way of its own.
+    batching = batching._replace(batch_size=count // 4, data_service=None)
+    batches = training_batches(data.train, transforms, batching).take(4)
+    with explained(data.train):
+        images, labels = zip(*batches, strict=True)
+    return _visible(data, tf.concat(images, 0), tf.concat(labels, 0))
+
+
+def evaluation_sample(data, transforms, count=SAMPLE_SIZE):
+    """Returns the same as `training_sample`, of the evaluation split."""
+    batches = evaluation_batches(data.evaluation, transforms, count)
+    with explained(data.evaluation):
+        images, labels, weights = next(iter(batches))
+    return _visible(data, images[weights > 0], labels[weights > 0])
+
+
+@tf.autograph.experimental.do_not_convert
+def readable_files(split, count):
+    """Returns the first files of a split that can be decoded.
+
+    Args:
+      split: a `Split`.
+      count: of how many examples, at most.
+
+    Returns:
+      (list of the bytes of files, int64 array of labels).
+
+    Raises:
+      UserError: none of them can be.
+    """
+
+    def load(example):
+        file = split.load(example["image"])
+        return file, example["label"], check_image(file)
+
+    examples = split.slice(0, count).stored().map(load).ignore_errors()
+    readable = list(examples.as_numpy_iterator())
+    if not readable:
+        raise UserError(f"none of the first {count} images can be decoded")
+    files, labels, _ = zip(*readable, strict=True)
+    return list(files), np.array(labels)
+
+
 def _loaded(examples, split, transforms):
     """Maps what a split's `read` returns to the same with files of images.
 
@@ -250,12 +296,6 @@ def _loaded(examples, split, transforms):
     if split.needs_pillow:
         examples = map_images(examples, transforms.transcode)
     return examples
-
-
-def num_evaluation_steps(split, batch_size, context=WHOLE):
-    """Returns how many batches the pipeline with most examples needs."""
-    largest = -(-split.num_examples // context.num_input_pipelines)
-    return -(-largest // _per_pipeline(batch_size, context))
 
 
 def _part(split, context):
@@ -282,3 +322,16 @@ def _ordered():
     options = tf.data.Options()
     options.deterministic = True
     return options
+
+
+def _visible(data, images, labels):
+    images = tf.cast(images, tf.float32) / 255.0
+    names = data.class_names
+    if labels.dtype.is_integer:
+        return images, [names[label] for label in labels]
+    return images, [
+        "\n".join(
+            f"{names[label]} {row[label]:.0%}" for label in np.flatnonzero(row)
+        )
+        for row in labels.numpy()
+    ]

@@ -10,15 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from train_loop.data.decode import NATIVE_HEADS
-from train_loop.data.split import Split
-from train_loop.data.stores import MemoryStore
+from train_loop.data.split import MemoryStore, Split
 from train_loop.workdir import is_made_from, made_from
 
 # What `--cache=auto` keeps in memory, of both splits together.
 AUTO_BYTES = 2**28
 
 
-def uncached(split, folder, workers):
+def _uncached(split, folder, workers):
     """Returns the split as it is."""
     del folder, workers
     return split
@@ -35,7 +34,7 @@ def in_memory(split, folder, workers):
         heads = tf.strings.substr(images, 0, 4).numpy()
         return not all(head.startswith(NATIVE_HEADS) for head in heads)
 
-    return copy_of(
+    return _copy_of(
         split,
         images,
         labels.numpy(),
@@ -64,7 +63,7 @@ def on_disk(split, folder, workers):
         begin = ends[number - 1] if number else 0
         return content[begin : ends[number]].tobytes()
 
-    return copy_of(
+    return _copy_of(
         split,
         tf.range(split.num_examples, dtype=tf.int64),
         np.load(folder / "labels.npy"),
@@ -76,16 +75,16 @@ def on_disk(split, folder, workers):
 
 
 # Name -> (split, folder to keep it in, workers) -> split.
-CACHES = {"none": uncached, "memory": in_memory, "disk": on_disk}
+CACHES = {"none": _uncached, "memory": in_memory, "disk": on_disk}
 
 
-def choose(splits):
+def choose_cache(splits):
     """Returns the row of `CACHES` that suits splits of this size."""
     fits = sum(split.num_bytes for split in splits) <= AUTO_BYTES
     return "memory" if fits else "none"
 
 
-def copy_of(split, images, labels, loader=None, needs_pillow=None):
+def _copy_of(split, images, labels, loader=None, needs_pillow=None):
     """Returns a split of the same examples, read from somewhere else.
 
     Args:
@@ -94,7 +93,7 @@ def copy_of(split, images, labels, loader=None, needs_pillow=None):
         takes.
       labels: int64 array [num_examples].
       loader: maps one of the images to what is read of it.
-      needs_pillow: see `stores.py`.
+      needs_pillow: see `split.py`.
     """
     groups = split.store.groups
     return Split.of_all(
@@ -126,7 +125,7 @@ def embedded(split, folder):
     # Read where they lie: ImageNet's are 10 GB.
     rows = np.memmap(folder / "embeddings.bin", np.float32, "r")
     rows = rows.reshape(len(labels), -1)
-    return copy_of(
+    return _copy_of(
         split,
         tf.range(len(labels), dtype=tf.int64),
         labels,

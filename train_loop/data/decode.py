@@ -14,7 +14,7 @@ import PIL.Image
 import PIL.ImageOps
 import tensorflow as tf
 
-from train_loop.data.orientation import (
+from train_loop.data.exif import (
     as_call,
     is_plain_jpeg,
     is_plain_png,
@@ -115,11 +115,7 @@ def center_crop(encoded, preprocessing):
         side = tf.maximum(tf.cast(side, tf.int32), 1)
         return (shape[0] - side) // 2, (shape[1] - side) // 2, side, side
 
-    image, orientation = _decode_window(
-        encoded, window, preprocessing.exif_orientation
-    )
-    image = _resize(image, preprocessing)
-    return _upright(image, orientation, preprocessing)
+    return _crop(encoded, window, preprocessing)
 
 
 def random_resized_crop(
@@ -156,11 +152,7 @@ def random_resized_crop(
             sorted((narrowest, widest)),
         )
 
-    image, orientation = _decode_window(
-        encoded, window, preprocessing.exif_orientation
-    )
-    image = _resize(image, preprocessing)
-    return _upright(image, orientation, preprocessing)
+    return _crop(encoded, window, preprocessing)
 
 
 def random_window(shape, seed, areas=(0.08, 1.0), ratios=(3 / 4, 4 / 3)):
@@ -224,6 +216,16 @@ def check_image(encoded):
     encoded = transcode(encoded)
     image, _ = _decode_window(encoded, lambda shape: (0, 0, shape[0], shape[1]))
     return tf.size(image) > 0
+
+
+def _crop(encoded, window, preprocessing):
+    """Returns a window of an image, float32 [image_size, image_size, 3]."""
+    image, orientation = _decode_window(
+        encoded, window, preprocessing.exif_orientation
+    )
+    image = _resize(image, preprocessing)
+    # A square, which is turned much faster than what it was made from.
+    return turn(image, orientation) if preprocessing.exif_orientation else image
 
 
 def _decode_window(encoded, window, exif_orientation=False):
@@ -321,8 +323,8 @@ def _decode_by_pillow(encoded, exif_orientation=False):
                 image = _as_viewed(image)
             if image.mode.startswith("I;16"):
                 # Of TIFF. Pillow would cut off what is above 255.
-                grey = np.asarray(image) >> 8
-                return np.repeat(grey.astype("uint8")[..., None], 3, axis=2)
+                gray = np.asarray(image) >> 8
+                return np.repeat(gray.astype("uint8")[..., None], 3, axis=2)
             if image.mode in ("I", "F"):
                 raise ValueError(
                     "its pixels are numbers of 32 bits, of which nobody knows "
@@ -373,10 +375,3 @@ def _resize(image, preprocessing):
         # Cubic curves swing beyond what they go through.
         image = tf.clip_by_value(image, 0.0, 255.0)
     return image
-
-
-def _upright(image, orientation, preprocessing):
-    # A square, which is turned much faster than what it was made from.
-    if not preprocessing.exif_orientation:
-        return image
-    return turn(image, orientation)

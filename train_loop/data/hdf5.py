@@ -7,12 +7,10 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
-from train_loop.data.split import Split, content_hash
-from train_loop.data.stored import Stored
-from train_loop.data.stores import MemoryStore
+from train_loop.data.split import Dataset, MemoryStore, Split, content_hash
 from train_loop.errors import UserError
 
-SUFFIXES = (".h5", ".hdf5")
+HDF5_SUFFIXES = (".h5", ".hdf5")
 
 
 def open_hdf5(*paths):
@@ -83,7 +81,7 @@ def open_hdf5(*paths):
         ),
         files=[str(path) for path in paths],
     )
-    return Stored(
+    return Dataset(
         tuple(map(str, class_names)),
         {name: Split(store, order) for name, order in splits.items()},
     )

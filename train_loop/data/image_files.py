@@ -13,9 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from train_loop.data.decode import HEIF_ADVICE, NATIVE_HEADS, READS_HEIF
-from train_loop.data.split import Split, content_hash
-from train_loop.data.stored import Stored
-from train_loop.data.stores import MemoryStore
+from train_loop.data.split import Dataset, MemoryStore, Split, content_hash
 from train_loop.errors import UserError
 
 HEIF_SUFFIXES = (".heic", ".heif")
@@ -99,8 +97,8 @@ class Paths(collections.abc.Sequence):
             )
 
 
-def store_files(root, class_names, files, warnings=()):
-    """Returns the `Stored` data set of image files.
+def open_image_files(root, class_names, files, warnings=()):
+    """Returns the `Dataset` data set of image files.
 
     Args:
       root: what the names of the files are relative to. By these the data set
@@ -110,12 +108,12 @@ def store_files(root, class_names, files, warnings=()):
       warnings: lines of text.
 
     Returns:
-      A `Stored`. Empty files, and links that lead nowhere, are refused.
+      A `Dataset`. Empty files, and links that lead nowhere, are rejected.
 
     Raises:
       UserError: no image can be read, or none of those to train on.
     """
-    paths, refused, indices = Paths(), {}, {}
+    paths, rejected, indices = Paths(), {}, {}
     labels, sizes = array.array("q"), array.array("q")
     inodes, devices, device_numbers = array.array("Q"), array.array("I"), {}
     begins = []
@@ -125,7 +123,7 @@ def store_files(root, class_names, files, warnings=()):
         for path, label in examples:
             status, reason = _examine(path)
             if reason:
-                refused[str(path)] = reason
+                rejected[str(path)] = reason
                 continue
             paths.append(str(path))
             labels.append(label)
@@ -140,7 +138,7 @@ def store_files(root, class_names, files, warnings=()):
             order += begin
             indices[split] = order
     if not indices or "train" in files.keys() - indices.keys():
-        reasons = [f"; {path} {reason}" for path, reason in refused.items()]
+        reasons = [f"; {path} {reason}" for path, reason in rejected.items()]
         raise UserError(
             f"{root} holds no image to train on that can be read"
             f"{''.join(reasons[:1])}"
@@ -158,7 +156,7 @@ def store_files(root, class_names, files, warnings=()):
         needs_pillow=functools.cache(lambda: _some_need_pillow(paths)),
     )
     splits = {name: Split(store, order) for name, order in indices.items()}
-    return Stored(tuple(class_names), splits, refused, tuple(warnings))
+    return Dataset(tuple(class_names), splits, rejected, tuple(warnings))
 
 
 def heif_advice(names):
@@ -211,7 +209,7 @@ def _examine(path):
 
 
 def _links(begins, inodes, devices):
-    """Returns which files are in several splits, see `stores.py`.
+    """Returns which files are in several splits, see `split.py`.
 
     Args:
       begins: the number of the first example of each split.

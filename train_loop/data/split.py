@@ -1,8 +1,32 @@
-"""Splits: which examples of a store are read, and in which order.
+"""A data set and its splits: which examples are read, and in which order.
 
 A split hands out windows: the examples at some positions of an order that
-depends on a seed alone. Whoever starts in the middle of an epoch reads the
-window there and none of those before it.
+depends on a seed alone. A pipeline that starts in the middle of an epoch reads
+the window there and none of those before it.
+
+A split reads from a store, which numbers its examples from 0. Images in memory
+and files of one image each are in a `MemoryStore`, TFRecord files in a
+`RecordStore` (`tfrecord.py`). Every store has:
+
+    num_examples, sizes   how many; bytes of each, or one number for all
+    labels, groups        int64 [num_examples]; None where only reading tells
+                          the label, and where any order is as good. Examples
+                          of the same group are best read one after another.
+    window                how many are best read at once
+    read(numbers)         {"image": ..., "label": int64}, each [n], in the
+                          order of the numbers, int64 [n]
+    load(image)           one of these images -> the bytes of a file
+    seekable              the same store, to read few examples of each window
+    name(number)          what a person calls the example
+    identity              a hash of which examples these are
+    files                 paths of what they are read from
+    links                 int64 [n, 2], (example, number of its file), where a
+                          file is in several splits, through links or by hard
+                          links; None where there are none
+    needs_pillow          None where all files are JPEG or PNG; else a function
+                          that finds out whether some are not
+    as_stored             whether files are decoded as they are stored, whatever
+                          their EXIF orientation and transparency
 """
 
 import collections.abc
@@ -10,14 +34,15 @@ import dataclasses
 import functools
 import hashlib
 import os
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-# Of the shuffle. Orders of a million examples correlate with themselves after
+# Orders of a million examples correlate with themselves after
 # 8, by 80 standard deviations of chance, and not after 12.
-ROUNDS = 16
+SHUFFLE_ROUNDS = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,7 +50,7 @@ class Split:
     """Examples of a store.
 
     Args:
-      store: a store, see `stores.py`.
+      store: a store, see above.
       indices: int64 array [num_examples], numbers of examples in the store,
         none twice.
     """
@@ -214,6 +239,129 @@ class Split:
             return tuple(tf.constant(part, tf.int64) for part in parts)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class MemoryStore:
+    """Examples that can be read in any order: in memory, or a file each.
+
+    Args:
+      images: tensor [num_examples, ...], the bytes of files or what `loader`
+        takes; or a function from numbers, int64 [n], to as many of these.
+      labels: int64 array [num_examples].
+      namer: maps a number to what people call the example.
+      loader: maps one of the images to the bytes of a file.
+
+    The others are what every store has.
+    """
+
+    images: tf.Tensor | Callable
+    labels: np.ndarray
+    identity: str = ""
+    namer: Callable = str
+    sizes: Any = 0
+    loader: Callable | None = None
+    files: Sequence = ()
+    groups: np.ndarray | None = None
+    window: int = 4096
+    links: np.ndarray | None = None
+    needs_pillow: Callable | None = None
+    as_stored: bool = False
+
+    @property
+    def num_examples(self):
+        return len(self.labels)
+
+    def read(self, numbers):
+        images = self.images
+        return {
+            "image": images(numbers)
+            if callable(images)
+            else tf.gather(images, numbers),
+            "label": tf.gather(self._labels, numbers),
+        }
+
+    @property
+    def seekable(self):
+        return self
+
+    def load(self, image):
+        return image if self.loader is None else self.loader(image)
+
+    def name(self, number):
+        return self.namer(number)
+
+    @functools.cached_property
+    def _labels(self):
+        with tf.init_scope():
+            return tf.constant(self.labels, tf.int64)
+
+
+class Dataset(NamedTuple):
+    """A data set as it is stored.
+
+    `splits` is {name: `Split`}, all of one store; `rejected` {path: reason} of
+    images that are there and cannot be used; `warnings` are lines of text,
+    `hint` says where the data set may be if this is not it, and `fault` why no
+    new run may use it, if that is so.
+    """
+
+    class_names: tuple
+    splits: dict
+    rejected: dict = {}  # noqa: RUF012
+    warnings: tuple = ()
+    hint: str = ""
+    fault: str = ""
+
+
+class Data(NamedTuple):
+    """What a run trains and evaluates on: two `Split`s.
+
+    `evaluation` is None where nothing is evaluated on. `contents` is a value
+    for JSON that tells these examples from others, even where some are
+    skipped later because they are broken; `note` says in words what was chosen
+    by default, or is empty. `fault` is that of `Dataset`.
+    """
+
+    class_names: tuple
+    train: Split
+    evaluation: Split | None
+    contents: dict
+    note: str = ""
+    fault: str = ""
+
+    @property
+    def splits(self):
+        """{name: `Split`}, by the names that reports give them."""
+        both = {"train": self.train, "eval": self.evaluation}
+        return {
+            name: split for name, split in both.items() if split is not None
+        }
+
+    def map(self, function):
+        """Returns the data with `function(name, split)` of each split."""
+        mapped = {n: function(n, split) for n, split in self.splits.items()}
+        return self._replace(
+            train=mapped["train"], evaluation=mapped.get("eval")
+        )
+
+    def difference(self, contents):
+        """Returns in words what differs from earlier contents, or ""."""
+        if self.contents == contents:
+            return ""
+        if self.contents["class_names"] != contents["class_names"]:
+            return "the classes are others"
+        counts = [
+            {name: part["images"] for name, part in each["splits"].items()}
+            for each in (contents, self.contents)
+        ]
+        if counts[0] != counts[1]:
+            before, now = (
+                " and ".join(f"{n:,} for {name}" for name, n in each.items())
+                for each in counts
+            )
+            return f"there were {before}, and are {now}"
+        return "names or labels are others"
+
+
 def content_hash(*parts):
     """Returns a hash of arrays, bytes, strings, numbers and lists of these.
 
@@ -262,7 +410,7 @@ def shuffled(index, seed, count):
             index=index,
             seed=tf.bitcast(seed, tf.uint32),
             max_index=largest,
-            rounds=ROUNDS,
+            rounds=SHUFFLE_ROUNDS,
         )
 
     order = permute(index)

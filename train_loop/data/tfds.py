@@ -1,12 +1,11 @@
 """Data sets of TFDS: prepared where necessary, and read as they are."""
 
 import contextlib
+import functools
 import glob
 import os
 import pathlib
 import shutil
-import urllib.error
-import urllib.parse
 import urllib.request
 
 import numpy as np
@@ -16,9 +15,8 @@ from tensorflow_datasets.core.download.download_manager import (
 )
 from tensorflow_datasets.core.download.resource import get_dl_fname
 
-from train_loop.data.split import Split
-from train_loop.data.stored import Stored
-from train_loop.data.stores import RecordStore
+from train_loop.data.split import Dataset, Split
+from train_loop.data.tfrecord import RecordStore
 from train_loop.errors import UserError, check_choice
 
 SECONDS_TO_ANSWER = 20
@@ -83,7 +81,7 @@ def open_tfds(name, manual_files=(), data_dir=None, manual_dir=None):
         _parser(builder, image_key, label_key),
         sizes=num_bytes / max(sum(counts), 1),
     )
-    return Stored(
+    return Dataset(
         tuple(builder.info.features[label_key].names),
         {name: Split(store, indices) for name, indices in splits.items()},
     )
@@ -245,3 +243,29 @@ def _check_reachable(builder, downloads, manual_dir):
                 f"reaches it download {files}, and start again; "
                 f"{NEEDS_NOTHING}"
             ) from error
+
+
+def imagenet_class_names():
+    """Returns the names of all classes, in their order: goldfish (n01443537).
+
+    The id stays with the word: there are two cranes, and two maillots.
+    """
+    return [f"{word} ({synset})" for synset, word in _imagenet_words().items()]
+
+
+def with_imagenet_words(names):
+    """Returns names of classes, and of those that are WordNet ids the words."""
+    words = dict(zip(_imagenet_words(), imagenet_class_names(), strict=True))
+    return [words.get(name, name) for name in names]
+
+
+@functools.cache
+def _imagenet_words():
+    """Returns {WordNet id: first of its words}."""
+    # Of a data set of TFDS that takes its classes from ImageNet.
+    from tensorflow_datasets.datasets.siscore import labels
+
+    path = tfds.core.tfds_path("datasets/imagenet2012/labels.txt")
+    synsets = path.read_text().split()
+    words = [words.split(",")[0] for words in labels.IMAGENET_LABELS_LIST]
+    return dict(zip(synsets, words, strict=True))

@@ -11,7 +11,7 @@ from train_loop.builders.evaluation import (
     only_classes,
 )
 from train_loop.builders.model import given_class_names
-from train_loop.data.stored import check_unique
+from train_loop.data.datasets import check_unique
 from train_loop.errors import UserError, first_few
 from train_loop.evaluation.comparison import (
     Comparison,

@@ -11,8 +11,8 @@ from train_loop.builders.data import (
 )
 from train_loop.builders.training import check_memory
 from train_loop.console import csv_cells, printable, text_table
-from train_loop.data import check, duplicates, samples
-from train_loop.data.stored import check_new
+from train_loop.data import batches, check
+from train_loop.data.datasets import check_new
 from train_loop.errors import MANY, UserError, first_few
 from train_loop.evaluation.charts.look import label
 from train_loop.evaluation.figures import write_images
@@ -50,7 +50,7 @@ def look_at_data(settings):
     if not broken:
         print("All images can be decoded.")
     elif settings.skip_bad_images:
-        print(printable(f"{check.describe_left_out(readable, broken)}."))
+        print(printable(f"{check.describe_skipped(readable, broken)}."))
         check.check_not_empty(readable)
     else:
         raise UserError(
@@ -101,15 +101,15 @@ def print_duplicates(data, path):
 
     Of many groups, it prints the first few, and writes all to a CSV file.
     """
-    found = duplicates.find_duplicates([*data.splits.values()])
-    groups = duplicates.members(found.groups, data)
-    of_kinds = {kind: [] for kind in duplicates.KINDS}
+    found = check.find_duplicates([*data.splits.values()])
+    groups = check.group_members(found.groups, data)
+    of_kinds = {kind: [] for kind in check.DUPLICATE_KINDS}
     for group in groups:
-        of_kinds[duplicates.kind_of(group)].append(group)
+        of_kinds[check.kind_of_group(group)].append(group)
     for kind, of_kind in of_kinds.items():
-        shown = of_kind if len(groups) <= MANY else of_kind[: check.FEW]
+        shown = of_kind if len(groups) <= MANY else of_kind[: check.MAX_CLASSES]
         for group in shown:
-            text = printable(duplicates.described(group))
+            text = printable(check.describe_group(group))
             print(f"duplicates {kind}: {text}")
         if len(of_kind) > len(shown):
             print(
@@ -137,11 +137,11 @@ def draw(path, data, settings):
     data = data._replace(class_names=tuple(labels))
     transforms, shown = make_transforms(settings, data), {}
     if data.train.num_examples:
-        shown["Training"] = samples.training_sample(
+        shown["Training"] = batches.training_sample(
             data, transforms, make_batching(settings)
         )
     if data.evaluation is not None and data.evaluation.num_examples:
-        shown["Evaluation"] = samples.evaluation_sample(data, transforms)
+        shown["Evaluation"] = batches.evaluation_sample(data, transforms)
     if shown:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_images(path, shown)

@@ -6,7 +6,7 @@ import sys
 from train_loop.builders.data import open_whole_data
 from train_loop.builders.model import find_checkpoint, load_classifier
 from train_loop.console import printable, text_table
-from train_loop.data.samples import stored_files
+from train_loop.data.batches import readable_files
 from train_loop.errors import UserError
 from train_loop.export.bundle import (
     Bundle,
@@ -141,11 +141,11 @@ def _images(images, made_with, classifier):
         return list(reference.images), reference
     try:
         data, _ = open_whole_data(made_with)
-        trained_on, _ = stored_files(data.train, MAX_IMAGES)
+        trained_on, _ = readable_files(data.train, MAX_IMAGES)
         # Accuracy on the images it was trained on means nothing.
         files, labels = trained_on, None
         if data.evaluation is not None:
-            files, labels = stored_files(data.evaluation, MAX_IMAGES)
+            files, labels = readable_files(data.evaluation, MAX_IMAGES)
     except UserError as error:
         raise UserError(
             f"{error}; or name pictures to try the files on: --images"

@@ -3,8 +3,7 @@
 import pytest
 from samples import read_all, write_folder
 
-from train_loop.data.sources import open_stored
-from train_loop.data.stored import check_new, choose_splits
+from train_loop.data.datasets import check_new, choose_splits, open_dataset
 from train_loop.errors import UserError
 
 
@@ -31,7 +30,7 @@ def lines(root, label="{}"):
 @pytest.mark.parametrize("head", ["image,label", "\ufeffimage, label"])
 def test_images_of_a_table_are_read_with_their_labels(root, head):
     table = write_table(root, f"{head}\n{lines(root)}\n\n")
-    stored = open_stored(table)
+    stored = open_dataset(table)
     assert stored.class_names == tuple("01234567")
     examples = dict(read_all(stored.splits["train"]))
     assert len(examples) == stored.splits["train"].num_examples == 15
@@ -52,7 +51,7 @@ def test_columns_may_stand_in_any_order_and_names_be_quoted(root):
         f"dog,{root}/photos/2/3.jpeg\n",
     ]
     table = write_table(root, "label,image\n" + "".join(rows))
-    stored = open_stored(table)
+    stored = open_dataset(table)
     assert stored.class_names == ("cat, grey", "dog")
     labels = [label for _, label in read_all(stored.splits["train"])]
     assert sorted(labels) == [0, 1, 1, 1]
@@ -61,18 +60,18 @@ def test_columns_may_stand_in_any_order_and_names_be_quoted(root):
 def test_table_may_be_moved_with_its_images(root, tmp_path):
     text = "image,label\n" + lines(root).replace(",7", ",6")
     contents = choose_splits(
-        open_stored(write_table(root, text)), "train[:50%]", "train[50%:]"
+        open_dataset(write_table(root, text)), "train[:50%]", "train[50%:]"
     ).contents
     root.rename(tmp_path / "moved")
-    moved = open_stored(str(tmp_path / "moved/labels.csv"))
+    moved = open_dataset(str(tmp_path / "moved/labels.csv"))
     again = choose_splits(moved, "train[:50%]", "train[50%:]").contents
     assert again == contents
 
 
 def test_image_of_a_table_that_is_not_there_is_refused_by_name(root):
     gone = "image,label\nphotos/1/0.jpeg,a\nphotos/1/1.jpeg,b\nno.jpg,b\n"
-    stored = open_stored(write_table(root, gone))
-    [(name, reason)] = stored.refused.items()
+    stored = open_dataset(write_table(root, gone))
+    [(name, reason)] = stored.rejected.items()
     assert name == str(root / "no.jpg")
     assert "No such file" in reason
 
@@ -106,7 +105,7 @@ def test_image_of_a_table_that_is_not_there_is_refused_by_name(root):
 def test_tables_of_another_kind_are_one_clear_line(root, text, expected):
     (root / "link").symlink_to("photos")
     with pytest.raises(UserError, match=expected) as error:
-        open_stored(write_table(root, text))
+        open_dataset(write_table(root, text))
     assert "\n" not in str(error.value)
 
 
@@ -125,7 +124,7 @@ def test_images_that_a_table_has_twice_are_for_no_new_run(root, text, expected):
     text = "image,label\n" + text.replace(",", ".jpeg,") + "2/1.jpeg,z\n"
     table = root / "photos/labels.csv"
     table.write_text(text)
-    stored = open_stored(str(table))
+    stored = open_dataset(str(table))
     data = choose_splits(stored, "train[:50%]", "train[50%:]")
     with pytest.raises(UserError, match=expected):
         check_new(data, str(table))
@@ -148,7 +147,7 @@ def test_images_that_a_table_has_twice_are_for_no_new_run(root, text, expected):
 def test_tables_of_other_programs_are_read(root, text):
     for newline in ("\n", "\r\n"):
         (root / "labels.csv").write_text(text, newline=newline)
-        stored = open_stored(str(root / "labels.csv"))
+        stored = open_dataset(str(root / "labels.csv"))
         assert stored.class_names == ("a, b", "c")
         expected = [
             ((root / "photos/1/0.jpeg").read_bytes(), 0),
@@ -156,7 +155,7 @@ def test_tables_of_other_programs_are_read(root, text):
         ]
         assert sorted(read_all(stored.splits["train"])) == sorted(expected)
     (root / "labels.csv").rename(root / "labels.tsv")
-    assert open_stored(str(root / "labels.tsv")).class_names == ("a, b", "c")
+    assert open_dataset(str(root / "labels.tsv")).class_names == ("a, b", "c")
 
 
 def test_column_may_tell_the_splits(root):
@@ -165,7 +164,7 @@ def test_column_may_tell_the_splits(root):
     table = write_table(root, "image,label,Split\n" + "".join(rows))
     counts = {
         name: split.num_examples
-        for name, split in open_stored(table).splits.items()
+        for name, split in open_dataset(table).splits.items()
     }
     assert counts == {"train": 2, "val": 1, "test": 2}
 
@@ -174,7 +173,7 @@ def test_letters_that_end_lines_elsewhere_stay_in_a_label(root):
     labels = [f"a{end}b" for end in "\u2028\x85\x0b\x0c\x1c"]
     rows = [f"photos/1/{n}.jpeg,{name}\n" for n, name in enumerate(labels)]
     table = write_table(root, "image,label\n" + "".join(rows))
-    assert open_stored(table).class_names == tuple(sorted(labels))
+    assert open_dataset(table).class_names == tuple(sorted(labels))
 
 
 @pytest.mark.parametrize(
@@ -183,16 +182,16 @@ def test_letters_that_end_lines_elsewhere_stay_in_a_label(root):
 def test_file_of_another_kind_is_there(root, name, way):
     (root / name).touch()
     with pytest.raises(UserError, match=rf"{name}: must be a .*\. {way}"):
-        open_stored(str(root / name))
+        open_dataset(str(root / name))
     (root / name).unlink()
     with pytest.raises(UserError, match=f"{name} is not there"):
-        open_stored(str(root / name))
+        open_dataset(str(root / name))
 
 
 def test_table_that_is_no_text_is_one_clear_line(root):
     for content in (b"\xff\xfe\x00", b"\x89PNG\r\n"):
         (root / "labels.csv").write_bytes(content)
         with pytest.raises(UserError, match="labels.csv"):
-            open_stored(str(root / "labels.csv"))
+            open_dataset(str(root / "labels.csv"))
     with pytest.raises(UserError, match="none.csv"):
-        open_stored(str(root / "none.csv"))
+        open_dataset(str(root / "none.csv"))

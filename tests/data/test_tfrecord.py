@@ -10,10 +10,10 @@ import pytest
 import tensorflow as tf
 from samples import SPLITS, SmallWindows, indexed, records
 
-from train_loop.data import stores
+from train_loop.data import tfrecord
 from train_loop.data.batches import shuffled_examples
-from train_loop.data.split import Split
-from train_loop.data.stores import WINDOW_BYTES, MemoryStore, RecordStore
+from train_loop.data.split import MemoryStore, Split
+from train_loop.data.tfrecord import WINDOW_BYTES, RecordStore
 
 # Name -> folder to write to -> a store of the numbers from 0 to 22.
 STORES = {
@@ -103,7 +103,7 @@ def test_workers_read_their_share(tmp_path, workers):
 @counted
 def test_runs_of_records_are_read_in_whole_buffers(tmp_path, monkeypatch):
     """None of which goes beyond the last record."""
-    monkeypatch.setattr(stores, "READ_BUFFER_BYTES", 50_000)
+    monkeypatch.setattr(tfrecord, "READ_BUFFER_BYTES", 50_000)
     store = large_records(tmp_path).seekable
     assert store.seekable is store
     before = bytes_read()

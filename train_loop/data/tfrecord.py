@@ -1,28 +1,4 @@
-"""Stores: where the examples of a data set are read from.
-
-A store numbers its examples from 0, and only reads; see `split.py` for which
-of them, and in which order.
-
-    num_examples, sizes   how many; bytes of each, or one number for all
-    labels, groups        int64 [num_examples]; None where only reading tells
-                          the label, and where any order is as good. Examples
-                          of the same group are best read one after another.
-    window                how many are best read at once
-    read(numbers)         {"image": ..., "label": int64}, each [n], in the
-                          order of the numbers, int64 [n]
-    load(image)           one of these images -> the bytes of a file
-    seekable              the same store, to read few examples of each window
-    name(number)          what a person calls the example
-    identity              a hash of which examples these are
-    files                 paths of what they are read from
-    links                 int64 [n, 2], (example, number of its file), where a
-                          file is in several splits, through links or by hard
-                          links; None where there are none
-    needs_pillow          None where all files are JPEG or PNG; else a function
-                          that finds out whether some are not
-    as_stored             whether files are decoded as they are stored, whatever
-                          their EXIF orientation and transparency
-"""
+"""Examples in TFRecord files, read in any order."""
 
 import concurrent.futures
 import contextlib
@@ -30,7 +6,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -41,68 +16,6 @@ from train_loop.data.split import content_hash
 # one being read.
 WINDOW_BYTES = 2**29
 READ_BUFFER_BYTES = 2**23
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class MemoryStore:
-    """Examples that can be read in any order: in memory, or a file each.
-
-    Args:
-      images: tensor [num_examples, ...], the bytes of files or what `loader`
-        takes; or a function from numbers, int64 [n], to as many of these.
-      labels: int64 array [num_examples].
-      identity: see above.
-      namer: maps a number to what people call the example.
-      sizes: see above.
-      loader: maps one of the images to the bytes of a file.
-      files: see above.
-      groups: see above; those of what this is a copy of.
-      window: see above.
-      links: see above.
-      needs_pillow: see above.
-      as_stored: see above.
-    """
-
-    images: tf.Tensor | Callable
-    labels: np.ndarray
-    identity: str = ""
-    namer: Callable = str
-    sizes: Any = 0
-    loader: Callable | None = None
-    files: Sequence = ()
-    groups: np.ndarray | None = None
-    window: int = 4096
-    links: np.ndarray | None = None
-    needs_pillow: Callable | None = None
-    as_stored: bool = False
-
-    @property
-    def num_examples(self):
-        return len(self.labels)
-
-    def read(self, numbers):
-        images = self.images
-        return {
-            "image": images(numbers)
-            if callable(images)
-            else tf.gather(images, numbers),
-            "label": tf.gather(self._labels, numbers),
-        }
-
-    @property
-    def seekable(self):
-        return self
-
-    def load(self, image):
-        return image if self.loader is None else self.loader(image)
-
-    def name(self, number):
-        return self.namer(number)
-
-    @functools.cached_property
-    def _labels(self):
-        with tf.init_scope():
-            return tf.constant(self.labels, tf.int64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -167,7 +80,7 @@ class RecordStore:
             concurrent.futures.ThreadPoolExecutor(16) as executor,
             contextlib.suppress(OSError),
         ):
-            ends = [*executor.map(record_ends, self.files, self.counts)]
+            ends = [*executor.map(_record_ends, self.files, self.counts)]
             return dataclasses.replace(self, ends=np.concatenate(ends))
         return self
 
@@ -270,7 +183,7 @@ class RecordStore:
         return f"{os.path.basename(self.files[file])}__{record}"
 
 
-def record_ends(path, count):
+def _record_ends(path, count):
     """Returns the bytes at which the records of a TFRecord file end.
 
     Args:

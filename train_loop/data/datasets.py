@@ -1,98 +1,147 @@
-"""A data set as it is stored, and what a run takes of it."""
+"""A data set by its name, and the splits of it that a run uses."""
 
 import collections
 import functools
 import math
+import os
+import pathlib
 import unicodedata
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
-from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.datasets import load_digits
+from sklearn.model_selection import StratifiedShuffleSplit, train_test_split
 
-from train_loop.data.split import Split
-from train_loop.errors import UserError, first_few
+from train_loop.data.folder import (
+    CSV_SUFFIXES,
+    open_csv,
+    open_folder,
+    subfolders,
+)
+from train_loop.data.hdf5 import HDF5_SUFFIXES, open_hdf5
+from train_loop.data.split import (
+    Data,
+    Dataset,
+    MemoryStore,
+    Split,
+    content_hash,
+)
+from train_loop.data.tfds import open_tfds
+from train_loop.errors import UserError, first_few, nearest
 
-# How many names are reported that have several spellings.
-FEW = 5
 # What is evaluated on where --eval_split is not given: the first that exists.
 EVALUATION_SPLITS = ("validation", "val", "test")
+# How many names with several spellings are reported.
+MAX_WARNINGS = 5
+# Suffixes of files that may hold folders of images.
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
-class Stored(NamedTuple):
-    """A data set as it is stored.
+def open_digits(data_dir=None, manual_dir=None):
+    """Returns scikit-learn's 1,797 handwritten digits, 8 x 8, as PNG files.
 
-    `splits` is {name: `Split`}, all of one store; `refused` {path: reason} of
-    images that are there and cannot be used; `warnings` are lines of text,
-    `hint` says where the data set may be if this is not it, and `fault` why no
-    new run may use it, if that is so.
+    A fifth of each class, drawn once and for all, is the split "test".
+
+    Source: Alpaydin and Kaynak, 1998, UCI machine learning repository.
     """
+    del data_dir, manual_dir
+    pixels, labels = load_digits(return_X_y=True)
+    pixels = np.round(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype("uint8")
+    encoded = tf.io.encode_png(pixels).numpy()
+    store = MemoryStore(
+        tf.constant(encoded),
+        labels,
+        identity=content_hash("digits", labels.tobytes()),
+        namer="digit {}".format,
+        sizes=np.array([len(image) for image in encoded]),
+    )
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
+    )
+    return Dataset(
+        class_names=tuple("0123456789"),
+        splits={"train": Split(store, train), "test": Split(store, test)},
+    )
 
-    class_names: tuple
-    splits: dict
-    refused: dict = {}  # noqa: RUF012
-    warnings: tuple = ()
-    hint: str = ""
-    fault: str = ""
+
+# Name -> (data_dir, manual_dir) -> `Dataset`.
+DATASETS = {
+    "digits": open_digits,
+    "oxford_iiit_pet": partial(open_tfds, "oxford_iiit_pet"),
+    "imagenet2012": partial(
+        open_tfds,
+        "imagenet2012",
+        manual_files=("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
+    ),
+}
+# What a file's name ends in -> path -> `Dataset`.
+FILES = {
+    **dict.fromkeys(HDF5_SUFFIXES, open_hdf5),
+    **dict.fromkeys(CSV_SUFFIXES, open_csv),
+}
 
 
-class Data(NamedTuple):
-    """What a run trains and evaluates on: two `Split`s.
+def open_dataset(name, data_dir=None, manual_dir=None):
+    """Returns the `Dataset` of a name.
 
-    `evaluation` is None where nothing is evaluated on. `contents` is a value
-    for JSON that tells these examples from others, even where some are left
-    out later because they are broken; `note` says in words what was chosen
-    where nobody did, or is empty. `fault` is that of `Stored`.
+    Args:
+      name: a key of `DATASETS`, a folder, a file of those in `FILES`, or any
+        image classification set of TFDS.
+      data_dir: where TFDS keeps prepared data; None for TFDS's own default.
+      manual_dir: where files downloaded by hand are; None for TFDS's own
+        default, `downloads/manual` below `data_dir`.
+
+    Raises:
+      UserError: the data is not there and cannot be had.
     """
-
-    class_names: tuple
-    train: Split
-    evaluation: Split | None
-    contents: dict
-    note: str = ""
-    fault: str = ""
-
-    @property
-    def splits(self):
-        """{name: `Split`}, by the names that reports give them."""
-        both = {"train": self.train, "eval": self.evaluation}
-        return {
-            name: split for name, split in both.items() if split is not None
-        }
-
-    def map(self, function):
-        """Returns the data with `function(name, split)` of each split."""
-        mapped = {n: function(n, split) for n, split in self.splits.items()}
-        return self._replace(
-            train=mapped["train"], evaluation=mapped.get("eval")
+    if name in DATASETS:
+        return DATASETS[name](data_dir=data_dir, manual_dir=manual_dir)
+    path = pathlib.Path(name).expanduser()
+    try:
+        if path.is_dir():
+            pair = [
+                file
+                for file in path.iterdir()
+                if file.suffix.lower() in HDF5_SUFFIXES
+            ]
+            if pair and not subfolders(path):
+                return open_hdf5(*sorted(pair))
+            return open_folder(path)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror})"
+        ) from error
+    suffix = path.suffix.lower()
+    if suffix in FILES and path.is_file():
+        return FILES[suffix](path)
+    is_path = suffix in FILES or name.startswith((".", "~", os.sep))
+    if is_path and path.exists():
+        way = "Unpack it first." if suffix in ARCHIVES else "Convert it first."
+        raise UserError(
+            f"--dataset={name}: must be a folder of images or a file "
+            f"({', '.join(FILES)}). {way}"
         )
-
-    def difference(self, contents):
-        """Returns in words what differs from earlier contents, or ""."""
-        if self.contents == contents:
-            return ""
-        if self.contents["class_names"] != contents["class_names"]:
-            return "the classes are others"
-        counts = [
-            {name: part["images"] for name, part in each["splits"].items()}
-            for each in (contents, self.contents)
-        ]
-        if counts[0] != counts[1]:
-            before, now = (
-                " and ".join(f"{n:,} for {name}" for name, n in each.items())
-                for each in counts
-            )
-            return f"there were {before}, and are {now}"
-        return "names or labels are others"
+    if is_path:
+        raise UserError(
+            f"--dataset={name} is not there, neither a folder of images nor a "
+            f"file ({', '.join(FILES)}); if it was moved, name its new place "
+            "with --dataset"
+        )
+    try:
+        return open_tfds(name, data_dir=data_dir, manual_dir=manual_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise _unknown(name) from error
 
 
 def choose_splits(
-    stored, train_split=None, eval_split=None, validation_fraction=0.2
+    dataset, train_split=None, eval_split=None, validation_fraction=0.2
 ):
-    """Returns the `Data` that a run takes of a data set.
+    """Returns the `Data` that a run uses of a data set.
 
     Args:
-      stored: a `Stored`. Its examples stand in an order that does not follow
+      dataset: a `Dataset`. Its examples stand in an order that does not follow
         the classes, so that any slice of them is a fair one.
       train_split: what to train on, in TFDS's split language, such as
         "train[:90%]"; None for "train".
@@ -106,19 +155,19 @@ def choose_splits(
       UserError: there is no such split, nothing in it, or something twice; or
         there is only one class.
     """
-    if len(stored.class_names) < 2:
+    if len(dataset.class_names) < 2:
         raise UserError(
-            f"there is only one class, {stored.class_names[0]}; training takes "
-            "at least two, and a folder is train/CLASS/IMAGE and "
+            f"there is only one class, {dataset.class_names[0]}; training "
+            "takes at least two, and a folder is train/CLASS/IMAGE and "
             "test/CLASS/IMAGE, or CLASS/IMAGE"
-            f"{stored.hint and f'. {stored.hint}'}"
+            f"{dataset.hint and f'. {dataset.hint}'}"
         )
-    held_out = [name for name in EVALUATION_SPLITS if name in stored.splits]
-    train = _select(stored, "train_split", train_split or "train")
+    held_out = [name for name in EVALUATION_SPLITS if name in dataset.splits]
+    train = _select(dataset, "train_split", train_split or "train")
     if not (eval_split or held_out):
-        return _data(stored, *_hold_out(train, validation_fraction))
+        return _data(dataset, *_hold_out(train, validation_fraction))
     spec = eval_split or held_out[0]
-    evaluation = _select(stored, "eval_split", spec)
+    evaluation = _select(dataset, "eval_split", spec)
     shared = train.overlap(evaluation)
     if shared:
         raise UserError(
@@ -133,23 +182,23 @@ def choose_splits(
             f"Evaluating on {spec}; {rest} is left for the end: "
             f"--mode=evaluate --eval_split={held_out[-1]}"
         )
-    return _data(stored, train, evaluation, note)
+    return _data(dataset, train, evaluation, note)
 
 
-def choose_evaluation(stored, eval_split=None):
+def choose_evaluation(dataset, eval_split=None):
     """Returns the `Split` of a data set to measure anything on.
 
     Args:
-      stored: a `Stored`.
+      dataset: a `Dataset`.
       eval_split: which one; None for the split that exists for it, or else for
         all of the first.
 
     Raises:
       UserError: there is no such split, or nothing in it.
     """
-    names = [*EVALUATION_SPLITS, *stored.splits]
-    first = next(name for name in names if name in stored.splits)
-    return _select(stored, "eval_split", eval_split or first)
+    names = [*EVALUATION_SPLITS, *dataset.splits]
+    first = next(name for name in names if name in dataset.splits)
+    return _select(dataset, "eval_split", eval_split or first)
 
 
 def check_new(data, dataset):
@@ -163,7 +212,7 @@ def check_new(data, dataset):
     """
     if data.fault:
         raise UserError(data.fault)
-    repeated = repeated_names(data.class_names)
+    repeated = _repeated(data.class_names)
     if repeated:
         numbers = [
             number
@@ -187,15 +236,9 @@ def check_new(data, dataset):
         )
 
 
-def repeated_names(names):
-    """Returns the names that come more than once."""
-    counts = collections.Counter(names)
-    return [name for name, count in counts.items() if count > 1]
-
-
 def check_unique(names):
     """Raises UserError where classes cannot be matched by their names."""
-    repeated = repeated_names(names)
+    repeated = _repeated(names)
     if repeated:
         raise UserError(
             f"several classes are called {first_few(map(repr, repeated))}: "
@@ -220,16 +263,29 @@ def spelling_warnings(class_names):
                 "only, which some file systems take for one name. If they are "
                 "one class, give them one name"
             )
-    others = len(warnings) - FEW
+    others = len(warnings) - MAX_WARNINGS
     if others > 0:
-        warnings[FEW:] = [f"{others:,} other names have several spellings"]
+        warnings[MAX_WARNINGS:] = [
+            f"{others:,} other names have several spellings"
+        ]
     return warnings
 
 
-def _data(stored, train, evaluation, note=""):
-    data = Data(stored.class_names, train, evaluation, {}, note, stored.fault)
+def _unknown(name):
+    known = [*DATASETS, *tfds.list_builders()]
+    return UserError(
+        f"--dataset={name} is neither a folder nor known to TFDS"
+        f"{nearest(name, known)} It takes: {', '.join(DATASETS)}, an "
+        "image-classification set of TFDS, a folder with a folder of images "
+        "per class, an .h5 file, or a .csv or .tsv file with the columns image "
+        "and label"
+    )
+
+
+def _data(dataset, train, evaluation, note=""):
+    data = Data(dataset.class_names, train, evaluation, {}, note, dataset.fault)
     contents = {
-        "class_names": [*stored.class_names],
+        "class_names": [*dataset.class_names],
         "splits": {
             name: {"images": split.num_examples, "identity": split.identity}
             for name, split in data.splits.items()
@@ -238,26 +294,26 @@ def _data(stored, train, evaluation, note=""):
     return data._replace(contents=contents)
 
 
-def _select(stored, flag, spec):
+def _select(dataset, flag, spec):
     """Returns the split that a flag asks for."""
     infos = {
         name: tfds.core.SplitInfo(
             name=name, shard_lengths=[split.num_examples], num_bytes=0
         )
-        for name, split in stored.splits.items()
+        for name, split in dataset.splits.items()
     }
     try:
         parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
     except (ValueError, AssertionError, TypeError) as error:
         raise UserError(
             f"--{flag}={spec} cannot be read; there is "
-            f"{', '.join(stored.splits)}, and parts of it such as "
-            f"{next(iter(stored.splits))}[:90%]"
+            f"{', '.join(dataset.splits)}, and parts of it such as "
+            f"{next(iter(dataset.splits))}[:90%]"
         ) from error
     split = functools.reduce(
         Split.plus,
         (
-            stored.splits[part.splitname].slice(part.from_, part.to)
+            dataset.splits[part.splitname].slice(part.from_, part.to)
             for part in parts
         ),
     )
@@ -321,3 +377,9 @@ def _check_even(split, fraction):
             f"on, and there are {len(present):,} classes; take a part that has "
             "an image of each on both sides, or --validation_fraction=0"
         )
+
+
+def _repeated(names):
+    """Returns the names that come more than once."""
+    counts = collections.Counter(names)
+    return [name for name, count in counts.items() if count > 1]

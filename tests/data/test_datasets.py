@@ -4,16 +4,19 @@ import json
 
 import numpy as np
 import pytest
-from samples import indexed, records, write_folder
+import tensorflow as tf
+from samples import indexed, read_all, records, write_folder
+from sklearn.datasets import load_digits
 
-from train_loop.data.sources import open_stored
-from train_loop.data.stored import (
+from train_loop.data.datasets import (
     EVALUATION_SPLITS,
-    Stored,
     check_new,
     choose_splits,
+    open_dataset,
+    open_digits,
     spelling_warnings,
 )
+from train_loop.data.split import Dataset
 from train_loop.errors import UserError
 
 
@@ -30,7 +33,7 @@ from train_loop.errors import UserError
 )
 def test_mistaken_splits_are_one_clear_line(tmp_path, options, expected):
     write_folder(tmp_path, {"cat": 5, "dog": 5})
-    stored = open_stored(str(tmp_path))
+    stored = open_dataset(str(tmp_path))
     with pytest.raises(UserError) as error:
         choose_splits(stored, **options)
     assert expected in str(error.value)
@@ -41,7 +44,7 @@ def in_memory(**parts):
     """Returns 23 numbers with splits from one of them to another."""
     split = indexed(23)
     splits = {name: split.slice(*part) for name, part in parts.items()}
-    return Stored(tuple(map(str, range(23))), splits)
+    return Dataset(tuple(map(str, range(23))), splits)
 
 
 @pytest.mark.parametrize("names", [EVALUATION_SPLITS, EVALUATION_SPLITS[::-1]])
@@ -68,7 +71,7 @@ def test_parts_of_several_splits_can_be_taken():
 
 def test_what_is_held_out_does_not_need_labels(tmp_path):
     split = records(23, tmp_path)
-    stored = Stored(("a", "b"), {"train": split})
+    stored = Dataset(("a", "b"), {"train": split})
     data = choose_splits(stored, validation_fraction=0.2)
     assert data.train.indices.tolist() == [*range(18)]
     assert data.evaluation.indices.tolist() == [*range(18, 23)]
@@ -96,14 +99,14 @@ def test_nothing_is_held_out_where_that_is_wanted(tmp_path):
 def test_class_that_cannot_be_on_both_sides_is_named(tmp_path):
     write_folder(tmp_path, {"cat": 9, "dog": 1, "emu": 1})
     with pytest.raises(UserError) as error:
-        choose_splits(open_stored(str(tmp_path)))
+        choose_splits(open_dataset(str(tmp_path)))
     [line] = str(error.value).splitlines()
     for name in ("dog", "emu"):
         assert str(tmp_path / name / "0.jpeg") in line
     assert "cat" not in line
     write_folder(tmp_path, {"dog/more": 1, "emu/more": 1})
     with pytest.raises(UserError) as error:
-        choose_splits(open_stored(str(tmp_path)), validation_fraction=0.1)
+        choose_splits(open_dataset(str(tmp_path)), validation_fraction=0.1)
     [line] = str(error.value).splitlines()
     assert "leaves 11 to train on and 2 to evaluate on, and there are 3" in line
     for text in ("member", "y has", "test_size"):
@@ -168,3 +171,54 @@ def test_classes_in_several_spellings_are_reported():
     assert spelling_warnings(letters)[-1] == (
         "21 other names have several spellings"
     )
+
+
+def test_mistaken_names_are_one_clear_line(tmp_path):
+    (tmp_path / "broken.h5").write_text("no HDF5")
+    (tmp_path / "empty").mkdir()
+    for name, expected in {
+        "cifar": "cifar10",
+        "digit": "did you mean digits",
+        str(tmp_path / "nowhere"): "is not there, neither a folder",
+        str(tmp_path / "none.h5"): "none.h5",
+        str(tmp_path / "broken.h5"): "cannot be read as an HDF5 file",
+        str(tmp_path / "empty"): "found no folder",
+        "wiki40b": "is not for image classification",
+    }.items():
+        with pytest.raises(UserError, match=expected) as error:
+            open_dataset(name, data_dir=tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_digits_are_scikit_learns():
+    stored = open_dataset("digits")
+    assert stored.class_names == tuple("0123456789")
+    examples = [e for split in stored.splits.values() for e in read_all(split)]
+    pixels = np.array(
+        [tf.io.decode_png(image).numpy().ravel() for image, _ in examples]
+    )
+    images, labels = load_digits(return_X_y=True)
+    ours = {
+        (row.tobytes(), label)
+        for row, (_, label) in zip(
+            np.round(pixels / 255.0 * 16).astype("uint8"),
+            examples,
+            strict=True,
+        )
+    }
+    theirs = {
+        (image.tobytes(), int(label))
+        for image, label in zip(images.astype("uint8"), labels, strict=True)
+    }
+    assert ours == theirs
+    assert len(examples) == 1797
+
+
+def test_digits_hold_out_a_fifth_of_every_class():
+    data = choose_splits(open_digits())
+    train = np.bincount([label for _, label in read_all(data.train)])
+    held_out = np.bincount([label for _, label in read_all(data.evaluation)])
+    assert sum(held_out) == 360
+    np.testing.assert_allclose(held_out / (train + held_out), 0.2, atol=0.01)
+    again = choose_splits(open_digits())
+    assert read_all(again.evaluation) == read_all(data.evaluation)
