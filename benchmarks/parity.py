@@ -37,7 +37,7 @@ from benchmarks.fixed_random import (
     random_weights,
 )
 from resnet_layers import VARIANTS, load_weights, save_safetensors
-from train_loop.evaluation.costs import costs
+from train_loop.evaluation.model_costs import model_costs
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("names", ["*"], "Variants, by name or pattern.")
@@ -114,7 +114,7 @@ def compare(name, theirs, folder):
         strict=True,
     )
     path.unlink()
-    total = costs(ours, 224)["total"]
+    total = model_costs(ours, 224)["total"]
     parameters = sum(p.numel() for p in theirs.parameters())
     return {
         "parameters": total.parameters,

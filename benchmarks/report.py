@@ -14,10 +14,10 @@ import time
 import numpy as np
 from absl import app, flags
 
-from train_loop.evaluation.calibration import fit_temperature
-from train_loop.evaluation.findings import Findings
+from train_loop.evaluation.metrics import fit_temperature
 from train_loop.evaluation.predictions import Predictions
 from train_loop.evaluation.report import write_report
+from train_loop.evaluation.results import Results
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("images", 50_000, "How many images.", lower_bound=1)
@@ -72,13 +72,13 @@ def main(argv):
             predictions.logits,
             predictions.labels,
         )
-        findings = timed(
+        results = timed(
             "numbers and their intervals",
-            Findings.of,
+            Results.of,
             predictions,
             temperature,
         )
-        timed("files", write_report, folder / "report", findings)
+        timed("files", write_report, folder / "report", results)
         seconds = time.perf_counter() - began
         page = (folder / "report/report.html").stat().st_size / 1e6
         print(f"the whole report: {seconds:.1f} s; its page: {page:.1f} MB")

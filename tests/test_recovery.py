@@ -303,7 +303,7 @@ def test_first_phase_is_frozen_whatever_came_before(folder, tmp_path, capsys):
 
 def test_what_a_run_shows_stands_at_its_step(folder, tmp_path, monkeypatch):
     """Not at the last one, where it has ended early."""
-    monkeypatch.setattr(charts, "draw_chart", lambda name, findings: "picture")
+    monkeypatch.setattr(charts, "chart_pixels", lambda name, results: "picture")
     run = Run.create(Settings(dataset=folder, workdir=tmp_path).over(SHORT))
     steps = set()
     tensorboard = types.SimpleNamespace(

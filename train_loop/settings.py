@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from train_loop import environment
 from train_loop.errors import UserError, check_choice
-from train_loop.prediction.formats import ANSWER_FORMATS
 from train_loop.values import Bounds, Names
 from train_loop.workdir import read_lines, write_text
 
@@ -585,7 +584,9 @@ class Settings:
     test_time_augmentation: str = setting(
         "What a model sees of each image; its answers are averaged.",
         "none",
-        choices=Names("train_loop.prediction.classifier:VIEWS"),
+        choices=Names(
+            "train_loop.evaluation.predictions:TEST_TIME_AUGMENTATIONS"
+        ),
         of_run=False,
         modes=("evaluate", "compare"),
     )
@@ -616,13 +617,15 @@ class Settings:
         modes=("predict", "export"),
     )
     format: str = setting(
-        "What --mode=predict prints, one of: {ANSWER_FORMATS} (default: "
+        "What --mode=predict prints, one of: {PREDICTION_FORMATS} (default: "
         "table). What --mode=export writes, with commas between: {FORMATS} "
         "(default: saved_model).",
         of_run=False,
         modes=("predict", "export"),
         tables={
-            "ANSWER_FORMATS": ANSWER_FORMATS,
+            "PREDICTION_FORMATS": Names(
+                "train_loop.prediction.predict_files:PREDICTION_FORMATS"
+            ),
             "FORMATS": Names("train_loop.export.formats:EXPORT_FORMATS"),
         },
     )

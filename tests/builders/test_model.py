@@ -14,7 +14,7 @@ from resnet_layers import (
     save_safetensors,
 )
 from train_loop import Settings, UserError, load_classifier, resolve
-from train_loop.builders.evaluation import Measurement
+from train_loop.builders.evaluation import Evaluator
 from train_loop.builders.model import (
     CONTENTS,
     build_classifier,
@@ -183,7 +183,7 @@ def test_weights_of_few_classes_are_measured_on_data_of_as_many(
 ):
     path, _ = three_classes
     write_folder(tmp_path / "images", {"x": 1, "y": 1, "z": 1})
-    measurement = Measurement(
+    measurement = Evaluator(
         Settings(weights=path, dataset=tmp_path / "images", image_size=32)
     )
     classifier = measurement.open_classifier(path, model="resnet18")

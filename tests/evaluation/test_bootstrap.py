@@ -7,18 +7,17 @@ import pytest
 import scipy.stats
 from drawn_predictions import draw_predictions
 
-from train_loop.evaluation.bootstrap import (
-    interval,
-    permutation_test,
-    proportion_interval,
+from train_loop.evaluation.comparison import permutation_test, swaps
+from train_loop.evaluation.metrics import (
+    METRICS,
+    compute_metrics,
+    count_classes,
     resamples,
-    swaps,
     weighted_sums,
 )
-from train_loop.evaluation.findings import Findings
-from train_loop.evaluation.measures import MEASURES, count_classes, measure
 from train_loop.evaluation.predictions import Predictions
 from train_loop.evaluation.ranking import rank
+from train_loop.evaluation.results import Results, interval, proportion_interval
 
 
 @pytest.mark.parametrize("count", [1, 7, 255, 256, 3000])
@@ -65,8 +64,8 @@ def test_exact_intervals_hold_the_truth_as_often_as_they_say(probability):
 def test_no_mistake_leaves_room_for_some():
     low, high = proportion_interval(360, 360)
     assert (low, high) == pytest.approx((0.025 ** (1 / 360), 1))
-    found = Findings.of(draw_predictions(360, 10, skill=50))
-    for name in set(MEASURES) - {"loss", "expected_calibration_error"}:
+    found = Results.of(draw_predictions(360, 10, skill=50))
+    for name in set(METRICS) - {"loss", "expected_calibration_error"}:
         assert found.estimates[name] == 1
         # Classes of unequal sizes count alike: a little more room.
         assert found.intervals[name] == pytest.approx((low, 1), abs=2e-3), name
@@ -95,22 +94,22 @@ def test_intervals_hold_the_truth_as_often_as_they_say(skill, classes):
     population = calibrated(random, 20_000, classes, skill)
     themselves = np.ones([len(population), 1], np.uint16)
     counts = count_classes(population, themselves)
-    truth = measure(
+    truth = compute_metrics(
         population, themselves, counts, rank(population, themselves)
     )
     truth["expected_calibration_error"] = [0.0]
-    held = dict.fromkeys(MEASURES, 0)
+    held = dict.fromkeys(METRICS, 0)
     for _ in range(trials):
-        findings = Findings.of(calibrated(random, count, classes, skill))
+        findings = Results.of(calibrated(random, count, classes, skill))
         for name, (low, high) in findings.intervals.items():
             held[name] += low <= truth[name][0] <= high
-    for name in MEASURES:
+    for name in METRICS:
         assert held[name] / trials > 0.88, name
 
 
 def test_intervals_of_many_small_classes_are_wide_enough():
     """Of 300 classes, most of which have one to four images."""
-    found = Findings.of(draw_predictions(600, 300, skill=50))
+    found = Results.of(draw_predictions(600, 300, skill=50))
     present = found.examples[found.examples > 0]
     assert 1 == present.min() < present.max()
     low, _ = found.intervals["mean_class_accuracy"]
@@ -130,7 +129,7 @@ def test_intervals_hold_their_numbers(seed):
     predictions.labels[:] = (
         odds.cumsum(1) < random.random((60 + seed, 1))
     ).sum(1)
-    findings = Findings.of(predictions)
+    findings = Results.of(predictions)
     for name, (low, high) in findings.intervals.items():
         assert low <= findings.estimates[name] <= high, name
         assert low < high, name

@@ -6,13 +6,13 @@ import scipy.special
 from drawn_predictions import draw_predictions
 from sklearn.metrics import log_loss
 
-from train_loop.evaluation.bootstrap import resamples
-from train_loop.evaluation.calibration import (
+from train_loop.evaluation.metrics import (
     expected_calibration_errors,
     fit_temperature,
     reliability,
+    resamples,
 )
-from train_loop.evaluation.findings import Findings
+from train_loop.evaluation.results import Results
 
 
 def error_by_hand(confidences, correct):
@@ -88,7 +88,7 @@ def test_temperature_mends_calibration():
     temperature = fit_temperature(logits[:2000], labels[:2000])
     rest = draw_predictions(2000, 5, labels=labels[2000:])
     rest.logits[:] = logits[2000:]
-    findings = Findings.of(rest, temperature)
+    findings = Results.of(rest, temperature)
     before = findings.estimates["expected_calibration_error"]
     assert findings.tempered_error < before / 3
     np.testing.assert_array_equal(findings.tempered.top_5, rest.top_5)

@@ -12,11 +12,11 @@ import pytest
 from drawn_predictions import draw_predictions
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
-
-from train_loop.evaluation.charts import CHARTS, write_charts
 from train_loop.evaluation.charts.learning import trailing_means
 from train_loop.evaluation.charts.look import STYLE, label
-from train_loop.evaluation.findings import Findings
+
+from train_loop.evaluation.charts import CHARTS, write_charts
+from train_loop.evaluation.results import Results
 
 ODD_NAMES = (
     "cat",
@@ -45,7 +45,7 @@ def strictly():
 def draw_findings(images, classes, names=None, **fields):
     names = names or [f"class number {number}" for number in range(classes)]
     predictions = draw_predictions(images, classes, class_names=names, **fields)
-    return Findings.of(predictions, 1.5, RECORDS)
+    return Results.of(predictions, 1.5, RECORDS)
 
 
 @contextlib.contextmanager
@@ -181,7 +181,7 @@ def test_only_charts_with_something_in_them_are_written(tmp_path, strictly):
     """A net without mistakes, images of one class, no run, no pictures."""
     labels = np.zeros(9, int)
     sure = draw_predictions(9, 4, skill=50, labels=labels)
-    names = write_charts(tmp_path, Findings.of(sure))
+    names = write_charts(tmp_path, Results.of(sure))
     assert names == [
         "confusion_matrix",
         "precision_recall_curves",

@@ -11,17 +11,17 @@ from drawn_predictions import draw_predictions
 from test_page import Outline
 
 from train_loop.errors import UserError
-from train_loop.evaluation.bootstrap import swaps
 from train_loop.evaluation.comparison import (
     Comparison,
     _page,
     _swapped_differences,
     comparison_table,
+    swaps,
     verdict,
     write_comparison,
 )
-from train_loop.evaluation.findings import Findings
-from train_loop.evaluation.measures import MEASURES
+from train_loop.evaluation.metrics import METRICS
+from train_loop.evaluation.results import Results
 
 FACTS = {
     "parameters": (2000, 1000),
@@ -32,7 +32,7 @@ RANGES = {"batches": (1.8, 2.25)}
 
 
 def findings_of(predictions):
-    return Findings.of(predictions)
+    return Results.of(predictions)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def comparison():
     second = dataclasses.replace(
         first, logits=(first.logits + noise).astype("float32")
     )
-    both = {"<b>mine": Findings.of(first), "theirs": Findings.of(second)}
+    both = {"<b>mine": Results.of(first), "theirs": Results.of(second)}
     return Comparison.of(both, FACTS, RANGES)
 
 
@@ -65,7 +65,7 @@ def test_mcnemar_is_counted_by_hand(comparison):
 
 def test_differences_are_paired(comparison):
     first, second = comparison.findings
-    for name in MEASURES:
+    for name in METRICS:
         difference, low, high = comparison.differences[name]
         expected = first.estimates[name] - second.estimates[name]
         assert difference == pytest.approx(expected)
@@ -94,7 +94,7 @@ def one_apart(count, discordant):
     others = logits.copy()
     others[:discordant] = np.roll(others[:discordant], 1, axis=1)
     both = {
-        name: Findings.of(dataclasses.replace(first, logits=each))
+        name: Results.of(dataclasses.replace(first, logits=each))
         for name, each in (("first", logits), ("second", others))
     }
     return Comparison.of(both)
@@ -119,7 +119,7 @@ def test_differences_are_marked_where_their_test_rejects(count, discordant):
         assert (low > 0 or high < 0) <= is_significant, name
     source = _page(compared)
     for name, p_value in compared.p_values.items():
-        cells = source.split(f"<td>{MEASURES[name].title}</td>")[1]
+        cells = source.split(f"<td>{METRICS[name].title}</td>")[1]
         assert ("<b>" in cells.partition("</tr>")[0]) == (p_value <= 0.05)
 
 
@@ -145,7 +145,7 @@ def test_equal_models_are_seldom_told_apart(skill):
         for _ in range(2):
             noise = random.normal(size=first.logits.shape).astype("float32")
             both.append(
-                Findings.of(
+                Results.of(
                     dataclasses.replace(first, logits=first.logits + noise)
                 )
             )
@@ -166,14 +166,14 @@ def test_swapped_differences_are_measured_as_on_swapped_predictions(comparison):
     for column in (0, 1, 7):
         roles = chosen[:, column : column + 1] == 1
         swapped = [
-            Findings.of(
+            Results.of(
                 dataclasses.replace(
                     first, logits=np.where(mine, first.logits, second.logits)
                 )
             )
             for mine in (roles, ~roles)
         ]
-        for name in MEASURES:
+        for name in METRICS:
             expected = np.subtract(*(f.estimates[name] for f in swapped))
             assert drawn[name][column] == pytest.approx(expected, abs=1e-12)
 
@@ -194,7 +194,7 @@ def test_table_has_a_row_for_every_measure_and_fact(comparison):
     header, *rows = comparison_table(comparison)
     assert header[1:3] == ["<b>mine", "theirs"]
     assert [row[0] for row in rows] == [
-        *(measure.title for measure in MEASURES.values()),
+        *(measure.title for measure in METRICS.values()),
         *FACTS,
     ]
     assert {len(row) for row in rows} == {len(header)} == {6}

@@ -6,7 +6,7 @@ import numpy as np
 from drawn_predictions import draw_predictions
 from sklearn import metrics
 
-from train_loop.evaluation.confusion import (
+from train_loop.evaluation.predictions import (
     binned_matrix,
     confused_pairs,
     confusion_matrix,

@@ -13,7 +13,7 @@ from train_loop.evaluation import predictions as module
 @pytest.fixture
 def predictions(monkeypatch):
     # The last block is a small one.
-    monkeypatch.setattr(module, "BLOCK", 64)
+    monkeypatch.setattr(module, "IMAGES_AT_ONCE", 64)
     return draw_predictions(150, 9)
 
 

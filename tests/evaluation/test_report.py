@@ -15,9 +15,9 @@ from test_page import Outline
 from train_loop.errors import UserError
 from train_loop.evaluation import report as module
 from train_loop.evaluation.charts import CHARTS
-from train_loop.evaluation.findings import Findings
-from train_loop.evaluation.measures import MEASURES
+from train_loop.evaluation.metrics import METRICS
 from train_loop.evaluation.report import write_report
+from train_loop.evaluation.results import Results
 
 IMAGES = 90
 
@@ -39,7 +39,7 @@ def findings():
         images=[*names, "caf\udce9, <b>.jpg"],
         picture=picture,
     )
-    return Findings.of(drawn, 1.5, RECORDS)
+    return Results.of(drawn, 1.5, RECORDS)
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +55,11 @@ def test_numbers_are_written(folder, findings):
     assert list(report)[:2] == ["split", "step"]
     assert (report["examples"], report["classes"]) == (IMAGES, 8)
     assert report["classes_without_examples"] == 2
-    for name in MEASURES:
+    for name in METRICS:
         assert report[name] == findings.estimates[name]
         low, high = report["intervals"][name]
         assert low <= report[name] <= high
-    assert set(report["intervals"]) == set(MEASURES)
+    assert set(report["intervals"]) == set(METRICS)
     mended = report["with_temperature"]
     assert mended["temperature"] == 1.5
     assert mended["expected_calibration_error"] == findings.tempered_error
@@ -161,7 +161,7 @@ def test_folders_that_cannot_be_written_are_named(findings, tmp_path):
 def test_undefined_numbers_are_null(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "write_charts", lambda *arguments: [])
     alike = draw_predictions(9, 3, labels=np.zeros(9, int))
-    report = write_report(tmp_path / "report", Findings.of(alike))
+    report = write_report(tmp_path / "report", Results.of(alike))
     assert report["mean_roc_auc"] is None
     assert report["intervals"]["mean_roc_auc"] == [None, None]
     assert "with_temperature" not in report

@@ -16,7 +16,7 @@ from train_loop.benchmark.machine import Limits
 from train_loop.benchmark.tasks import TASKS, Task
 from train_loop.builders.model import build_classifier
 from train_loop.errors import UserError
-from train_loop.evaluation.costs import graph_of
+from train_loop.evaluation.model_costs import graph_of
 from train_loop.modes import benchmark
 from train_loop.resolve import settle
 

@@ -13,13 +13,14 @@ from samples import SMALL_FLAGS, read_metrics, write_folder
 
 from resnet_layers import VARIANTS, Preprocessing
 from train_loop import Run, Settings, compare, evaluate, load_classifier
-from train_loop.builders import evaluation, tensorboard
-from train_loop.builders.evaluation import Measurement
+from train_loop.builders import evaluation, reports
+from train_loop.builders.evaluation import Evaluator
 from train_loop.data.split import Dataset
 from train_loop.errors import UserError
-from train_loop.evaluation.measures import MEASURES
-from train_loop.modes.evaluate import report_folder
-from train_loop.prediction.classifier import VIEWS
+from train_loop.evaluation import model_costs
+from train_loop.evaluation.metrics import METRICS
+from train_loop.evaluation.predictions import TEST_TIME_AUGMENTATIONS
+from train_loop.evaluation.report import report_folder
 from train_loop.resolve import settle
 
 FLAGS = dict(flag[2:].split("=") for flag in SMALL_FLAGS)
@@ -32,7 +33,7 @@ def small_nets():
         for argument, value in smaller.items():
             row = VARIANTS["resnet_tiny"].arguments
             patch.setitem(row, argument, value)
-        patch.setattr(tensorboard, "show_predictions", lambda *_: None)
+        patch.setattr(reports, "show_predictions", lambda *_: None)
         yield
 
 
@@ -75,7 +76,7 @@ def test_report_is_what_the_run_measured_of_itself(trained, run):
     assert (report["step"], report["examples"]) == (4, 9)
     for name in ("loss", "accuracy"):
         assert report[name] == pytest.approx(last[name], rel=1e-5)
-    assert set(MEASURES) == set(report["intervals"])
+    assert set(METRICS) == set(report["intervals"])
     assert "Mean ROC-AUC" in out
     assert out.splitlines()[-1].endswith("report/report.html.")
     assert states(trained) == before
@@ -91,7 +92,7 @@ def test_report_is_what_the_run_measured_of_itself(trained, run):
 def test_batches_may_be_others_than_those_of_updates(tmp_path):
     given = Settings(accumulate_steps=4, strategy="one_device")
     settle(given).write(tmp_path / "flags.txt")
-    Measurement(Settings(workdir=tmp_path, batch_size=3))
+    Evaluator(Settings(workdir=tmp_path, batch_size=3))
 
 
 def test_what_is_written_is_returned(trained):
@@ -110,13 +111,13 @@ def test_report_depends_on_neither_batch_size_nor_replicas(trained, run):
         run(*flags, "--mode=evaluate", f"--workdir={trained}", "--report=other")
         other, report = report_of(trained, "other"), report_of(trained)
         assert other.keys() == report.keys()
-        for name in MEASURES:
+        for name in METRICS:
             assert other[name] == pytest.approx(report[name], rel=1e-5)
 
 
 def test_run_of_several_workers_is_measured_by_one_machine(tmp_path):
     Settings(strategy="multi_worker").write(tmp_path / "flags.txt")
-    measurement = Measurement(Settings(workdir=tmp_path))
+    measurement = Evaluator(Settings(workdir=tmp_path))
     assert measurement.strategy.num_replicas_in_sync == 2
 
 
@@ -310,7 +311,7 @@ def test_one_class_alone_is_measured(trained, tmp_path, run):
     assert "All images are of one class: there is no ROC-AUC" in out
     assert "nan" not in out
     report = report_of(trained, "one")
-    undefined = [name for name in MEASURES if report[name] is None]
+    undefined = [name for name in METRICS if report[name] is None]
     assert undefined == ["mean_roc_auc"]
     classifier = load_classifier(trained)
     dogs = [
@@ -456,7 +457,7 @@ def test_models_take_turns_to_be_timed(monkeypatch):
     perf_counter = types.SimpleNamespace(perf_counter=lambda: clock[0])
     monkeypatch.setattr(evaluation, "time", perf_counter)
     models = [model("first", 2.0), model("second", 1.0)]
-    speeds = evaluation.images_per_second(
+    speeds = model_costs.images_per_second(
         models, tf.distribute.get_strategy(), 8, rounds=4
     )
     assert asked == ["first", "second"] * 5
@@ -514,7 +515,7 @@ def test_views_are_averaged_by_probability():
             [views[:, 0, 0, 0], tf.reduce_mean(views, [1, 2, 3])], axis=1
         )
 
-    ten = VIEWS["ten_crops"]
+    ten = TEST_TIME_AUGMENTATIONS["ten_crops"]
     assert ten.preprocessing(
         Preprocessing(image_size=7, crop_fraction=0.875)
     ) == Preprocessing(image_size=8, crop_fraction=1.0)
@@ -524,7 +525,9 @@ def test_views_are_averaged_by_probability():
     expected = np.mean([tf.nn.softmax(model(view)) for view in views], axis=0)
     logits = ten.logits(model, tf.constant(images), 7)
     np.testing.assert_allclose(np.exp(logits), expected, rtol=1e-5)
-    alone = VIEWS["none"].logits(model, tf.constant(images), 8)
+    alone = TEST_TIME_AUGMENTATIONS["none"].logits(
+        model, tf.constant(images), 8
+    )
     np.testing.assert_array_equal(alone, model(images))
 
 

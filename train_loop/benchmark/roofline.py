@@ -33,7 +33,7 @@ import dataclasses
 import itertools
 from typing import NamedTuple
 
-from train_loop.evaluation.costs import PRODUCTS, graph_of, part_at
+from train_loop.evaluation.model_costs import PRODUCTS, graph_of, part_at
 
 POOLING_OPS = ("MaxPool", "AvgPool")
 

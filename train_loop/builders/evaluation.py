@@ -1,8 +1,7 @@
-"""Settings -> what is measured: classifiers, examples, predictions."""
+"""Settings -> an evaluation: classifiers, examples, their predictions."""
 
 import dataclasses
 import functools
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ import tensorflow as tf
 
 from train_loop.builders.data import check_usable
 from train_loop.builders.model import (
+    given_class_names,
     is_weights,
     load_classifier,
     make_fast,
@@ -27,20 +27,25 @@ from train_loop.data.split import Split
 from train_loop.data.tfds import with_imagenet_words
 from train_loop.data.transforms import Transforms, preprocessing_of
 from train_loop.errors import UserError
-from train_loop.evaluation.predictions import Predictions
-from train_loop.prediction.classifier import VIEWS
+from train_loop.evaluation.predictions import (
+    TEST_TIME_AUGMENTATIONS,
+    Predictions,
+)
+from train_loop.evaluation.report import report_folder
 from train_loop.resolve import DEFAULTS, MODE_DEFAULTS
-from train_loop.settings import Settings
+from train_loop.settings import Settings, to_text
 from train_loop.training import signals
 from train_loop.training.strategies import distribute
 from train_loop.workdir import Workdir
 
+# The side of images on pages, in pixels.
+PAGE_IMAGE_SIDE = 144
 # What decides which images of a data set a run evaluates on.
 SPLIT_SETTINGS = ("train_split", "eval_split", "validation_fraction")
 
 
 class Examples(NamedTuple):
-    """What a classifier is measured on.
+    """The examples that a classifier is evaluated on.
 
     `labels` are the numbers of the data set's classes among the classifier's;
     `note` says in words how they were matched, or is empty.
@@ -51,12 +56,12 @@ class Examples(NamedTuple):
     note: str
 
 
-class Measurement:
-    """How models are measured: the devices, and what on.
+class Evaluator:
+    """Predicts the images of a split, on the devices of the settings.
 
     Args:
-      given: `Settings`, those that were given; with the `workdir` of a run, or
-        with `weights` and a `dataset`.
+      given: explicit `Settings`, with the `workdir` of a run, or with
+        `weights` and a `dataset`.
 
     Raises:
       UserError: it has neither, or there are no such devices.
@@ -67,7 +72,7 @@ class Measurement:
         if given.workdir is not None:
             made_with = Settings.read(Workdir.of(given.workdir).flags)
             if made_with.strategy == "multi_worker":
-                # They have gone, and one machine is enough to measure.
+                # The workers are gone, and one machine is enough to evaluate.
                 made_with = dataclasses.replace(made_with, strategy=None)
         elif given.weights is None or given.dataset is None:
             raise UserError(
@@ -75,24 +80,39 @@ class Measurement:
                 "--weights and a --dataset to measure them on"
             )
         self.given = given
-        # Nothing of a run is changed by measuring it in another way.
+        # Evaluating a run in another way changes nothing in it.
         self.settings = given.over(made_with).over(MODE_DEFAULTS).over(DEFAULTS)
         check_memory(self.settings)
-        # Pieces are those of updates.
+        # Only updates have micro-batches.
         self.strategy = build_strategy(
             dataclasses.replace(self.settings, accumulate_steps=1)
         )
-        self.views = VIEWS[self.settings.test_time_augmentation]
+        name = self.settings.test_time_augmentation
+        self.augmentation = TEST_TIME_AUGMENTATIONS[name]
 
     @property
     def source(self):
-        """The run or the weights that are measured."""
+        """The run or the weights that are evaluated."""
         return self.given.workdir or self.given.weights
+
+    def report_folder(self, *options):
+        """Returns the `report_folder` of the explicit settings."""
+        given = {n: to_text(value) for n, value in self.given.given.items()}
+        return report_folder(given, *options)
+
+    def open_own_classifier(self):
+        """Returns the `Classifier` of `source`."""
+        return self.open_classifier(
+            self.source,
+            model=self.given.model,
+            class_names=given_class_names(self.given),
+            step=self.given.checkpoint,
+        )
 
     def open_classifier(self, source, **options):
         """Returns the `Classifier` of a run or of weights, on the devices.
 
-        Its preprocessing is its own, but for what was given.
+        Its preprocessing is its own, except for explicit settings.
 
         Args:
           source: see `load_classifier`.
@@ -108,15 +128,15 @@ class Measurement:
         return with_given_preprocessing(classifier, self.given)
 
     def open_examples(self, class_names, eval_split=None):
-        """Returns the `Examples` to measure a classifier with classes on.
+        """Returns the `Examples` to evaluate a classifier on.
 
         Args:
           class_names: of the classifier.
-          eval_split: of the data set, if not what was given or else what a
-            run evaluates on.
+          eval_split: of the data set; by default the explicit one, or the one
+            that a run evaluates on.
 
         Raises:
-          UserError: the data set is not there, or has classes that the
+          UserError: the data set is missing, or has classes that the
             classifier does not know.
         """
         settings = self.settings
@@ -142,7 +162,7 @@ class Measurement:
 
     @functools.cached_property
     def _stored(self):
-        """The data set that models are measured on."""
+        """The data set that models are evaluated on."""
         settings = self.settings
         stored = datasets.open_dataset(
             settings.dataset, settings.data_dir, settings.manual_dir
@@ -154,7 +174,7 @@ class Measurement:
         return stored
 
     def _data_of_run(self, stored):
-        """Returns the `Data` of the run, None where they are others."""
+        """Returns the `Data` of the run; None for another data set."""
         settings, given = self.settings, self.given
         options = [getattr(settings, name) for name in SPLIT_SETTINGS]
         if given.dataset is None:
@@ -185,7 +205,7 @@ class Measurement:
             examples.split,
             self.strategy,
             self.settings.batch_size,
-            self.views,
+            self.augmentation,
             examples.labels,
         )
 
@@ -223,48 +243,13 @@ def match_classes(stored, ours):
     return np.array([number_of[name] for name in theirs]), note
 
 
-def images_per_second(classifiers, strategy, batch_size, rounds=5):
-    """Returns how many images classifiers take in a second.
-
-    Without reading any. They take turns, so that the ratios in a round do not
-    depend on what else the machine does.
-
-    Args:
-      classifiers: several `Classifier`s.
-      strategy: that they were made in the scope of.
-      batch_size: images at once, over all replicas.
-      rounds: how often each is measured, after once to warm up.
-
-    Returns:
-      float64 [rounds, classifiers].
-    """
-    share = batch_size // strategy.num_replicas_in_sync
-
-    def step_of(classifier):
-        size = classifier.preprocessing.image_size
-        images = tf.zeros([share, size, size, 3], tf.uint8)
-        return tf.function(
-            lambda: strategy.run(classifier.logits, args=(images,)),
-            autograph=False,
-        )
-
-    steps = [step_of(classifier) for classifier in classifiers]
-    seconds = np.empty([1 + rounds, len(steps)])
-    for row in seconds:
-        for number, step in enumerate(steps):
-            began = time.perf_counter()
-            for part in strategy.experimental_local_results(step()):
-                part.numpy()
-            row[number] = time.perf_counter() - began
-    return batch_size / seconds[1:]
-
-
-# The side of the pictures that pages show.
-PICTURE_SIDE = 144
-
-
 def predict_split(
-    classifier, split, strategy, batch_size, views=VIEWS["none"], labels=None
+    classifier,
+    split,
+    strategy,
+    batch_size,
+    augmentation=TEST_TIME_AUGMENTATIONS["none"],
+    labels=None,
 ):
     """Returns the `Predictions` of a classifier for all examples of a split.
 
@@ -273,7 +258,7 @@ def predict_split(
       split: a `Split` with at least one example.
       strategy: a `tf.distribute.Strategy`.
       batch_size: examples at once, over all replicas.
-      views: a row of `VIEWS`.
+      augmentation: a `TestTimeAugmentation`.
       labels: int [classes of the split], their numbers among the classifier's
         classes; None where they are the same.
 
@@ -283,7 +268,7 @@ def predict_split(
     """
     size = classifier.preprocessing.image_size
     preprocessing = preprocessing_of(split, classifier.preprocessing)
-    transforms = Transforms(views.preprocessing(preprocessing))
+    transforms = Transforms(augmentation.preprocessing(preprocessing))
     dataset = distribute(
         strategy,
         lambda context: batches.evaluation_batches(
@@ -294,10 +279,10 @@ def predict_split(
     @tf.function(autograph=False)
     def step(batch):
         images, truth, weights = batch
-        logits = views.logits(classifier.logits, images, size)
+        logits = augmentation.logits(classifier.logits, images, size)
         return logits, truth, weights
 
-    found = []
+    predicted = []
     steps = batches.num_evaluation_steps(split, batch_size)
     with check.explained(split), passing_bar(steps, "batch") as bar:
         for batch in dataset:
@@ -305,25 +290,25 @@ def predict_split(
             parts = map(strategy.experimental_local_results, results)
             for logits, truth, weights in zip(*parts, strict=True):
                 real = weights.numpy() > 0
-                found.append((logits.numpy()[real], truth.numpy()[real]))
+                predicted.append((logits.numpy()[real], truth.numpy()[real]))
             bar.update(1)
             signals.check()
-    logits, truth = map(np.concatenate, zip(*found, strict=True))
+    logits, truth = map(np.concatenate, zip(*predicted, strict=True))
     return Predictions(
         logits,
         truth if labels is None else labels[truth],
         classifier.class_names,
         [split.store.name(number) for number in split.indices],
-        pictures_of(split, preprocessing),
+        _image_loader(split, preprocessing),
     )
 
 
-def pictures_of(split, preprocessing):
-    """Returns a function: position in a split -> a small picture of it."""
-    transforms = Transforms(preprocessing._replace(image_size=PICTURE_SIDE))
+def _image_loader(split, preprocessing):
+    """Returns a function: position in a split -> a small image of it."""
+    transforms = Transforms(preprocessing._replace(image_size=PAGE_IMAGE_SIDE))
 
     # As a graph: step by step, the pipeline of a read would be built anew for
-    # every picture. See also `Classifier`.
+    # every image. See also `Classifier`.
     @tf.function(input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
     def read(position):
         example = split.read(None, position, tf.constant(1, tf.int64))
@@ -331,24 +316,3 @@ def pictures_of(split, preprocessing):
         return transforms.evaluate(transforms.transcode(file))
 
     return lambda position: read(tf.constant(int(position), tf.int64)).numpy()
-
-
-def only_classes(predictions, class_names):
-    """Returns the same predictions with the logits of some classes alone.
-
-    Args:
-      predictions: `Predictions` whose labels are all among those classes.
-      class_names: in the order that is wanted.
-    """
-    if tuple(class_names) == tuple(predictions.class_names):
-        return predictions
-    places = {name: i for i, name in enumerate(predictions.class_names)}
-    order = np.array([places[name] for name in class_names])
-    numbers = np.full(len(places), -1)
-    numbers[order] = np.arange(len(order))
-    return dataclasses.replace(
-        predictions,
-        logits=predictions.logits[:, order],
-        labels=numbers[predictions.labels],
-        class_names=tuple(class_names),
-    )

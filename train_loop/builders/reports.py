@@ -11,7 +11,7 @@ from train_loop.builders.evaluation import predict_split
 from train_loop.data import batches
 from train_loop.errors import is_full_disk
 from train_loop.evaluation import charts
-from train_loop.evaluation.findings import Findings
+from train_loop.evaluation.results import Results
 from train_loop.training import reports
 
 # Charts, and curves of the classes with the most examples.
@@ -133,12 +133,12 @@ def show_predictions(tensorboard, run):
             run.trainer.strategy,
             run.batch_size,
         )
-    findings = Findings.of(predictions)
+    results = Results.of(predictions)
     for name in CHARTS:
-        picture = charts.draw_chart(name, findings)
+        picture = charts.chart_pixels(name, results)
         if picture is not None:
             tensorboard.write_image(name, picture, step, "eval")
-    for label in np.argsort(-findings.examples)[:MOST_PR_CURVES]:
+    for label in np.argsort(-results.examples)[:MOST_PR_CURVES]:
         [logarithms] = predictions.log_probabilities(slice(label, label + 1))
         tensorboard.write_pr_curve(
             predictions.class_names[label],

@@ -1,1 +1,1 @@
-"""What models and evaluations are made into, for people."""
+"""Predictions -> metrics, charts, reports and comparisons."""

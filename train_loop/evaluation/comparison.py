@@ -1,4 +1,4 @@
-"""Two models on the same images: which one is better, and where."""
+"""Comparison of two models on the same images: tests and differences."""
 
 import dataclasses
 import functools
@@ -9,30 +9,23 @@ import numpy as np
 import scipy.stats
 
 from train_loop.errors import UserError
-from train_loop.evaluation import page
-from train_loop.evaluation.bootstrap import (
-    interval,
-    permutation_test,
-    swaps,
+from train_loop.evaluation.metrics import (
+    METRICS,
+    compute_metrics,
+    count_classes,
 )
-from train_loop.evaluation.findings import Findings
-from train_loop.evaluation.folders import number, replacing, write_json
-from train_loop.evaluation.measures import MEASURES, count_classes, measure
 from train_loop.evaluation.ranking import rank
-
-# How many disagreements of a kind the page shows.
-SHOWN = 24
+from train_loop.evaluation.results import (
+    Results,
+    bootstrap_interval,
+    json_number,
+)
 
 # A difference is marked where its p-value is not larger.
 SIGNIFICANT = 0.05
-
-INTERVALS = (
-    "The difference is the first model minus the second, with its 95 % "
-    "confidence interval. A p-value is the probability of a difference at "
-    "least as large between two equally good models: McNemar's exact test for "
-    "accuracies, a paired permutation test for the other metrics. Bold: p is "
-    f"at most {SIGNIFICANT}."
-)
+# With the models as they are, 200: p-values are multiples of 0.005, and the
+# test at 0.05 is exact.
+SWAPS = 199
 
 
 class McNemar(NamedTuple):
@@ -51,40 +44,40 @@ class McNemar(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
-    """What two models make of the same images.
+    """The results of two models on the same images.
 
-        comparison = Comparison.of({"run": findings, "imagenet": others})
+        comparison = Comparison.of({"run": results, "imagenet": others})
 
     Args:
-      names: of the two.
-      findings: the `Findings` of each.
-      facts: {what: (number, number)}, such as "parameters"; None where one is
+      names: of the two models.
+      results: the `Results` of each.
+      facts: {name: (number, number)}, such as "parameters"; None where one is
         not known.
-      ranges: {what: (low, high)}, of the ratio of a fact that was measured
-        several times: what it was in each.
+      ranges: {name: (low, high)}, of the ratio of a fact that was measured
+        several times.
     """
 
     names: tuple[str, str]
-    findings: tuple[Findings, Findings]
+    results: tuple[Results, Results]
     facts: Mapping[str, tuple]
     ranges: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, findings, facts=None, ranges=None):
+    def of(cls, results, facts=None, ranges=None):
         """Compares two models.
 
         Args:
-          findings: {name: `Findings`} of the two.
+          results: {name: `Results`} of the two.
           facts: see the class.
           ranges: see the class.
 
         Raises:
-          UserError: they are of other images, labels or classes.
+          UserError: their images, labels or classes differ.
         """
         comparison = cls(
-            tuple(findings), tuple(findings.values()), facts or {}, ranges or {}
+            tuple(results), tuple(results.values()), facts or {}, ranges or {}
         )
-        first, second = (each.predictions for each in comparison.findings)
+        first, second = (each.predictions for each in comparison.results)
         for what, same in (
             ("images", list(first.images) == list(second.images)),
             ("labels", np.array_equal(first.labels, second.labels)),
@@ -99,50 +92,48 @@ class Comparison:
 
     @functools.cached_property
     def differences(self):
-        """{name of a measure: (difference, low, high)}, first less second.
+        """{name of a metric: (difference, low, high)}, first minus second.
 
         The interval holds 0 wherever the test of `p_values` rejects nothing.
         """
-        first, second = self.findings
-        found = {}
+        first, second = self.results
+        differences = {}
         for name, p_value in self.p_values.items():
             # Both were measured on the same resamples.
             drawn = first.values[name] - second.values[name]
-            sizes = (each.mistake_sizes[name] for each in self.findings)
-            if self._is_of_one_model:
-                sizes = (0.0,)
-            largest = MEASURES[name].largest
-            low, high = interval(drawn, max(sizes), -largest, largest)
+            mistake = 0.0
+            if not self._is_of_one_model:
+                mistake = max(each.mistake_sizes[name] for each in self.results)
+            largest = METRICS[name].largest
+            low, high = bootstrap_interval(drawn, mistake, -largest, largest)
             if p_value > SIGNIFICANT:
                 low, high = min(low, 0.0), max(high, 0.0)
-            found[name] = float(drawn[0]), low, high
-        return found
+            differences[name] = float(drawn[0]), low, high
+        return differences
 
     @functools.cached_property
     def p_values(self):
-        """{name of a measure: two-sided p-value of a paired test}.
+        """{name of a metric: two-sided p-value of a paired test}.
 
         McNemar's exact test for accuracies; for the others the permutation
         test that swaps the models' predictions of images.
         """
-        first, second = (each.predictions for each in self.findings)
-        found = {
-            name: permutation_test(drawn)
-            for name, drawn in _swapped_differences(first, second).items()
-        }
-        found["accuracy"] = self.mcnemar.p_value
-        found["top_5_accuracy"] = _mcnemar(first.in_top_5, second.in_top_5)[-1]
-        return found
+        first, second = (each.predictions for each in self.results)
+        differences = _swapped_differences(first, second)
+        p_values = {n: permutation_test(d) for n, d in differences.items()}
+        p_values["accuracy"] = self.mcnemar.p_value
+        top_5 = _mcnemar(first.in_top_5, second.in_top_5)
+        return p_values | {"top_5_accuracy": top_5.p_value}
 
     @functools.cached_property
     def mcnemar(self):
         """The `McNemar` test of the two."""
-        return _mcnemar(*(each.predictions.correct for each in self.findings))
+        return _mcnemar(*(each.predictions.correct for each in self.results))
 
     @property
     def _is_of_one_model(self):
-        """Whether no image tells the two apart."""
-        first, second = (each.predictions.logits for each in self.findings)
+        """Whether the two have the same logits."""
+        first, second = (each.predictions.logits for each in self.results)
         return np.array_equal(first, second)
 
     def only_right(self, which):
@@ -155,67 +146,38 @@ class Comparison:
           Their numbers; first those whose labels it finds so much more
           probable than the other model does.
         """
-        right, wrong = (
-            self.findings[i].predictions for i in (which, 1 - which)
-        )
+        right = self.results[which].predictions
+        wrong = self.results[1 - which].predictions
         images = np.flatnonzero(right.correct & ~wrong.correct)
         gaps = np.exp(-right.losses[images]) - np.exp(-wrong.losses[images])
         return images[np.argsort(-gaps, kind="stable")]
 
 
-def _swapped_differences(first, second):
-    """Returns {name of a measure: differences, measured on `swaps`}."""
-    # Each image stands there twice, and counts once for either role.
-    pooled = dataclasses.replace(
-        first,
-        logits=np.concatenate([first.logits, second.logits]),
-        labels=np.tile(first.labels, 2),
-        images=[*first.images, *second.images],
-    )
-    chosen = swaps(len(first))
-    roles = np.block([[chosen, 1 - chosen], [1 - chosen, chosen]])
-    counts = count_classes(pooled, roles)
-    values = measure(pooled, roles, counts, rank(pooled, roles))
-    return {
-        name: np.subtract(*np.split(drawn, 2)) for name, drawn in values.items()
-    }
-
-
-def _mcnemar(first, second):
-    """Returns the `McNemar` test of two models; bool [images] each."""
-    alone = int((first & ~second).sum()), int((second & ~first).sum())
-    p_value = 1.0
-    if sum(alone):
-        p_value = float(scipy.stats.binomtest(alone[0], sum(alone)).pvalue)
-    both, neither = int((first & second).sum()), int((~first & ~second).sum())
-    return McNemar(both, *alone, neither, p_value)
-
-
 def comparison_table(comparison):
-    """Returns the rows of a table, as strings; the header first."""
+    """Returns the rows of a table as strings, the header first."""
     rows = [["", *comparison.names, "difference", "95 % interval", "p-value"]]
     for name, p_value in comparison.p_values.items():
-        row = MEASURES[name]
-        values = [each.estimates[name] for each in comparison.findings]
+        metric = METRICS[name]
+        values = [each.estimates[name] for each in comparison.results]
         difference, *ends = comparison.differences[name]
         rows.append(
             [
-                row.title,
-                *map(row.format, values),
-                row.format(difference, "+"),
-                row.format_interval(*ends, "+"),
+                metric.title,
+                *map(metric.format, values),
+                metric.format(difference, "+"),
+                metric.format_interval(*ends, "+"),
                 "–" if np.isnan(p_value) else f"{p_value:.3g}",
             ]
         )
-    for what, values in comparison.facts.items():
+    for name, values in comparison.facts.items():
         ratio = ""
-        if what in comparison.ranges:
-            low, high = comparison.ranges[what]
+        if name in comparison.ranges:
+            low, high = comparison.ranges[name]
             ratio = f"x {low:.2f} to {high:.2f}"
         elif None not in values and values[1]:
             ratio = f"x {values[0] / values[1]:.2f}"
         known = ["–" if n is None else f"{n:,.10g}" for n in values]
-        rows.append([what, *known, ratio, "", ""])
+        rows.append([name, *known, ratio, "", ""])
     return rows
 
 
@@ -229,45 +191,21 @@ def verdict(comparison):
     )
 
 
-def write_comparison(folder, comparison, subject=None):
-    """Writes a comparison as JSON and as a page, in place of an earlier one.
-
-    Args:
-      folder: to write `comparison.json` and `comparison.html` to; it may not
-        exist yet.
-      comparison: a `Comparison`.
-      subject: see `write_report`.
-
-    Returns:
-      What `comparison.json` holds.
-
-    Raises:
-      UserError: the folder cannot be written, or holds no comparison.
-    """
-    summary = {**summarize(comparison), "subject": subject or {}}
-    with replacing(folder, "comparison.json") as unfinished:
-        write_json(unfinished / "comparison.json", summary)
-        text = _page(comparison)
-        (unfinished / "comparison.html").write_text(text, encoding="utf-8")
-    return summary
-
-
-def summarize(comparison):
+def comparison_summary(comparison):
     """Returns a comparison as values for JSON; None is not defined."""
+    results = comparison.results
     measures = {}
-    for name, found in comparison.differences.items():
-        difference, low, high = map(number, found)
+    for name, difference in comparison.differences.items():
+        difference, *ends = map(json_number, difference)
         measures[name] = {
-            "values": [
-                number(each.estimates[name]) for each in comparison.findings
-            ],
+            "values": [json_number(each.estimates[name]) for each in results],
             "difference": difference,
-            "interval": [low, high],
-            "p_value": number(comparison.p_values[name]),
+            "interval": ends,
+            "p_value": json_number(comparison.p_values[name]),
         }
     return {
         "models": list(comparison.names),
-        "examples": len(comparison.findings[0].predictions),
+        "examples": len(results[0].predictions),
         "measures": measures,
         "mcnemar": comparison.mcnemar._asdict(),
         "facts": {name: list(two) for name, two in comparison.facts.items()},
@@ -275,54 +213,63 @@ def summarize(comparison):
     }
 
 
-def _page(comparison):
-    rows = [
-        [page.text(cell) for cell in row]
-        for row in comparison_table(comparison)
-    ]
-    for row, p_value in zip(
-        rows[1:], comparison.p_values.values(), strict=False
-    ):
-        if p_value <= SIGNIFICANT:
-            row[3] = f"<b>{row[3]}</b>"
-    sections = [
-        page.section(
-            "Numbers",
-            verdict(comparison),
-            page.plain_table(rows) + f"<p>{INTERVALS}</p>",
-            "wide",
-        )
-    ]
-    for which, name in enumerate(comparison.names):
-        images = comparison.only_right(which)
-        sections.append(
-            page.section(
-                f"Only {name} is right",
-                f"{len(images):,} images; first those that it is so much surer "
-                "of. Below the true class: what the other takes it for.",
-                _disagreements(comparison, which, images[:SHOWN]),
-                "wide",
-            )
-        )
-    counts = {"images": f"{len(comparison.findings[0].predictions):,}"}
-    return page.render(" against ".join(comparison.names), counts, sections)
+def swaps(count, replicates=SWAPS):
+    """Draws for each image which of two models predicts it in which role.
+
+    If the models are equally good, swapping their predictions of an image
+    changes nothing but chance: the paired permutation test.
+
+    Args:
+      count: of the images.
+      replicates: number of draws.
+
+    Returns:
+      0 or 1, [count, 1 + replicates], in the dtype of `resamples`; the first
+      column is all ones, the models in their own roles.
+    """
+    random = np.random.default_rng(count)
+    chosen = random.integers(2, size=[count, 1 + replicates], dtype=np.uint8)
+    chosen[:, 0] = 1
+    return chosen.astype(np.min_scalar_type(count), copy=False)
 
 
-def _disagreements(comparison, which, images):
-    right, wrong = (
-        comparison.findings[i].predictions for i in (which, 1 - which)
+def permutation_test(differences):
+    """Returns the two-sided p-value of a difference measured on `swaps`.
+
+    Args:
+      differences: [1 + replicates], the difference itself first. Replicates in
+        which it is not defined (nan) are skipped.
+    """
+    if np.isnan(differences[0]):
+        return np.nan
+    sizes = np.abs(differences[np.isfinite(differences)])
+    # Equal sums, added up in another order.
+    return float((sizes >= sizes[0] - 1e-12).mean())
+
+
+def _swapped_differences(first, second):
+    """Returns {name of a metric: differences, measured on `swaps`}."""
+    # Each image stands there twice, and counts once for either role.
+    pooled = dataclasses.replace(
+        first,
+        logits=np.concatenate([first.logits, second.logits]),
+        labels=np.tile(first.labels, 2),
+        images=[*first.images, *second.images],
     )
-    names = right.class_names
-    return page.gallery(
-        [
-            (
-                right.picture(index),
-                f"{right.confidences[index]:.0%} "
-                f"{page.name(names[right.labels[index]])}"
-                f'<div class="wrong">{wrong.confidences[index]:.0%} '
-                f"{page.name(names[wrong.predicted[index]])}</div>",
-                right.images[index],
-            )
-            for index in images
-        ]
-    )
+    chosen = swaps(len(first))
+    roles = np.block([[chosen, 1 - chosen], [1 - chosen, chosen]])
+    counts = count_classes(pooled, roles)
+    values = compute_metrics(pooled, roles, counts, rank(pooled, roles))
+    return {
+        name: np.subtract(*np.split(drawn, 2)) for name, drawn in values.items()
+    }
+
+
+def _mcnemar(first, second):
+    """Returns the `McNemar` test of two models; bool [images] each."""
+    alone = int((first & ~second).sum()), int((second & ~first).sum())
+    p_value = 1.0
+    if sum(alone):
+        p_value = float(scipy.stats.binomtest(alone[0], sum(alone)).pvalue)
+    both, neither = int((first & second).sum()), int((~first & ~second).sum())
+    return McNemar(both, *alone, neither, p_value)

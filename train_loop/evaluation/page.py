@@ -1,199 +1,224 @@
-"""Pages: HTML files that need nothing but themselves."""
+"""HTML pages of reports and comparisons, which need nothing but themselves."""
 
 import base64
 import hashlib
-import html
-import importlib.resources
+import io
 import re
-import string
 import xml.etree.ElementTree as ET
 from typing import NamedTuple
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
 
+from train_loop.evaluation.chart_style import (
+    FAINT,
+    INK,
+    PAPER,
+    SERIES,
+    thumbnail,
+)
 from train_loop.evaluation.charts import CHARTS
-from train_loop.evaluation.charts.look import FAINT, INK, PAPER, SERIES
-from train_loop.evaluation.thumbnails import data_uri
+from train_loop.evaluation.comparison import (
+    SIGNIFICANT,
+    comparison_table,
+    verdict,
+)
+from train_loop.evaluation.metrics import METRICS
+from train_loop.evaluation.predictions import (
+    confused_pairs,
+    misclassified,
+    most_confused_with,
+)
 
-# Colours of charts -> those of the page, which know of dark screens.
-COLORS = {
+# Images on a page: of a kind, or of the whole table and of a class.
+PAGE_PAIRS, PAGE_IMAGES_OF_A_PAIR = 8, 6
+PAGE_MISTAKES, PAGE_DISAGREEMENTS = 24, 24
+TABLE_MISTAKES, TABLE_MISTAKES_OF_A_CLASS = 1000, 4
+
+# Colors of charts -> those of the page, which has a dark mode.
+PAGE_COLORS = {
     INK: "var(--ink)",
     FAINT: "var(--line)",
     PAPER: "var(--paper)",
     SERIES[0]: "var(--accent)",
 }
-
-# Pixels; a phone's are small ones.
-GALLERY_SIDE, TABLE_SIDE = 144, 72
-
 # Charts that are wider stand alone in their row; none is enlarged to more.
-HALF_A_SCREEN, LARGEST = 560, 840
+WIDE_CHART, WIDEST_CHART = 560, 840
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 ET.register_namespace("", SVG)
 ET.register_namespace("xlink", XLINK)
 
 
-class Column(NamedTuple):
-    """A column of a table that sorts: its title, and a cell for each row.
-
-    `cells` are HTML; `values` are what they are sorted by, numbers or text;
-    nan comes last.
-    """
-
-    title: str
-    cells: list
-    values: list
-
-
-def render(title, facts, sections):
-    """Returns a page as HTML.
+def report_page(results, facts, drawings):
+    """Returns the page of a report as HTML.
 
     Args:
-      title: of the page.
+      results: `Results`.
       facts: {name: value}, to stand below the title.
-      sections: of HTML.
+      drawings: {name of an entry of CHARTS: SVG}, those that were drawn.
     """
-    template = importlib.resources.files(__package__) / "page.html"
-    page = string.Template(template.read_text(encoding="utf-8"))
-    script = (importlib.resources.files(__package__) / "page.js").read_text()
+    predictions = results.predictions
+    charts = {
+        name: embedded_chart(name, svg)
+        for name, svg in drawings.items()
+        if not CHARTS[name].has_images
+    }
+    return _render(
+        "report.html",
+        facts={
+            **facts,
+            "images": f"{len(predictions):,}",
+            "classes": f"{predictions.num_classes:,}",
+        },
+        results=results,
+        predictions=predictions,
+        metrics=METRICS,
+        chart_table=CHARTS,
+        charts=charts,
+        pairs=confused_pairs(predictions, PAGE_PAIRS),
+        images_of_a_pair=PAGE_IMAGES_OF_A_PAIR,
+        mistakes=misclassified(predictions)[:PAGE_MISTAKES],
+        without_examples=int((results.examples == 0).sum()),
+        classes=_class_rows(results),
+    )
+
+
+def comparison_page(comparison):
+    """Returns the page of a `Comparison` as HTML."""
+    header, *rows = comparison_table(comparison)
+    p_values = comparison.p_values.values()
+    bold = [p_value <= SIGNIFICANT for p_value in p_values]
+    bold += [False] * (len(rows) - len(bold))
+    images = [comparison.only_right(which) for which in (0, 1)]
+    return _render(
+        "comparison.html",
+        facts={"images": f"{len(comparison.results[0].predictions):,}"},
+        comparison=comparison,
+        verdict=verdict(comparison),
+        significant=SIGNIFICANT,
+        header=header,
+        rows=list(zip(rows, bold, strict=True)),
+        images=images,
+        most_images=PAGE_DISAGREEMENTS,
+        predictions=[each.predictions for each in comparison.results],
+    )
+
+
+def _render(template, **values):
+    script, _, _ = TEMPLATES.loader.get_source(TEMPLATES, "page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest())
-    return page.substitute(
-        title=text(title),
-        facts=" · ".join(
-            f"{text(name)} <b>{text(value)}</b>"
-            for name, value in facts.items()
-        ),
-        sections="\n".join(sections),
-        script=script,
+    return TEMPLATES.get_template(template).render(
+        **values,
+        script=Markup(script),
         # Nothing else is run, whatever a class is called.
         script_hash=digest.decode(),
     )
 
 
-def text(value):
-    """Returns any value as HTML that shows it; a name may hold anything."""
-    # File names may hold bytes that are no text.
-    readable = str(value).encode(errors="backslashreplace").decode()
-    return html.escape(readable)
+class _ClassRow(NamedTuple):
+    """A row of the table of classes; images are their numbers.
 
-
-def name(class_name):
-    """Returns a name that leaves the text beside it where it is."""
-    return f"<bdi>{text(class_name)}</bdi>"
-
-
-def section(title, note, content, kind=""):
-    """Returns a section with a title and a line that explains it."""
-    return (
-        f'<section class="{kind}"><h2>{text(title)}</h2>'
-        f"<p>{text(note)}</p>{content}</section>"
-    )
-
-
-def cards(rows, note):
-    """Returns large numbers.
-
-    Args:
-      rows: of (title, number, what stands below it, meaning).
-      note: that explains them.
+    `shares` are accuracy and the other shares, nan where they are not defined.
     """
-    return (
-        f'<section class="wide"><p>{text(note)}</p><div class="cards">'
-        + "".join(
-            f'<div title="{text(meaning)}"><span>{text(title)}</span>'
-            f"<b>{text(number)}</b><small>{text(below)}</small></div>"
-            for title, number, below, meaning in rows
+
+    name: str
+    examples: int
+    accuracy: float
+    shares: list
+    confused_with: str
+    confused_images: int
+    hits: np.ndarray
+    mistakes: np.ndarray
+    num_mistakes: int
+
+
+def _class_rows(results):
+    predictions, counts = results.predictions, results.counts
+    names = predictions.class_names
+    shares = np.stack(
+        [
+            counts.precisions[:, 0],
+            counts.f1[:, 0],
+            results.ranking.average_precisions[:, 0],
+            results.ranking.roc_aucs[:, 0],
+        ],
+        axis=1,
+    )
+    hits = np.flatnonzero(predictions.correct)
+    hits = hits[np.argsort(-predictions.confidences[hits], kind="stable")]
+    most = min(TABLE_MISTAKES // len(names), TABLE_MISTAKES_OF_A_CLASS)
+    others, confused = most_confused_with(predictions)
+    columns = zip(
+        names,
+        results.examples,
+        counts.accuracies[:, 0],
+        shares,
+        others,
+        confused,
+        _by_class(predictions, hits),
+        _by_class(predictions, misclassified(predictions)),
+        strict=True,
+    )
+    return [
+        _ClassRow(
+            *of_class,
+            names[other],
+            images,
+            right[:1],
+            wrong[: max(1, most)],
+            len(wrong),
         )
-        + "</div></section>"
-    )
-
-
-def chart(chart_name, svg):
-    """Returns the section of a row of CHARTS, drawn as SVG."""
-    row, root = CHARTS[chart_name], ET.fromstring(svg)
-    width = float(root.get("width").removesuffix("pt"))
-    _suit_page(root, width, chart_name)
-    drawing = ET.tostring(root, encoding="unicode")
-    return section(
-        row.title,
-        row.note,
-        f'<div class="chart">{drawing}</div>',
-        "wide" if width > HALF_A_SCREEN else "",
-    )
-
-
-def gallery(items, kind=""):
-    """Returns pictures with captions.
-
-    Args:
-      items: of (picture or None, HTML of the caption, name of the image).
-      kind: "small" for pictures that stand close together.
-    """
-    return (
-        f'<div class="gallery {kind}">'
-        + "".join(
-            f"<figure>{image(picture, alt, GALLERY_SIDE)}"
-            f"<figcaption>{caption}</figcaption></figure>"
-            for picture, caption, alt in items
-        )
-        + "</div>"
-    )
-
-
-def image(picture, alt, side=TABLE_SIDE):
-    """Returns a picture, or a field of its size where there is none."""
-    if picture is None:
-        return f'<i class="blank" title="{text(alt)}"></i>'
-    return (
-        f'<img src="{data_uri(picture, side)}" alt="{text(alt)}" '
-        f'title="{text(alt)}" loading="lazy">'
-    )
-
-
-def plain_table(rows):
-    """Returns rows of HTML as a table; the first row is the header."""
-    header, *body = rows
-    lines = [
-        f"<tr>{''.join(f'<td>{cell}</td>' for cell in r)}</tr>" for r in body
+        for *of_class, other, images, right, wrong in columns
     ]
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
 
 
-def sortable_table(columns, filtered):
-    """Returns a table that sorts by its columns, and filters by its text.
+def _by_class(predictions, images):
+    """Returns the numbers of images class by class, in the same order."""
+    labels = predictions.labels[images]
+    images = images[np.argsort(labels, kind="stable")]
+    counts = np.bincount(labels, minlength=predictions.num_classes)
+    return np.split(images, np.cumsum(counts)[:-1])
 
-    Args:
-      columns: `Column`s.
-      filtered: what is to be filtered, such as "classes".
+
+def embedded_chart(name, svg):
+    """Returns a chart as a part of a page, and whether it is wide.
+
+    It takes the page's colors, shrinks to a phone's width as long as its
+    letters can be read, and its ids do not clash with those of other charts.
     """
-    head = "".join(
-        f'<th><button type="button">{text(column.title)}</button></th>'
-        for column in columns
+    root = ET.fromstring(svg)
+    width = float(root.get("width").removesuffix("pt"))
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(metadata)
+    del root.attrib["width"], root.attrib["height"]
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            if key == "id":
+                value = f"{name}-{value}"
+            elif key == f"{{{XLINK}}}href":
+                value = re.sub("^#", f"#{name}-", value)
+            else:
+                value = value.replace("url(#", f"url(#{name}-")
+            for color, variable in PAGE_COLORS.items():
+                value = value.replace(color, variable)
+            element.set(key, value)
+    root.set("role", "img")
+    root.set("aria-label", CHARTS[name].title)
+    most = max(width, min(1.7 * width, WIDEST_CHART))
+    root.set(
+        "style", f"min-width: {0.85 * width:.0f}px; max-width: {most:.0f}px"
     )
-    rows = zip(
-        *(zip(c.cells, c.values, strict=True) for c in columns), strict=True
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td data-value="{text(_sortable(value))}">{cell}</td>'
-            for cell, value in row
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="sortable"><input type="search" '
-        f'placeholder="Filter {text(filtered)}" '
-        f'aria-label="Filter {text(filtered)}"><output></output>'
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div></div>"
-    )
+    return Markup(ET.tostring(root, encoding="unicode")), width > WIDE_CHART
+
+
+def _data_uri(image, side):
+    """Returns a `thumbnail` as text that stands in a page for its file."""
+    file = io.BytesIO()
+    thumbnail(image, side).save(file, "jpeg", quality=80)
+    encoded = base64.b64encode(file.getvalue()).decode()
+    return f"data:image/jpeg;base64,{encoded}"
 
 
 def _sortable(value):
@@ -203,29 +228,17 @@ def _sortable(value):
     return "" if np.isnan(value) else f"{value:.6g}"
 
 
-def _suit_page(root, width, prefix):
-    """Makes a chart a part of a page.
-
-    It takes the page's colours, shrinks to a phone's width as long as its
-    letters can be read, and its ids do not meet those of other charts.
-    """
-    for metadata in root.findall(f"{{{SVG}}}metadata"):
-        root.remove(metadata)
-    del root.attrib["width"], root.attrib["height"]
-    for element in root.iter():
-        for key, value in element.attrib.items():
-            if key == "id":
-                value = f"{prefix}-{value}"
-            elif key == f"{{{XLINK}}}href":
-                value = re.sub("^#", f"#{prefix}-", value)
-            else:
-                value = value.replace("url(#", f"url(#{prefix}-")
-            for color, variable in COLORS.items():
-                value = value.replace(color, variable)
-            element.set(key, value)
-    root.set("role", "img")
-    root.set("aria-label", CHARTS[prefix].title)
-    most = max(width, min(1.7 * width, LARGEST))
-    root.set(
-        "style", f"min-width: {0.85 * width:.0f}px; max-width: {most:.0f}px"
-    )
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader(__package__, ""),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {
+    "data_uri": _data_uri,
+    "sortable": _sortable,
+    "thousands": "{:,}".format,
+    "percent": "{:.0%}".format,
+    "share": lambda share: "–" if np.isnan(share) else f"{100 * share:.1f}",
+}

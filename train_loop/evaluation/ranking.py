@@ -17,7 +17,7 @@ FALSE_RATES = np.append(np.linspace(0, 0.2, 200, endpoint=False), RECALLS[40:])
 
 # How many classes are looked at together, and how many replicates: of two
 # classes, each has thousands of thresholds.
-CLASSES, REPLICATES = 16, 256
+CLASSES_PER_BLOCK, REPLICATES_PER_BLOCK = 16, 256
 
 
 class Ranking(NamedTuple):
@@ -48,7 +48,7 @@ def rank(predictions, weights):
 
     blocks = [
         np.ascontiguousarray(weights[:, columns])
-        for columns in blocks_of(weights.shape[1], REPLICATES)
+        for columns in blocks_of(weights.shape[1], REPLICATES_PER_BLOCK)
     ]
 
     def rank_some(classes):
@@ -59,7 +59,7 @@ def rank(predictions, weights):
             for row, number in zip(scores, numbers, strict=True)
         ]
 
-    some = blocks_of(predictions.num_classes, CLASSES)
+    some = blocks_of(predictions.num_classes, CLASSES_PER_BLOCK)
     # What takes long, NumPy and SciPy do without Python's lock.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
         ranked = [one for ones in threads.map(rank_some, some) for one in ones]

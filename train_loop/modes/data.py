@@ -14,8 +14,7 @@ from train_loop.console import csv_cells, printable, text_table
 from train_loop.data import batches, check
 from train_loop.data.datasets import check_new
 from train_loop.errors import MANY, UserError, first_few
-from train_loop.evaluation.charts.look import label
-from train_loop.evaluation.figures import write_images
+from train_loop.evaluation.chart_style import class_label, write_image_grid
 from train_loop.resolve import check_run_or_new, settle
 from train_loop.run import new_workdir
 from train_loop.workdir import Workdir, write_text
@@ -44,7 +43,7 @@ def look_at_data(settings):
     for record in broken:
         print(printable(f"broken: {record['name']}: {record['reason']}"))
     print_duplicates(readable, workdir.duplicates)
-    draw(workdir.pictures, readable, settings)
+    draw_images(workdir.pictures, readable, settings)
     if not workdir.is_run:
         check_new(data, settings.dataset)
     if not broken:
@@ -125,14 +124,19 @@ def print_duplicates(data, path):
         print(f"All duplicates are listed in {path}.")
 
 
-def draw(path, data, settings):
+def draw_images(path, data, settings):
     """Draws some images of each split, as a model gets them."""
     names = data.class_names
-    labels = [label(names, number) for number in range(len(names))]
-    strange = [n for n, text in enumerate(labels) if text == f"#{n}"]
-    if strange:
-        told = [f"{labels[n]} for {names[n]}" for n in strange]
-        line = f"No font here has the letters of some: {first_few(told)}."
+    labels = [class_label(names, number) for number in range(len(names))]
+    without_font = [
+        f"{label} for {name}"
+        for number, (label, name) in enumerate(zip(labels, names, strict=True))
+        if label == f"#{number}"
+    ]
+    if without_font:
+        line = (
+            f"No font here has the letters of some: {first_few(without_font)}."
+        )
         print(printable(line))
     data = data._replace(class_names=tuple(labels))
     transforms, shown = make_transforms(settings, data), {}
@@ -144,5 +148,5 @@ def draw(path, data, settings):
         shown["Evaluation"] = batches.evaluation_sample(data, transforms)
     if shown:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_images(path, shown)
+        write_image_grid(path, shown)
         print(f"Some images are drawn in {path}.")

@@ -22,7 +22,7 @@ from train_loop.export.verification import (
     model_metrics,
 )
 from train_loop.prediction.classifier import read_file
-from train_loop.prediction.pictures import find_pictures
+from train_loop.prediction.image_paths import find_images
 from train_loop.resolve import MODE_DEFAULTS, settle
 from train_loop.settings import Settings
 from train_loop.workdir import Workdir, check_writable, write_text
@@ -132,7 +132,7 @@ def _images(images, made_with, classifier):
       A list of uint8 [image_size, image_size, 3], and `ReferenceImages`.
     """
     if images is not None:
-        paths = find_pictures(images, ())[:MAX_IMAGES]
+        paths = find_images(images, ())[:MAX_IMAGES]
         for path in paths:
             # Its error names the file that cannot be decoded.
             classifier.read(path)

@@ -1,4 +1,4 @@
-"""Prediction: what a trained model says of anybody's pictures."""
+"""Prediction: the classes of images in files."""
 
 import contextlib
 import sys
@@ -11,34 +11,36 @@ from train_loop.builders.model import (
 )
 from train_loop.console import passing_bar, printable
 from train_loop.errors import UserError, check_choice
-from train_loop.prediction.answers import answers
-from train_loop.prediction.explanations import write_explanations
-from train_loop.prediction.formats import ANSWER_FORMATS
-from train_loop.prediction.pictures import LIST, find_pictures
+from train_loop.prediction.grad_cam import write_explanations
+from train_loop.prediction.image_paths import FROM_STDIN, find_images
+from train_loop.prediction.predict_files import (
+    PREDICTION_FORMATS,
+    predict_files,
+)
 from train_loop.resolve import MODE_DEFAULTS
 from train_loop.workdir import Workdir, check_writable
 
 
 def predict(settings):
-    """Names what is on the pictures that --images lists.
+    """Predicts the classes of the images that --images lists.
 
-    Standard output holds the answers and nothing else, for other programs.
+    Standard output holds the predictions and nothing else, for other programs.
     """
     settings = settings.over(MODE_DEFAULTS)
     source = settings.workdir or settings.weights
     output_format = settings.format or "table"
-    check_choice("--format", output_format, ANSWER_FORMATS)
+    check_choice("--format", output_format, PREDICTION_FORMATS)
     if source is None or settings.images is None:
         raise UserError(
             "--mode=predict needs some --images, and the --workdir of a run, "
             "or --weights"
         )
-    beside = Workdir.of(settings.workdir or ".").explanations
-    folder = settings.explain_dir or beside
+    folder = settings.explain_dir
+    folder = folder or Workdir.of(settings.workdir or ".").explanations
     if settings.explain:
         check_writable("--explain_dir", folder)
-    listed = sys.stdin.buffer if settings.images == LIST else ()
-    paths = find_pictures(settings.images, listed)
+    listed = sys.stdin.buffer if settings.images == FROM_STDIN else ()
+    paths = find_images(settings.images, listed)
     with contextlib.redirect_stdout(sys.stderr):
         classifier = load_classifier(
             source,
@@ -49,15 +51,16 @@ def predict(settings):
         )
     classifier = with_given_preprocessing(classifier, settings)
     make_fast(settings, classifier)
-    told = answers(classifier, paths, settings.top_k)
+    predictions = predict_files(classifier, paths, settings.top_k)
     if settings.explain:
-        told = write_explanations(classifier, told, folder)
+        predictions = write_explanations(classifier, predictions, folder)
     broken = []
     with passing_bar(len(paths), "image") as bar:
-        for line in ANSWER_FORMATS[output_format](_watched(told, bar, broken)):
+        watched = _watched(predictions, bar, broken)
+        for line in PREDICTION_FORMATS[output_format](watched):
             print(line)
-    for answer in broken:
-        print(printable(f"{answer.image} {answer.error}"), file=sys.stderr)
+    for each in broken:
+        print(printable(f"{each.image} {each.error}"), file=sys.stderr)
     if settings.explain:
         print(f"Explanations are drawn in {folder}.", file=sys.stderr)
     if broken:
@@ -67,10 +70,10 @@ def predict(settings):
         )
 
 
-def _watched(told, bar, broken):
-    """Yields all answers, and keeps those that are none."""
-    for answer in told:
+def _watched(predictions, bar, broken):
+    """Yields all predictions, and collects those that are errors."""
+    for prediction in predictions:
         bar.update(1)
-        if answer.error:
-            broken.append(answer)
-        yield answer
+        if prediction.error:
+            broken.append(prediction)
+        yield prediction

@@ -1,1 +1,1 @@
-"""Answers about pictures that somebody names."""
+"""Predictions for images of any kind."""

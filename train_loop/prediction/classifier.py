@@ -5,7 +5,6 @@ import io
 import itertools
 import os
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -23,7 +22,7 @@ BATCH_SIZE = 32
 
 
 class Classifier:
-    """Maps uint8 images to logits, and images of any kind to answers.
+    """Maps uint8 images to logits, and images of any kind to class names.
 
         classifier = load_classifier("runs/pets")
         classifier("cat.jpg")  # -> [[("Bengal", 0.93), ...]]
@@ -89,7 +88,7 @@ class Classifier:
           images: the path of a file, a file object, the bytes of a file, a
             PIL image of any mode, a uint8 array [height, width, 3], or an
             iterable of these, such as a generator.
-          top_k: how many classes to name; None for all.
+          top_k: number of classes; None for all.
 
         Returns:
           A list for each image of (name of the class, probability), the most
@@ -100,11 +99,11 @@ class Classifier:
         """
         if _is_one_image(images):
             images = [images]
-        images, answers = iter(images), []
+        images, predictions = iter(images), []
         while some := list(itertools.islice(images, BATCH_SIZE)):
             batch = tf.stack([self.read(image) for image in some])
-            answers += self.rank(self.probabilities(batch), top_k)
-        return answers
+            predictions += self.rank(self.probabilities(batch), top_k)
+        return predictions
 
     def prepare(self, encoded):
         """Maps the bytes of a file to the image that evaluation would see.
@@ -172,7 +171,7 @@ class Classifier:
         return tf.nn.softmax(self.logits(images))
 
     def rank(self, probabilities, top_k=None):
-        """Maps rows of probabilities to answers, see `__call__`."""
+        """Maps rows of probabilities to predictions, see `__call__`."""
         probabilities = np.asarray(probabilities)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
@@ -268,64 +267,3 @@ def normalize(images, normalization):
     return tf.ensure_shape(
         tf.reshape(rows * scale - offset, shape), images.shape
     )
-
-
-# How much larger the images are that corners are cut out of, where evaluation
-# keeps the whole of them.
-ENLARGED = 8 / 7
-# So that logarithms of mean probabilities are finite.
-LEAST_PROBABILITY = 1e-30
-
-
-class Views(NamedTuple):
-    """What a model sees of an image: middle, corners, mirrored or not."""
-
-    crops: bool = False
-    flips: bool = False
-
-    def preprocessing(self, preprocessing):
-        """Returns what images go through before the views are taken."""
-        if not self.crops:
-            return preprocessing
-        scale = ENLARGED
-        if preprocessing.crop_fraction < 1:
-            scale = 1 / preprocessing.crop_fraction
-        side = round(preprocessing.image_size * scale)
-        return preprocessing._replace(image_size=side, crop_fraction=1.0)
-
-    def logits(self, function, images, image_size):
-        """Returns the logarithms of the mean probabilities over all views.
-
-        Args:
-          function: maps uint8 [batch, image_size, image_size, 3] to logits.
-          images: uint8 [batch, side, side, 3], as `preprocessing` makes them.
-          image_size: of a view.
-
-        Returns:
-          float32 [batch, classes]; of a single view, the logits themselves.
-        """
-        views = [images]
-        if self.crops:
-            most = images.shape[1] - image_size
-            places = [(0, 0), (0, most), (most, 0), (most, most)]
-            views = [
-                images[:, top : top + image_size, left : left + image_size]
-                for top, left in [*places, (most // 2, most // 2)]
-            ]
-        if self.flips:
-            views += [view[:, :, ::-1] for view in views]
-        if len(views) == 1:
-            return tf.cast(function(images), tf.float32)
-        probabilities = [
-            tf.nn.softmax(tf.cast(function(view), tf.float32)) for view in views
-        ]
-        mean = tf.add_n(probabilities) / len(views)
-        return tf.math.log(tf.maximum(mean, LEAST_PROBABILITY))
-
-
-VIEWS = {
-    "none": Views(),
-    "flip": Views(flips=True),
-    "five_crops": Views(crops=True),
-    "ten_crops": Views(crops=True, flips=True),
-}

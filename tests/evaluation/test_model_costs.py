@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from resnet_layers import VARIANTS, ResNet
-from train_loop.evaluation.costs import cost_table, costs
+from train_loop.evaluation.model_costs import cost_table, model_costs
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def zeros(monkeypatch):
 def test_multiply_adds_are_the_papers(name, multiply_adds, layers, zeros):
     model = VARIANTS[name]()
     model.build((None, 224, 224, 3))
-    total = costs(model, 224)["total"]
+    total = model_costs(model, 224)["total"]
     assert total.multiply_adds == pytest.approx(multiply_adds, abs=0.07e9)
     # The paper does not count the projections.
     projections = sum(b.projects for b in model.blocks)
@@ -48,7 +48,7 @@ def test_multiply_adds_are_the_papers(name, multiply_adds, layers, zeros):
 def test_costs_are_those_counted_by_hand(precision, size):
     model = ResNet("basic", (1,), 5, width=4, stem="small", dtype=precision)
     model.build((None, 8, 8, 3))
-    parts = costs(model, 8)
+    parts = model_costs(model, 8)
     assert list(parts) == ["stem", "stage1", "head", "total"]
     pixels = 8 * 8
     assert parts["stem"].multiply_adds == pixels * 9 * 3 * 4
@@ -74,7 +74,7 @@ def test_groups_cost_less():
             base_width=64 // groups,
         )
         model.build((None, 32, 32, 3))
-        costs_of[groups] = costs(model, 32)["stage1"].multiply_adds
+        costs_of[groups] = model_costs(model, 32)["stage1"].multiply_adds
     saved = 8 * 8 * 9 * 64 * 64 * 3 // 4
     assert costs_of[1] - costs_of[4] == saved
 

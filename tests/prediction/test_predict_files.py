@@ -8,9 +8,12 @@ import pytest
 from classifiers import random_pixels, small_classifier
 from samples import broken_files, encoded
 
-from train_loop.prediction.answers import Answer, answers
 from train_loop.prediction.classifier import BATCH_SIZE
-from train_loop.prediction.formats import ANSWER_FORMATS
+from train_loop.prediction.predict_files import (
+    PREDICTION_FORMATS,
+    FilePrediction,
+    predict_files,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def paths(tmp_path_factory):
 
 
 def test_answers_are_the_classifiers_in_order(classifier, paths):
-    told = list(answers(classifier, paths))
+    told = list(predict_files(classifier, paths))
     assert [answer.image for answer in told] == paths
     broken = [0, 5, BATCH_SIZE, len(paths) - 1]
     for number, answer in enumerate(told):
@@ -63,10 +66,10 @@ def test_answers_are_the_classifiers_in_order(classifier, paths):
 
 
 def test_batches_of_all_sizes_share_one_graph(classifier, paths):
-    list(answers(classifier, paths[1:3]))
+    list(predict_files(classifier, paths[1:3]))
     before = classifier._probabilities.experimental_get_tracing_count()
     for count in (1, 4, 2 * BATCH_SIZE):
-        told = list(answers(classifier, paths[1 : 1 + count], top_k=2))
+        told = list(predict_files(classifier, paths[1 : 1 + count], top_k=2))
         assert len(told) == count
         assert {len(answer.predictions) for answer in told} <= {0, 2}
     after = classifier._probabilities.experimental_get_tracing_count()
@@ -74,19 +77,19 @@ def test_batches_of_all_sizes_share_one_graph(classifier, paths):
 
 
 def test_nothing_readable_at_all_is_named(classifier, paths):
-    told = list(answers(classifier, [paths[0], paths[0]]))
+    told = list(predict_files(classifier, [paths[0], paths[0]]))
     assert [bool(answer.error) for answer in told] == [True, True]
 
 
 TOLD = (
-    Answer("a, b.jpg", (("cat", 0.75), ("dog", 0.25))),
-    Answer("\udcff.jpg", error="cannot be decoded (text)"),
-    Answer("c.jpg", (("dog", 1.0), ("cat", 0.0))),
+    FilePrediction("a, b.jpg", (("cat", 0.75), ("dog", 0.25))),
+    FilePrediction("\udcff.jpg", error="cannot be decoded (text)"),
+    FilePrediction("c.jpg", (("dog", 1.0), ("cat", 0.0))),
 )
 
 
 def lines(name, told=TOLD):
-    return list(ANSWER_FORMATS[name](iter(told)))
+    return list(PREDICTION_FORMATS[name](iter(told)))
 
 
 def test_json_is_a_list_of_records():
@@ -133,10 +136,10 @@ def test_csv_has_a_line_for_each_prediction():
 def test_names_of_strangers_run_nothing_and_move_nothing():
     label = "=cmd|' /C calc'!A0\x1b[2J"
     told = [
-        Answer("\x1b]0;x\x07.jpg", ((label, 1.0),)),
-        Answer("=1+1.jpg", error="cannot be decoded (\x1b)"),
+        FilePrediction("\x1b]0;x\x07.jpg", ((label, 1.0),)),
+        FilePrediction("=1+1.jpg", error="cannot be decoded (\x1b)"),
     ]
-    for name in ANSWER_FORMATS:
+    for name in PREDICTION_FORMATS:
         assert "\x1b" not in "".join(lines(name, told))
     one, other = csv.DictReader(lines("csv", told))
     assert one["label"] == r"'=cmd|' /C calc'!A0\x1b[2J"

@@ -1,7 +1,9 @@
-"""What a model costs: parameters, multiply-adds, activations."""
+"""Parameters, multiply-adds, activation memory and speed of a model."""
 
+import time
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 # Operations with a kernel as their second input.
@@ -19,7 +21,7 @@ ACTIVATIONS = (
 
 
 class Cost(NamedTuple):
-    """What a part of a model costs, for one image.
+    """Size of a part of a model, and its work for one image.
 
     `layers` are those with a kernel; `parameters` are the trainable ones;
     `multiply_adds` count convolutions and matrix products, as He et al. do;
@@ -32,8 +34,8 @@ class Cost(NamedTuple):
     activation_bytes: int
 
 
-def costs(model, image_size):
-    """Counts what the parts of a model cost, from the graph it builds.
+def model_costs(model, image_size):
+    """Counts the `Cost` of the parts of a model, from the graph it builds.
 
     Args:
       model: a built `ResNet`.
@@ -69,9 +71,9 @@ def costs(model, image_size):
 
 
 def cost_table(model, image_size):
-    """Returns the rows of a table of `costs`, as strings; the header first."""
+    """Returns the rows of a table as strings, the header first."""
     rows = [["part", "layers", "parameters", "multiply-adds", "activations"]]
-    for part, cost in costs(model, image_size).items():
+    for part, cost in model_costs(model, image_size).items():
         rows.append(
             [
                 part,
@@ -84,8 +86,40 @@ def cost_table(model, image_size):
     return rows
 
 
-def _part(name):
-    return name.partition("_")[0]
+def images_per_second(classifiers, strategy, batch_size, rounds=5):
+    """Measures how many images classifiers predict per second.
+
+    Without reading any. They take turns, so that the ratios in a round do not
+    depend on the load of the machine.
+
+    Args:
+      classifiers: several `Classifier`s.
+      strategy: that they were made in the scope of.
+      batch_size: images at once, over all replicas.
+      rounds: measurements of each, after one to warm up.
+
+    Returns:
+      float64 [rounds, classifiers].
+    """
+    share = batch_size // strategy.num_replicas_in_sync
+
+    def step_of(classifier):
+        size = classifier.preprocessing.image_size
+        images = tf.zeros([share, size, size, 3], tf.uint8)
+        return tf.function(
+            lambda: strategy.run(classifier.logits, args=(images,)),
+            autograph=False,
+        )
+
+    steps = [step_of(classifier) for classifier in classifiers]
+    seconds = np.empty([1 + rounds, len(steps)])
+    for row in seconds:
+        for number, step in enumerate(steps):
+            began = time.perf_counter()
+            for part in strategy.experimental_local_results(step()):
+                part.numpy()
+            row[number] = time.perf_counter() - began
+    return batch_size / seconds[1:]
 
 
 def graph_of(model, image_size):
@@ -111,3 +145,7 @@ def part_at(operation, names):
     scope, _, _ = scope.partition("/")
     name = scope if scope in names else scope.rpartition("_")[0]
     return name if name in names else None
+
+
+def _part(name):
+    return name.partition("_")[0]

@@ -1,4 +1,4 @@
-"""Explanations: where in a picture a class was seen (Grad-CAM)."""
+"""Grad-CAM: where in an image a class was seen."""
 
 import pathlib
 
@@ -6,48 +6,48 @@ import matplotlib
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from train_loop.evaluation.charts.look import label as short
-from train_loop.evaluation.figures import FONTS
+from train_loop.evaluation.chart_style import FONTS, class_label
 
-# How much of the picture the strongest colour hides.
+# How much of the image the strongest color hides.
 OPACITY = 0.75
 
 
-def write_explanations(classifier, answers, folder):
-    """Draws what speaks for the first prediction about each picture.
+def write_explanations(classifier, predictions, folder):
+    """Draws what supports the first prediction for each image.
 
     Args:
-      classifier: that gave the answers.
-      answers: `Answer`s.
-      folder: where a PNG file for each is written, named after the picture; a
-        number tells those of one name apart.
+      classifier: that made the predictions.
+      predictions: `FilePrediction`s.
+      folder: of a PNG file for each, named after the image; a number tells
+        those of one name apart.
 
     Yields:
-      The same answers, in their order.
+      The same predictions, in their order.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     taken = set()
-    for answer in answers:
-        if not answer.error:
-            stem = pathlib.Path(answer.image).stem
+    for prediction in predictions:
+        if not prediction.error:
+            stem = pathlib.Path(prediction.image).stem
             names = (stem, *(f"{stem}_{n}" for n in range(2, len(taken) + 2)))
             name = next(name for name in names if name not in taken)
             taken.add(name)
-            [(label, probability), *_] = answer.predictions
-            image = classifier.read(answer.image)
+            [(label, probability), *_] = prediction.predictions
+            image = classifier.read(prediction.image)
             number = classifier.class_names.index(label)
             [heat] = grad_cam(classifier, image[tf.newaxis], [number])
-            title = f"{short(classifier.class_names, number)} {probability:.1%}"
-            draw(folder / f"{name}.png", image, heat, title)
-        yield answer
+            title = class_label(classifier.class_names, number)
+            title = f"{title} {probability:.1%}"
+            _draw_explanation(folder / f"{name}.png", image, heat, title)
+        yield prediction
 
 
 def grad_cam(classifier, images, labels):
-    """Returns how much each place of a picture speaks for a class.
+    """Returns how much each place of an image supports a class.
 
-    The last feature map, each channel weighted by how the class's logit
-    follows its mean; what speaks against the class is left out.
+    The last feature map, each channel weighted by the gradient of the class's
+    logit with respect to its mean; negative values become 0.
 
     Source: Selvaraju et al., 2016, https://arxiv.org/abs/1610.02391.
 
@@ -58,7 +58,7 @@ def grad_cam(classifier, images, labels):
 
     Returns:
       float32 [batch, image_size, image_size] from 0 to 1, the place that
-      speaks most; all 0 where none does.
+      supports it most; all 0 where none does.
     """
     model = classifier.model
     features = last_features(model, classifier.normalize(images))
@@ -83,8 +83,8 @@ def last_features(model, inputs):
 
 
 @matplotlib.rc_context(FONTS)
-def draw(path, image, heat, title):
-    """Writes a PNG file: the picture, and beside it what speaks for a class.
+def _draw_explanation(path, image, heat, title):
+    """Writes a PNG file: the image, and beside it what supports a class.
 
     Args:
       path: of the file.

@@ -1,29 +1,35 @@
-"""How charts look: sizes, colours, type, and names of any kind in them."""
+"""Style of figures: sizes, colors, fonts, names of any kind, thumbnails."""
 
 import functools
 import math
 import unicodedata
 
+import matplotlib
+import PIL.Image
+import PIL.ImageOps
 from matplotlib import font_manager
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 # Inches. On a phone, a point comes out as about a pixel.
-WIDTH = 5.0
+FIGURE_WIDTH = 5.0
+# Of an image in a grid, in inches, and images in a row.
+GRID_CELL, GRID_COLUMNS = 1.5, 8
 
-# Colours that a page may put others in the place of, for dark screens.
+# Colors that a page may replace by others, for dark screens.
 INK, FAINT, PAPER = "#24292f", "#d0d7de", "#ffffff"
 
-# Okabe and Ito's, which the colour-blind can tell apart.
+# Okabe and Ito's, which color-blind people can tell apart.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MUTED = "#8c959f"
 
-# From see-through, so that they suit any paper.
+# From transparent, so that they suit any paper.
 SHADES = LinearSegmentedColormap.from_list(
     "shades", [f"{SERIES[0]}00", f"{SERIES[0]}ff"]
 )
 
-# The first that has a letter draws it. Which are there depends on the machine.
+# The first that has a letter draws it. Which are installed depends on the
+# machine.
 FAMILIES = (
     "DejaVu Sans",
     "Noto Sans CJK SC",
@@ -65,7 +71,7 @@ STYLE = {
     # Letters, not their outlines: a third of the size, to be searched and
     # read aloud.
     "svg.fonttype": "none",
-    # The same findings give the same file.
+    # The same results give the same file.
     "svg.hashsalt": "train_loop",
     "text.color": INK,
     # A class may be called "$x$".
@@ -75,16 +81,18 @@ STYLE = {
     "ytick.color": INK,
     "ytick.major.size": 0,
 }
+# For figures that are no charts.
+FONTS = {"font.family": STYLE["font.family"]}
 
 
-def new_figure(height, width=WIDTH):
+def new_figure(height, width=FIGURE_WIDTH):
     """Returns a figure of a size in inches."""
     figure = Figure(figsize=(width, height))
     figure.set_facecolor(PAPER)
     return figure
 
 
-def save(figure, path):
+def save_figure(figure, path):
     """Writes a figure as `path`.png and `path`.svg."""
     figure.savefig(f"{path}.png", dpi=160)
     # It is laid out now.
@@ -92,14 +100,52 @@ def save(figure, path):
     figure.savefig(f"{path}.svg", metadata={"Date": None})
 
 
-def label(class_names, number, width=24):
-    """Returns a class's name as a chart can show it.
+@matplotlib.rc_context(FONTS)
+def write_image_grid(path, groups):
+    """Writes a PNG file of images with their labels, group by group.
+
+    Args:
+      path: of the file.
+      groups: {title: (float [n, height, width, 3] in 0..1, n labels)}. See
+        `class_label` for names of any kind.
+    """
+    rows = [
+        math.ceil(len(labels) / GRID_COLUMNS) for _, labels in groups.values()
+    ]
+    height = sum(rows) * GRID_CELL * 1.15 + len(rows) * 0.5
+    figure = Figure((GRID_COLUMNS * GRID_CELL, height), layout="constrained")
+    parts = figure.subfigures(len(rows), 1, height_ratios=rows, squeeze=False)
+    for part, count, (title, (images, labels)) in zip(
+        parts[:, 0], rows, groups.items(), strict=True
+    ):
+        part.suptitle(title)
+        axes = part.subplots(count, GRID_COLUMNS, squeeze=False).ravel()
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, image, label in zip(axes, images, labels, strict=False):
+            axis.imshow(image, interpolation="nearest")
+            axis.set_title(label, fontsize=8, parse_math=False)
+    figure.savefig(path, dpi=120)
+
+
+def thumbnail(image, side):
+    """Returns the center square of an image as a PIL image.
+
+    Args:
+      image: uint8 [height, width, 3].
+      side: of the square in pixels; a smaller image is enlarged.
+    """
+    return PIL.ImageOps.fit(PIL.Image.fromarray(image), (side, side))
+
+
+def class_label(class_names, number, width=24):
+    """Returns a class's name as a figure can show it.
 
     Args:
       class_names: of all classes.
       number: of the class.
-      width: in letters; those of East Asia count double. Of what is longer,
-        the middle is left out: many names differ at their ends.
+      width: in letters; those of East Asia count double. Of longer names the
+        middle is dropped: many differ at their ends.
 
     Returns:
       The name, or "#12" where no font has its letters.
@@ -122,7 +168,7 @@ def _width(text):
 
 
 def _cut(text, width):
-    """Returns as many of the first letters as have room."""
+    """Returns as many of the first letters as fit."""
     while _width(text) > width:
         text = text[:-1]
     return text

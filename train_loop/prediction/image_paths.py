@@ -1,4 +1,4 @@
-"""The pictures that somebody names: files, folders, globs, or a list."""
+"""Paths of images: from files, folders, globs, or a list."""
 
 import glob
 import os
@@ -8,26 +8,26 @@ from train_loop.data.folder import images_below
 from train_loop.data.image_files import IMAGE_SUFFIXES, heif_advice
 from train_loop.errors import UserError
 
-# In place of a name: the list comes from another program.
-LIST = "-"
+# In place of a path: a list from another program.
+FROM_STDIN = "-"
 
 
-def find_pictures(text, lines):
-    """Returns the paths of the pictures that a text names, in its order.
+def find_images(text, lines):
+    """Returns the paths of the images that a text lists, in its order.
 
     Args:
-      text: names of files, folders and globs with commas between them, or `-`
-        for a list. A name that exists may have a comma in it.
-      lines: of the list, as bytes, a name of a file or a folder each.
+      text: files, folders and globs with commas between them, or `-` for a
+        list. A path that exists may have a comma in it.
+      lines: of the list, as bytes, a file or a folder each.
 
     Returns:
-      A list of paths. A file that is named may be missing.
+      A list of paths. A listed file may be missing.
 
     Raises:
-      UserError: a folder holds no images, a glob matches nothing, or nothing
-        is named at all.
+      UserError: a folder holds no images, a glob matches nothing, or the text
+        is empty.
     """
-    if text == LIST:
+    if text == FROM_STDIN:
         names = [os.fsdecode(line.rstrip(b"\r\n")) for line in lines]
         found = [_of_path(name) for name in names if name]
     else:
@@ -42,9 +42,9 @@ def find_pictures(text, lines):
 
 
 def split_names(text):
-    """Returns the names between the commas of a text.
+    """Returns the paths between the commas of a text.
 
-    As many parts as make the name of something that is there stay together.
+    As many parts stay together as make the path of an existing file.
     """
     parts, names = text.split(","), []
     while parts:

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from train_loop.errors import UserError
-from train_loop.prediction.pictures import find_pictures, split_names
+from train_loop.prediction.image_paths import find_images, split_names
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +48,12 @@ def photos(tmp_path, monkeypatch):
     ],
 )
 def test_names_become_paths(text, expected):
-    assert find_pictures(text, ()) == expected
+    assert find_images(text, ()) == expected
 
 
 def test_the_home_directory_may_be_a_wave(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert find_pictures("~/photos/b*", ()) == [str(tmp_path / "photos/b.jpg")]
+    assert find_images("~/photos/b*", ()) == [str(tmp_path / "photos/b.jpg")]
 
 
 def test_a_list_names_files_and_folders_and_no_globs():
@@ -65,7 +65,7 @@ def test_a_list_names_files_and_folders_and_no_globs():
         b"photos/sub\n",
         b"caf\xe9.jpg",
     ]
-    assert find_pictures("-", lines) == [
+    assert find_images("-", lines) == [
         "photos/b.jpg",
         "other/x,y.jpg",
         "no[*].jpg",
@@ -86,7 +86,7 @@ def test_a_list_names_files_and_folders_and_no_globs():
 )
 def test_nothing_to_name_is_one_clear_line(text, expected):
     with pytest.raises(UserError) as error:
-        find_pictures(text, ())
+        find_images(text, ())
     [line] = str(error.value).splitlines()
     assert line.startswith(expected)
 
@@ -110,11 +110,11 @@ def test_folder_that_is_there_is_no_pattern(name, tmp_path, monkeypatch):
             path.touch()
     for folder in (name, tmp_path / name):
         expected = [f"{folder}/c[at]/x.png", f"{folder}/cat/x.png"]
-        assert find_pictures(f"{folder}/*/*.png", ()) == expected
-        assert find_pictures(f"{folder}/*/", ()) == expected
-        assert find_pictures(f"{folder}/c[at]/*.png", ()) == expected[:1]
+        assert find_images(f"{folder}/*/*.png", ()) == expected
+        assert find_images(f"{folder}/*/", ()) == expected
+        assert find_images(f"{folder}/c[at]/*.png", ()) == expected[:1]
     # Another one is.
-    assert find_pictures("[a]1/cat/*", ()) == ["a1/cat/x.png"]
+    assert find_images("[a]1/cat/*", ()) == ["a1/cat/x.png"]
 
 
 def test_folders_are_followed_and_skipped_as_in_training(tmp_path):
@@ -127,4 +127,4 @@ def test_folders_are_followed_and_skipped_as_in_training(tmp_path):
     (tmp_path / "a/link").symlink_to(tmp_path / "b")
     (tmp_path / "a/round").symlink_to(tmp_path / "a")
     for folder in ("a", "a/"):
-        assert find_pictures(folder, ()) == ["a/1.png", "a/link/4.png"]
+        assert find_images(folder, ()) == ["a/1.png", "a/link/4.png"]

@@ -7,8 +7,8 @@ import tensorflow as tf
 from classifiers import random_pixels, small_classifier
 from samples import encoded
 
-from train_loop.prediction.answers import Answer, answers
-from train_loop.prediction.explanations import grad_cam, write_explanations
+from train_loop.prediction.grad_cam import grad_cam, write_explanations
+from train_loop.prediction.predict_files import FilePrediction, predict_files
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
@@ -45,7 +45,7 @@ def test_classes_may_have_any_name(tmp_path, recwarn):
     classifier.class_names = tuple(names)
     path = tmp_path / "a.png"
     path.write_bytes(encoded(random_pixels(1)[0], "png"))
-    told = list(answers(classifier, [str(path)]))
+    told = list(predict_files(classifier, [str(path)]))
     assert list(write_explanations(classifier, told, tmp_path / "new")) == told
     assert not recwarn.list
 
@@ -58,7 +58,10 @@ def test_each_picture_gets_a_file_of_its_own(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(encoded(random_pixels(1, 30)[0], "png"))
         paths.append(str(path))
-    told = [*answers(classifier, paths), Answer("c/cat.jpg", error="broken")]
+    told = [
+        *predict_files(classifier, paths),
+        FilePrediction("c/cat.jpg", error="broken"),
+    ]
     folder = tmp_path / "new/explanations"
     assert list(write_explanations(classifier, told, folder)) == told
     found = sorted(path.name for path in folder.iterdir())

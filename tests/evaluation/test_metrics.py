@@ -10,14 +10,20 @@ import sklearn.exceptions
 from drawn_predictions import draw_predictions
 from sklearn import metrics
 
-from train_loop.evaluation.bootstrap import resamples
-from train_loop.evaluation.measures import MEASURES, count_classes, measure
+from train_loop.evaluation.metrics import (
+    METRICS,
+    compute_metrics,
+    count_classes,
+    resamples,
+)
 from train_loop.evaluation.ranking import rank
 
 
 def measured(predictions, weights):
     counts = count_classes(predictions, weights)
-    return measure(predictions, weights, counts, rank(predictions, weights))
+    return compute_metrics(
+        predictions, weights, counts, rank(predictions, weights)
+    )
 
 
 def sklearns(predictions, weights):
@@ -74,7 +80,7 @@ def test_numbers_are_scikit_learns(predictions):
     ones = np.ones(len(predictions))
     expected = sklearns(predictions, ones)
     found = measured(predictions, resamples(len(predictions), 1))
-    assert set(found) == set(MEASURES)
+    assert set(found) == set(METRICS)
     for name, value in expected.items():
         assert found[name][0] == pytest.approx(value, abs=1e-12), name
     defaults = predictions.labels, predictions.predicted
@@ -137,7 +143,7 @@ def test_classes_without_examples_are_left_out():
     )
     weights = resamples(100, 20)
     one, other = (measured(p, weights) for p in (predictions, with_more))
-    for name in set(MEASURES) - {"loss", "expected_calibration_error"}:
+    for name in set(METRICS) - {"loss", "expected_calibration_error"}:
         # The probabilities are others, by a ten-thousandth of themselves.
         np.testing.assert_allclose(one[name], other[name], rtol=1e-3)
     assert np.isnan(rank(with_more, weights).average_precisions[8:]).all()
@@ -167,8 +173,8 @@ def test_sums_of_weights_do_not_overflow(count):
 
 
 def test_numbers_are_written_for_people():
-    assert MEASURES["accuracy"].format(0.93456) == "93.46 %"
-    assert MEASURES["accuracy"].format(0.01, "+") == "+1.00 %"
-    assert MEASURES["loss"].format(0.93456) == "0.9346"
-    assert MEASURES["mean_roc_auc"].format(np.nan) == "–"
-    assert MEASURES["accuracy"].format_interval(0.5, 0.75) == "50.00 to 75.00 %"
+    assert METRICS["accuracy"].format(0.93456) == "93.46 %"
+    assert METRICS["accuracy"].format(0.01, "+") == "+1.00 %"
+    assert METRICS["loss"].format(0.93456) == "0.9346"
+    assert METRICS["mean_roc_auc"].format(np.nan) == "–"
+    assert METRICS["accuracy"].format_interval(0.5, 0.75) == "50.00 to 75.00 %"
