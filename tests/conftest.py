@@ -1,14 +1,18 @@
 """Every test sees two logical CPUs, so that replicas are real."""
 
-import functools
 import gc
 import os
 import random
+import shutil
 import signal
 from typing import NamedTuple
 
 # A core for each of two test processes: more threads get in each other's way.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+# Tests are no worker of whatever started them, and draw their own bars.
+for name in {*os.environ}:
+    if name in ("TF_CONFIG", "TQDM_DISABLE") or name.startswith("SLURM_"):
+        del os.environ[name]
 
 from train_loop import environment
 
@@ -18,22 +22,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
-from keras.src.backend.common import global_state
-from samples import SMALL_NET, write_folder
+from samples import SMALL, SMALL_NET, write_folder
 
 from resnet_layers import VARIANTS
-from train_loop import main
+from train_loop import Run, Settings, main
 from train_loop.builders import reports
+from train_loop.data import transforms
 from train_loop.training.strategies import mirrored, split_cpu
 
 split_cpu(2)
 tf.random.set_seed(7)
-
-
-def pytest_collection_modifyitems(items):
-    """Puts what takes longest first: at the end, one process would wait."""
-    longest = ("test_notebook.py", "test_resume.py", "test_run.py")
-    items.sort(key=lambda item: item.path.name not in longest)
 
 
 def pytest_collection_finish():
@@ -85,18 +83,75 @@ def workdir(tmp_path):
     return tmp_path / "run"
 
 
-@pytest.fixture(autouse=True)
-def nothing_shown(monkeypatch):
-    """Leaves out what a run in this process draws for TensorBoard."""
-    for name in ("show_beginning", "show_predictions"):
-        monkeypatch.setattr(reports, name, lambda *_: None)
+SHOWN = {
+    name: vars(reports)[name]
+    for name in ("show_beginning", "show_predictions")
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick():
+    """Spares tests that train what most of a short run would be."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Figures for TensorBoard; `shown` has them.
+        for name in SHOWN:
+            patch.setattr(reports, name, lambda *_: None)
+        # Every evaluation traces how an image is decoded: here, the first.
+        traced = tf.function(transforms.center_crop, autograph=False)
+        patch.setattr(transforms, "center_crop", traced)
+        yield
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Draws what a run in this process draws for TensorBoard."""
+    for name, function in SHOWN.items():
+        monkeypatch.setattr(reports, name, function)
 
 
 @pytest.fixture
 def small_net(monkeypatch):
     """Makes `resnet_tiny` tinier."""
+    shrink(monkeypatch)
+
+
+def shrink(patch):
     for argument, value in SMALL_NET.items():
-        monkeypatch.setitem(VARIANTS["resnet_tiny"].arguments, argument, value)
+        patch.setitem(VARIANTS["resnet_tiny"].arguments, argument, value)
+
+
+@pytest.fixture(scope="session")
+def first_trained(tmp_path_factory):
+    """Returns a folder with `images` and a `run`, for `trained` to copy."""
+    root = tmp_path_factory.mktemp("trained")
+    counts = {"train/cat": 6, "train/dog": 6, "train/emu": 6}
+    counts |= {"test/cat": 4, "test/dog": 3, "test/emu": 2}
+    write_folder(root / "images", counts)
+    settings = Settings(
+        dataset=root / "images",
+        workdir=root / "run",
+        steps=4,
+        evaluate_every=2,
+        checkpoint_every=2,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        Run.create(settings.over(SMALL)).train()
+    return root
+
+
+@pytest.fixture
+def trained(first_trained, tmp_path, small_net):
+    """Returns the folder of a run of four steps, beside its `images`.
+
+    It has checkpoints and evaluations of step 2 and 4, of a small net for three
+    classes, and evaluates on nine images.
+    """
+    shutil.copytree(first_trained, tmp_path, dirs_exist_ok=True)
+    flags = tmp_path / "run/flags.txt"
+    text = flags.read_text().replace(str(first_trained), str(tmp_path))
+    flags.write_text(text)
+    return tmp_path / "run"
 
 
 @pytest.fixture
@@ -131,26 +186,6 @@ def images():
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype("f4")
     images.flags.writeable = False
     return images
-
-
-@pytest.fixture(scope="session")
-def count_parameters():
-    """Returns a function: name of a variant -> number of its parameters.
-
-    Each is built once for all tests, and its weights get shapes, but no
-    numbers: a tenth of the time, and no memory.
-    """
-
-    @functools.cache
-    def count(name):
-        with tf.keras.StatelessScope(initialize_variables=False):
-            model = VARIANTS[name]()
-            model.build((None, 224, 224, 3))
-        # Else the end of the next scope would give them numbers.
-        global_state.set_global_attribute("uninitialized_variables", [])
-        return sum(v.shape.num_elements() for v in model.trainable_variables)
-
-    return count
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,14 @@
 """The notebook for newcomers: what it makes, and what is kept in it."""
 
+import ast
+import importlib
 import json
 import pathlib
 import re
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from samples import SHRINK
 
 from examples.execute import execute
@@ -65,7 +68,39 @@ def test_what_is_kept_shows_a_network_that_learned(kept):
     assert float(re.search(r"Accuracy +([\d.]+) %", report)[1]) > 80
 
 
+def test_cells_import_what_there_is_and_set_what_may_be_set(kept):
+    """What can be told without running them."""
+    lines = TransformerManager().transform_cell
+    cells = [ast.parse(lines(cell.source)) for cell in code_cells(kept)]
+    nodes = [node for cell in cells for node in ast.walk(cell)]
+    imports = [
+        (node.module, alias.name)
+        for node in nodes
+        if isinstance(node, ast.ImportFrom)
+        and node.module.split(".")[0] in ("train_loop", "resnet_layers")
+        for alias in node.names
+    ]
+    assert len(imports) > 5
+    for module, name in imports:
+        assert hasattr(importlib.import_module(module), name), name
+    jobs = [
+        {keyword.arg: keyword.value for keyword in node.keywords}
+        for node in nodes
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Settings"
+    ]
+    assert len(jobs) > 5
+    for job in jobs:
+        values = {
+            name: value.value if isinstance(value, ast.Constant) else None
+            for name, value in job.items()
+        }
+        assert Settings(**values).given.keys() <= values.keys()
+
+
 @pytest.mark.slow
+@pytest.mark.long
 def test_notebook_runs(kept, tmp_path, monkeypatch):
     """Of everything less than in what is kept, but for the cells."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -45,7 +45,7 @@ def test_averages_are_evaluated_and_taken(folder, tmp_path):
     run = train(
         folder,
         tmp_path / "run",
-        steps=6,
+        steps=4,
         average="ema",
         ema_decay=0.5,
         learning_rate=0.5,
@@ -53,7 +53,7 @@ def test_averages_are_evaluated_and_taken(folder, tmp_path):
     model, pairs = run.classifier.model, run.trainer.update.average.pairs
     losses = evaluations(tmp_path / "run", "loss")
     averaged = evaluations(tmp_path / "run", "ema_loss")
-    assert len(averaged) == len(losses) == 3
+    assert len(averaged) == len(losses) == 2
     assert losses[-1] != averaged[-1]
     values = {v.path: np.asarray(v) for v in model.variables}
     means = {v.path: m.numpy() for v, m in pairs}
@@ -140,8 +140,6 @@ def poisoned(folder, monkeypatch):
 
 def test_rollback_leaves_out_what_broke_the_run(poisoned, tmp_path, capsys):
     options = {"steps": 7, "seed": 4}
-    with pytest.raises(UserError, match="the loss is not finite at step 3 of"):
-        train(poisoned, tmp_path / "stopped", **options)
     workdir, other = tmp_path / "run", tmp_path / "other"
     run = train(poisoned, workdir, on_nonfinite="rollback", **options)
     assert run.trainer.step == 7
@@ -166,23 +164,21 @@ def test_rollback_leaves_out_what_broke_the_run(poisoned, tmp_path, capsys):
     assert read_metrics(workdir) == read_metrics(other)
 
 
-def test_rollback_gives_up(folder, tmp_path):
-    workdir = tmp_path / "run"
-    train(folder, workdir, steps=4)
-    before = read_checkpoint(workdir, 4)
+def test_rollback_gives_up(trained):
+    before = read_checkpoint(trained, 4)
+    run = Run.open(
+        trained,
+        steps=40,
+        learning_rate=1e18,
+        schedule="constant",
+        on_nonfinite="rollback",
+        max_rollbacks=2,
+    )
     with pytest.raises(UserError, match="gone back 2 times already"):
-        train(
-            folder,
-            workdir,
-            steps=40,
-            learning_rate=1e18,
-            schedule="constant",
-            on_nonfinite="rollback",
-            max_rollbacks=2,
-        )
+        run.train()
     # What has exploded is nowhere kept in place of what was good.
-    assert Workdir(workdir).steps[-1] == 4
-    for key, value in read_checkpoint(workdir, 4).items():
+    assert Workdir(trained).steps[-1] == 4
+    for key, value in read_checkpoint(trained, 4).items():
         np.testing.assert_array_equal(value, before[key], err_msg=key)
 
 
@@ -198,25 +194,23 @@ def test_request_to_stop_is_answered_before_another_try(
         train(folder, tmp_path)
 
 
-def test_best_checkpoint_is_kept(folder, tmp_path):
+def test_best_checkpoint_is_kept(folder, tmp_path, monkeypatch):
+    """Though the run goes on behind it in another process."""
+    losses = iter([2.0, 1.0, 3.0, 2.5])
+    monkeypatch.setattr(Run, "measure", lambda self: {"loss": next(losses)})
     workdir = tmp_path / "run"
-    # From the second evaluation on, it gets worse.
     options = {"keep_best": "loss", "keep_checkpoints": 1, "learning_rate": 0.1}
-    run = train(folder, workdir, steps=2, **options)
-    assert Workdir(workdir).steps == [2]
-    run = Run.open(workdir, steps=8, learning_rate=3, schedule="constant")
-    run.train()
-    losses = evaluations(workdir, "loss")
-    best = 2 * (1 + int(np.argmin(losses)))
-    assert best < 8
-    assert Workdir(workdir).steps == [best, 8]
+    train(folder, workdir, steps=4, **options)
+    assert Workdir(workdir).steps == [4]
+    Run.open(workdir, steps=8).train()
+    assert Workdir(workdir).steps == [4, 8]
     images = np.zeros([1, 16, 16, 3], "uint8")
-    first, second, last = (
+    best, fourth, last = (
         load_classifier(workdir, step=step).probabilities(images)
-        for step in ("best", best, None)
+        for step in ("best", 4, None)
     )
-    np.testing.assert_array_equal(first, second)
-    assert np.any(first != last)
+    np.testing.assert_array_equal(best, fourth)
+    assert np.any(best != last)
 
 
 def test_run_ends_early_and_stays_so(folder, tmp_path, monkeypatch):

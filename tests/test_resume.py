@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from samples import SHRINK, read_checkpoint, read_metrics
+from samples import SHRINK, SMALL_FLAGS, read_checkpoint, read_metrics
 from tensorboard.backend.event_processing import plugin_event_accumulator
 
 import resnet_layers
@@ -245,11 +245,7 @@ def run_until(monkeypatch, run):
     [
         (
             "one_device",
-            {
-                "before saving": 6,
-                "in an evaluation": 6,
-                "in the report of an evaluation": 12,
-            },
+            {"before saving": 6, "in the report of an evaluation": 12},
         ),
         ("mirrored", {"after saving": 6, "in an evaluation": 12}),
     ],
@@ -276,20 +272,20 @@ def test_run_goes_on_from_wherever_it_stopped(
 
 
 def test_run_in_two_phases_goes_on_from_either(
-    tmp_path, run, run_until, small_net
+    folder, tmp_path, run, run_until, small_net
 ):
     """Stopped before, at and after the thaw, and cached as far as to it."""
     expected, workdir = tmp_path / "expected", tmp_path / "stopped"
     arguments = (
-        "--strategy=one_device",
+        *SMALL_FLAGS,
+        f"--dataset={folder}",
         "--freeze=backbone",
-        # At step 4.
-        "--thaw_after_epochs=0.18",
+        # At step 4 of 3 an epoch.
+        "--thaw_after_epochs=1.4",
         "--steps=8",
         "--report_every=2",
         "--evaluate_every=6",
         "--checkpoint_every=3",
-        "--dataset=digits",
     )
     status, output, _ = run(*arguments, f"--workdir={expected}")
     assert status == 0

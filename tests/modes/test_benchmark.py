@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import tensorflow as tf
-from samples import ALONE, SMALL_FLAGS, together
+from samples import ALONE, together
 
 from resnet_layers import BatchNormalization, PaddedConv2D
 from resnet_layers.folding import convolutions_with_norms
@@ -127,25 +127,21 @@ def test_benchmark_reads_the_images_that_are_named(folder, tmp_path, run):
 
 
 @pytest.mark.slow
-def test_benchmark_of_a_run_leaves_it_as_it_is(
-    folder, workdir, run, monkeypatch
-):
-    new = (f"--dataset={folder}", "--epochs=1", *SMALL_FLAGS)
-    assert run(f"--workdir={workdir}", *new).status == 0
-    before = contents(workdir)
+def test_benchmark_of_a_run_leaves_it_as_it_is(trained, run, monkeypatch):
+    before = contents(trained)
     # An epoch of noise is shorter than one of the run.
     monkeypatch.setattr(tasks, "SYNTHETIC_BATCHES", 1)
     for data in ("real", "synthetic"):
         status, out, err = run(
             "--mode=benchmark",
-            f"--workdir={workdir}",
+            f"--workdir={trained}",
             "--benchmark=predict,train",
             f"--benchmark_data={data}",
             "--benchmark_rounds=1",
         )
         assert status == 0, err
         assert f"batches of 6, float32, {data} images" in out
-        assert contents(workdir) == before
+        assert contents(trained) == before
 
 
 def prediction_of(workdir, **asked):

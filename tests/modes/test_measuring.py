@@ -9,11 +9,11 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-from samples import SMALL_FLAGS, read_metrics, write_folder
+from samples import SMALL, read_metrics, write_folder
 
-from resnet_layers import VARIANTS, Preprocessing
+from resnet_layers import Preprocessing
 from train_loop import Run, Settings, compare, evaluate, load_classifier
-from train_loop.builders import evaluation, reports
+from train_loop.builders import evaluation
 from train_loop.builders.evaluation import Evaluator
 from train_loop.data.split import Dataset
 from train_loop.errors import UserError
@@ -23,37 +23,14 @@ from train_loop.evaluation.predictions import TEST_TIME_AUGMENTATIONS
 from train_loop.evaluation.report import report_folder
 from train_loop.resolve import settle
 
-FLAGS = dict(flag[2:].split("=") for flag in SMALL_FLAGS)
+pytestmark = pytest.mark.usefixtures("small_net")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_nets():
-    with pytest.MonkeyPatch.context() as patch:
-        smaller = {"block": "basic", "stage_sizes": (1,), "width": 8}
-        for argument, value in smaller.items():
-            row = VARIANTS["resnet_tiny"].arguments
-            patch.setitem(row, argument, value)
-        patch.setattr(reports, "show_predictions", lambda *_: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("measured") / "images"
-    counts = {"train/cat": 6, "train/dog": 6, "train/emu": 6}
-    write_folder(root, {**counts, "test/cat": 4, "test/dog": 3, "test/emu": 2})
-    return root
-
-
-def train(images, workdir, **options):
-    settings = {**FLAGS, "steps": 4, "checkpoint_every": 2, **options}
-    Run.create(Settings(dataset=images, workdir=workdir, **settings)).train()
+def train(images, workdir):
+    """Returns the folder of a run of a single step."""
+    given = Settings(dataset=images, workdir=workdir, steps=1)
+    Run.create(given.over(SMALL)).train()
     return workdir
-
-
-@pytest.fixture(scope="module")
-def trained(images):
-    return train(images, images.parent / "trained")
 
 
 def report_of(workdir, name="report"):
@@ -323,32 +300,28 @@ def test_one_class_alone_is_measured(trained, tmp_path, run):
     assert report["mean_average_precision"] == 1
 
 
-def test_images_that_were_moved_are_measured_as_the_run_has_them(tmp_path, run):
-    """Not all of them, most of which it was trained on."""
+def test_images_that_changed_or_moved_since_training_are_measured(
+    tmp_path, run
+):
+    """As the run has them: most of them it was trained on."""
     old, new = tmp_path / "old", tmp_path / "new"
     write_folder(old, {"cat": 10, "dog": 10})
     workdir = train(old, tmp_path / "run")
-    old.rename(new)
-    flags = ("--mode=evaluate", f"--workdir={workdir}", "--report=moved")
-    status, _, err = run(*flags, f"--dataset={new}")
-    assert status == 0, err
-    report, last = report_of(workdir, "moved"), read_metrics(workdir)[-1]
-    assert report["examples"] == 4
-    assert report["loss"] == pytest.approx(last["loss"], rel=1e-5)
-
-
-def test_images_that_changed_since_training_are_a_warning(tmp_path, run):
-    images = tmp_path / "images"
-    write_folder(images, {"cat": 10, "dog": 10})
-    workdir = train(images, tmp_path / "run")
     flags = ("--mode=evaluate", f"--workdir={workdir}")
     assert "warning" not in run(*flags).out
-    shutil.copy(images / "cat/0.jpeg", images / "cat/new.jpeg")
+    shutil.copy(old / "cat/0.jpeg", old / "cat/new.jpeg")
     status, out, err = run(*flags)
     assert status == 0, err
     [line] = [line for line in out.splitlines() if "warning" in line]
     assert "not the images that" in line
     assert "there were 16 for train and 4 for eval" in line
+    (old / "cat/new.jpeg").unlink()
+    old.rename(new)
+    status, _, err = run(*flags, f"--dataset={new}", "--report=moved")
+    assert status == 0, err
+    report, last = report_of(workdir, "moved"), read_metrics(workdir)[-1]
+    assert report["examples"] == 4
+    assert report["loss"] == pytest.approx(last["loss"], rel=1e-5)
 
 
 def test_table_that_no_new_run_may_use_is_measured_by_its_run(tmp_path, run):
@@ -407,26 +380,32 @@ def test_what_cannot_be_measured_is_one_line(flags, expected, trained, run):
     assert states(trained) == before
 
 
-def test_weights_are_measured_without_a_run(trained, images, run, monkeypatch):
-    monkeypatch.chdir(images.parent)
+def test_weights_are_measured_without_a_run(run):
     status, _, err = run("--mode=evaluate", "--weights=x.h5")
     assert status == 1
     assert "Name the --workdir of a run, or --weights and a --dataset" in err
 
 
-def test_two_runs_are_compared(trained, images, run):
-    other = train(images, images.parent / "other", seed=3)
+def test_two_runs_are_compared(trained, run):
+    """One of them is the other as it was after two steps."""
+    other = shutil.copytree(trained, trained.parent / "other")
+    for path in other.glob("checkpoints/ckpt-4*"):
+        path.unlink()
     status, out, err = run(
         "--mode=compare", f"--workdir={trained}", f"--with={other}"
     )
     assert status == 0, err
     folder = trained / "comparison-other"
     found = json.loads((folder / "comparison.json").read_text())
-    assert found["models"] == ["trained", "other"]
+    assert found["models"] == ["run", "other"]
     assert found["examples"] == 9
-    last = [read_metrics(workdir)[-1] for workdir in (trained, other)]
-    values = found["measures"]["accuracy"]["values"]
-    assert values == pytest.approx([numbers["accuracy"] for numbers in last])
+    evaluated = {
+        r["step"]: r for r in read_metrics(trained) if r["split"] == "eval"
+    }
+    values = found["measures"]["loss"]["values"]
+    assert values == pytest.approx(
+        [evaluated[s]["loss"] for s in (4, 2)], rel=1e-5
+    )
     assert found["facts"]["Parameters"][0] == found["facts"]["Parameters"][1]
     assert min(found["facts"]["Images per second"]) > 0
     low, high = found["ranges"]["Images per second"]
@@ -470,7 +449,7 @@ def test_a_run_is_no_better_than_itself(trained, run):
         "--mode=compare", f"--workdir={trained}", f"--with={trained}"
     )
     assert status == 0, err
-    [path] = trained.glob("comparison-trained*/comparison.json")
+    [path] = trained.glob("comparison-run*/comparison.json")
     found = json.loads(path.read_text())
     assert found["mcnemar"]["p_value"] == 1
     assert all(

@@ -64,25 +64,13 @@ def test_train_says_what_it_does_and_where_things_are(folder, workdir, run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "others", [[], ["--freeze=backbone", "--cache=disk", "--skip_bad_images"]]
-)
-def test_everything_is_trained_on_and_nothing_evaluated(
-    tmp_path, workdir, others, run
-):
-    write_folder(tmp_path / "images", {"cat": 5, "dog": 5})
-    arguments = (f"--dataset={tmp_path / 'images'}", f"--workdir={workdir}")
-    everything = "--validation_fraction=0"
-    status, out, err = run(
-        *arguments, everything, "--steps=2", *SMALL_FLAGS, *others
-    )
+def test_everything_is_trained_on_and_nothing_evaluated(tmp_path, workdir, run):
+    status, out, err = train_on_everything(tmp_path, workdir, run)
     assert status == 0, err
     assert "nothing is evaluated on.\n" in out
     assert "10 images to train on, none to evaluate on" in out
     splits = [record["split"] for record in read_metrics(workdir)]
     assert splits == ["train", "train"]
-    # It goes on as it began.
-    assert run(f"--workdir={workdir}", "--steps=3").status == 0
     status, _, err = run("--mode=evaluate", f"--workdir={workdir}")
     assert status == 1
     [line] = err.splitlines()
@@ -91,6 +79,27 @@ def test_everything_is_trained_on_and_nothing_evaluated(
     assert run(*evaluate, f"--workdir={workdir}").status == 0
     with pytest.raises(UserError, match="evaluates on nothing"):
         Run.open(workdir).evaluate()
+
+
+@pytest.mark.slow
+def test_run_without_evaluation_goes_on_as_it_began(tmp_path, workdir, run):
+    others = ("--freeze=backbone", "--cache=disk", "--skip_bad_images")
+    assert train_on_everything(tmp_path, workdir, run, *others).status == 0
+    assert run(f"--workdir={workdir}", "--steps=3").status == 0
+    splits = [record["split"] for record in read_metrics(workdir)]
+    assert splits == ["train"] * 3
+
+
+def train_on_everything(tmp_path, workdir, run, *others):
+    write_folder(tmp_path / "images", {"cat": 5, "dog": 5})
+    return run(
+        f"--dataset={tmp_path / 'images'}",
+        f"--workdir={workdir}",
+        "--validation_fraction=0",
+        "--steps=2",
+        *SMALL_FLAGS,
+        *others,
+    )
 
 
 @pytest.mark.parametrize("place", ["images", "images/new", "link/train/run"])
@@ -179,49 +188,39 @@ def test_evaluate_needs_a_run(
     assert expected in line
 
 
-def test_summary_prints_costs(run):
-    status, out, _ = run(
-        "--mode=summary", "--model=resnet18", "--image_size=224"
-    )
-    assert status == 0
-    assert "resnet18, 1000 classes, 224 x 224" in out
-    assert re.search(r"total +21 +11,689,512 ", out)
-
-
-def test_what_changes_on_the_way_is_said_and_kept(folder, workdir, run):
-    run(
-        f"--dataset={folder}", f"--workdir={workdir}", "--steps=2", *SMALL_FLAGS
-    )
+def test_what_changes_on_the_way_is_said_and_kept(trained, run):
     status, out, err = run(
-        f"--workdir={workdir}", "--epochs=1", "--learning_rate=0.001"
+        f"--workdir={trained}", "--epochs=2", "--learning_rate=0.001"
     )
     assert status == 0, err
     [line] = [line for line in out.splitlines() if "From here on" in line]
     assert "--learning_rate is 0.001 (was 0.05)" in line
-    assert "--steps is not given (was 2)" in line
-    [record] = read_json_lines(workdir / "history.jsonl")
-    assert record["step"] == 2
+    assert "--steps is not given (was 4)" in line
+    [record] = read_json_lines(trained / "history.jsonl")
+    assert record["step"] == 4
     assert record["changes"]["learning_rate"] == ["0.05", "0.001"]
     # Fewer steps than it has taken: nothing of what was planned is lost.
-    flags = (workdir / "flags.txt").read_text()
-    status, _, err = run(f"--workdir={workdir}", "--steps=1")
+    flags = (trained / "flags.txt").read_text()
+    status, _, err = run(f"--workdir={trained}", "--steps=1")
     assert status == 1
-    assert "has taken 3 steps, and 1 are planned now" in err
+    assert "has taken 6 steps, and 1 are planned now" in err
     assert err.count("\n") == 1
-    assert (workdir / "flags.txt").read_text() == flags
-    status, out, _ = run(f"--workdir={workdir}")
+    assert (trained / "flags.txt").read_text() == flags
+    status, out, _ = run(f"--workdir={trained}")
     assert status == 0
     assert "From here on" not in out
-    assert len(read_json_lines(workdir / "history.jsonl")) == 1
+    assert len(read_json_lines(trained / "history.jsonl")) == 1
 
 
 @pytest.mark.parametrize(
-    ("model", "size"), [("resnet18", 224), ("resnet20", 32)]
+    ("model", "size", "total"),
+    [("resnet18", 224, "11,689,512"), ("resnet20", 32, "269,722")],
 )
-def test_summary_of_a_model_alone_is_at_a_size_that_suits_it(run, model, size):
+def test_summary_prints_costs_at_a_size_that_suits(run, model, size, total):
     status, out, _ = run("--mode=summary", f"--model={model}")
     assert status == 0
     assert f" {size} x {size}, " in out
+    assert re.search(rf"total +\d+ +{total} ", out)
 
 
 def test_summary_of_a_run_has_its_model_size_and_classes(
@@ -275,7 +274,6 @@ def test_data_counts_and_draws(folder, workdir, run):
     assert "warning: train: owl has 0 images" in out
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_many_classes_are_counted_in_a_file(tmp_path, workdir, run):
     for number in range(40):

@@ -4,13 +4,14 @@ import csv
 import io
 import json
 import re
+import shutil
 import sys
 from unittest import mock
 
 import pytest
-from samples import SMALL_FLAGS, encoded, smooth_pixels, write_folder
+from samples import encoded, smooth_pixels
 
-from train_loop import Run, Settings, load_classifier
+from train_loop import load_classifier
 from train_loop.builders import model as model_builder
 from train_loop.workdir import Workdir
 
@@ -18,24 +19,10 @@ pytestmark = pytest.mark.usefixtures("small_net")
 
 
 @pytest.fixture
-def trained(tmp_path, small_net):
+def trained(trained):
     """Returns the folder of a run, whose data are gone."""
-    write_folder(tmp_path / "data", {"cat": 4, "dog": 4})
-    flags = dict(flag[2:].split("=") for flag in SMALL_FLAGS)
-    folder = tmp_path / "run"
-    run = Run.create(
-        Settings(
-            **{**flags, "batch_size": 2},
-            dataset=tmp_path / "data",
-            workdir=folder,
-            steps=1,
-        )
-    )
-    run.settings.write(run.workdir.flags)
-    run.workdir.data.write_text(json.dumps(run.data.contents))
-    run.checkpoints.save(run.trainer.step)
-    (tmp_path / "data").rename(tmp_path / "elsewhere")
-    return folder
+    shutil.rmtree(trained.parent / "images")
+    return trained
 
 
 @pytest.fixture
