@@ -16,7 +16,7 @@ from unittest import mock
 import tensorflow as tf
 from tqdm import tqdm
 
-from resnet_layers import VARIANTS, convolutions, kernel_gradients
+from resnet_layers import VARIANTS, convolutions
 from train_loop.console import parser_of, text_table
 
 Call = collections.namedtuple("Call", "inputs kernel strides padding")
@@ -75,9 +75,7 @@ def calls_of(model, shape):
         calls.append(
             Call(tuple(inputs.shape), tuple(kernel.shape), strides, padding)
         )
-        return kernel_gradients.convolve(
-            inputs, kernel, strides, padding, products
-        )
+        return convolutions.convolve(inputs, kernel, strides, padding, products)
 
     model.build(shape)
     with (
@@ -87,9 +85,7 @@ def calls_of(model, shape):
         tf.function(model).get_concrete_function(
             tf.TensorSpec(shape), training=True
         )
-    return [
-        call for call in calls if kernel_gradients.can_be_products(*call[:3])
-    ]
+    return [call for call in calls if convolutions.can_be_products(*call[:3])]
 
 
 def measure(call, dtype, rounds):
@@ -98,7 +94,7 @@ def measure(call, dtype, rounds):
         tf.cast(tf.random.normal(shape), dtype)
         for shape in (call.inputs, call.kernel)
     )
-    outputs = kernel_gradients.convolve(inputs, kernel, *call[2:])
+    outputs = convolutions.convolve(inputs, kernel, *call[2:])
     upstream = tf.cast(tf.random.normal(outputs.shape), dtype)
     ways = [
         gradients_of(inputs, kernel, upstream, call, products)
@@ -110,7 +106,7 @@ def measure(call, dtype, rounds):
             began = time.perf_counter()
             way(inputs).numpy()
             spent.append(time.perf_counter() - began)
-    are_taken = kernel_gradients.products_are_faster(
+    are_taken = convolutions.products_are_faster(
         inputs.shape, kernel.shape, outputs.shape, call.strides
     )
     return *map(statistics.median, seconds), are_taken
@@ -123,13 +119,13 @@ def gradients_of(inputs, kernel, upstream, call, products):
     def gradients(inputs):
         with tf.GradientTape() as tape:
             tape.watch(kernel)
-            outputs = kernel_gradients.convolve(
+            outputs = convolutions.convolve(
                 inputs, kernel, call.strides, call.padding
             )
         return tape.gradient(outputs, kernel, upstream)
 
     with mock.patch.object(
-        kernel_gradients, "products_are_faster", return_value=products
+        convolutions, "products_are_faster", return_value=products
     ):
         for _ in range(2):
             gradients(inputs)

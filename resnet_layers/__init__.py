@@ -1,10 +1,37 @@
-"""Residual networks as Keras layers: blocks, whole models, fused batch norm.
+"""Residual networks as Keras layers: blocks, whole models, weights.
 
 from resnet_layers import VARIANTS, BasicBlock, BottleneckBlock, ResNet
 """
 
 # ruff: noqa: E402
-from resnet_layers.backend import check_backend
+import os
+
+
+def check_backend():
+    """Raises ImportError where Keras runs on another backend than TensorFlow.
+
+    The error of `tf.keras` names neither the backend nor the variable.
+    """
+    advice = "Set it before Python starts, or before Keras is imported."
+    # What TensorFlow takes for yes.
+    if os.environ.get("TF_USE_LEGACY_KERAS") in ("true", "True", "1"):
+        raise ImportError(
+            "resnet_layers requires Keras 3: TF_USE_LEGACY_KERAS must be 0. "
+            f"{advice}"
+        )
+    try:
+        from keras.config import backend
+
+        found = backend()
+    except ImportError as error:
+        # The backend that it is to run on may not be installed.
+        found = os.environ.get("KERAS_BACKEND", f"another one ({error})")
+    if found != "tensorflow":
+        raise ImportError(
+            "resnet_layers requires Keras on TensorFlow, and this process has "
+            f"Keras on {found}: KERAS_BACKEND must be tensorflow. {advice}"
+        )
+
 
 # Before anything imports Keras.
 check_backend()
@@ -15,9 +42,7 @@ from resnet_layers.attention import (
 )
 from resnet_layers.blocks import BasicBlock, BottleneckBlock, ResidualBlock
 from resnet_layers.convolutions import PaddedConv2D, StandardizedConv2D
-from resnet_layers.folding import fold_batch_norms
-from resnet_layers.normalization import BatchNormalization
-from resnet_layers.phases import in_phase
+from resnet_layers.normalization import BatchNormalization, fold_batch_norms
 from resnet_layers.pooling import BlurPool2D, PaddedMaxPooling2D
 from resnet_layers.resnet import ResNet
 from resnet_layers.stem import Stem
@@ -61,10 +86,19 @@ __all__ = [
     "WeightsError",
     "find_weights",
     "fold_batch_norms",
-    "in_phase",
     "is_of_hub",
     "load_weights",
     "read_num_classes",
     "read_preprocessing",
     "save_safetensors",
 ]
+
+
+def __getattr__(name):
+    """Returns what version 0.1.0 called by another name."""
+    if name == "in_phase":
+        # Custom blocks had to hand `training` on by it.
+        return lambda training: (
+            {} if training is None else {"training": training}
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

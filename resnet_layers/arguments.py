@@ -1,7 +1,5 @@
-"""The values that a constructor takes, and the refusal of all others."""
+"""The values that constructors accept, and the errors for all others."""
 
-import difflib
-import functools
 import inspect
 import math
 import numbers
@@ -118,49 +116,58 @@ def one_of(name, value, accepted):
     return choice
 
 
-def own_keywords(layer_class):
-    """Returns the names of the keywords that a class itself writes out."""
-    parameters = inspect.signature(layer_class.__init__).parameters.values()
-    return [
-        parameter.name
-        for parameter in parameters
-        if parameter.kind is parameter.KEYWORD_ONLY
-        or parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        and parameter.name != "self"
-    ]
-
-
-@functools.cache
-def keywords(layer_class):
-    """Returns the names of all keywords that a layer class takes."""
-    names = []
-    for parent in layer_class.__mro__:
-        names += own_keywords(parent)
-        if parent is tf.keras.layers.Layer:
-            break
-    # What a layer of a `Sequential` may say of its input is in no signature.
-    return tuple(dict.fromkeys([*names, "input_shape"]))
-
-
-def check_keywords(layer_class, given, accepted):
-    """Refuses keywords that a constructor does not have.
+def find_class(option, kind, table):
+    """Returns the class, or the function, that makes a part of a kind.
 
     Args:
-      layer_class: whose constructor it is.
-      given: {name: value} of what the caller gave.
-      accepted: names that it takes.
+      option: name of the argument.
+      kind: a name in `table`, or the class of a layer.
+      table: {name: what makes such a part}.
 
     Raises:
-      ValueError: a name in `given` is none of `accepted`.
+      ValueError: it is something else.
     """
-    for name, value in given.items():
-        if name not in accepted:
-            nearest = difflib.get_close_matches(name, accepted) or ["none"]
-            raise ValueError(
-                f"`{name}` is not taken by {layer_class.__name__}; nearest: "
-                f"{', '.join(nearest)}. It takes {', '.join(accepted)}. "
-                f"Received: {name}={value!r}"
-            )
+    if inspect.isclass(kind) and issubclass(kind, tf.keras.layers.Layer):
+        return kind
+    if isinstance(kind, str):
+        # Configs have classes by the names that they are registered with, and
+        # Keras registers none of its own.
+        found = (
+            table.get(kind)
+            or tf.keras.utils.get_registered_object(kind)
+            or getattr(tf.keras.layers, kind, None)
+        )
+        if found is not None:
+            return found
+    raise refusal(
+        option, kind, f"one of {tuple(table)}, or the class of a layer"
+    )
+
+
+def make(option, choice, table, **arguments):
+    """Returns a part that is chosen by name, class, or with arguments.
+
+    Args:
+      option: see `find_class`.
+      choice: a `kind` of `find_class`, or a dict with that as "kind" and
+        arguments for the part.
+      table: see `find_class`.
+      **arguments: for the part as well.
+
+    Raises:
+      ValueError: there is no such part, or it has no such argument.
+    """
+    if isinstance(choice, dict):
+        arguments |= choice
+        choice = arguments.pop("kind", None)
+    return find_class(option, choice, table)(**arguments)
+
+
+def refusal(name, value, accepted):
+    """Returns an error that says what was given, and what would be taken."""
+    return ValueError(
+        f"`{name}` must be {accepted}. Received: {name}={value!r}"
+    )
 
 
 def _is_bool(value):
@@ -182,11 +189,4 @@ def _within(value, bounds):
 def _in_words(bounds):
     return " and ".join(
         f"{bound.replace('_', ' ')} {limit}" for bound, limit in bounds.items()
-    )
-
-
-def refusal(name, value, accepted):
-    """Returns an error that says what was given, and what would be taken."""
-    return ValueError(
-        f"`{name}` must be {accepted}. Received: {name}={value!r}"
     )

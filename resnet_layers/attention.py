@@ -5,14 +5,14 @@ import math
 import tensorflow as tf
 
 from resnet_layers.arguments import number
-from resnet_layers.pictures import TakesPictures
+from resnet_layers.base import ImageLayer
 
 
-class ChannelAttention(TakesPictures, tf.keras.layers.Layer):
-    """What all have in common: a scale from 0 to 1 for every channel.
+class ChannelAttention(ImageLayer, tf.keras.layers.Layer):
+    """The base of both: a scale from 0 to 1 for every channel.
 
     A subclass builds its layers in `build_layers` and maps the mean over the
-    picture, [batch, channels], to numbers of that shape in `weigh`.
+    image, [batch, channels], to numbers of that shape in `weigh`.
     """
 
     def weigh(self, means):
@@ -31,10 +31,10 @@ class ChannelAttention(TakesPictures, tf.keras.layers.Layer):
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class SqueezeExcitation(ChannelAttention):
-    """Scales every channel by what the whole picture says of it.
+    """Scales every channel by the mean of the whole image.
 
     Args:
-      ratio: width of the layer between, as a part of the channels, above 0
+      ratio: width of the layer between, as a fraction of the channels, above 0
         and at most 1; rounded to a multiple of 8, as timm does.
       **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.
 
@@ -65,7 +65,7 @@ class SqueezeExcitation(ChannelAttention):
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class EfficientChannelAttention(ChannelAttention):
-    """Scales every channel by what it and its neighbours are on average.
+    """Scales every channel by what it and its neighbors are on average.
 
     Args:
       **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.

@@ -1,35 +1,54 @@
-"""The residual blocks, and what one's own are made of."""
+"""The residual blocks, and the base of custom ones."""
 
 import tensorflow as tf
 
-from resnet_layers.arguments import one_of, pair, true_or_false, whole_number
+from resnet_layers.arguments import (
+    make,
+    one_of,
+    pair,
+    true_or_false,
+    whole_number,
+)
 from resnet_layers.attention import ATTENTIONS
-from resnet_layers.choices import make
-from resnet_layers.phases import in_phase
-from resnet_layers.pooling import strided_shape
-from resnet_layers.shortcuts import SHORTCUTS, new_shortcut
+from resnet_layers.base import ConvModel, identity, resolve_training
+from resnet_layers.pooling import (
+    AverageAhead,
+    ZeroPaddedShortcut,
+    average_pooling,
+    strided_shape,
+)
 from resnet_layers.stochastic_depth import (
     StochasticDepth,
     drop_rate,
     seed_or_none,
 )
-from resnet_layers.style import Styled, unchanged
+
+SHORTCUTS = (
+    "projection",
+    "projection_3x3",
+    "pooled_projection",
+    "zero_padding",
+)
 
 
-class ResidualBlock(Styled):
-    """What all blocks share: the shortcut, the sum, and what stands between.
+class ResidualBlock(ConvModel):
+    r"""The base of all blocks: the shortcut, the sum, and what is in between.
 
-    A block of one's own makes the layers of its residual branch in `__init__`
-    and applies them in `residual`; all else is done here:
+        x --+------- residual -> attention -> drop ---+-- + --> activation
+             \                                       /
+              +-- pool -> 1x1 conv -> norm, if needed
+
+    A custom block makes the layers of its residual branch in `__init__` and
+    applies them in `residual`; all else is done here:
 
         class OneConvolution(ResidualBlock):
             def __init__(self, filters, strides=1, **kwargs):
                 super().__init__(filters, strides, **kwargs)
-                self.conv1 = self.last_conv(5, strides=self.strides)
+                self.conv1 = self.output_conv(5, strides=self.strides)
                 self.bn1 = self.last_norm("bn1")
 
             def residual(self, x, training=None):
-                return self.bn1(self.conv1(x), **in_phase(training))
+                return self.bn1(self.conv1(x), training=training)
 
         model = ResNet(block=OneConvolution, stage_sizes=(2, 2))
 
@@ -37,10 +56,10 @@ class ResidualBlock(Styled):
       filters: channels of the block.
       strides: 1, or 2 to halve height and width; or two numbers for them.
       dilation: of the 3x3 convolutions.
-      first_dilation: of the convolution that takes the stride, or would take
-        it, if not `dilation`. With strides of 1, another one than `dilation`
-        says that dilation has taken the place of a stride: the shortcut is
-        then projected, and pooled, as if there were one.
+      first_dilation: of the convolution that has the stride, or would have it,
+        if not `dilation`. With strides of 1 and another value than `dilation`,
+        dilation replaces a stride: the shortcut is then projected, and pooled,
+        as if there were one.
       shortcut: how the shortcut matches another shape: "projection" by a 1x1
         convolution (option B of the paper), "projection_3x3" where there is a
         stride (SENet-154), "pooled_projection" by average pooling and a 1x1
@@ -50,11 +69,11 @@ class ResidualBlock(Styled):
         "se" for `SqueezeExcitation`, "eca" for `EfficientChannelAttention`,
         the class of another layer, a dict with one of these as "kind" and
         arguments for it, such as `{"kind": "se", "ratio": 0.25}`, or None.
-      stochastic_depth: probability that the residual branch is left out for
+      stochastic_depth: probability that the residual branch is dropped for
         an example in training, see `StochasticDepth`.
       zero_last_gamma: start the last norm's gamma at zero, not one.
-      seed: of the examples that `stochastic_depth` is about.
-      **kwargs: the style, see `Styled`, and `name`, `dtype` and so on.
+      seed: of the examples that `stochastic_depth` drops.
+      **kwargs: the options of `ConvModel`, and `name`, `dtype` and so on.
 
     Raises:
       ValueError: an argument has none of the values above.
@@ -89,7 +108,7 @@ class ResidualBlock(Styled):
         self.zero_last_gamma = true_or_false("zero_last_gamma", zero_last_gamma)
         self.seed = seed_or_none(seed)
 
-        self.pre_bn = self.attention = self.drop = unchanged
+        self.pre_bn = self.attention = self.drop = identity
         if self.preactivation:
             self.pre_bn = self.new_norm("pre_bn")
         self._chosen_attention = attention
@@ -99,8 +118,8 @@ class ResidualBlock(Styled):
         options["name"] = "drop"
         if self.stochastic_depth:
             self.drop = StochasticDepth(stochastic_depth, self.seed, **options)
-        # The stride stands in the convolution, or in what pools after it.
-        self.conv_strides, self.pool = self.strides, unchanged
+        # The stride is in the convolution, or in what pools after it.
+        self.conv_strides, self.pool = self.strides, identity
         if self.antialias and self.begins_resolution:
             self.conv_strides = 1
             self.pool = self.new_antialias(self.strides, "antialias")
@@ -112,42 +131,92 @@ class ResidualBlock(Styled):
 
     @property
     def begins_resolution(self):
-        """Whether there is a stride, or dilation has taken its place."""
+        """Whether there is a stride, or dilation has replaced it."""
         return set(self.strides) != {1} or self.dilation != self.first_dilation
 
     @property
     def projects(self):
         """Whether a built block has a convolution in its shortcut."""
-        return self.projection_conv is not unchanged
+        return self.projection_conv is not identity
 
     def arguments_kept_elsewhere(self):
         kept = super().arguments_kept_elsewhere()
         return {**kept, "attention": self._chosen_attention}
 
     def residual(self, x, training=None):
-        """Applies the residual branch."""
+        """Applies the residual branch.
+
+        Args:
+          x: the block's inputs; with `preactivation`, after norm and
+            activation.
+          training: what `call` has resolved; here None is inference.
+        """
         raise NotImplementedError
 
-    def last_conv(self, kernel_size, **kwargs):
-        """Returns the convolution at the end of the residual branch."""
+    def output_conv(self, kernel_size, **kwargs):
+        """Returns a convolution to the channels that the block returns.
+
+        It ends the residual branch, or the shortcut.
+        """
         # It needs a bias where no norm follows.
         kwargs["use_bias"] = self.use_bias and self.preactivation
         return self.new_conv(self.out_channels, kernel_size, **kwargs)
 
+    # Its name in version 0.1.0, for custom blocks.
+    last_conv = output_conv
+
     def last_norm(self, name):
-        """Returns the norm behind that convolution."""
+        """Returns the norm that ends the residual branch."""
         if self.preactivation:
-            return unchanged
+            return identity
         # A zero gamma at the end of the residual branch makes the block begin
         # as the identity: Goyal et al., 2017, https://arxiv.org/abs/1706.02677.
         gamma = "zeros" if self.zero_last_gamma else "ones"
         return self.new_norm(name, gamma_initializer=gamma)
 
     def build_layers(self, input_shape):
-        self.shortcut_pool, self.projection_conv, self.projection_bn = (
-            new_shortcut(self, input_shape)
-        )
+        self._create_shortcut(input_shape)
         super().build_layers(input_shape)
+
+    def _create_shortcut(self, input_shape):
+        self.shortcut_pool = self.projection_conv = self.projection_bn = (
+            identity
+        )
+        dtype = {"dtype": self.dtype_policy}
+        is_strided = set(self.strides) != {1}
+        widens = input_shape[-1] != self.out_channels
+        # Pre-activation nets keep the shortcut free of weights where they can.
+        projects = widens or self.begins_resolution and not self.preactivation
+        if self.shortcut == "zero_padding" or not projects:
+            if input_shape[-1] > self.out_channels:
+                raise ValueError(
+                    "With `shortcut` 'zero_padding', which adds channels, the "
+                    f"input of {self.name} must have at most "
+                    f"{self.out_channels}. Received: shape={input_shape}"
+                )
+            if widens or is_strided:
+                self.shortcut_pool = ZeroPaddedShortcut(
+                    self.out_channels, self.strides, **dtype
+                )
+            return
+        strides, size, dilation = self.strides, 1, 1
+        if self.begins_resolution and self.shortcut == "pooled_projection":
+            self.shortcut_pool = (
+                average_pooling(strides, **dtype)
+                if is_strided
+                else AverageAhead(self.first_dilation, **dtype)
+            )
+            strides = 1
+        elif self.begins_resolution and self.shortcut == "projection_3x3":
+            size, dilation = 3, self.first_dilation
+        self.projection_conv = self.output_conv(
+            size,
+            strides=strides,
+            dilation_rate=dilation,
+            name="projection_conv",
+        )
+        if not self.preactivation:
+            self.projection_bn = self.new_norm("projection_bn")
 
     def compute_output_shape(self, input_shape):
         return *strided_shape(input_shape, self.strides)[:3], self.out_channels
@@ -163,21 +232,41 @@ class ResidualBlock(Styled):
           [batch, ceil(height / strides), ceil(width / strides), out_channels]
           in the compute dtype of the block's policy.
         """
-        phase = in_phase(training)
-        # Pictures of integers as well.
+        training = resolve_training(training)
+        # Images of integers as well.
         x = inputs = tf.cast(inputs, self.compute_dtype)
         if self.preactivation:
-            x = self.activation(self.pre_bn(inputs, **phase))
+            x = self.activation(self.pre_bn(inputs, training=training))
         shortcut = self.shortcut_pool(x if self.projects else inputs)
-        shortcut = self.projection_bn(self.projection_conv(shortcut), **phase)
-        x = self.residual(x, **phase)
-        x = shortcut + self.drop(self.attention(x, **phase), **phase)
+        shortcut = self.projection_conv(shortcut)
+        shortcut = self.projection_bn(shortcut, training=training)
+        x = self.residual(x, training=training)
+        x = self.attention(x, training=training)
+        x = shortcut + self.drop(x, training=training)
         return x if self.preactivation else self.activation(x)
+
+    def convolutions_with_norms(self):
+        """Returns [(convolution, the norm right behind it)]."""
+        # In a custom block, they may be anywhere.
+        if type(self) not in (BasicBlock, BottleneckBlock):
+            return []
+        return [
+            (self.projection_conv, self.projection_bn),
+            *(
+                (getattr(self, f"conv{n}"), getattr(self, f"bn{n}"))
+                for n in (1, 2, 3)
+                if hasattr(self, f"conv{n}")
+            ),
+        ]
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and 34.
+    r"""Two 3x3 convolutions and a shortcut: the block of ResNet-18 and 34.
+
+        x --+-- 3x3 conv, bn, relu --> 3x3 conv, bn --+-- + --> relu
+             \                                       /
+              +------- 1x1 conv, bn, if needed -----+
 
     Args:
       filters: channels of both convolutions, and of the output.
@@ -200,20 +289,23 @@ class BasicBlock(ResidualBlock):
             name="conv1",
         )
         self.bn1 = self.new_norm("bn1")
-        self.conv2 = self.last_conv(
+        self.conv2 = self.output_conv(
             3, dilation_rate=self.dilation, name="conv2"
         )
         self.bn2 = self.last_norm("bn2")
 
     def residual(self, x, training=None):
-        phase = in_phase(training)
-        x = self.activation(self.bn1(self.conv1(x), **phase))
-        return self.bn2(self.conv2(self.pool(x)), **phase)
+        x = self.activation(self.bn1(self.conv1(x), training=training))
+        return self.bn2(self.conv2(self.pool(x)), training=training)
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class BottleneckBlock(ResidualBlock):
-    """A 1x1, a 3x3 and a 1x1 convolution with a shortcut: ResNet-50's block.
+    r"""A 1x1, a 3x3 and a 1x1 convolution with a shortcut: ResNet-50's block.
+
+        x --+-- 1x1, bn, relu --> 3x3, bn, relu --> 1x1, bn --+-- + --> relu
+             \                                               /
+              +----------- 1x1 conv, bn, if needed ---------+
 
     Args:
       filters: channels inside the block; it returns four times as many.
@@ -223,9 +315,9 @@ class BottleneckBlock(ResidualBlock):
       base_width: channels of a group inside the block, for 64 filters; more
         than 64 in one group is a Wide ResNet, Zagoruyko and Komodakis, 2016,
         https://arxiv.org/abs/1605.07146.
-      first_reduction: by what the channels of the first convolution are
-        divided: 2 in SENet-154.
-      stride_site: which convolution takes the stride: "3x3" (known as v1.5,
+      first_reduction: divisor of the first convolution's channels: 2 in
+        SENet-154.
+      stride_site: which convolution has the stride: "3x3" (known as v1.5,
         more accurate) or "1x1", the first one (v1, as in the paper).
       **kwargs: see `ResidualBlock`.
 
@@ -277,11 +369,10 @@ class BottleneckBlock(ResidualBlock):
             name="conv2",
         )
         self.bn2 = self.new_norm("bn2")
-        self.conv3 = self.last_conv(1, name="conv3")
+        self.conv3 = self.output_conv(1, name="conv3")
         self.bn3 = self.last_norm("bn3")
 
     def residual(self, x, training=None):
-        phase = in_phase(training)
-        x = self.activation(self.bn1(self.conv1(x), **phase))
-        x = self.activation(self.bn2(self.conv2(x), **phase))
-        return self.bn3(self.conv3(self.pool(x)), **phase)
+        x = self.activation(self.bn1(self.conv1(x), training=training))
+        x = self.activation(self.bn2(self.conv2(x), training=training))
+        return self.bn3(self.conv3(self.pool(x)), training=training)

@@ -1,26 +1,27 @@
-"""Batch normalisation, on the fused kernel wherever that can take it."""
+"""Batch normalization, fused, and folded into convolutions."""
 
 from functools import partial
 
 import tensorflow as tf
 
 from resnet_layers.arguments import number, true_or_false
-from resnet_layers.configs import KeepsArguments
+from resnet_layers.convolutions import PaddedConv2D
+from resnet_layers.serialization import KeepsArguments
 
 FUSED_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
-    """Keras's batch normalisation, run on TensorFlow's fused kernel.
+    """Keras's batch normalization, run on TensorFlow's fused kernel.
 
-    Keras 3 computes batch normalisation on TensorFlow from five separate
+    Keras 3 computes batch normalization on TensorFlow from five separate
     operations; the fused kernel does the same in one pass over the data. The
     numbers, moving statistics included, are Keras's.
 
     The kernel is used for 4-D, channels-last inputs in float32, bfloat16 or
-    float16, with float32 variables, that are neither masked nor synchronised
-    over replicas nor renormalised. Everything else goes through Keras's own
+    float16, with float32 variables, that are neither masked nor synchronized
+    over replicas nor renormalized. Everything else goes through Keras's own
     code.
 
     Args:
@@ -66,12 +67,12 @@ class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
         )
 
     def call(self, inputs, training=None, mask=None):
-        """Normalises `inputs`.
+        """Normalizes `inputs`.
 
         Args:
           inputs: [batch, height, width, channels], or any shape that Keras's
             layer takes.
-          training: true to normalise with the batch's own statistics and to
+          training: true to normalize with the batch's own statistics and to
             update the moving ones; a layer with `trainable = False` always
             uses the moving ones, as in Keras.
           mask: as in Keras's layer.
@@ -118,8 +119,56 @@ class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
 
 NORMS = {
     "batch": BatchNormalization,
-    # Of 32 groups, and with the epsilon of everybody but Keras.
+    # Of 32 groups; Keras has another epsilon than all other libraries.
     "group": partial(
         tf.keras.layers.GroupNormalization, groups=32, epsilon=1e-5
     ),
 }
+
+
+def fold_batch_norms(model):
+    """Folds batch norms into convolutions: faster inference, no more training.
+
+    The factor of a batch norm right behind a convolution goes into the kernel,
+    and its offset becomes a bias, which TensorFlow adds within the convolution,
+    with a ReLU behind it. Not folded are norms in front of a convolution, as in
+    pre-activation, those of custom blocks, and those without gamma or beta. The
+    logits are the same but for rounding.
+
+    Args:
+      model: a built `ResNet`; it is changed. Folded norms are the same in
+        training and in inference.
+    """
+    for conv, norm in foldable_batch_norms(model):
+        factor = norm.gamma / tf.sqrt(norm.moving_variance + norm.epsilon)
+        # The convolution has no bias: it would not outlive the norm.
+        norm.beta.assign(norm.beta - norm.moving_mean * factor)
+        conv.kernel.assign(conv.kernel * factor)
+        # The layer stays in the model and adds what is left. Its variables say
+        # the same, for a copy or a file.
+        norm.gamma.assign(tf.ones_like(norm.gamma))
+        norm.moving_mean.assign(tf.zeros_like(norm.moving_mean))
+        norm.moving_variance.assign(
+            tf.ones_like(norm.moving_variance) - norm.epsilon
+        )
+        norm.call = _adder(norm.beta)
+
+
+def foldable_batch_norms(model):
+    """Yields (convolution, the batch norm right behind it) of a `ResNet`."""
+    for conv, norm in model.convolutions_with_norms():
+        # The factor of a standardized kernel would be lost, and other norms
+        # have no statistics of their own.
+        if (
+            type(conv) is PaddedConv2D
+            and isinstance(norm, BatchNormalization)
+            and norm.scale
+            and norm.center
+        ):
+            yield conv, norm
+
+
+def _adder(bias):
+    return lambda inputs, **training: tf.nn.bias_add(
+        inputs, tf.cast(bias, inputs.dtype)
+    )

@@ -1,9 +1,9 @@
-"""Poolings that Keras lacks: blurring, and with padding on both sides."""
+"""Pooling layers that Keras lacks, and the shape that a stride leaves."""
 
 import tensorflow as tf
 
 from resnet_layers.arguments import one_of, pair, whole_number
-from resnet_layers.configs import KeepsArguments
+from resnet_layers.serialization import KeepsArguments
 
 PADDINGS = ("infinity", "zeros", "edges")
 
@@ -122,7 +122,7 @@ class AverageAhead(KeepsArguments, tf.keras.layers.Layer):
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class ZeroPaddedShortcut(KeepsArguments, tf.keras.layers.Layer):
-    """Leaves out pixels, and adds channels of zeros: the paper's option A.
+    """Skips pixels, and adds channels of zeros: the paper's option A.
 
     Args:
       channels: of the output; not fewer than the input's.
@@ -164,12 +164,12 @@ def average_pooling(strides, **kwargs):
     )
 
 
-# What pools where a convolution or a maximum would have taken a stride.
+# What pools in place of the stride of a convolution or of a maximum.
 ANTIALIASES = {"average": average_pooling, "blur": BlurPool2D}
 
 
 def strided_shape(input_shape, strides):
-    """Returns the shape of pictures of which every so-manieth pixel is kept.
+    """Returns the shape of images after strides, as "same" padding has it.
 
     Args:
       input_shape: (batch, height, width, channels).

@@ -1,34 +1,35 @@
 """ResNets: stem, stages of blocks, pooling, classifier."""
 
+import difflib
+import functools
 import math
+import random
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from resnet_layers.arguments import (
-    check_keywords,
-    keywords,
+    find_class,
     one_of,
     refusal,
     true_or_false,
     whole_number,
     whole_numbers,
 )
+from resnet_layers.base import ConvModel, identity, resolve_training
 from resnet_layers.blocks import BasicBlock, BottleneckBlock
-from resnet_layers.choices import find_class
+from resnet_layers.convolutions import PaddedConv2D
 from resnet_layers.normalization import BatchNormalization
-from resnet_layers.phases import in_phase
-from resnet_layers.recomputation import recomputed
-from resnet_layers.stages import place_blocks
+from resnet_layers.serialization import own_keywords
 from resnet_layers.stem import STEMS, Stem, least_filters, stem_reduction
 from resnet_layers.stochastic_depth import drop_rate, seed_or_none
-from resnet_layers.style import Styled, unchanged
 
 BLOCKS = {"basic": BasicBlock, "bottleneck": BottleneckBlock}
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class ResNet(Styled):
+class ResNet(ConvModel):
     """A residual network: stem, stages of blocks, pooling, classifier.
 
     Every stage but the first has half the height and width of the one before.
@@ -56,13 +57,16 @@ class ResNet(Styled):
       seed: int that the blocks' seeds of stochastic depth follow from, or None
         to draw them.
       trainable: see `keras.Model`.
-      **kwargs: the style, see `Styled`; arguments for all blocks, see
+      **kwargs: the options of `ConvModel`; arguments for all blocks, see
         `ResidualBlock` and `BottleneckBlock`; `name` and `dtype`.
 
     Attributes:
-      remat: set it to true to train with less memory: all blocks but the last
-        keep their inputs only, and are run once more for the gradients. It
-        changes no result, and stands in no config.
+      remat: true for gradient checkpointing, which trains with less memory:
+        all blocks but the last keep their inputs only, and run once more for
+        the gradients. It changes no result, and is in no config.
+      fast_paths: false for Keras's own batch norm and TensorFlow's own kernel
+        gradients in all layers, to compare with. Results are the same but for
+        rounding. It is in no config.
 
     Raises:
       ValueError: an argument has none of the values above.
@@ -116,10 +120,13 @@ class ResNet(Styled):
         self.stochastic_depth = drop_rate(stochastic_depth)
         self.seed = seed_or_none(seed)
         self.remat = False
+        self._fast_paths = True
         true_or_false("trainable", trainable)
 
         self.stem = Stem(
-            **{"filters": widths[0], **stem_options}, **self.style, name="stem"
+            **{"filters": widths[0], **stem_options},
+            **self.layer_options,
+            name="stem",
         )
         # A tuple: what hangs in a list or a dict of a Keras model is left out
         # of tf.train.Checkpoint without a word.
@@ -127,7 +134,7 @@ class ResNet(Styled):
             blocks[place.stage](
                 widths[place.stage],
                 **place.arguments,
-                **self.style,
+                **self.layer_options,
                 **block_options,
                 name=f"stage{place.stage + 1}_block{place.index + 1}",
             )
@@ -139,7 +146,7 @@ class ResNet(Styled):
             "stem": stem,
             **{option: config[option] for option in block_options},
         }
-        self.post_bn = unchanged
+        self.post_bn = identity
         if self.preactivation:
             self.post_bn = self.new_norm("post_bn")
         self.head = None
@@ -159,6 +166,22 @@ class ResNet(Styled):
         self.trainable = bool(trainable)
 
     @property
+    def fast_paths(self):
+        return self._fast_paths
+
+    @fast_paths.setter
+    def fast_paths(self, are_on):
+        self._fast_paths = are_on
+        self._switch_fast_paths()
+
+    def _switch_fast_paths(self):
+        for layer in self._flatten_layers():
+            if isinstance(layer, PaddedConv2D):
+                layer.kernel_products = self.fast_paths
+            elif isinstance(layer, BatchNormalization):
+                layer.fused = self.fast_paths
+
+    @property
     def reduction(self):
         """How many pixels of the input's side make one of the last stage's."""
         return self.stem.reduction * math.prod(
@@ -174,6 +197,9 @@ class ResNet(Styled):
             self.post_bn.build(shape)
         if self.head is not None:
             self.head.build((shape[0], shape[-1]))
+        if not self.fast_paths:
+            # In the layers of the shortcuts too, which are new.
+            self._switch_fast_paths()
 
     def compute_output_shape(self, input_shape):
         if self.num_classes is None:
@@ -186,10 +212,10 @@ class ResNet(Styled):
         return tf.keras.KerasTensor(shape, dtype=self.variable_dtype)
 
     def call(self, inputs, training=None):
-        """Classifies pictures.
+        """Classifies images.
 
         Args:
-          inputs: [batch, height, width, channels], normalised as in training.
+          inputs: [batch, height, width, channels], normalized as in training.
           training: whether batch norm uses and updates batch statistics.
 
         Returns:
@@ -205,7 +231,7 @@ class ResNet(Styled):
         It takes tensors, and `keras.Input`s as well, like `features`.
 
         Args:
-          inputs: [batch, height, width, channels], normalised as in training.
+          inputs: [batch, height, width, channels], normalized as in training.
           training: whether batch norm uses and updates batch statistics.
 
         Returns:
@@ -242,20 +268,20 @@ class ResNet(Styled):
             self.build(inputs.shape)
         if isinstance(inputs, tf.keras.KerasTensor):
             self._name_layers_apart()
-        phase = in_phase(training)
-        x = self.stem(inputs, **phase)
+        training = resolve_training(training)
+        x = self.stem(inputs, training=training)
         maps = {}
         for place, block in zip(self._places(), self.blocks, strict=True):
             if place.begins_stage:
                 maps[f"P{len(maps) + 2}"] = x
-            # The last one's gradients are wanted first, and it is there still.
+            # The last one's gradients come first, while it is still there.
             again = self.remat and training and block is not self.blocks[-1]
             if again and tf.is_tensor(x):
-                x = recomputed(block, x, training)
+                x = _checkpointed(block, x, training)
             else:
-                x = block(x, **phase)
+                x = block(x, training=training)
         if self.preactivation:
-            x = self.activation(self.post_bn(x, **phase))
+            x = self.activation(self.post_bn(x, training=training))
         return {**maps, f"P{len(maps) + 2}": x}
 
     def with_classes(self, num_classes, **changes):
@@ -327,13 +353,23 @@ class ResNet(Styled):
     def arguments_kept_elsewhere(self):
         return {**super().arguments_kept_elsewhere(), **self._kept_elsewhere}
 
+    def convolutions_with_norms(self):
+        """Returns [(convolution, the norm right behind it)], None for no layer.
+
+        Those of custom blocks are not among them.
+        """
+        parts = (self.stem, *self.blocks)
+        return [
+            pair for part in parts for pair in part.convolutions_with_norms()
+        ]
+
     def _backbone(self):
         """Returns all layers but the classifier, in order."""
         layers = [self.stem, *self.blocks]
         return [*layers, self.post_bn] if self.preactivation else layers
 
     def _places(self):
-        return place_blocks(
+        return _place_blocks(
             self.stage_sizes,
             self.downsample,
             self.stem.reduction,
@@ -363,15 +399,151 @@ def _for_each_stage(name, value, stage_sizes):
 
 
 def _take_block_options(blocks, arguments):
-    """Takes out of a ResNet's arguments those that are for its blocks."""
-    ours = keywords(ResNet)
-    # What follows from a block's place in the net is not for everybody to say.
+    """Returns the arguments for the blocks, removed from a ResNet's."""
+    ours = _keywords(ResNet)
+    # These follow from a block's place in the net.
     placed = ("filters", "strides", "dilation", "first_dilation")
     theirs = [
         name
-        for name in keywords(blocks[0])
-        if all(name in keywords(block) for block in blocks)
+        for name in _keywords(blocks[0])
+        if all(name in _keywords(block) for block in blocks)
         and name not in (*ours, *placed)
     ]
-    check_keywords(ResNet, arguments, [*ours, *theirs])
+    _check_keywords(ResNet, arguments, [*ours, *theirs])
     return {name: arguments.pop(name) for name in theirs if name in arguments}
+
+
+@functools.cache
+def _keywords(layer_class):
+    """Returns the names of all keywords that a layer class accepts."""
+    names = []
+    for parent in layer_class.__mro__:
+        names += own_keywords(parent)
+        if parent is tf.keras.layers.Layer:
+            break
+    # What layers of a `Sequential` also accept is in no signature.
+    return tuple(dict.fromkeys([*names, "input_shape"]))
+
+
+def _check_keywords(layer_class, given, accepted):
+    """Raises ValueError where a name in {name: value} is not accepted."""
+    for name, value in given.items():
+        if name not in accepted:
+            nearest = difflib.get_close_matches(name, accepted) or ["none"]
+            raise ValueError(
+                f"`{name}` is not taken by {layer_class.__name__}; nearest: "
+                f"{', '.join(nearest)}. It takes {', '.join(accepted)}. "
+                f"Received: {name}={value!r}"
+            )
+
+
+class _Place(NamedTuple):
+    """The place of a block in the net, and the arguments that follow from it.
+
+    Stages and blocks count from 0. `begins_stage` tells whether the map before
+    the block is the last one of its stage.
+    """
+
+    stage: int
+    index: int
+    begins_stage: bool
+    arguments: dict
+
+
+def _place_blocks(
+    stage_sizes, downsample, reduction, output_stride, stochastic_depth, seed
+):
+    """Yields the `_Place` of every block.
+
+    Args:
+      stage_sizes: number of blocks in each stage.
+      downsample: "first" or "last", see `ResNet`.
+      reduction: pixels of the input's side for one of the stem's.
+      output_stride: its maximum; from there on, dilations replace strides.
+        None for no maximum.
+      stochastic_depth: of the last block; it rises evenly from 0.
+      seed: that the blocks' seeds follow from, or None for none.
+    """
+    seeds = random.Random(seed)
+    steps = max(sum(stage_sizes) - 1, 1)
+    position, dilation = 0, 1
+    for stage, size in enumerate(stage_sizes):
+        for index in range(size):
+            # The first block of every stage but the first, or the last of
+            # every stage but the last.
+            begins = (
+                stage > 0 and index == 0
+                if downsample == "first"
+                else stage < len(stage_sizes) - 1 and index == size - 1
+            )
+            strides, first_dilation = 1, dilation
+            if begins and output_stride and reduction * 2 > output_stride:
+                # What follows the omitted stride looks twice as far.
+                dilation *= 2
+            elif begins:
+                reduction *= 2
+                strides = 2
+            arguments = {
+                "strides": strides,
+                "dilation": dilation,
+                "first_dilation": first_dilation,
+                "stochastic_depth": stochastic_depth * position / steps,
+                "seed": None if seed is None else seeds.randrange(2**31),
+            }
+            yield _Place(stage, index, begins, arguments)
+            position += 1
+
+
+def _checkpointed(layer, inputs, training):
+    """Calls a layer with gradient checkpointing.
+
+    Of the call only the inputs are kept; it runs again for the gradients. The
+    second call has the state of the first one: it draws the same random
+    numbers, and does not move batch-norm statistics a second time, as it would
+    under `tf.recompute_grad` and `keras.remat`.
+
+    Args:
+      layer: a built Keras layer or model of one input and one output.
+      inputs: a tensor.
+      training: true or false. None could be another mode the second time.
+
+    Returns:
+      What `layer(inputs, training=training)` returns.
+
+    Source: Chen et al., 2016, https://arxiv.org/abs/1604.06174.
+    """
+    state = layer.non_trainable_variables
+    before = [tf.identity(variable.value) for variable in state]
+    weights = [tf.identity(v.value) for v in layer.trainable_variables]
+    after = []
+
+    def call(inputs, weights):
+        outputs, after[:] = layer.stateless_call(
+            weights, before, inputs, training=training
+        )
+        return outputs
+
+    @tf.custom_gradient
+    def call_twice(inputs, *weights):
+        def gradients(upstream):
+            # TensorFlow would merge two equal calls.
+            late = _zero_after(upstream)
+            again = [weight + tf.cast(late, weight.dtype) for weight in weights]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([inputs, *again])
+                outputs = call(inputs, again)
+            return tape.gradient(outputs, [inputs, *again], upstream)
+
+        return call(inputs, weights), gradients
+
+    outputs = call_twice(inputs, *weights)
+    for variable, old, new in zip(state, before, after, strict=True):
+        if new is not old:
+            variable.assign(new)
+    return outputs
+
+
+def _zero_after(tensor):
+    """Returns a zero that is not known before the tensor is."""
+    first = tf.reshape(tensor, [-1])[0]
+    return tf.where(tf.equal(first, first), 0.0, float("nan"))

@@ -1,18 +1,16 @@
-"""The stem: what stands in front of the first stage."""
+"""The stem: the layers in front of the first stage."""
 
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from resnet_layers.arguments import one_of, whole_number
-from resnet_layers.phases import in_phase
-from resnet_layers.pictures import picture_error
+from resnet_layers.base import ConvModel, image_error, resolve_training
 from resnet_layers.pooling import PaddedMaxPooling2D, strided_shape
-from resnet_layers.style import Styled
 
 
 class StemKind(NamedTuple):
-    """The convolutions of a stem; the first one takes the stride.
+    """The convolutions of a stem; the first one has the stride.
 
     `widths` are their channels, in eighths of the stem's filters.
     """
@@ -30,12 +28,12 @@ STEMS = {
     "small": StemKind((3,), (8,), strides=1, pools=False),
 }
 POOLS = ("max", "zero_padded_max", "convolution")
-# Activations that are never negative, and zero for what is.
+# Activations that are zero for negative inputs, and never negative.
 RECTIFIERS = (tf.keras.activations.relu, tf.keras.activations.relu6)
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class Stem(Styled):
+class Stem(ConvModel):
     """The layers in front of the first stage: convolution, norm, ReLU, pool.
 
     Args:
@@ -43,15 +41,15 @@ class Stem(Styled):
       kind: "imagenet" (7x7 with stride 2, then pooling), "deep" (ResNet-D:
         three 3x3 convolutions in place of the 7x7, the first two of half the
         filters), "tiered" (the same, the first of three eighths) or "small"
-        (3x3 with stride 1, no pooling; for pictures of up to about 64 x 64).
+        (3x3 with stride 1, no pooling; for images of up to about 64 x 64).
       pool: what pools, with stride 2: "max" (3x3), "zero_padded_max" (as in
         `keras.applications` and BiT: the padding may win, where there was no
         ReLU) or "convolution" (3x3 with norm and activation: ResNet-RS, Bello
         et al., 2021, https://arxiv.org/abs/2103.07579).
-      **kwargs: the style, see `Styled`, and `name`, `dtype` and so on. With
+      **kwargs: the options of `ConvModel`, and `name`, `dtype` and so on. With
         `preactivation`, norm and activation behind the last convolution are
         left to the first block. With `antialias` "average", that alone pools;
-        "blur" takes the stride from the pooling.
+        "blur" has the stride in place of the pooling.
 
     Raises:
       ValueError: an argument has none of the values possible.
@@ -64,25 +62,25 @@ class Stem(Styled):
             "filters", filters, at_least=least_filters(kind)
         )
         self.pool = one_of("pool", pool, POOLS)
-        row = STEMS[kind]
-        last = len(row.widths) - 1
+        entry = STEMS[kind]
+        last = len(entry.widths) - 1
         self.convs = tuple(
             self.new_conv(
                 self.filters * width // 8,
                 kernel_size,
-                row.strides if index == 0 else 1,
+                entry.strides if index == 0 else 1,
                 use_bias=self.use_bias and self.preactivation and index == last,
                 name=f"conv{index + 1}",
             )
             for index, (width, kernel_size) in enumerate(
-                zip(row.widths, row.kernel_sizes, strict=True)
+                zip(entry.widths, entry.kernel_sizes, strict=True)
             )
         )
         self.bns = tuple(
             self.new_norm(f"bn{index + 1}")
             for index in range(last if self.preactivation else last + 1)
         )
-        self.pools = tuple(self._new_pools()) if row.pools else ()
+        self.pools = tuple(self._new_pools()) if entry.pools else ()
 
     @property
     def reduction(self):
@@ -92,7 +90,7 @@ class Stem(Styled):
     def build_layers(self, input_shape):
         _, rows, columns, channels = input_shape
         if rows == 3 < min(columns or 0, channels):
-            raise picture_error(self, input_shape, "such as (None, 32, 32, 3)")
+            raise image_error(self, input_shape, "such as (None, 32, 32, 3)")
         super().build_layers(input_shape)
 
     def compute_output_shape(self, input_shape):
@@ -100,21 +98,29 @@ class Stem(Styled):
         return *shape[:3], self.filters
 
     def call(self, inputs, training=None):
-        """Maps [batch, height, width, channels] pictures to features.
+        """Maps [batch, height, width, channels] images to features.
 
         Returns:
           [batch, ceil(height / reduction), ceil(width / reduction), filters].
         """
-        phase = in_phase(training)
-        # Pictures of integers as well.
+        training = resolve_training(training)
+        # Images of integers as well.
         x = tf.cast(inputs, self.compute_dtype)
         for index, conv in enumerate(self.convs):
             x = conv(x)
             if index < len(self.bns):
-                x = self.activation(self.bns[index](x, **phase))
+                x = self.activation(self.bns[index](x, training=training))
         for layer in self.pools:
-            x = layer(x, **phase)
+            x = layer(x, training=training)
         return x
+
+    def convolutions_with_norms(self):
+        """Returns [(convolution, the norm right behind it)]."""
+        pools = {layer.name: layer for layer in self.pools}
+        return [
+            *zip(self.convs, self.bns, strict=False),
+            (pools.get("pool_conv"), pools.get("pool_bn")),
+        ]
 
     def _new_pools(self):
         """Creates the layers that pool."""

@@ -1,9 +1,9 @@
-"""Stochastic depth: blocks that are left out by chance."""
+"""Stochastic depth: blocks that are dropped at random."""
 
 import tensorflow as tf
 
 from resnet_layers.arguments import number, whole_number
-from resnet_layers.configs import KeepsArguments
+from resnet_layers.serialization import KeepsArguments
 
 
 def seed_or_none(seed):

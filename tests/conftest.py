@@ -84,8 +84,7 @@ def workdir(tmp_path):
 
 
 SHOWN = {
-    name: vars(reports)[name]
-    for name in ("show_beginning", "show_predictions")
+    name: vars(reports)[name] for name in ("show_beginning", "show_predictions")
 }
 
 

@@ -12,7 +12,7 @@ import keras
 import PIL.Image
 import pytest
 
-from resnet_layers.backend import check_backend
+from resnet_layers import check_backend
 from train_loop import environment
 from train_loop.environment import (
     ALL_BUT_AMX,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from resnet_layers.style import unchanged
+from resnet_layers.base import identity
 
 # Names of the layers in each dialect. Stages, blocks and layers are counted
 # from 1 with capital letters, from 0 with small ones.
@@ -303,13 +303,13 @@ def _block_layers(block, position):
             "Layer_after_pre": number + 1,
         }
         layers += [
-            (getattr(block, f"conv{number}", unchanged), "conv", counts),
-            (getattr(block, f"bn{number}", unchanged), "bn", counts),
+            (getattr(block, f"conv{number}", identity), "conv", counts),
+            (getattr(block, f"bn{number}", identity), "bn", counts),
         ]
     for name, role in ATTENTION_ROLES.items():
-        layers.append((getattr(block.attention, name, unchanged), role, {}))
+        layers.append((getattr(block.attention, name, identity), role, {}))
     for layer, role, counts in layers:
-        if layer is not unchanged:
+        if layer is not identity:
             yield layer, role, {**position, **counts}
 
 

@@ -5,7 +5,7 @@ import pytest
 from classifiers import BGR, GREY, random_pixels, small_classifier
 
 from resnet_layers import BatchNormalization
-from resnet_layers.folding import convolutions_with_norms
+from resnet_layers.normalization import foldable_batch_norms
 from train_loop.errors import UserError
 from train_loop.export.rewriting import (
     in_float32,
@@ -47,7 +47,7 @@ def test_no_norm_is_left_of_a_net_with_norms_behind_convolutions(options):
         for layer in folded.model._flatten_layers()
         if isinstance(layer, BatchNormalization)
     ]
-    behind = [norm for _, norm in convolutions_with_norms(folded.model)]
+    behind = [norm for _, norm in foldable_batch_norms(folded.model)]
     assert norms
     assert {*map(id, norms)} == {*map(id, behind)}
     # Kernels do the work: the statistics are not looked at any more.
@@ -63,7 +63,7 @@ def test_norms_in_front_of_convolutions_stay(options):
     folded = with_folded_norms(classifier)
     check_logits_agree(classifier, folded, part=1e-5)
     model = folded.model
-    behind = [norm for _, norm in convolutions_with_norms(model)]
+    behind = [norm for _, norm in foldable_batch_norms(model)]
     in_front = [model.post_bn, *(block.pre_bn for block in model.blocks)]
     assert not {*map(id, behind)} & {*map(id, in_front)}
     assert len(behind) == (2 if options else 1) * len(model.blocks)

@@ -1,9 +1,9 @@
-"""Nets and layers inside the models of others: phase, names, pictures."""
+"""Nets and layers inside third-party models: training mode, names, images."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_nets import normal, scramble, small_resnet
+from layer_nets import scramble, small_resnet
 
 from resnet_layers import (
     BasicBlock,
@@ -16,7 +16,7 @@ from resnet_layers import (
 
 
 class Outer(tf.keras.Model):
-    """A user's model that hands no phase on."""
+    """A user's model that does not pass `training` on."""
 
     def __init__(self, inner, use):
         super().__init__()
@@ -29,20 +29,16 @@ class Outer(tf.keras.Model):
         return self.use(self.inner, inputs)
 
 
-def call(layer, inputs, **phase):
-    return layer(inputs, **phase)
+def call(layer, inputs, **mode):
+    return layer(inputs, **mode)
 
 
-def embed(layer, inputs, **phase):
-    return layer.embed(inputs, **phase)
+def embed(layer, inputs, **mode):
+    return layer.embed(inputs, **mode)
 
 
-def features(layer, inputs, **phase):
-    return layer.features(inputs, **phase)["P3"]
-
-
-def residual(layer, inputs, **phase):
-    return layer.residual(inputs, **phase)
+def features(layer, inputs, **mode):
+    return layer.features(inputs, **mode)["P3"]
 
 
 def tiny(**options):
@@ -50,40 +46,38 @@ def tiny(**options):
     return ResNet(**{"num_classes": 3, "stochastic_depth": 0.5, **options})
 
 
-class PhaselessStem(Stem):
+class ModelessStem(Stem):
     def call(self, inputs):
         return super().call(inputs)
 
 
-class PhaselessBlock(BottleneckBlock):
+class ModelessBlock(BottleneckBlock):
     def call(self, inputs):
         return super().call(inputs)
 
 
-class PhaselessNet(ResNet):
+class ModelessNet(ResNet):
     def call(self, inputs):
         return super().call(inputs)
 
 
-# A layer, and what an outer model does with it. Without phases of their own.
+# A layer, and what an outer model does with it. None passes `training`.
 USES = {
     "call": (tiny, call),
     "embed": (tiny, embed),
     "features": (tiny, features),
     "features of preactivation": (lambda: tiny(preactivation=True), features),
-    "residual of a basic block": (lambda: BasicBlock(4), residual),
-    "residual of a bottleneck": (lambda: BottleneckBlock(4), residual),
-    "a stem's subclass": (lambda: PhaselessStem(4, kind="deep"), call),
+    "a stem's subclass": (lambda: ModelessStem(4, kind="deep"), call),
     "a block's subclass": (
-        lambda: PhaselessBlock(4, strides=2, stochastic_depth=0.5),
+        lambda: ModelessBlock(4, strides=2, stochastic_depth=0.5),
         call,
     ),
     "a preactivation block's subclass": (
-        lambda: PhaselessBlock(4, preactivation=True, stochastic_depth=0.5),
+        lambda: ModelessBlock(4, preactivation=True, stochastic_depth=0.5),
         call,
     ),
     "a net's subclass": (
-        lambda: PhaselessNet(
+        lambda: ModelessNet(
             stage_sizes=(1,), width=4, num_classes=3, attention="se"
         ),
         call,
@@ -105,26 +99,23 @@ def find_moved(layer):
 
 @pytest.fixture(params=USES)
 def used(request, images):
-    """Returns (built layer, what an outer model does with it, its inputs)."""
+    """Returns (built layer, what an outer model does with it)."""
     make, use = USES[request.param]
     layer = make()
-    inputs = images
-    if use is residual:
-        inputs = normal(4, 8, 8, layer.out_channels)
-    layer.build(inputs.shape)
-    return layer, use, inputs
+    layer.build(images.shape)
+    return layer, use
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_training_of_an_outer_model_reaches_every_layer(used, depth):
-    layer, use, inputs = used
+def test_training_of_an_outer_model_reaches_every_layer(used, depth, images):
+    layer, use = used
     outer = Outer(layer, use)
     if depth == 2:
         outer = Outer(outer, call)
-    outer(inputs, training=False)
-    outer(inputs)
+    outer(images, training=False)
+    outer(images)
     assert not any(find_moved(layer).values())
-    outer(inputs, training=True)
+    outer(images, training=True)
     assert all(find_moved(layer).values()), find_moved(layer)
 
 
@@ -147,7 +138,7 @@ def test_fit_of_an_outer_model_trains_the_net_in_it(use, built, images):
 
 @pytest.mark.parametrize("use", [call, embed, features])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_phase_that_is_given_wins(use, training, images):
+def test_an_explicit_mode_wins(use, training, images):
     net = tiny()
     net.build(images.shape)
     outer = Outer(net, lambda n, inputs: use(n, inputs, training=training))
@@ -156,7 +147,7 @@ def test_a_phase_that_is_given_wins(use, training, images):
 
 
 @pytest.mark.parametrize("use", [call, embed, features])
-def test_functional_models_hand_on_their_phase(use, images):
+def test_functional_models_pass_their_mode_on(use, images):
     net = tiny()
     inputs = tf.keras.Input(images.shape[1:])
     outer = tf.keras.Model(inputs, use(net, inputs))
@@ -199,7 +190,7 @@ ENTRIES = {
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32"])
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_pictures_of_integers_are_taken(entry, dtype):
+def test_images_of_integers_are_accepted(entry, dtype):
     layer = ENTRIES[entry]()
     pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3))
     pictures = pictures.astype(dtype)
@@ -214,7 +205,7 @@ def test_pictures_of_integers_are_taken(entry, dtype):
 
 
 @pytest.mark.slow
-def test_fit_takes_pictures_of_integers():
+def test_fit_accepts_images_of_integers():
     model = tiny(stage_sizes=(1,), dtype="mixed_bfloat16")
     model.compile("sgd", "mse")
     pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), "uint8")

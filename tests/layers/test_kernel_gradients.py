@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from layer_nets import normal
 
-from resnet_layers import PaddedConv2D, kernel_gradients
+from resnet_layers import PaddedConv2D, convolutions
 
 
 def convolution(**options):
@@ -191,7 +191,7 @@ def test_products_are_taken_where_they_are_faster(
     sides = [side and -(-side // strides) for side in inputs[1:3]]
     shapes = (inputs, kernel, (inputs[0], *sides, kernel[3]))
     case = (*map(tf.TensorShape, shapes), (strides, strides))
-    assert kernel_gradients.products_are_faster(*case) is are_faster
+    assert convolutions.products_are_faster(*case) is are_faster
     devices = [tf.config.LogicalDevice("/device:GPU:0", "GPU")]
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda: devices)
-    assert kernel_gradients.products_are_faster(*case) is False
+    assert convolutions.products_are_faster(*case) is False

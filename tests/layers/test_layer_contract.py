@@ -31,7 +31,7 @@ from resnet_layers import (
     Stem,
     StochasticDepth,
 )
-from resnet_layers.pictures import TakesPictures
+from resnet_layers.base import ImageLayer
 
 # Name -> constructor, with arguments other than the defaults.
 LAYERS = {
@@ -137,7 +137,7 @@ def test_config_holds_every_argument(layer, arguments):
     """Each with a value that is not its default, where there is another."""
     parameters = [
         parameter
-        for parent in layer.__mro__[: layer.__mro__.index(TakesPictures)]
+        for parent in layer.__mro__[: layer.__mro__.index(ImageLayer)]
         for parameter in inspect.signature(parent.__init__).parameters.values()
     ]
     given = {"filters": 24} if layer is not ResNet else {}

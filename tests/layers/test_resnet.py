@@ -14,7 +14,7 @@ from layer_nets import (
     small_variant,
 )
 
-from resnet_layers import VARIANTS, ResNet
+from resnet_layers import VARIANTS, BatchNormalization, PaddedConv2D, ResNet
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -325,3 +325,26 @@ def test_built_net_refuses_other_pictures(shape, images):
             ValueError, match=f"{PICTURES}.* 3 channels.*Received"
         ):
             use()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_fast_paths_are_switched_in_all_layers(when, images):
+    net = small_resnet()
+    config = net.get_config()
+    if when == "before":
+        net.fast_paths = False
+    net.build(images.shape)
+    if when == "after":
+        net.fast_paths = False
+    layers = net._flatten_layers()
+    convs = [each for each in layers if isinstance(each, PaddedConv2D)]
+    layers = net._flatten_layers()
+    norms = [each for each in layers if isinstance(each, BatchNormalization)]
+    # Three in each of three blocks, two in shortcuts, and the stem's.
+    assert len(convs) == len(norms) == 12
+    assert not any(conv.kernel_products for conv in convs)
+    assert not any(norm.fused for norm in norms)
+    net.fast_paths = True
+    assert all(conv.kernel_products for conv in convs)
+    assert all(norm.fused for norm in norms)
+    assert net.get_config() == config

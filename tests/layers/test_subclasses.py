@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from layer_nets import assert_same_weights, scramble
 
+import resnet_layers
 from resnet_layers import (
     BasicBlock,
     BatchNormalization,
@@ -14,7 +15,6 @@ from resnet_layers import (
     SqueezeExcitation,
     Stem,
     StochasticDepth,
-    in_phase,
 )
 
 register = tf.keras.utils.register_keras_serializable("tests")
@@ -227,11 +227,13 @@ class OneConvolution(ResidualBlock):
     def __init__(self, filters, strides=1, scale=1.0, **kwargs):
         super().__init__(filters, strides, **kwargs)
         self.scale = scale
-        self.conv1 = self.last_conv(5, strides=self.conv_strides, name="conv1")
+        self.conv1 = self.output_conv(
+            5, strides=self.conv_strides, name="conv1"
+        )
         self.bn1 = self.last_norm("bn1")
 
     def residual(self, x, training=None):
-        x = self.bn1(self.pool(self.conv1(x)), **in_phase(training))
+        x = self.bn1(self.pool(self.conv1(x)), training=training)
         return tf.math.tanh(x) * self.scale
 
 
@@ -259,6 +261,43 @@ def test_nets_are_made_of_blocks_of_ones_own(options, images, tmp_path):
     np.testing.assert_array_equal(loaded(images), net(images))
     with pytest.raises(ValueError, match="^`groups` is not taken by ResNet"):
         ResNet(OneConvolution, groups=2)
+
+
+def test_custom_blocks_of_version_0_1_0_still_work(images):
+    class Earlier(ResidualBlock):
+        def __init__(self, filters, strides=1, **kwargs):
+            super().__init__(filters, strides, **kwargs)
+            self.conv1 = self.last_conv(3, strides=self.strides, name="conv1")
+            self.bn1 = self.last_norm("bn1")
+
+        def residual(self, x, training=None):
+            return self.bn1(self.conv1(x), **resnet_layers.in_phase(training))
+
+    net = ResNet(Earlier, (1, 1), num_classes=3, width=8)
+    net(images, training=True)
+    assert np.any(np.asarray(net.blocks[1].bn1.moving_mean))
+    with pytest.raises(AttributeError, match="no attribute 'in_phases'"):
+        resnet_layers.in_phases  # noqa: B018
+
+
+@register
+class Unselfish(BasicBlock):
+    """Calls its first parameter as nobody else does."""
+
+    def __init__(s, filters, alpha=1.0, **kwargs):  # noqa: N805
+        super().__init__(filters, **kwargs)
+        s.alpha = alpha
+
+
+def test_first_parameter_of_a_constructor_may_have_any_name(tmp_path, images):
+    block = Unselfish(4, alpha=0.5)
+    assert block.get_config()["alpha"] == 0.5
+    inputs = tf.keras.Input(images.shape[1:])
+    model = tf.keras.Model(inputs, block(inputs))
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.layers[1].alpha == 0.5
+    assert ResNet(Unselfish, **TINY, alpha=2.0).blocks[0].alpha == 2.0
 
 
 class Forgetful(BasicBlock):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from samples import ALONE, together
 
 from resnet_layers import BatchNormalization, PaddedConv2D
-from resnet_layers.folding import convolutions_with_norms
+from resnet_layers.normalization import foldable_batch_norms
 from train_loop import Settings
 from train_loop.benchmark import machine, tasks
 from train_loop.benchmark.machine import Limits
@@ -175,7 +175,7 @@ def test_faster_ways_are_taken_unless_refused(are_wanted):
 def test_new_net_is_timed_as_if_it_were_trained(tmp_path):
     """Sums of zero would be left out of its graph, and nothing be fused."""
     model = prediction_of(tmp_path).classifier.model
-    for _, norm in convolutions_with_norms(model):
+    for _, norm in foldable_batch_norms(model):
         assert np.all(norm.beta.numpy() != 0)
 
 

@@ -1,4 +1,4 @@
-"""Recomputed blocks: the same results, and nothing moved twice."""
+"""Gradient checkpointing: the same results, and nothing updated twice."""
 
 import numpy as np
 import pytest
@@ -67,12 +67,12 @@ def assert_remat_changes_nothing(make, strategy=None):
     ],
     ids=str,
 )
-def test_recomputed_blocks_give_the_same_gradients_and_state(options):
+def test_checkpointed_blocks_give_the_same_gradients_and_state(options):
     assert_remat_changes_nothing(lambda: net(**options))
 
 
 @pytest.mark.parametrize("synchronized", [False, True])
-def test_recomputed_blocks_give_the_same_on_replicas(synchronized):
+def test_checkpointed_blocks_give_the_same_on_replicas(synchronized):
     strategy = mirrored()
     norm = {"kind": "batch", "synchronized": synchronized}
     with strategy.scope():
@@ -81,7 +81,7 @@ def test_recomputed_blocks_give_the_same_on_replicas(synchronized):
         )
 
 
-def test_frozen_blocks_stay_as_they_are_when_recomputed():
+def test_frozen_blocks_stay_as_they_are_when_checkpointed():
     def frozen():
         model = net()
         model.freeze("stage1")
@@ -90,7 +90,7 @@ def test_frozen_blocks_stay_as_they_are_when_recomputed():
     assert_remat_changes_nothing(frozen)
 
 
-def test_recomputed_blocks_run_again():
+def test_checkpointed_blocks_run_again():
     def num_convolutions(remat):
         model = net()
         model.remat = remat
@@ -116,7 +116,7 @@ def test_recomputed_blocks_run_again():
     assert num_convolutions(remat=True) == num_convolutions(remat=False) + 11
 
 
-def test_net_for_inference_is_not_recomputed():
+def test_net_for_inference_is_not_checkpointed():
     model = net()
     images = tf.constant(normal(4, 8, 8, 3))
     expected = model(images, training=False)
@@ -128,7 +128,7 @@ def test_net_for_inference_is_not_recomputed():
     assert tape.gradient(logits, images) is not None
 
 
-def test_recomputing_stands_in_no_config():
+def test_checkpointing_is_in_no_config():
     model = net()
     config = model.get_config()
     model.remat = True
