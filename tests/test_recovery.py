@@ -197,7 +197,7 @@ def test_request_to_stop_is_answered_before_another_try(
 def test_best_checkpoint_is_kept(folder, tmp_path, monkeypatch):
     """Though the run goes on behind it in another process."""
     losses = iter([2.0, 1.0, 3.0, 2.5])
-    monkeypatch.setattr(Run, "measure", lambda self: {"loss": next(losses)})
+    monkeypatch.setattr(Phase, "evaluate", lambda self: {"loss": next(losses)})
     workdir = tmp_path / "run"
     options = {"keep_best": "loss", "keep_checkpoints": 1, "learning_rate": 0.1}
     train(folder, workdir, steps=4, **options)
@@ -283,7 +283,7 @@ def test_first_phase_is_frozen_whatever_came_before(folder, tmp_path, capsys):
     run = two_phases(
         folder, tmp_path, steps=10, learning_rate=0.5, base_batch_size=3
     )
-    model, begins = run.classifier.model, run.trainer.optimizer._begins
+    model, begins = run.classifier.model, run.trainer.optimizer._starts
     # The stem has its first step later: its kernel, gamma and beta.
     assert begins == [3] * 3 + [0] * len(model.trainable_variables)
     # As after going back from the second one.

@@ -16,7 +16,6 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 
 import resnet_layers
 import train_loop
-from train_loop import Run
 from train_loop.training.checkpoints import Checkpoints
 from train_loop.training.reports import TAGS, JsonLinesReport
 from train_loop.workdir import Workdir
@@ -209,7 +208,7 @@ class StopError(Exception):
 @pytest.fixture
 def run_until(monkeypatch, run):
     """Returns a function: place, step, arguments -> a run that stops there."""
-    save, measure = Checkpoints.save, Run.measure
+    save, measure = Checkpoints.save, Phase.evaluate
     write_down = JsonLinesReport.__call__
 
     def start_and_stop(place, step, *arguments):
@@ -232,7 +231,7 @@ def run_until(monkeypatch, run):
 
         with monkeypatch.context() as patch:
             patch.setattr(Checkpoints, "save", save_or_stop)
-            patch.setattr(Run, "measure", measure_or_stop)
+            patch.setattr(Phase, "evaluate", measure_or_stop)
             patch.setattr(JsonLinesReport, "__call__", write_down_or_stop)
             with pytest.raises(StopError):
                 run(*arguments)

@@ -242,10 +242,9 @@ class Run:
         if self.thaws_at is not None and not self.is_finished:
             print(f"Thawed: --freeze={self.settings.freeze} is over.")
             thaw(self.settings, self.classifier.model)
-            yield (
-                self._phase._replace(trainer=self.trainer.retraced()),
-                self.cadence,
-            )
+            trainer = self.trainer.retraced()
+            phase = dataclasses.replace(self._phase, trainer=trainer)
+            yield phase, self.cadence
 
     @unshared()
     def evaluate(self):

@@ -1,7 +1,8 @@
 """A phase of training: what is trained while the same layers are frozen."""
 
+import dataclasses
+import functools
 import math
-from typing import NamedTuple
 
 from train_loop.console import passing_bar
 from train_loop.data import batches, cache, check
@@ -20,7 +21,8 @@ BATCHES_AHEAD = 128
 SECONDS_TO_EXPLAIN = 10.0
 
 
-class Phase(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Phase:
     """What the loop trains and evaluates.
 
     Args:
@@ -54,6 +56,11 @@ class Phase(NamedTuple):
             ),
         )
 
+    @functools.cached_property
+    def _evaluation_batches(self):
+        # Made once: each time, TensorFlow traces how an image is decoded.
+        return self.evaluation_batches(self.data.evaluation)
+
     def num_evaluation_steps(self, split):
         """Returns how many of these batches there are."""
         return batches.num_evaluation_steps(
@@ -85,7 +92,7 @@ class Phase(NamedTuple):
         split = self.data.evaluation
         return loop.evaluate(
             self.trainer,
-            self.evaluation_batches(split),
+            self._evaluation_batches,
             self.num_evaluation_steps(split),
             lambda error: check.explain(
                 error, split, seconds=self._seconds_to_explain
@@ -139,7 +146,8 @@ class Phase(NamedTuple):
                 )
             return cache.embedded(split, folder / name)
 
-        return self._replace(
+        return dataclasses.replace(
+            self,
             trainer=self.trainer.retraced(forward=model.head),
             data=self.data.map(embed),
             transforms=Untransformed(),
