@@ -50,16 +50,20 @@ from resnet_layers.stochastic_depth import StochasticDepth
 from resnet_layers.variants import VARIANTS
 from resnet_layers.weights import (
     NORMALIZATIONS,
-    Found,
+    ModelConfig,
     Normalization,
     Preprocessing,
     WeightsError,
+    WeightsInfo,
     find_weights,
     is_of_hub,
     load_weights,
+    make_config,
+    read_config,
     read_num_classes,
     read_preprocessing,
     save_safetensors,
+    write_config,
 )
 
 __version__ = "0.1.0"
@@ -72,7 +76,7 @@ __all__ = [
     "BlurPool2D",
     "BottleneckBlock",
     "EfficientChannelAttention",
-    "Found",
+    "ModelConfig",
     "Normalization",
     "PaddedConv2D",
     "PaddedMaxPooling2D",
@@ -84,18 +88,24 @@ __all__ = [
     "Stem",
     "StochasticDepth",
     "WeightsError",
+    "WeightsInfo",
     "find_weights",
     "fold_batch_norms",
     "is_of_hub",
     "load_weights",
+    "make_config",
+    "read_config",
     "read_num_classes",
     "read_preprocessing",
     "save_safetensors",
+    "write_config",
 ]
 
 
 def __getattr__(name):
     """Returns what version 0.1.0 called by another name."""
+    if name == "Found":
+        return WeightsInfo
     if name == "in_phase":
         # Custom blocks had to hand `training` on by it.
         return lambda training: (

@@ -128,8 +128,8 @@ class ResNet(ConvModel):
             **self.layer_options,
             name="stem",
         )
-        # A tuple: what hangs in a list or a dict of a Keras model is left out
-        # of tf.train.Checkpoint without a word.
+        # A tuple: tf.train.Checkpoint silently skips the lists and dicts of a
+        # Keras model.
         self.blocks = tuple(
             blocks[place.stage](
                 widths[place.stage],

@@ -1,4 +1,4 @@
-"""The ResNets that have a name: a row for each."""
+"""The named ResNets, an entry each."""
 
 import difflib
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from resnet_layers.resnet import ResNet
 
 
 class Trait(NamedTuple):
-    """What some nets have in common: arguments of `ResNet`, and in words."""
+    """What some nets share: arguments of `ResNet`, and a text about them."""
 
     text: str
     arguments: dict
@@ -19,15 +19,15 @@ class Trait(NamedTuple):
 
 
 class Variant:
-    """A ResNet of which all but a few arguments are settled.
+    """A ResNet with all but a few arguments fixed.
 
-    Calling it makes one; keywords override the row:
+    Calling it makes one; keywords override the entry:
 
         VARIANTS["resnet50"](num_classes=37, stride_site="1x1")
 
     Args:
-      name: what models are called, if nothing else is said.
-      trait: of the row.
+      name: default name of its models.
+      trait: of the entry.
     """
 
     def __init__(self, name, trait):
@@ -43,20 +43,20 @@ class Variant:
 
 
 class UnknownVariantError(KeyError):
-    """A name that no row has; its text is one line."""
+    """A name without an entry; its text is one line."""
 
     def __str__(self):
         return self.args[0]
 
 
 def nearest_names(name, names):
-    """Returns the few of many names that somebody may have meant."""
+    """Returns the few of many names that are nearest to one."""
     longer = [other for other in names if other.startswith(name)]
     return longer[:4] or difflib.get_close_matches(name, names, 4, cutoff=0.5)
 
 
 class Variants(dict):
-    """{name: `Variant`}; a name that is not there gets the nearest ones."""
+    """{name: `Variant`}; the error for an unknown name has the nearest ones."""
 
     def __missing__(self, name):
         raise UnknownVariantError(

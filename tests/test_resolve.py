@@ -2,15 +2,27 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
+import tensorflow as tf
 from safetensors.numpy import save_file
 
-from resnet_layers import NORMALIZATIONS, Normalization, Preprocessing
-from resnet_layers.weights.sources import Found
+from resnet_layers import (
+    NORMALIZATIONS,
+    Normalization,
+    Preprocessing,
+    WeightsInfo,
+    write_config,
+)
 from train_loop import Settings, UserError, resolve
 from train_loop.recipes import OTHERS, RECIPES
-from train_loop.resolve import DEFAULTS, check_run_or_new, settle
+from train_loop.resolve import (
+    DEFAULTS,
+    check_run_or_new,
+    find_given_weights,
+    settle,
+)
 from train_loop.settings import warn_once
 
 
@@ -384,7 +396,7 @@ def test_frozen_backbones_are_asked_once_unless_images_vary(
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_say_only_what_they_change(name, monkeypatch):
-    found = Found("resnet50.h5", None, Preprocessing())
+    found = WeightsInfo(pathlib.Path("resnet50.h5"), None, Preprocessing())
     monkeypatch.setattr(resolve, "find_weights", lambda *_: found)
     recipe = RECIPES[name]
     assert recipe.settings.over(DEFAULTS) == Settings(
@@ -430,8 +442,10 @@ def test_weights_of_a_recipe_bring_along_what_they_need(monkeypatch):
 
     def find(*names):
         asked.append(names)
-        return Found(
-            names[0], None, Preprocessing(NORMALIZATIONS["caffe"], None, 0.5)
+        return WeightsInfo(
+            pathlib.Path(names[0]),
+            None,
+            Preprocessing(NORMALIZATIONS["caffe"], None, 0.5),
         )
 
     monkeypatch.setattr(resolve, "find_weights", find)
@@ -444,7 +458,9 @@ def test_weights_of_a_recipe_bring_along_what_they_need(monkeypatch):
 
 def test_channels_come_from_weights_unless_given(monkeypatch):
     grey = Normalization((117.0,), (57.0,))
-    found = Found("grey.safetensors", "resnet18", Preprocessing(grey))
+    found = WeightsInfo(
+        pathlib.Path("grey.safetensors"), "resnet18", Preprocessing(grey)
+    )
     monkeypatch.setattr(resolve, "find_weights", lambda *_: found)
     settled = settle(Settings(weights="grey.safetensors"))
     assert settled.channels == 1
@@ -482,3 +498,35 @@ def test_rate_of_a_recipe_is_for_its_optimizer():
     recipe = {"recipe": "cifar_he2015", "learning_rate": 2}
     assert settle(Settings(**recipe)).nesterov is False
     assert settle(Settings(**recipe, optimizer="lars")).nesterov is None
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/ckpt-3"])
+def test_flags_tell_what_weights_of_an_earlier_run_are(place, tmp_path):
+    """Its `config.json`, if any, names no architecture."""
+    checkpoint = tf.train.Checkpoint(model=tf.Variable(1.0))
+    checkpoint.write(str(tmp_path / "checkpoints/ckpt-3"))
+    flags = tmp_path / "flags.txt"
+
+    def find():
+        return find_given_weights(Settings(weights=str(tmp_path / place)))
+
+    flags.write_text(
+        "--model=resnet50d\n--normalization=1.0:2.0:3.0:4.0:5.0:6.0:bgr\n"
+        "--image_size=40\n--crop_fraction=0.95\n--interpolation=bicubic\n"
+    )
+    normalization = Normalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), bgr=True)
+    expected = Preprocessing(normalization, 40, 0.95, "bicubic")
+    assert find()[1:] == ("resnet50d", expected)
+    (tmp_path / "config.json").write_text('{"format_version": 2}')
+    assert find()[1:] == ("resnet50d", expected)
+    flags.write_text("--normalization=caffe\n")
+    assert find()[1:] == (None, Preprocessing(NORMALIZATIONS["caffe"]))
+    flags.write_text("--normalization=7:5\n--channels=1\n")
+    assert find().preprocessing.normalization == ((7.0,), (5.0,), False)
+    flags.write_text("--image_size=many\n")
+    with pytest.raises(UserError) as error:
+        find()
+    assert "\n" not in str(error.value)
+    # What the config says wins.
+    write_config(tmp_path / "config.json", "resnet18", ["a"], expected)
+    assert find()[1:] == ("resnet18", expected)

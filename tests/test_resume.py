@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 
 import resnet_layers
 import train_loop
+from train_loop.builders.phases import Phase
 from train_loop.training.checkpoints import Checkpoints
 from train_loop.training.reports import TAGS, JsonLinesReport
 from train_loop.workdir import Workdir

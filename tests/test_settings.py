@@ -5,11 +5,10 @@ import dataclasses
 import pytest
 
 from resnet_layers import NORMALIZATIONS, Normalization
-from resnet_layers.weights.runs import settings_beside
 from train_loop import Settings, UserError
 from train_loop.data.transforms import Operation
 from train_loop.recipes import RECIPES
-from train_loop.resolve import DEFAULTS, MODE_DEFAULTS
+from train_loop.resolve import DEFAULTS, MODE_DEFAULTS, flags_beside
 from train_loop.settings import to_text
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
@@ -127,11 +126,11 @@ def test_letters_that_end_lines_elsewhere_stay_in_a_value(tmp_path):
     settings = Settings(seed=3, dataset=dataset).over(DEFAULTS)
     settings.write(path)
     assert Settings.read(path) == settings
-    assert settings_beside(tmp_path) == settings.texts()
+    assert flags_beside(tmp_path) == settings.texts()
     # An editor of Windows has saved it.
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     assert Settings.read(path) == settings
-    assert settings_beside(tmp_path) == settings.texts()
+    assert flags_beside(tmp_path) == settings.texts()
 
 
 def test_removed_settings_matter_only_with_other_values(tmp_path, capsys):

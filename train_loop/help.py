@@ -1,6 +1,7 @@
 """What `--help` and `--mode=recipes` print."""
 
 import dataclasses
+import itertools
 import textwrap
 
 from train_loop.errors import check_choice, listed
@@ -164,13 +165,11 @@ def recipe_table(recipes):
     rows = [["recipe", *COLUMNS]]
     rows += [[name, *_cells(recipe)] for name, recipe in recipes.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    names = {}
-    for number, (name, recipe) in enumerate(recipes.items(), start=1):
-        first = names.setdefault(recipe, name)
-        text = _below(recipe) if first == name else f"    As {first}."
-        lines[number] += f"\n{text}"
-    return "\n".join(lines)
+    title, *lines = (
+        "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
+    )
+    described = zip(lines, map(_below, recipes.values()), strict=True)
+    return "\n".join([title, *itertools.chain.from_iterable(described)])
 
 
 def _cells(recipe):

@@ -8,7 +8,7 @@ import difflib
 import os
 from dataclasses import fields, replace
 
-from resnet_layers import WeightsError, find_weights
+from resnet_layers import Normalization, find_weights
 from train_loop.data.datasets import DATASETS
 from train_loop.data.decode import INTERPOLATIONS
 from train_loop.errors import UserError, check_choice, first_few
@@ -107,11 +107,64 @@ def check_run_or_new(given):
 
 
 def find_given_weights(settings):
-    """Returns what --weights names, a `resnet_layers.Found`."""
+    """Returns the `resnet_layers.WeightsInfo` of --weights."""
     try:
-        return find_weights(settings.weights, settings.model)
-    except WeightsError as error:
+        found = find_weights(settings.weights, settings.model)
+        return _with_flags_beside(found)
+    except ValueError as error:
         raise UserError(f"--weights={settings.weights}: {error}") from error
+
+
+# Fields of `Preprocessing`, from the texts in `flags.txt`.
+PREPROCESSING_FLAGS = {
+    "normalization": Normalization.of_text,
+    "image_size": int,
+    "crop_fraction": float,
+    "interpolation": str,
+}
+
+
+def _with_flags_beside(found):
+    """Returns a `WeightsInfo` with what only the `flags.txt` of a run says.
+
+    So it is of runs whose `config.json` names no architecture.
+    """
+    flags = {} if found.variant else flags_beside(found.path)
+    if not flags:
+        return found
+    preprocessing = found.preprocessing._replace(
+        **{
+            field: read(flags[field])
+            for field, read in PREPROCESSING_FLAGS.items()
+            if field in flags
+        }
+    )
+    normalization = preprocessing.normalization
+    if "channels" in flags and normalization is not None:
+        normalization = normalization.for_channels(int(flags["channels"]))
+        preprocessing = preprocessing._replace(normalization=normalization)
+    return found._replace(
+        variant=flags.get("model"), preprocessing=preprocessing
+    )
+
+
+def flags_beside(path):
+    """Returns {name: text} of the `flags.txt` of a run, {} without one.
+
+    Args:
+      path: a `pathlib.Path` of the run's folder, of its checkpoints, of one of
+        them, or of another file in it.
+    """
+    for folder in (path, *path.parents[:2]):
+        flags = folder / "flags.txt"
+        if flags.is_file():
+            # A damaged one is read as far as possible.
+            text = flags.read_bytes().decode(errors="replace")
+            # Other ends of lines may be in the names of files.
+            lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+            pairs = (line.removeprefix("--").partition("=") for line in lines)
+            return {name: text for name, _, text in pairs}
+    return {}
 
 
 def _with_full_paths(given):

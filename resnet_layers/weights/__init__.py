@@ -1,37 +1,45 @@
-"""Weights of others and of our own: found, read into models, written again."""
+"""Third-party weights and our own: found, read into models, written again."""
 
+from resnet_layers.weights.architectures import read_num_classes
 from resnet_layers.weights.assign import (
     Loaded,
     load_weights,
     save_safetensors,
 )
-from resnet_layers.weights.names import WeightsError
-from resnet_layers.weights.preprocessing import (
-    NORMALIZATIONS,
-    Normalization,
-    Preprocessing,
-    read_preprocessing,
-)
-from resnet_layers.weights.sources import (
+from resnet_layers.weights.downloads import (
     IMAGENET_FILES,
-    Found,
+    WeightsInfo,
     find_weights,
     is_of_hub,
 )
-from resnet_layers.weights.variants import read_num_classes
+from resnet_layers.weights.preprocessing import (
+    NORMALIZATIONS,
+    ModelConfig,
+    Normalization,
+    Preprocessing,
+    make_config,
+    read_config,
+    read_preprocessing,
+    write_config,
+)
+from resnet_layers.weights.tensors import WeightsError
 
 __all__ = [
     "IMAGENET_FILES",
     "NORMALIZATIONS",
-    "Found",
     "Loaded",
+    "ModelConfig",
     "Normalization",
     "Preprocessing",
     "WeightsError",
+    "WeightsInfo",
     "find_weights",
     "is_of_hub",
     "load_weights",
+    "make_config",
+    "read_config",
     "read_num_classes",
     "read_preprocessing",
     "save_safetensors",
+    "write_config",
 ]

@@ -1,4 +1,4 @@
-"""The way of tensors into a model's variables, and out again.
+"""Weights into a model's variables, and out again.
 
 Both sides must come out even: a tensor that is missing or left over is an
 error, and the model is then as it was. Tensors are read twice, first to be
@@ -17,16 +17,21 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_layers.resnet import ResNet
-from resnet_layers.weights.errors import errors_as_one_line
+from resnet_layers.weights.architectures import (
+    TRAITS,
+    check_function,
+    find_traits,
+)
 from resnet_layers.weights.files import (
     find_file,
     open_tensors,
-    write_safetensors,
+    write_tensors,
 )
 from resnet_layers.weights.names import (
     AROUND,
     DIALECTS,
-    WeightsError,
+    recognized_model,
+    rename,
     targets_around,
     torch_targets,
 )
@@ -34,12 +39,10 @@ from resnet_layers.weights.preprocessing import (
     Preprocessing,
     read_preprocessing,
 )
-from resnet_layers.weights.renaming import kind_of, rename
-from resnet_layers.weights.tensors import Stored
-from resnet_layers.weights.variants import (
-    TRAITS,
-    check_function,
-    find_traits,
+from resnet_layers.weights.tensors import (
+    StoredTensor,
+    WeightsError,
+    errors_as_one_line,
 )
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -133,7 +136,7 @@ def save_safetensors(model, path):
     model = _built_net(model)
     for name, target in torch_targets(model).items():
         outline = _outline(target)
-        tensors[name] = Stored(
+        tensors[name] = StoredTensor(
             outline.shape,
             outline.dtype.name,
             # Not the loop's own, which is another one by then.
@@ -147,7 +150,7 @@ def save_safetensors(model, path):
         if name != "shortcut" and value != TRAITS[name]
     }
     metadata = {"resnet_layers": json.dumps(stated)} if stated else {}
-    write_safetensors(path, tensors, metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def _built_net(model):
@@ -167,7 +170,7 @@ def _built_net(model):
 
 
 def _pair(outer, model, path, tensors, dialect, replace_head, adapt_channels):
-    """Returns ({name: (`Stored`, `Target`)}, whether the head is in it, notes).
+    """Returns ({name: (tensor, `Target`)}, whether the head is in it, notes).
 
     Names, shapes and types are checked; numbers are not read.
     """
@@ -189,7 +192,7 @@ def _pair(outer, model, path, tensors, dialect, replace_head, adapt_channels):
         tensors, notes = rename(tensors, targets, dialect)
     if dialect is DIALECTS["keras"]:
         tensors = _fold_biases(tensors, targets)
-    tensors, targets, head_used = _settle_head(
+    tensors, targets, head_used = _choose_head(
         model, tensors, targets, dialect.head, replace_head
     )
     around = [name for name in tensors if name.startswith(AROUND)]
@@ -208,7 +211,7 @@ def _pair(outer, model, path, tensors, dialect, replace_head, adapt_channels):
             raise WeightsError(
                 f"{path} does not fit {model.name}: it has no {name}, which "
                 f"the model has with shape {shape}{_nearest(name, tensors)}"
-                f"{kind_of(tensors)}"
+                f"{recognized_model(tensors)}"
             )
         if name not in targets:
             raise WeightsError(
@@ -314,8 +317,8 @@ def _packed(values):
     return packed
 
 
-def _settle_head(model, tensors, targets, prefix, replace_head):
-    """Takes the classifier out where the model does not want the file's."""
+def _choose_head(model, tensors, targets, prefix, replace_head):
+    """Drops the file's classifier where the model keeps its own."""
     in_head = {n for n in tensors if n.startswith(prefix)}
     sizes = {tensors[name].shape for name in in_head if "bias" in name}
     fits = model.head is None or sizes == {(model.num_classes,)}

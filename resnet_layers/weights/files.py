@@ -1,5 +1,9 @@
-"""Files of weights: what tells them apart, how they are read and written."""
+"""Files of weights: what tells them apart, how they are read and written.
 
+The format of a run's checkpoints is known here alone.
+"""
+
+import contextlib
 import functools
 import json
 import math
@@ -11,12 +15,9 @@ import warnings
 
 import tensorflow as tf
 
-from resnet_layers.weights.errors import one_line
-from resnet_layers.weights.hdf5 import KERAS_READERS, find_keras_dialect
-from resnet_layers.weights.names import WeightsError
+from resnet_layers.weights.keras_files import KERAS_READERS, find_keras_dialect
 from resnet_layers.weights.pickles import is_pickle, open_pickle
-from resnet_layers.weights.runs import AVERAGE, MODEL, readable_prefix
-from resnet_layers.weights.tensors import Stored
+from resnet_layers.weights.tensors import StoredTensor, WeightsError, one_line
 
 # What a folder of the Hugging Face hub keeps its weights in.
 FILES_OF_FOLDERS = (
@@ -27,6 +28,16 @@ FILES_OF_FOLDERS = (
 
 # What tells transformers' names from torchvision's and timm's.
 TRANSFORMERS_STEM = "embedder.embedder.convolution.weight"
+
+# A checkpoint of a step, and the folder of a run in which it is written.
+CHECKPOINT = "ckpt-{}"
+CHECKPOINTS = "checkpoints"
+# Its parts that hold weights, by path below the model: those of the step, and
+# their average, if any.
+MODEL, AVERAGE = "model", "average"
+# TensorFlow treats the name of a checkpoint as a pattern. A bracket or a
+# backslash in it does not match itself.
+PATTERN_LETTERS = frozenset("*?[]\\")
 
 # Types of numbers, as safetensors and as NumPy call them.
 SAFETENSORS_TYPES = {
@@ -58,7 +69,7 @@ def find_file(path):
     Raises:
       WeightsError: it cannot be one of weights.
     """
-    checkpoints = find_checkpoints(path)
+    checkpoints = _find_checkpoints(path)
     if path.is_dir() and not checkpoints:
         for name in FILES_OF_FOLDERS:
             if (path / name).is_file():
@@ -76,7 +87,7 @@ def find_file(path):
 
 
 def open_tensors(model, path, opened, averaged=True):
-    """Returns (dialect, {name: `Stored`}) of whatever `load_weights` takes.
+    """Returns (dialect, {name: tensor}) of all that `load_weights` accepts.
 
     No numbers are read, but those of checkpoints that must prove to be whole.
 
@@ -111,7 +122,7 @@ def open_tensors(model, path, opened, averaged=True):
 
 
 def find_dialect(path):
-    """Returns the row of `DIALECTS` of a file, without reading its tensors.
+    """Returns the name in `DIALECTS` of a file, without reading its tensors.
 
     Files of transformers count as "torch": their names are not looked at.
 
@@ -122,7 +133,7 @@ def find_dialect(path):
 
 
 def _find_reader(path, averaged=True):
-    """Returns (dialect, function: model, path, stack -> {name: `Stored`})."""
+    """Returns (dialect, function: model, path, stack -> {name: tensor})."""
     if not path.is_file():
         parts = (MODEL, AVERAGE) if averaged else (MODEL,)
         return "own", functools.partial(_open_checkpoints, parts)
@@ -134,25 +145,33 @@ def _find_reader(path, averaged=True):
     return dialect, KERAS_READERS[dialect]
 
 
-def find_checkpoints(path):
+def _find_checkpoints(path):
     """Returns the prefixes of a run's checkpoints, newest first.
 
     The path is that of the run, of its checkpoints, or itself such a prefix.
     """
     if not path.is_dir():
         return [path] if pathlib.Path(f"{path}.index").is_file() else []
-    found = [
-        (int(match[1]), index.with_suffix(""))
-        for folder in (path, path / "checkpoints")
-        for index in folder.glob("ckpt-*.index")
-        if (match := re.fullmatch(r"ckpt-(\d+)\.index", index.name))
-    ]
+    found = [*list_checkpoints(path), *list_checkpoints(path / CHECKPOINTS)]
     return [prefix for _, prefix in sorted(found, reverse=True)]
 
 
+def list_checkpoints(folder):
+    """Returns [(step, prefix)] of the checkpoints in a folder, newest first."""
+    # Not the list that TensorFlow keeps in a file of its own, which can be lost
+    # while the checkpoints are still there.
+    pattern = re.escape(CHECKPOINT).replace(r"\{\}", r"(\d+)") + r"\.index"
+    found = [
+        (int(match[1]), index.with_suffix(""))
+        for index in folder.glob(CHECKPOINT.format("*.index"))
+        if (match := re.fullmatch(pattern, index.name))
+    ]
+    return sorted(found, reverse=True)
+
+
 def _open_checkpoints(parts, model, path, opened):
-    """Returns {path below the model: `Stored`} of the newest that is whole."""
-    prefixes = find_checkpoints(path)
+    """Returns {path below the model: tensor} of the newest that is whole."""
+    prefixes = _find_checkpoints(path)
     for prefix in prefixes:
         try:
             tensors = _open_checkpoint(prefix, parts, opened)
@@ -165,14 +184,14 @@ def _open_checkpoints(parts, model, path, opened):
             if prefix is not prefixes[-1]:
                 warnings.warn(
                     f"skipping a checkpoint that cannot be read, {reason}",
-                    # Points at whoever called `load_weights`.
+                    # Points at the caller of `load_weights`.
                     stacklevel=4,
                 )
     raise OSError(reason)
 
 
 def _open_checkpoint(prefix, parts, opened):
-    """Returns {path below the model: `Stored`}, of the last part that has it.
+    """Returns {path below the model: tensor}, of the last part that has it.
 
     Args:
       prefix: of a checkpoint.
@@ -184,7 +203,7 @@ def _open_checkpoint(prefix, parts, opened):
     shapes = reader.get_variable_to_shape_map()
     types = reader.get_variable_to_dtype_map()
     return {
-        _unescape(key.split("/")[1]): Stored(
+        _unescape(key.split("/")[1]): StoredTensor(
             tuple(shapes[key]),
             types[key].name,
             functools.partial(reader.get_tensor, key),
@@ -193,6 +212,29 @@ def _open_checkpoint(prefix, parts, opened):
         for key in sorted(shapes)
         if key.startswith(f"{part}/")
     }
+
+
+@contextlib.contextmanager
+def readable_prefix(prefix):
+    """Yields a prefix by which TensorFlow finds a checkpoint.
+
+    Args:
+      prefix: of the checkpoint.
+
+    Yields:
+      A string; where TensorFlow would take the prefix for a pattern, that of
+      links in a temporary folder.
+    """
+    if PATTERN_LETTERS.isdisjoint(str(prefix)):
+        yield str(prefix)
+        return
+    prefix = pathlib.Path(prefix).absolute()
+    with tempfile.TemporaryDirectory() as folder:
+        for path in prefix.parent.iterdir():
+            if path.name.startswith(f"{prefix.name}."):
+                name = path.name.replace(prefix.name, "ckpt", 1)
+                pathlib.Path(folder, name).symlink_to(path)
+        yield f"{folder}/ckpt"
 
 
 def _unescape(name):
@@ -213,7 +255,7 @@ def _open_safetensors(model, path, opened):
     for name in file.offset_keys():
         header = file.get_slice(name)
         dtype = header.get_dtype()
-        tensors[name] = Stored(
+        tensors[name] = StoredTensor(
             tuple(header.get_shape()),
             SAFETENSORS_TYPES.get(dtype, dtype),
             functools.partial(file.get_tensor, name),
@@ -241,14 +283,14 @@ def _import_safetensors():
     return safetensors
 
 
-def write_safetensors(path, tensors, metadata=None):
+def write_tensors(path, tensors, metadata=None):
     """Writes a file of safetensors, one tensor after the other.
 
     A file that was there stays as it was until the new one is whole.
 
     Args:
       path: of the file.
-      tensors: {name: `Stored`}; each is read when its turn comes.
+      tensors: {name: `StoredTensor`}; each is read when its turn comes.
       metadata: {name: text} for `read_metadata`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The names that each dialect of files gives our weights."""
+"""The names of weights in each dialect of files."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_layers.base import identity
+from resnet_layers.weights.tensors import WeightsError
 
 # Names of the layers in each dialect. Stages, blocks and layers are counted
 # from 1 with capital letters, from 0 with small ones.
@@ -26,7 +27,7 @@ TORCH_NAMES = {
     "pooled_projection_bn": "layer{Stage}.{block}.downsample.2",
     "squeeze": "layer{Stage}.{block}.se.fc1",
     "excite": "layer{Stage}.{block}.se.fc2",
-    "neighbours": "layer{Stage}.{block}.se.conv",
+    "neighbors": "layer{Stage}.{block}.se.conv",
     "head": "fc",
 }
 # Of timm's resnetv2.py, the nets with pre-activation.
@@ -94,16 +95,25 @@ TORCH_NORM = {
 }
 TORCH_OTHER = {"weight": "kernel", "bias": "bias"}
 
+# Parts of names -> the models that have them.
+OTHER_MODELS = {
+    "res2a_branch2a": (
+        "Keras's ResNet-50 from before 2019, whose batch norms have another "
+        "epsilon; the current file is --weights=imagenet"
+    ),
+    "layer0.conv1": "Cadene's pretrained models, of SENet's own layout",
+    "block1.unit01": "Google's BiT; timm has the same weights",
+    "patch_embed": "a vision transformer",
+    "_blocks.0": "an EfficientNet",
+    "denseblock1": "a DenseNet",
+    "features.0": "a network that is no ResNet",
+}
 
 ATTENTION_ROLES = {
     "squeeze": "squeeze",
     "excite": "excite",
-    "conv": "neighbours",
+    "conv": "neighbors",
 }
-
-
-class WeightsError(ValueError):
-    """A file of weights that cannot be used; its text is one line."""
 
 
 class Target(NamedTuple):
@@ -139,7 +149,7 @@ KERNELS = {
     "squeeze": (_from_1x1, _to_1x1),
     "excite": (_from_1x1, _to_1x1),
     # A convolution in one dimension.
-    "neighbours": (np.transpose, np.transpose),
+    "neighbors": (np.transpose, np.transpose),
 }
 
 
@@ -155,7 +165,7 @@ def torch_targets(model):
     return _torch_targets(model, names, "torchvision and timm have")
 
 
-def transformers_targets(model):
+def _transformers_targets(model):
     """Returns {name in transformers: `Target`} of all weights."""
     return _torch_targets(model, TRANSFORMERS_NAMES, "transformers has")
 
@@ -189,7 +199,7 @@ def keras_targets(model):
     return _keras_targets(model, KERAS_NAMES, "keras.applications")
 
 
-def hub_targets(model):
+def _hub_targets(model):
     """Returns {Keras Hub's name: `Target`} of all weights."""
     return _keras_targets(model, HUB_NAMES, "Keras Hub")
 
@@ -208,10 +218,10 @@ def _keras_targets(model, names, library):
     return targets
 
 
-def own_targets(model):
+def _own_targets(model):
     """Returns {path below the model: `Target`} of all weights."""
     return {
-        path_below(model, variable): Target(variable)
+        _path_below(model, variable): Target(variable)
         for variable in model.weights
     }
 
@@ -241,7 +251,7 @@ def name_around(path):
     return AROUND + "/".join(path[-2:])
 
 
-def path_below(model, variable):
+def _path_below(model, variable):
     """Returns the path of a variable without the model's own name."""
     return variable.path.removeprefix(f"{model.path}/")
 
@@ -334,9 +344,97 @@ DIALECTS = {
         "weight",
     ),
     "transformers": Dialect(
-        transformers_targets, (TRANSFORMERS_NAMES["head"],), ".", "weight"
+        _transformers_targets, (TRANSFORMERS_NAMES["head"],), ".", "weight"
     ),
     "keras": Dialect(keras_targets, (KERAS_NAMES["head"],)),
-    "hub": Dialect(hub_targets, (HUB_NAMES["head"],)),
-    "own": Dialect(own_targets, ("head",)),
+    "hub": Dialect(_hub_targets, (HUB_NAMES["head"],)),
+    "own": Dialect(_own_targets, ("head",)),
 }
+
+
+def rename(tensors, targets, dialect):
+    """Returns ({name: tensor} as the dialect names them, notes about it).
+
+    A prefix is stripped where everything fits without it. If a file has
+    several whole copies, the average is used, known by "ema" in its prefix.
+    The only matrix with a bias beside the backbone is the classifier. Names
+    that do not fit stay as they are.
+
+    Args:
+      tensors: {name: `StoredTensor`} of a file.
+      targets: {name: `Target`} of a model.
+      dialect: the `Dialect` of both.
+    """
+    body = [name for name in targets if not name.startswith(dialect.head)]
+    prefixes = [
+        prefix
+        for prefix in _prefixes(tensors, body[0], dialect.separator)
+        if all(prefix + name in tensors for name in body)
+    ]
+    averages = [prefix for prefix in prefixes if "ema" in prefix.lower()]
+    chosen = averages if len(prefixes) > 1 else prefixes
+    if len(chosen) != 1:
+        return tensors, ()
+    [prefix] = chosen
+    others = tuple(other for other in prefixes if other != prefix)
+    renamed = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix) or not name.startswith(others)
+    }
+    notes = [f"its names begin with {prefix}"] if prefix else []
+    rest = {name: renamed[name] for name in renamed if name not in body}
+    found = find_classifiers(rest, dialect)
+    theirs = found[0] if len(found) == 1 else None
+    heads = [name for name in targets if name not in body]
+    # A model without a classifier has none of these names.
+    ours = dialect.head[0]
+    if heads:
+        ours = heads[0].rpartition(dialect.separator)[0]
+    if theirs not in (None, ours):
+        for variable in (dialect.kernel, "bias"):
+            old, new = (
+                f"{layer}{dialect.separator}{variable}"
+                for layer in (theirs, ours)
+            )
+            renamed[new] = renamed.pop(old)
+        notes.append(f"its classifier is called {theirs}")
+    return renamed, tuple(notes)
+
+
+def recognized_model(names):
+    """Returns the model that names are known to be of, to end a sentence."""
+    for part, kind in OTHER_MODELS.items():
+        if any(part in name for name in names):
+            return f"; its names are those of {kind}"
+    return ""
+
+
+def find_classifiers(tensors, dialect):
+    """Returns the names of the layers that can be the classifier.
+
+    Args:
+      tensors: {name: `StoredTensor`}.
+      dialect: the `Dialect` of their names.
+    """
+    found = []
+    for name, tensor in tensors.items():
+        layer, _, variable = name.rpartition(dialect.separator)
+        bias = tensors.get(f"{layer}{dialect.separator}bias")
+        if variable != dialect.kernel or bias is None:
+            continue
+        is_matrix = len(tensor.shape) == 2
+        # A 1x1 convolution in timm's resnetv2.py; squeeze-and-excitation has
+        # such ones too.
+        if is_matrix or layer.endswith("head.fc"):
+            found.append(layer)
+    return found
+
+
+def _prefixes(tensors, anchor, separator):
+    """Returns the prefixes that a name has in a file."""
+    return [
+        name.removesuffix(anchor)
+        for name in tensors
+        if name == anchor or name.endswith(separator + anchor)
+    ]

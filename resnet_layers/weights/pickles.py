@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from resnet_layers.weights.names import WeightsError
-from resnet_layers.weights.tensors import Stored
+from resnet_layers.weights.tensors import StoredTensor, WeightsError
 
 # What files of before torch 1.6 begin with.
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -82,7 +81,7 @@ def is_pickle(path):
 
 
 def open_pickle(model, path, opened):
-    """Returns {name: `Stored`} of a file of `torch.save`.
+    """Returns {name: `StoredTensor`} of a file of `torch.save`.
 
     Of a checkpoint, these are the states in it, their keys in front.
 
@@ -182,7 +181,7 @@ def _read_legacy(file):
 
 
 def _stored(tensor, file, places):
-    """Returns the `Stored` of a tensor.
+    """Returns the `StoredTensor` of a tensor.
 
     Raises:
       OSError: it is not within what the file has.
@@ -207,7 +206,7 @@ def _stored(tensor, file, places):
             numbers, shape, [s * dtype.itemsize for s in strides]
         )
 
-    return Stored(shape, storage.dtype, read)
+    return StoredTensor(shape, storage.dtype, read)
 
 
 def _rebuild_tensor(storage, offset, shape, strides, *others):

@@ -1,19 +1,16 @@
-"""The preprocessing that pictures went through when weights were trained."""
+"""What belongs to weights: the preprocessing of images, and `config.json`."""
 
+import contextlib
+import json
 import math
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
-from resnet_layers.weights.configs import config_beside
-from resnet_layers.weights.errors import errors_as_one_line
-from resnet_layers.weights.files import (
-    find_dialect,
-    find_file,
-)
-from resnet_layers.weights.hdf5 import read_layer_names
-from resnet_layers.weights.runs import settings_beside
+from resnet_layers.weights.files import CHECKPOINTS, find_dialect, find_file
+from resnet_layers.weights.keras_files import read_layer_names
+from resnet_layers.weights.tensors import errors_as_one_line, json_beside
 
 
 class Normalization(NamedTuple):
@@ -31,11 +28,12 @@ class Normalization(NamedTuple):
 
     @classmethod
     def of_text(cls, text):
-        """Returns what a row of `NORMALIZATIONS` or M:M:M:S:S:S stands for.
+        """Returns the normalization of a name or of M:M:M:S:S:S.
 
         Args:
-          text: a name, or three means and three standard deviations, with
-            `:bgr` behind them for that order, or one of each: M:S.
+          text: a name in `NORMALIZATIONS`, or three means and three standard
+            deviations, with `:bgr` behind them for that order, or one of each:
+            M:S.
 
         Raises:
           ValueError: it is neither.
@@ -56,7 +54,7 @@ class Normalization(NamedTuple):
         return cls(tuple(numbers[:channels]), tuple(numbers[channels:]), bgr)
 
     def for_channels(self, channels):
-        """Returns the normalization for a model of so many channels.
+        """Returns the normalization for a model of another number of channels.
 
         Args:
           channels: 1, whose mean and deviation are the means of the three, or
@@ -83,18 +81,23 @@ NORMALIZATIONS = {
 }
 
 
+# What stands beside weights, in the folder of a run, and on the hub.
+CONFIG = "config.json"
+LABELS = ("label_names", "id2label")
+PREPROCESSING_KEYS = ("pretrained_cfg", "preprocessing")
+
 # By the numbers that Pillow has for them.
 PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 class Preprocessing(NamedTuple):
-    """What pictures go through before a model with these weights sees them.
+    """What images go through before a model with these weights sees them.
 
     Every field is None where it is not known.
 
     `normalization` is a `Normalization`. The others are those of evaluation:
     `image_size` is the height and width, `crop_fraction` the side of the
-    middle square that is kept, as a part of the picture's shorter side, and
+    middle square that is kept, as a fraction of the image's shorter side, and
     `interpolation` the name of how it is resized, such as "bicubic".
     `exif_orientation` is whether image files are decoded as viewers show them:
     rotated and mirrored as their EXIF orientation says, and transparent pixels
@@ -120,8 +123,9 @@ def read_preprocessing(path):
       What keras.applications does for a file of one of its ResNets; what
       timm's `config.json` or transformers' `preprocessor_config.json` beside a
       file of torch says, over ImageNet's mean and standard deviation; what the
-      `preprocessor.json` of a preset of Keras Hub says; what a run of
-      `train_loop` did; of any other file nothing is known.
+      `preprocessor.json` of a preset of Keras Hub says; what `write_config`
+      wrote beside a file of ours or into the folder of a run; of any other
+      file nothing is known.
 
     Raises:
       WeightsError: there is no such file, it is not a file of weights, or the
@@ -132,24 +136,169 @@ def read_preprocessing(path):
         return PREPROCESSINGS[find_dialect(path)](path)
 
 
-def _of_torch(path):
-    torch = NORMALIZATIONS["imagenet"]
-    with config_beside(path, "config.json") as content:
-        if "model_type" in content:
-            return _of_transformers(path)
-        # Older files have at the top what newer ones have in there.
-        content = content.get("pretrained_cfg", content)
-        channels = content.get("input_size", [3])[0]
-        return Preprocessing(
-            torch.for_channels(channels)._replace(
-                **_read_fields(content, NORMALIZATION_KEYS)
-            ),
-            **_read_fields(content, EVALUATION_KEYS),
+class ModelConfig(NamedTuple):
+    """What a `config.json` says of weights; None for what it does not say.
+
+    `architecture` is the name of a variant, `class_names` are in the order of
+    the logits, `preprocessing` is a `Preprocessing`, `extra` has all other
+    keys.
+    """
+
+    architecture: str | None = None
+    class_names: tuple | None = None
+    preprocessing: Preprocessing = Preprocessing()
+    extra: dict = {}
+
+
+def make_config(architecture, class_names, preprocessing, **extra):
+    """Returns the content of a `config.json` for weights, a value for JSON.
+
+    It has the form of timm's on the Hugging Face hub. What timm has no key for
+    is under "preprocessing": exact numbers for pixels from 0 to 255, the order
+    of channels, and EXIF orientation.
+
+    Args:
+      architecture: name of a variant.
+      class_names: in the order of the logits.
+      preprocessing: a `Preprocessing`, which may have gaps.
+      **extra: more keys, with values for JSON.
+    """
+    normalization, size, crop, interpolation, exif = preprocessing
+    exact = {"exif_orientation": exif}
+    timm = {"crop_pct": crop, "interpolation": interpolation}
+    channels = 3
+    if normalization is not None:
+        mean, stddev, bgr = normalization
+        channels = len(mean)
+        exact |= {"mean": list(mean), "stddev": list(stddev), "bgr": bgr}
+        timm |= {
+            "mean": [number / 255 for number in mean],
+            "std": [number / 255 for number in stddev],
+        }
+    if size is not None:
+        timm["input_size"] = [channels, size, size]
+    return {
+        "architecture": architecture,
+        "num_classes": len(class_names),
+        "label_names": list(class_names),
+        "pretrained_cfg": _without_none(timm),
+        "preprocessing": _without_none(exact),
+        **extra,
+    }
+
+
+def write_config(path, architecture, class_names, preprocessing, **extra):
+    """Writes what `make_config` returns to a file, as JSON."""
+    config = make_config(architecture, class_names, preprocessing, **extra)
+    text = json.dumps(config, indent=2) + "\n"
+    pathlib.Path(path).write_text(text, encoding="utf-8")
+
+
+def read_config(path):
+    """Returns the `ModelConfig` of a `config.json`, of any library.
+
+    What `write_config` has written comes back exactly.
+
+    Args:
+      path: of the file, or of its folder. Without a file nothing is known.
+
+    Raises:
+      WeightsError: it is damaged.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        path /= CONFIG
+    with json_beside(path, path.name) as content:
+        known = {"architecture", "num_classes", *LABELS, *PREPROCESSING_KEYS}
+        return ModelConfig(
+            read_architecture(content),
+            _read_class_names(content),
+            _to_preprocessing(content),
+            {k: v for k, v in content.items() if k not in known},
         )
 
 
+def read_architecture(content):
+    """Returns the architecture that a config of timm or of ours names."""
+    # Older files have at the top what newer ones have in there.
+    cfg = content.get("pretrained_cfg", {})
+    return content.get("architecture", cfg.get("architecture"))
+
+
+def config_of_ours(path):
+    """Returns a context of the `config.json` of a file or a run of ours.
+
+    Args:
+      path: a `pathlib.Path` of a file; or of a run's folder, of its
+        checkpoints, or of one of them. Beside a file, or in the folder of the
+        run, stands the `config.json`.
+    """
+    folders = (path.parent,)
+    if not path.is_file():
+        folders = (path, *path.parents[:2])
+    for folder in folders:
+        if (folder / CONFIG).is_file():
+            return json_beside(folder / CHECKPOINTS, CONFIG)
+    return contextlib.nullcontext({})
+
+
+def _read_class_names(content):
+    names = content.get("label_names")
+    # As transformers has them.
+    numbered = content.get("id2label")
+    if names is None and isinstance(numbered, dict):
+        names = [numbered.get(str(number)) for number in range(len(numbered))]
+        names = None if None in names else names
+    return None if names is None else tuple(names)
+
+
+def _to_preprocessing(content, default=None):
+    """Returns the `Preprocessing` in a config of timm or of ours.
+
+    Args:
+      content: of the JSON file.
+      default: the `Normalization` where a config that is not ours has none.
+    """
+    # Older files have at the top what newer ones have in there.
+    timm = content.get("pretrained_cfg", content)
+    exact = content.get("preprocessing", {})
+    if "preprocessing" in content:
+        default = None
+    channels = timm.get("input_size", [3])[0]
+    theirs = _read_fields(timm, NORMALIZATION_KEYS)
+    normalization = None
+    if "mean" in exact:
+        normalization = Normalization(
+            tuple(map(float, exact["mean"])),
+            tuple(map(float, exact["stddev"])),
+            bool(exact["bgr"]),
+        )
+    elif default is not None or len(theirs) == len(NORMALIZATION_KEYS):
+        normalization = (default or NORMALIZATIONS["imagenet"]).for_channels(
+            channels
+        )
+        normalization = normalization._replace(**theirs)
+    return Preprocessing(
+        normalization,
+        **_read_fields(timm, EVALUATION_KEYS),
+        exif_orientation=exact.get("exif_orientation"),
+    )
+
+
+def _without_none(values):
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _of_torch(path):
+    torch = NORMALIZATIONS["imagenet"]
+    with json_beside(path, CONFIG) as content:
+        if "model_type" in content:
+            return _of_transformers(path)
+        return _to_preprocessing(content, torch)
+
+
 def _of_transformers(path):
-    with config_beside(path, "preprocessor_config.json") as content:
+    with json_beside(path, "preprocessor_config.json") as content:
         size = content.get("size")
         if isinstance(size, dict):
             size = size.get("shortest_edge") or size.get("height")
@@ -175,7 +324,7 @@ def _of_transformers(path):
 
 
 def _of_hub(path):
-    with config_beside(path, "preprocessor.json") as content:
+    with json_beside(path, "preprocessor.json") as content:
         converter = content.get("config", {}).get("image_converter")
         if not converter:
             return Preprocessing()
@@ -186,7 +335,7 @@ def _of_hub(path):
         return Preprocessing(
             _to_normalization(config),
             _to_side((3, *size)) if size else None,
-            # The largest middle part, else all of the picture, out of shape.
+            # The largest middle part, else the whole image, distorted.
             1.0 if config.get("crop_to_aspect_ratio", True) else None,
             _to_name(config["interpolation"]),
         )
@@ -202,20 +351,9 @@ def _of_keras(path):
     return Preprocessing()
 
 
-def _of_run(path):
-    settings = settings_beside(path)
-    preprocessing = Preprocessing(
-        **{
-            field: read(settings[field])
-            for field, read in RUN_FIELDS.items()
-            if field in settings
-        }
-    )
-    if "channels" not in settings or preprocessing.normalization is None:
-        return preprocessing
-    channels = int(settings["channels"])
-    normalization = preprocessing.normalization.for_channels(channels)
-    return preprocessing._replace(normalization=normalization)
+def _of_our_config(path):
+    with config_of_ours(path) as content:
+        return _to_preprocessing(content)
 
 
 # By dialect.
@@ -223,7 +361,7 @@ PREPROCESSINGS = {
     "torch": _of_torch,
     "keras": _of_keras,
     "hub": _of_hub,
-    "own": _of_run,
+    "own": _of_our_config,
 }
 
 
@@ -303,11 +441,4 @@ EVALUATION_KEYS = {
     "image_size": ("input_size", _to_side),
     "crop_fraction": ("crop_pct", _to_fraction),
     "interpolation": ("interpolation", _to_name),
-}
-# Our fields, from the texts in a run's `flags.txt`.
-RUN_FIELDS = {
-    "normalization": Normalization.of_text,
-    "image_size": int,
-    "crop_fraction": float,
-    "interpolation": str,
 }

@@ -21,18 +21,17 @@ RNG = np.random.default_rng(0)
 def test_augmentations_follow_their_seed(name):
     function = augment.AUGMENTATIONS[name]
     image = tf.constant(PHOTOS[1][:48, :40], tf.float32)
-    results = run(function, image, num_seeds=8).numpy()
+    results = run(function, image, num_seeds=6).numpy()
     assert results.shape[1:] == image.shape
     assert results.dtype == np.float32
     assert 0 <= results.min() <= results.max() <= 255
     assert len({result.tobytes() for result in results}) > 1
-    # A process of its own would not compute otherwise than this: one image
-    # after the other, without a graph.
-    for index, result in enumerate(results):
-        dtype = (tf.int32, tf.int64)[index % 2]
+    # Another process computes what this does: one image after the other,
+    # without a graph.
+    for index, dtype in enumerate((tf.int32, tf.int64)):
         again = function(image, tf.constant([0, index], dtype))
-        np.testing.assert_array_equal(again, result)
-    others = [function(image, [1, index]) for index in range(8)]
+        np.testing.assert_array_equal(again, results[index])
+    others = [function(image, [1, index]) for index in range(6)]
     assert (results != others).any()
 
 
@@ -121,7 +120,7 @@ def standard_magnitudes(fraction, height, width):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("magnitude", [0, 9, 30])
+@pytest.mark.parametrize("magnitude", [9, 30])
 def test_rand_augment_draws_14_operations_of_one_level(drawn, magnitude):
     function = functools.partial(
         augment.rand_augment, num_layers=3, magnitude=magnitude
@@ -288,7 +287,7 @@ def test_operations_get_whole_numbers(name):
     function = augment.AUGMENTATIONS[name]
     image = PHOTOS[0][:32, :32].astype(np.float32)
     fractions = RNG.uniform(-0.45, 0.45, image.shape).astype(np.float32)
-    for index in range(8):
+    for index in range(3):
         np.testing.assert_array_equal(
             function(tf.constant(image + fractions), [0, index]),
             function(tf.constant(image), [0, index]),
@@ -308,7 +307,7 @@ def erased(height, width, num_seeds, **options):
 
 def test_random_erasing_covers_a_rectangle_of_bounded_area_and_shape():
     image_size = (60, 80)
-    masks = erased(*image_size, 800, probability=1.0)
+    masks = erased(*image_size, 400, probability=1.0)
     spans = rectangles(masks)
     [(_, heights), (_, widths)] = spans
     # Sides are rounded to whole numbers.
@@ -335,7 +334,7 @@ def test_random_erasing_covers_a_rectangle_of_bounded_area_and_shape():
 
 
 def test_random_erasing_varies_a_quarter_of_the_images():
-    masks = erased(40, 30, 1000)
+    masks = erased(20, 16, 1000)
     assert masks.any(axis=(1, 2)).mean() == pytest.approx(0.25, abs=0.05)
     assert not erased(40, 30, 20, probability=0.0).any()
 

@@ -199,10 +199,9 @@ def test_lists_of_operations_are_text_or_sequences():
     assert parse_operations("") == parse_operations(()) == ()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*decode.CROPS, *augment.AUGMENTATIONS])
-def test_training_images_follow_their_seed(name):
-    transforms = Transforms(PREPROCESSING, parse_operations(name))
+def test_training_images_follow_their_seed():
+    operations = parse_operations("random_resized_crop,flip,random_erasing:0.5")
+    transforms = Transforms(PREPROCESSING, operations)
     train = tf.function(
         transforms.train,
         input_signature=[
@@ -215,8 +214,8 @@ def test_training_images_follow_their_seed(name):
     assert {image.shape for image in images} == {(16, 16, 3)}
     assert {image.dtype for image in images} == {np.dtype("uint8")}
     np.testing.assert_array_equal(images[0], images[-1])
-    assert any(np.any(image != plain) for image in images)
-    assert len({image.tobytes() for image in images}) > 1
+    assert all(np.any(image != plain) for image in images)
+    assert len({image.tobytes() for image in images}) == 12
 
 
 def test_without_operations_training_sees_what_evaluation_sees():
@@ -382,14 +381,14 @@ def test_mixes_take_the_partner(name):
     np.testing.assert_allclose(mixed, expected, atol=1e-6)
 
 
-def test_mixup_blends_with_the_example_before():
+def test_mixup_mixes_with_the_example_before():
     images, results, kept = run_batches(mixup, 50, 1.0)
     for mixed, share in zip(results, kept, strict=True):
         assert is_mixup(images, mixed, share)
 
 
 def test_cutmix_pastes_a_rectangle_of_the_example_before():
-    images, results, kept = run_batches(cutmix, 200, 1.0)
+    images, results, kept = run_batches(cutmix, 150, 1.0)
     for mixed, share in zip(results, kept, strict=True):
         assert is_cutmix(images, mixed, share)
     masks = (results[:, 0] != images[0]).any(axis=-1)
@@ -477,11 +476,11 @@ def test_one_of_the_mixes_is_drawn_for_a_batch():
     drawn = collections.Counter()
     shares_of_mixup = []
     for mixed, share in zip(results, kept, strict=True):
-        is_blended = is_mixup(images, mixed, share)
+        is_mixed = is_mixup(images, mixed, share)
         # Where everything or nothing is kept, it could have been both.
-        assert is_blended or is_cutmix(images, mixed, share)
-        drawn[is_blended] += 1
-        shares_of_mixup += [share] * is_blended
+        assert is_mixed or is_cutmix(images, mixed, share)
+        drawn[is_mixed] += 1
+        shares_of_mixup += [share] * is_mixed
     # 100 of 200 are expected, with a standard deviation of 7.
     assert 70 < drawn[True] < 130
     # The alphas go to whom they belong.

@@ -12,10 +12,14 @@ import pytest
 from drawn_predictions import draw_predictions
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
-from train_loop.evaluation.charts.learning import trailing_means
-from train_loop.evaluation.charts.look import STYLE, label
 
+from train_loop.evaluation.chart_style import (
+    STYLE,
+    class_label,
+    write_image_grid,
+)
 from train_loop.evaluation.charts import CHARTS, write_charts
+from train_loop.evaluation.curves import trailing_means
 from train_loop.evaluation.results import Results
 
 ODD_NAMES = (
@@ -42,17 +46,17 @@ def strictly():
         yield
 
 
-def draw_findings(images, classes, names=None, **fields):
+def draw_results(images, classes, names=None, **fields):
     names = names or [f"class number {number}" for number in range(classes)]
     predictions = draw_predictions(images, classes, class_names=names, **fields)
     return Results.of(predictions, 1.5, RECORDS)
 
 
 @contextlib.contextmanager
-def drawn(name, findings):
+def drawn(name, results):
     """Yields a chart that is laid out, or None."""
     with matplotlib.rc_context(STYLE):
-        figure = CHARTS[name].draw(findings)
+        figure = CHARTS[name].draw(results)
         if figure is not None:
             FigureCanvasAgg(figure).draw()
         yield figure
@@ -66,8 +70,8 @@ def names_in(figure):
 
 @pytest.mark.parametrize("name", CHARTS)
 def test_odd_names_stay_on_the_paper(name, strictly):
-    findings = draw_findings(120, 6, ODD_NAMES)
-    with drawn(name, findings) as figure:
+    results = draw_results(120, 6, ODD_NAMES)
+    with drawn(name, results) as figure:
         paper = figure.bbox
         assert len(names_in(figure)) > 1
         for text in names_in(figure):
@@ -80,8 +84,8 @@ def test_odd_names_stay_on_the_paper(name, strictly):
 
 @pytest.mark.parametrize("classes", [2, 37, 300])
 def test_names_of_the_matrix_do_not_overlap(classes, strictly):
-    findings = draw_findings(3 * classes, classes)
-    with drawn("confusion_matrix", findings) as figure:
+    results = draw_results(3 * classes, classes)
+    with drawn("confusion_matrix", results) as figure:
         named = figure.axes[-1]
         if classes == 300:
             assert len(figure.axes) == 2
@@ -97,8 +101,8 @@ def test_names_of_the_matrix_do_not_overlap(classes, strictly):
 
 
 def test_matrix_holds_all_counts():
-    findings = draw_findings(200, 3)
-    with drawn("confusion_matrix", findings) as figure:
+    results = draw_results(200, 3)
+    with drawn("confusion_matrix", results) as figure:
         [axis] = figure.axes
         counts = [int(text.get_text()) for text in axis.texts]
         assert sum(counts) == 200
@@ -108,29 +112,29 @@ def test_matrix_holds_all_counts():
     ("classes", "lines", "bands"), [(5, 6, 0), (20, 20 + 1 + 4 + 1, 0)]
 )
 def test_each_class_has_a_curve(classes, lines, bands):
-    findings = draw_findings(200, classes)
-    with drawn("precision_recall_curves", findings) as figure:
+    results = draw_results(200, classes)
+    with drawn("precision_recall_curves", results) as figure:
         [axis] = figure.axes
         assert len(axis.lines) == lines
         assert len(axis.collections) == bands
 
 
 def test_many_classes_have_bands_and_the_worst_their_names():
-    findings = draw_findings(500, 80)
-    with drawn("precision_recall_curves", findings) as figure:
+    results = draw_results(500, 80)
+    with drawn("precision_recall_curves", results) as figure:
         [axis] = figure.axes
         assert len(axis.collections) == 2
         *worst, mean = (line.get_label() for line in axis.lines)
-        areas = np.sort(findings.ranking.average_precisions[:, 0])
+        areas = np.sort(results.ranking.average_precisions[:, 0])
         assert [float(text.split()[0]) for text in worst] == pytest.approx(
             areas[:4], abs=5e-4
         )
-        expected = findings.estimates["mean_average_precision"]
+        expected = results.estimates["mean_average_precision"]
         assert float(mean.split()[0]) == pytest.approx(expected, abs=5e-4)
 
 
 def test_learning_curves_are_the_reports():
-    with drawn("learning_curves", draw_findings(20, 3)) as figure:
+    with drawn("learning_curves", draw_results(20, 3)) as figure:
         loss, accuracy = figure.axes
         np.testing.assert_array_equal(
             loss.lines[0].get_xydata(), [[50, 2.0], [100, 1.0]]
@@ -152,8 +156,8 @@ def test_learning_curves_have_no_hook_at_their_end():
         {"step": step, "split": "train", "loss": loss}
         for step, loss in zip(steps, losses, strict=True)
     ]
-    findings = dataclasses.replace(draw_findings(20, 3), records=records)
-    with drawn("learning_curves", findings) as figure:
+    results = dataclasses.replace(draw_results(20, 3), records=records)
+    with drawn("learning_curves", results) as figure:
         [axis] = figure.axes
         expected = [
             2.0,
@@ -178,7 +182,7 @@ def test_trailing_means_cover_a_span():
 
 
 def test_only_charts_with_something_in_them_are_written(tmp_path, strictly):
-    """A net without mistakes, images of one class, no run, no pictures."""
+    """A net without mistakes, images of one class, no run, no images."""
     labels = np.zeros(9, int)
     sure = draw_predictions(9, 4, skill=50, labels=labels)
     names = write_charts(tmp_path, Results.of(sure))
@@ -195,19 +199,19 @@ def test_only_charts_with_something_in_them_are_written(tmp_path, strictly):
             assert image.width >= 800
 
 
-def test_pictures_are_those_of_the_mistakes():
+def test_images_are_those_of_the_mistakes():
     asked = []
 
-    def picture(index):
+    def load_image(index):
         asked.append(int(index))
         return np.full((8, 6, 3), 77, "uint8")
 
-    findings = draw_findings(60, 4, picture=picture)
-    with drawn("confident_mistakes", findings) as figure:
+    results = draw_results(60, 4, load_image=load_image)
+    with drawn("confident_mistakes", results) as figure:
         shown = [axis for axis in figure.axes if axis.images]
         assert len(shown) == len(asked) == 12
         assert (shown[0].images[0].get_array() == 77).all()
-    assert not findings.predictions.correct[asked].any()
+    assert not results.predictions.correct[asked].any()
 
 
 @pytest.mark.parametrize(
@@ -224,12 +228,37 @@ def test_pictures_are_those_of_the_mistakes():
     ],
 )
 def test_names_are_shown_as_fonts_can(name, shown):
-    assert label([name], 0, 13) == shown
+    assert class_label([name], 0, 13) == shown
 
 
 def test_wide_letters_count_double(monkeypatch):
     letters = frozenset(map(ord, "猫の名前…"))
-    look = "train_loop.evaluation.charts.look._letters"
-    monkeypatch.setattr(look, lambda: letters)
-    assert label(["猫の名前"], 0, 8) == "猫の名前"
-    assert label(["猫の名前"], 0, 7) == "猫…前"
+    letters_of_fonts = "train_loop.evaluation.chart_style._letters"
+    monkeypatch.setattr(letters_of_fonts, lambda: letters)
+    assert class_label(["猫の名前"], 0, 8) == "猫の名前"
+    assert class_label(["猫の名前"], 0, 7) == "猫…前"
+
+
+def test_images_of_all_groups_are_drawn(tmp_path):
+    path = tmp_path / "figure.png"
+    red, blue = np.zeros((2, 4, 4, 3))
+    red[..., 0] = 1.0
+    blue[..., 2] = 1.0
+    write_image_grid(
+        path,
+        {
+            # More than a row of them, and labels that look like formulas.
+            "red": (np.stack([red] * 9), ["$cat", "dog_$", *["bird"] * 7]),
+            "blue": (np.stack([blue] * 2), ["fish"] * 2),
+        },
+    )
+    pixels = np.asarray(PIL.Image.open(path).convert("RGB"))
+    places = {
+        name: np.argwhere((pixels == color).all(-1))
+        for name, color in {"red": [255, 0, 0], "blue": [0, 0, 255]}.items()
+    }
+    # Group by group, from the top.
+    assert places["red"][:, 0].max() < places["blue"][:, 0].min()
+    # All have the same size.
+    area = {name: len(found) for name, found in places.items()}
+    assert area["red"] / area["blue"] == pytest.approx(9 / 2, rel=0.1)

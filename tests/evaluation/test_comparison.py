@@ -1,6 +1,7 @@
 """Two models on the same images, counted by hand."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -13,14 +14,15 @@ from test_page import Outline
 from train_loop.errors import UserError
 from train_loop.evaluation.comparison import (
     Comparison,
-    _page,
     _swapped_differences,
     comparison_table,
+    permutation_test,
     swaps,
     verdict,
-    write_comparison,
 )
 from train_loop.evaluation.metrics import METRICS
+from train_loop.evaluation.page import comparison_page
+from train_loop.evaluation.report import write_comparison
 from train_loop.evaluation.results import Results
 
 FACTS = {
@@ -29,10 +31,6 @@ FACTS = {
     "images per second": (None, 50.5),
 }
 RANGES = {"batches": (1.8, 2.25)}
-
-
-def findings_of(predictions):
-    return Results.of(predictions)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +46,7 @@ def comparison():
 
 
 def test_mcnemar_is_counted_by_hand(comparison):
-    first, second = (f.predictions.correct for f in comparison.findings)
+    first, second = (f.predictions.correct for f in comparison.results)
     test = comparison.mcnemar
     pairs = list(zip(first, second, strict=True))
     assert test.both == pairs.count((True, True))
@@ -64,7 +62,7 @@ def test_mcnemar_is_counted_by_hand(comparison):
 
 
 def test_differences_are_paired(comparison):
-    first, second = comparison.findings
+    first, second = comparison.results
     for name in METRICS:
         difference, low, high = comparison.differences[name]
         expected = first.estimates[name] - second.estimates[name]
@@ -78,8 +76,8 @@ def test_differences_are_paired(comparison):
 
 
 def test_a_model_does_not_differ_from_itself(comparison):
-    own = Comparison.of(dict.fromkeys("ab", comparison.findings[0]))
-    again = Comparison(("a", "b"), (comparison.findings[0],) * 2, {})
+    own = Comparison.of(dict.fromkeys("ab", comparison.results[0]))
+    again = Comparison(("a", "b"), (comparison.results[0],) * 2, {})
     assert own.names == again.names
     assert set(own.differences.values()) == {(0.0, 0.0, 0.0)}
     assert own.mcnemar.p_value == 1
@@ -117,7 +115,7 @@ def test_differences_are_marked_where_their_test_rejects(count, discordant):
         assert p_value == pytest.approx(expected, abs=0.1), name
         assert low <= difference <= high
         assert (low > 0 or high < 0) <= is_significant, name
-    source = _page(compared)
+    source = comparison_page(compared)
     for name, p_value in compared.p_values.items():
         cells = source.split(f"<td>{METRICS[name].title}</td>")[1]
         assert ("<b>" in cells.partition("</tr>")[0]) == (p_value <= 0.05)
@@ -137,7 +135,7 @@ def test_few_discordant_images_leave_either_sign_open():
 @pytest.mark.parametrize("skill", [1.0, 4.5])
 def test_equal_models_are_seldom_told_apart(skill):
     """In 1 of 20 comparisons at most, but for chance."""
-    random, found, trials = np.random.default_rng(0), [], 40
+    random, found, trials = np.random.default_rng(0), [], 24
     for _ in range(trials):
         labels = random.integers(3, size=100)
         first = draw_predictions(100, 3, skill, labels)
@@ -160,7 +158,7 @@ def test_equal_models_are_seldom_told_apart(skill):
 
 
 def test_swapped_differences_are_measured_as_on_swapped_predictions(comparison):
-    first, second = (f.predictions for f in comparison.findings)
+    first, second = (f.predictions for f in comparison.results)
     drawn = _swapped_differences(first, second)
     chosen = swaps(len(first))
     for column in (0, 1, 7):
@@ -179,7 +177,7 @@ def test_swapped_differences_are_measured_as_on_swapped_predictions(comparison):
 
 
 def test_disagreements_are_the_images_that_one_gets_right(comparison):
-    first, second = (f.predictions for f in comparison.findings)
+    first, second = (f.predictions for f in comparison.results)
     only_first, only_second = map(comparison.only_right, (0, 1))
     assert len(only_first) == comparison.mcnemar.only_first > 1
     assert first.correct[only_first].all()
@@ -231,8 +229,19 @@ def test_comparison_is_written(comparison, tmp_path):
     ],
 )
 def test_only_the_same_images_are_compared(comparison, what, field):
-    first = comparison.findings[0]
+    first = comparison.results[0]
     predictions = dataclasses.replace(first.predictions, **field)
     other = dataclasses.replace(first, predictions=predictions)
     with pytest.raises(UserError, match=f"a and b were .* different {what}"):
         Comparison.of({"a": first, "b": other})
+
+
+def test_permutation_test_is_that_of_all_swaps():
+    """Of ten images, all 1,024 ways in which two models may be swapped."""
+    gaps = np.random.default_rng(4).normal(0.5, size=10)
+    signs = np.array(list(itertools.product([-1, 1], repeat=10)))
+    sums = signs @ gaps
+    expected = (np.abs(sums) >= abs(gaps.sum()) - 1e-12).mean()
+    drawn = gaps @ (2.0 * swaps(10, 20_000) - 1)
+    assert permutation_test(drawn) == pytest.approx(expected, abs=0.01)
+    assert np.isnan(permutation_test(np.array([np.nan, 1.0])))

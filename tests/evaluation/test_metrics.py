@@ -1,4 +1,4 @@
-"""Numbers against scikit-learn's, of the images and of every replicate."""
+"""Metrics against scikit-learn's, calibration errors by hand."""
 
 import dataclasses
 import warnings
@@ -14,9 +14,14 @@ from train_loop.evaluation.metrics import (
     METRICS,
     compute_metrics,
     count_classes,
+    expected_calibration_errors,
+    fit_temperature,
+    reliability,
     resamples,
+    weighted_sums,
 )
 from train_loop.evaluation.ranking import rank
+from train_loop.evaluation.results import Results
 
 
 def measured(predictions, weights):
@@ -178,3 +183,112 @@ def test_numbers_are_written_for_people():
     assert METRICS["loss"].format(0.93456) == "0.9346"
     assert METRICS["mean_roc_auc"].format(np.nan) == "–"
     assert METRICS["accuracy"].format_interval(0.5, 0.75) == "50.00 to 75.00 %"
+
+
+@pytest.mark.parametrize("count", [1, 7, 255, 256, 3000])
+def test_as_many_images_are_drawn_as_there_are(count):
+    weights = resamples(count, 30)
+    assert weights.shape == (count, 31)
+    assert (weights[:, 0] == 1).all()
+    assert (weights.sum(0) == count).all()
+    assert weights.dtype == np.min_scalar_type(count)
+
+
+def test_every_image_is_drawn_alike():
+    weights = resamples(400, 2000)[:, 1:]
+    # A binomial distribution's mean and variance.
+    assert weights.mean(1) == pytest.approx(np.ones(400), abs=0.1)
+    assert weights.var() == pytest.approx(1 - 1 / 400, rel=0.02)
+
+
+def test_two_models_are_measured_on_the_same_draws():
+    np.testing.assert_array_equal(resamples(50, 9), resamples(50, 9))
+
+
+def test_sums_are_those_of_the_whole_product():
+    weights = resamples(40, 150)
+    values = np.random.default_rng(0).normal(size=(3, 40))
+    np.testing.assert_allclose(
+        weighted_sums(values, weights), values @ weights.astype(float)
+    )
+
+
+def error_by_hand(confidences, correct):
+    """Guo et al., 2017, equation 3, word by word."""
+    error = 0
+    for m in range(1, 16):
+        of_bin = (confidences > (m - 1) / 15) & (confidences <= m / 15)
+        if of_bin.any():
+            gap = correct[of_bin].mean() - confidences[of_bin].mean()
+            error += of_bin.sum() / len(correct) * abs(gap)
+    return error
+
+
+def test_errors_are_those_by_hand():
+    predictions = draw_predictions(200, 4)
+    weights = resamples(200, 3)
+    found = expected_calibration_errors(predictions, weights)
+    for column, drawn in enumerate(weights.T):
+        images = np.repeat(np.arange(200), drawn)
+        assert found[column] == pytest.approx(
+            error_by_hand(
+                predictions.confidences[images], predictions.correct[images]
+            )
+        )
+
+
+def test_bins_hold_their_upper_edges():
+    predictions = draw_predictions(3, 2, labels=np.zeros(3, int))
+    # Confidences of 0.6, which is an edge, of 1 and a little above 0.6.
+    predictions.__dict__["confidences"] = np.array([0.6, 1.0, 0.6001])
+    counts = reliability(predictions).counts
+    np.testing.assert_array_equal(np.flatnonzero(counts), [8, 9, 14])
+
+
+def test_reliability_is_measured_bin_by_bin():
+    predictions = draw_predictions(500, 3)
+    measured = reliability(predictions)
+    confidences, correct = predictions.confidences, predictions.correct
+    chosen = (confidences > 9 / 15) & (confidences <= 10 / 15)
+    assert measured.counts[9] == chosen.sum()
+    assert measured.accuracies[9] == pytest.approx(correct[chosen].mean())
+    assert measured.confidences[9] == pytest.approx(confidences[chosen].mean())
+    # Of three classes, the likeliest has more than a fifth.
+    assert measured.counts[0] == 0
+    assert np.isnan(measured.accuracies[0])
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_temperature_is_found(temperature):
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(5000, 6)) * 2
+    odds = scipy.special.softmax(logits, axis=1)
+    labels = (odds.cumsum(1) < random.random((5000, 1))).sum(1)
+    scaled = (logits * temperature).astype("float32")
+    found = fit_temperature(scaled, labels)
+    assert found == pytest.approx(temperature, rel=0.06)
+
+    def loss(temperature):
+        return metrics.log_loss(
+            labels, scipy.special.softmax(scaled / temperature, 1)
+        )
+
+    assert loss(found) < min(loss(found * 1.01), loss(found / 1.01))
+
+
+def test_temperatures_have_bounds():
+    logits = np.eye(4, dtype="float32")
+    assert fit_temperature(logits, np.arange(4)) == 0.01
+    assert fit_temperature(logits, np.arange(4)[::-1]) == 100
+
+
+def test_temperature_mends_calibration():
+    logits = draw_predictions(4000, 5).logits * 4
+    labels = draw_predictions(4000, 5).labels
+    temperature = fit_temperature(logits[:2000], labels[:2000])
+    rest = draw_predictions(2000, 5, labels=labels[2000:])
+    rest.logits[:] = logits[2000:]
+    results = Results.of(rest, temperature)
+    before = results.estimates["expected_calibration_error"]
+    assert results.calibrated_error < before / 3
+    np.testing.assert_array_equal(results.calibrated.top_5, rest.top_5)

@@ -1,6 +1,7 @@
 """Pages that hold together, whatever is written on them."""
 
 import base64
+import dataclasses
 import hashlib
 import html.parser
 import io
@@ -9,8 +10,16 @@ import re
 import numpy as np
 import PIL.Image
 import pytest
+from drawn_predictions import draw_predictions
 
-from train_loop.evaluation import page
+from train_loop.evaluation.comparison import Comparison
+from train_loop.evaluation.metrics import METRICS
+from train_loop.evaluation.page import (
+    comparison_page,
+    embedded_chart,
+    report_page,
+)
+from train_loop.evaluation.results import Results
 
 EVIL = '</b><script>alert("1")</script>&amp;\''
 VOID = {"meta", "img", "input", "br"}
@@ -44,29 +53,54 @@ class Outline(html.parser.HTMLParser):
         return sum(name == tag for name, _ in self.tags)
 
 
-@pytest.fixture
-def whole():
-    picture = np.zeros((9, 5, 3), "uint8")
-    column = page.Column("name", [page.name(EVIL)], [EVIL])
-    numbers = page.Column("n", ["1"], [np.nan])
-    return page.render(
-        EVIL,
-        {EVIL: EVIL},
-        [
-            page.cards([(EVIL, EVIL, EVIL, EVIL)], EVIL),
-            page.section(EVIL, EVIL, page.plain_table([["a"], ["b"]])),
-            page.gallery([(picture, page.name(EVIL), EVIL), (None, "", EVIL)]),
-            page.sortable_table([column, numbers], EVIL),
-        ],
+@pytest.fixture(scope="module")
+def results():
+    """Returns results with two mistakes of three; one class has no example."""
+    predictions = draw_predictions(
+        3,
+        3,
+        skill=-9,
+        labels=np.array([0, 0, 1]),
+        class_names=[EVIL, f"b{EVIL}", f"c{EVIL}"],
+        images=[f"{EVIL}.png", f"2{EVIL}.png", "3.png"],
+        load_image=lambda n: None if n == 2 else np.zeros((9, 5, 3), "uint8"),
     )
+    predictions.logits[1, 0] = 99
+    return Results.of(predictions)
 
 
-def test_names_are_harmless(whole):
+@pytest.fixture(scope="module")
+def whole(results):
+    return report_page(results, {EVIL: EVIL}, {})
+
+
+@pytest.fixture(scope="module")
+def compared(results):
+    others = draw_predictions(3, 3, labels=results.predictions.labels)
+    other = Results.of(
+        dataclasses.replace(results.predictions, logits=others.logits)
+    )
+    return comparison_page(Comparison.of({EVIL: results, f"{EVIL}2": other}))
+
+
+def test_names_are_harmless(whole, compared):
     outline = Outline(whole)
     # The page's own.
     assert outline.count("script") == 1
-    assert outline.text.count(EVIL) == 12
-    assert outline.count("b") == 2
+    assert outline.count("b") == len(METRICS) + 3
+    # Two facts; each class in the table, with those that it is taken for.
+    assert outline.text.count(EVIL) > 2 + 3 + 2
+    outline.text.index(f"{EVIL} {EVIL} · images 3")
+    [image, *_] = (a for tag, a in outline.tags if tag == "img")
+    assert {image["alt"], image["title"]} == {f"{EVIL}.png"}
+    assert f"2{EVIL}.png: {EVIL} 100%" in {
+        attributes.get("title") for _, attributes in outline.tags
+    }
+    outline = Outline(compared)
+    assert outline.count("script") == 1
+    assert f"Only {EVIL}2 is right" in outline.text
+    # In the head and in the body.
+    assert outline.text.count(f"{EVIL} against {EVIL}2") == 2
 
 
 def test_only_the_pages_own_script_runs(whole):
@@ -81,25 +115,28 @@ def test_only_the_pages_own_script_runs(whole):
     assert "default-src 'none'" in policy
 
 
-def test_pages_need_nothing_but_themselves(whole):
-    for _, attributes in Outline(whole).tags:
+def test_pages_need_nothing_but_themselves(whole, compared):
+    for _, attributes in Outline(whole).tags + Outline(compared).tags:
         for name in ("src", "href", "xlink:href"):
             assert attributes.get(name, "data:").startswith(("data:", "#"))
 
 
-def test_bytes_that_are_no_text_are_shown():
-    assert page.text("caf\udce9 <") == "caf\\udce9 &lt;"
+def test_images_are_square_and_small(whole):
+    sources = re.findall('src="data:image/jpeg;base64,([^"]*)"', whole)
+    files = (io.BytesIO(base64.b64decode(source)) for source in sources)
+    # Those of galleries, and those of the table.
+    assert {PIL.Image.open(file).size for file in files} == {
+        (144, 144),
+        (72, 72),
+    }
 
 
-def test_pictures_are_square_and_small(whole):
-    [source] = re.findall('src="data:image/jpeg;base64,([^"]*)"', whole)
-    image = PIL.Image.open(io.BytesIO(base64.b64decode(source)))
-    assert image.size == (page.GALLERY_SIDE, page.GALLERY_SIDE)
-
-
-def test_undefined_numbers_sort_apart(whole):
+def test_undefined_metrics_sort_apart(whole):
     cells = [a for tag, a in Outline(whole).tags if tag == "td"]
-    assert [cell.get("data-value") for cell in cells] == [None, EVIL, ""]
+    values = [cell["data-value"] for cell in cells]
+    # Name, accuracy and examples of each class; the last one has none.
+    assert values[:3] == [EVIL, "0.5", "2"]
+    assert values[-10:-7] == [f"c{EVIL}", "", "0"]
 
 
 SVG = """<?xml version="1.0"?>
@@ -112,9 +149,9 @@ SVG = """<?xml version="1.0"?>
 </svg>"""
 
 
-def test_charts_become_part_of_the_page():
-    section = page.chart("roc_curves", SVG)
-    tags = dict(Outline(section).tags)
+def test_charts_become_part_of_the_page(results):
+    drawing, is_wide = embedded_chart("roc_curves", SVG)
+    tags = dict(Outline(drawing).tags)
     assert tags["path"] == {
         "id": "roc_curves-m1",
         "style": "stroke: var(--ink)",
@@ -124,6 +161,7 @@ def test_charts_become_part_of_the_page():
     assert "metadata" not in tags
     assert "width" not in tags["svg"]
     # Text is left as it is.
-    assert "id=#24292f url(#p1)" in section
-    assert 'class="wide"' not in section
-    assert 'class="wide"' in page.chart("roc_curves", SVG.replace("360", "720"))
+    assert "id=#24292f url(#p1)" in drawing
+    assert not is_wide
+    assert embedded_chart("roc_curves", SVG.replace("360", "720"))[1]
+    assert drawing in report_page(results, {}, {"roc_curves": SVG})

@@ -22,14 +22,14 @@ from train_loop.evaluation.results import Results
 IMAGES = 90
 
 
-def picture(index):
+def load_image(index):
     # One in ten is not to be had.
     return None if index % 10 == 0 else np.full((20, 30, 3), index, "uint8")
 
 
 @pytest.fixture(scope="module")
-def findings():
-    """Returns findings; the last two classes have no example."""
+def results():
+    """Returns results; the last two classes have no example."""
     names = [f"{n}.jpg" for n in range(IMAGES - 1)]
     drawn = draw_predictions(
         IMAGES,
@@ -37,36 +37,36 @@ def findings():
         labels=np.arange(IMAGES) % 6,
         class_names=[*ODD_NAMES, "unseen", "unheard"],
         images=[*names, "caf\udce9, <b>.jpg"],
-        picture=picture,
+        load_image=load_image,
     )
     return Results.of(drawn, 1.5, RECORDS)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, findings):
+def folder(tmp_path_factory, results):
     folder = tmp_path_factory.mktemp("run") / "report"
-    written = write_report(folder, findings, {"split": "test", "step": 7})
+    written = write_report(folder, results, {"split": "test", "step": 7})
     assert written == json.loads((folder / "report.json").read_text())
     return folder
 
 
-def test_numbers_are_written(folder, findings):
+def test_numbers_are_written(folder, results):
     report = json.loads((folder / "report.json").read_text())
     assert list(report)[:2] == ["split", "step"]
     assert (report["examples"], report["classes"]) == (IMAGES, 8)
     assert report["classes_without_examples"] == 2
     for name in METRICS:
-        assert report[name] == findings.estimates[name]
+        assert report[name] == results.estimates[name]
         low, high = report["intervals"][name]
         assert low <= report[name] <= high
     assert set(report["intervals"]) == set(METRICS)
-    mended = report["with_temperature"]
-    assert mended["temperature"] == 1.5
-    assert mended["expected_calibration_error"] == findings.tempered_error
+    calibrated = report["with_temperature"]
+    assert calibrated["temperature"] == 1.5
+    assert calibrated["expected_calibration_error"] == results.calibrated_error
 
 
-def test_predictions_are_written(folder, findings):
-    predictions = findings.predictions
+def test_predictions_are_written(folder, results):
+    predictions = results.predictions
     text = (folder / "predictions.csv").read_text(encoding="utf-8")
     assert text.startswith("image,label,prediction,probability,top_5\n")
     with (folder / "predictions.csv").open(
@@ -99,11 +99,11 @@ def test_all_charts_are_written(folder):
             image.verify()
 
 
-def test_page_shows_numbers_then_charts_then_classes(folder, findings):
+def test_page_shows_numbers_then_charts_then_classes(folder, results):
     source = (folder / "report.html").read_text(encoding="utf-8")
     outline = Outline(source)
     assert outline.count("script") == 1
-    # One for each chart that is no picture.
+    # One for each chart without images.
     assert outline.count("svg") == 5
     titles = re.findall("<h2>(.*?)</h2>", source)
     assert titles == [*(chart.title for chart in CHARTS.values()), "Classes"]
@@ -111,7 +111,7 @@ def test_page_shows_numbers_then_charts_then_classes(folder, findings):
     rows = source.rpartition("<tbody>")[2].split("<tr>")[1:]
     assert len(rows) == 8
     assert "&lt;script&gt;" in rows[1]
-    accuracy = findings.counts.accuracies[0, 0]
+    accuracy = results.counts.accuracies[0, 0]
     assert f">{100 * accuracy:.1f}</td>" in rows[0]
     # It has no examples, so no numbers.
     assert rows[6].count(">–</td>") == 3
@@ -119,7 +119,7 @@ def test_page_shows_numbers_then_charts_then_classes(folder, findings):
 
 
 def test_earlier_report_stays_until_the_new_one_is_complete(
-    folder, findings, tmp_path, monkeypatch
+    folder, results, tmp_path, monkeypatch
 ):
     earlier = tmp_path / "report"
     shutil.copytree(folder, earlier)
@@ -128,34 +128,34 @@ def test_earlier_report_stays_until_the_new_one_is_complete(
     def fail(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "class_table", fail)
+    monkeypatch.setattr(module, "report_page", fail)
     monkeypatch.setattr(module, "write_charts", lambda *arguments: [])
     with pytest.raises(KeyboardInterrupt):
-        write_report(earlier, findings)
+        write_report(earlier, results)
     after = {path.name: path.read_bytes() for path in earlier.iterdir()}
     assert after == before
     assert list(tmp_path.iterdir()) == [earlier]
-    monkeypatch.setattr(module, "class_table", lambda findings: "")
-    write_report(earlier, findings)
+    monkeypatch.setattr(module, "report_page", lambda *arguments: "")
+    write_report(earlier, results)
     assert "step" not in json.loads((earlier / "report.json").read_text())
     assert not (earlier / "roc_curves.png").exists()
 
 
-def test_what_is_no_report_is_not_replaced(findings, tmp_path):
+def test_what_is_no_report_is_not_replaced(results, tmp_path):
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"no report\.json.*name a new folder"):
-        write_report(notes, findings)
+        write_report(notes, results)
     assert (notes / "thesis.tex").read_text() == "years of work"
     with pytest.raises(UserError, match="something else"):
-        write_report(notes / "thesis.tex", findings)
+        write_report(notes / "thesis.tex", results)
 
 
-def test_folders_that_cannot_be_written_are_named(findings, tmp_path):
+def test_folders_that_cannot_be_written_are_named(results, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/report cannot be written \(Not"):
-        write_report(tmp_path / "file" / "report", findings)
+        write_report(tmp_path / "file" / "report", results)
 
 
 def test_undefined_numbers_are_null(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ from resnet_layers import (
     load_weights,
     read_preprocessing,
 )
-from resnet_layers.weights.variants import HUB_VARIANTS
+from resnet_layers.weights.architectures import HUB_VARIANTS
 
 
 def build_like_preset(**options):

@@ -17,7 +17,7 @@ from resnet_layers import (
     load_weights,
     save_safetensors,
 )
-from resnet_layers.weights import sources
+from resnet_layers.weights import downloads
 
 CAFFE = Preprocessing(NORMALIZATIONS["caffe"], 224)
 
@@ -30,10 +30,10 @@ def test_imagenet_weights_are_downloaded_and_hashed(monkeypatch, tmp_path):
     )
     file = tmp_path / "resnet50.h5"
     save_legacy(make_short_application("resnet50_keras"), file)
-    monkeypatch.setattr(sources, "IMAGENET_URL", f"file://{tmp_path}/{{}}.h5")
+    monkeypatch.setattr(downloads, "IMAGENET_URL", f"file://{tmp_path}/{{}}.h5")
     md5 = hashlib.md5(file.read_bytes()).hexdigest()
     files = {"resnet50_keras": ("resnet50", md5)}
-    monkeypatch.setattr(sources, "IMAGENET_FILES", files)
+    monkeypatch.setattr(downloads, "IMAGENET_FILES", files)
     found = find_weights("imagenet", "resnet50_keras")
     assert found[1:] == ("resnet50_keras", CAFFE)
     assert found.path.read_bytes() == file.read_bytes()

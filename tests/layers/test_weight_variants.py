@@ -18,6 +18,8 @@ from weight_nets import (
     build,
     pictures,
     save_keras,
+    save_run,
+    save_weights_h5,
     small,
 )
 
@@ -29,11 +31,13 @@ from resnet_layers import (
     WeightsError,
     find_weights,
     load_weights,
+    read_config,
     read_num_classes,
     read_preprocessing,
     save_safetensors,
+    write_config,
 )
-from resnet_layers.weights import variants
+from resnet_layers.weights import architectures
 
 
 def save_torch(model, folder):
@@ -48,13 +52,13 @@ def folder(tmp_path):
     return tmp_path
 
 
-def write_config(folder, **config):
+def write_json(folder, **config):
     (folder / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize("place", ["", "model.safetensors"])
 def test_a_folder_as_downloaded_is_like_its_file(place, folder):
-    write_config(folder, architecture="resnet50d", crop_pct=0.95)
+    write_json(folder, architecture="resnet50d", crop_pct=0.95)
     found = find_weights(str(folder / place))
     assert found.path == folder / "model.safetensors"
     assert found.variant == "resnet50d"
@@ -68,16 +72,16 @@ def test_a_folder_as_downloaded_is_like_its_file(place, folder):
 
 def test_timms_config_names_the_variant(folder):
     for name in VARIANTS:
-        write_config(folder, architecture=name)
+        write_json(folder, architecture=name)
         assert find_weights(str(folder)).variant == name
-        write_config(folder, pretrained_cfg={"architecture": name})
+        write_json(folder, pretrained_cfg={"architecture": name})
         assert find_weights(str(folder)).variant == name
 
 
 @pytest.mark.parametrize("config", [None, {}, {"layers": 3}])
 def test_without_a_name_no_variant_is_known(config, folder):
     if config is not None:
-        write_config(folder, **config)
+        write_json(folder, **config)
     assert find_weights(str(folder)).variant is None
 
 
@@ -104,53 +108,111 @@ def test_files_of_others_tell_how_many_classes_they_have(tmp_path):
     assert read_num_classes(tmp_path) == 7
 
 
-FLAGS = """--model=resnet50d
---normalization=1.0:2.0:3.0:4.0:5.0:6.0:bgr
---image_size=40
---crop_fraction=0.95
---interpolation=bicubic
-"""
+KNOWN = Preprocessing(
+    Normalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), bgr=True),
+    *(40, 0.95, "bicubic", True),
+)
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/ckpt-3"])
-def test_a_run_tells_its_variant_and_what_its_images_went_through(
-    place, tmp_path
-):
-    model = small()
-    checkpoint = tf.train.Checkpoint(model=model)
+def test_a_run_tells_its_variant_and_preprocessing(place, tmp_path):
+    checkpoint = tf.train.Checkpoint(model=small())
     checkpoint.write(str(tmp_path / "checkpoints/ckpt-3"))
-    (tmp_path / "flags.txt").write_text(FLAGS)
+    write_config(tmp_path / "config.json", "resnet50d", ["a", "b"], KNOWN)
     found = find_weights(str(tmp_path / place))
-    assert found.variant == "resnet50d"
-    normalization = Normalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), bgr=True)
-    assert found.preprocessing == (
-        *(normalization, 40, 0.95, "bicubic"),
-        None,
-    )
-    (tmp_path / "flags.txt").write_text("--normalization=caffe\n")
-    found = find_weights(str(tmp_path / place))
-    assert found.variant is None
-    caffe = Preprocessing(NORMALIZATIONS["caffe"])
-    assert found.preprocessing == caffe
-    (tmp_path / "flags.txt").write_text("--normalization=7:5\n--channels=1\n")
-    found = find_weights(str(tmp_path / place))
-    assert found.preprocessing.normalization == Normalization((7.0,), (5.0,))
-    (tmp_path / "flags.txt").write_text("--image_size=many\n")
-    with pytest.raises(WeightsError) as error:
+    assert found[1:] == ("resnet50d", KNOWN)
+    # Of earlier runs.
+    for text in (None, '{"format_version": 2}'):
+        if text is None:
+            (tmp_path / "config.json").unlink()
+        else:
+            (tmp_path / "config.json").write_text(text)
+        found = find_weights(str(tmp_path / place))
+        assert found[1:] == (None, Preprocessing())
+    (tmp_path / "config.json").write_text('{"preprocessing": {"mean": 1}}')
+    with pytest.raises(WeightsError, match="config.json is damaged") as error:
         read_preprocessing(tmp_path / place)
     assert "\n" not in str(error.value)
 
 
+def test_a_run_of_another_function_does_not_fit(tmp_path):
+    model = small(stride_site="1x1")
+    path = save_run(model, tmp_path)
+    write_config(path / "config.json", "resnet50", ["a"], Preprocessing())
+    assert_refused(model, path, "of resnet50, with stride_site='3x3'")
+
+
+# A third of a number is not exact in any base.
+EXACT = [
+    Preprocessing(),
+    KNOWN,
+    Preprocessing(NORMALIZATIONS["imagenet"], 224, 0.875, "bilinear", False),
+    Preprocessing(NORMALIZATIONS["caffe"], crop_fraction=1 / 3),
+    Preprocessing(Normalization((123.675 / 3,), (58.395 / 7,)), 32),
+    Preprocessing(exif_orientation=True),
+    Preprocessing(image_size=30, interpolation="lanczos3"),
+]
+
+
+@pytest.mark.parametrize("preprocessing", EXACT)
+def test_configs_come_back_exactly(preprocessing, tmp_path):
+    names = ["cat", "Mäuse, weiße", "3"]
+    path = tmp_path / "config.json"
+    write_config(
+        path, "resnet50d", names, preprocessing, format_version=2, note=None
+    )
+    expected = (
+        *("resnet50d", tuple(names), preprocessing),
+        {"format_version": 2, "note": None},
+    )
+    for place in (path, tmp_path):
+        assert read_config(place) == expected
+    # Also beside a file with torch's names, and one of our own.
+    for save in (save_torch, save_weights_h5):
+        assert find_weights(str(save(small(), tmp_path)))[1:] == (
+            "resnet50d",
+            preprocessing,
+        )
+    cfg = json.loads(path.read_text())["pretrained_cfg"]
+    if preprocessing.normalization is NORMALIZATIONS["imagenet"]:
+        assert cfg == {
+            "input_size": [3, 224, 224],
+            "crop_pct": 0.875,
+            "interpolation": "bilinear",
+            "mean": pytest.approx([0.485, 0.456, 0.406]),
+            "std": pytest.approx([0.229, 0.224, 0.225]),
+        }
+
+
+def test_configs_of_others_are_read(tmp_path):
+    assert read_config(tmp_path) == (None, None, Preprocessing(), {})
+    content = {
+        "architecture": "resnet18",
+        "num_classes": 2,
+        "id2label": {"0": "a", "1": "b"},
+        "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    normalization = Normalization((127.5,) * 3, (63.75,) * 3)
+    assert read_config(tmp_path)[:3] == (
+        *("resnet18", ("a", "b")),
+        Preprocessing(normalization),
+    )
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(WeightsError, match="config.json is damaged"):
+        read_config(tmp_path)
+
+
 def test_architectures_of_no_variant_are_one_line(folder):
     """Some have the names and shapes of another one, and compute others."""
-    write_config(folder, architecture="ecaresnet50d_pruned")
+    write_json(folder, architecture="ecaresnet50d_pruned")
     with pytest.raises(WeightsError) as error:
         find_weights(str(folder))
     [line] = str(error.value).splitlines()
     assert "of the architecture ecaresnet50d_pruned" in line
     assert "the nearest are" in line
     assert "resnet50" in line
-    write_config(folder, architecture="vit")
+    write_json(folder, architecture="vit")
     with pytest.raises(WeightsError, match="no row of VARIANTS$"):
         find_weights(str(folder))
 
@@ -163,7 +225,7 @@ def test_files_of_keras_applications_tell_their_variant(
     save_legacy(make_short_application(name), path)
     sizes = {(2, 2): "resnet50"}
     assert find_weights(str(path)).variant is None
-    monkeypatch.setattr(variants, "KERAS_SIZES", sizes)
+    monkeypatch.setattr(architectures, "KERAS_SIZES", sizes)
     assert find_weights(str(path)).variant == name
 
 
@@ -213,7 +275,7 @@ def test_our_files_say_what_names_do_not_show(options, save, tmp_path):
 def test_torchs_files_are_of_models_with_the_stride_in_the_3x3(folder):
     path = folder / "model.safetensors"
     assert_refused(small(stride_site="1x1"), path, "stride_site='3x3'")
-    write_config(folder, architecture="resnetblur50")
+    write_json(folder, architecture="resnetblur50")
     assert_refused(small(), path, "of resnetblur50, with antialias='blur'")
     load_weights(small(seed=2, antialias="blur"), path)
 
@@ -284,7 +346,7 @@ def test_models_of_transformers_are_read(folder):
         "resnet.encoder.stages.1.layers.0.layer.2.convolution.weight" in names
     )
     save_file(names, path)
-    write_config(folder, **TRANSFORMERS)
+    write_json(folder, **TRANSFORMERS)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     found = find_weights(str(folder))
     normalization = NORMALIZATIONS["imagenet"]
@@ -324,7 +386,7 @@ def test_models_of_transformers_are_read(folder):
 def test_configs_of_transformers_tell_the_variant(changes, variant, folder):
     config = {**TRANSFORMERS, **changes}
     config = {name: v for name, v in config.items() if v is not None}
-    write_config(folder, **config)
+    write_json(folder, **config)
     if variant is not None:
         assert find_weights(str(folder)).variant == variant
         return

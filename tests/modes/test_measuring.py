@@ -22,6 +22,7 @@ from train_loop.evaluation.metrics import METRICS
 from train_loop.evaluation.predictions import TEST_TIME_AUGMENTATIONS
 from train_loop.evaluation.report import report_folder
 from train_loop.resolve import settle
+from train_loop.settings import to_text
 
 pytestmark = pytest.mark.usefixtures("small_net")
 
@@ -113,9 +114,13 @@ def test_report_of_something_else_has_a_name_of_its_own(trained, run):
     assert "(--eval_split=train, --image_size=20). Use another name" in line
 
 
+def texts(settings):
+    return {name: to_text(value) for name, value in settings.given.items()}
+
+
 def reported(settings, **options):
     """Returns the name of a report, after writing it (but for its numbers)."""
-    folder, subject = report_folder(settings, **options)
+    folder, subject = report_folder(texts(settings), **options)
     folder.mkdir(exist_ok=True)
     content = json.dumps({"examples": 1, "subject": subject})
     (folder / options.get("result", "report.json")).write_text(content)
@@ -233,7 +238,7 @@ def test_named_report_is_replaced_by_its_own_only(places):
         Settings(workdir="run", **named),
     ):
         with pytest.raises(UserError, match=r"^--report=.*Use another name\.$"):
-            report_folder(other)
+            report_folder(texts(other))
 
 
 def test_reports_of_before_are_replaced_by_their_own_only(places):
@@ -434,7 +439,7 @@ def test_models_take_turns_to_be_timed(monkeypatch):
         clock[0] += work * 1.05 ** len(asked)
 
     perf_counter = types.SimpleNamespace(perf_counter=lambda: clock[0])
-    monkeypatch.setattr(evaluation, "time", perf_counter)
+    monkeypatch.setattr(model_costs, "time", perf_counter)
     models = [model("first", 2.0), model("second", 1.0)]
     speeds = model_costs.images_per_second(
         models, tf.distribute.get_strategy(), 8, rounds=4
@@ -484,7 +489,7 @@ def test_comparison_needs_classes_that_both_know(trained, tmp_path, run):
     assert err.count("\n") == 1
 
 
-def test_views_are_averaged_by_probability():
+def test_augmented_predictions_are_averaged_by_probability():
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), "uint8")
 
     def model(views):

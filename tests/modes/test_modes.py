@@ -16,7 +16,7 @@ from samples import (
 
 from train_loop import Run, Settings, UserError
 from train_loop.data.datasets import choose_splits, open_dataset
-from train_loop.evaluation import figures
+from train_loop.evaluation.chart_style import write_image_grid
 from train_loop.modes import data as data_mode
 from train_loop.modes.train import final_table
 from train_loop.resolve import settle
@@ -247,9 +247,9 @@ def drawn(monkeypatch):
 
     def spy(path, groups):
         titles.update({title: labels for title, (_, labels) in groups.items()})
-        figures.write_images(path, groups)
+        write_image_grid(path, groups)
 
-    monkeypatch.setattr(data_mode, "write_images", spy)
+    monkeypatch.setattr(data_mode, "write_image_grid", spy)
     return titles
 
 
@@ -310,8 +310,8 @@ def test_names_that_no_font_has_are_drawn_by_their_numbers(
     tmp_path, workdir, drawn, run, monkeypatch
 ):
     ascii_only = frozenset(range(128))
-    look = "train_loop.evaluation.charts.look._letters"
-    monkeypatch.setattr(look, lambda: ascii_only)
+    letters = "train_loop.evaluation.chart_style._letters"
+    monkeypatch.setattr(letters, lambda: ascii_only)
     write_folder(tmp_path / "images", {"cat": 5, "猫": 5})
     status, out, err = run(
         "--mode=data",

@@ -16,8 +16,8 @@ from resnet_layers import (
     Preprocessing,
 )
 from train_loop.errors import UserError
+from train_loop.prediction import classifier as module
 from train_loop.prediction.classifier import (
-    BATCH_SIZE,
     Classifier,
     _encoded,
     normalize,
@@ -26,6 +26,14 @@ from train_loop.prediction.classifier import (
 NAMES = ("ape", "bee", "cat", "dog", "elk")
 # Of 32 x 48 pixels it takes 24 x 24, which need no resizing.
 PREPROCESSING = Preprocessing(NORMALIZATIONS["caffe"], 24, 0.75, "bicubic")
+
+
+BATCH_SIZE = 4
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(module, "BATCH_SIZE", BATCH_SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +186,7 @@ def test_images_of_another_size_are_resized_as_pillow_does(classifier):
     check_answer(answer, expected_answer(classifier, square), abs=0.01)
 
 
-def test_many_images_of_all_kinds_are_answered_in_their_order(
+def test_many_images_of_all_kinds_are_predicted_in_their_order(
     classifier, tmp_path
 ):
     count = BATCH_SIZE + 5

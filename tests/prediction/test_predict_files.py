@@ -1,4 +1,4 @@
-"""Answers about many files, and the formats they are printed in."""
+"""Predictions for many files, and the formats they are printed in."""
 
 import csv
 import io
@@ -8,12 +8,19 @@ import pytest
 from classifiers import random_pixels, small_classifier
 from samples import broken_files, encoded
 
-from train_loop.prediction.classifier import BATCH_SIZE
+from train_loop.prediction import predict_files as module
 from train_loop.prediction.predict_files import (
     PREDICTION_FORMATS,
     FilePrediction,
     predict_files,
 )
+
+BATCH_SIZE = 4
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(module, "BATCH_SIZE", BATCH_SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -42,54 +49,47 @@ def paths(tmp_path_factory):
     return paths
 
 
-def test_answers_are_the_classifiers_in_order(classifier, paths):
-    told = list(predict_files(classifier, paths))
-    assert [answer.image for answer in told] == paths
-    broken = [0, 5, BATCH_SIZE, len(paths) - 1]
-    for number, answer in enumerate(told):
+def test_predictions_are_the_classifiers_in_order(classifier, paths):
+    found = list(predict_files(classifier, paths))
+    assert [each.image for each in found] == paths
+    # The missing one stands among them.
+    broken = [0, BATCH_SIZE, 6, len(paths) - 1]
+    for number, each in enumerate(found):
         if number in broken:
-            assert answer.error.startswith("cannot be ")
-            assert "\n" not in answer.error
-            assert answer.predictions == ()
+            assert each.error.startswith("cannot be ")
+            assert "\n" not in each.error
+            assert each.predictions == ()
             continue
-        assert answer.error is None
-        [expected] = classifier(answer.image)
-        assert dict(answer.predictions) == pytest.approx(
-            dict(expected), abs=1e-6
-        )
-        probabilities = [part for _, part in answer.predictions]
+        assert each.error is None
+        [expected] = classifier(each.image)
+        assert dict(each.predictions) == pytest.approx(dict(expected), abs=1e-6)
+        probabilities = [part for _, part in each.predictions]
         assert probabilities == sorted(probabilities, reverse=True)
-    assert told[BATCH_SIZE].error == (
-        "cannot be read (No such file or directory)"
+    missing = found[BATCH_SIZE]
+    assert missing.error == "cannot be read (No such file or directory)"
+    assert len({str(each.predictions) for each in found}) > BATCH_SIZE
+    # Batches of all sizes share one graph.
+    assert classifier._probabilities.experimental_get_tracing_count() == 1
+    [best] = predict_files(classifier, paths[1:2], top_k=2)
+    assert dict(best.predictions) == pytest.approx(
+        dict(found[1].predictions[:2])
     )
-    assert len({str(answer.predictions) for answer in told}) > BATCH_SIZE
-
-
-def test_batches_of_all_sizes_share_one_graph(classifier, paths):
-    list(predict_files(classifier, paths[1:3]))
-    before = classifier._probabilities.experimental_get_tracing_count()
-    for count in (1, 4, 2 * BATCH_SIZE):
-        told = list(predict_files(classifier, paths[1 : 1 + count], top_k=2))
-        assert len(told) == count
-        assert {len(answer.predictions) for answer in told} <= {0, 2}
-    after = classifier._probabilities.experimental_get_tracing_count()
-    assert before == after == 1
 
 
 def test_nothing_readable_at_all_is_named(classifier, paths):
-    told = list(predict_files(classifier, [paths[0], paths[0]]))
-    assert [bool(answer.error) for answer in told] == [True, True]
+    found = list(predict_files(classifier, [paths[0], paths[0]]))
+    assert [bool(each.error) for each in found] == [True, True]
 
 
-TOLD = (
+FOUND = (
     FilePrediction("a, b.jpg", (("cat", 0.75), ("dog", 0.25))),
     FilePrediction("\udcff.jpg", error="cannot be decoded (text)"),
     FilePrediction("c.jpg", (("dog", 1.0), ("cat", 0.0))),
 )
 
 
-def lines(name, told=TOLD):
-    return list(PREDICTION_FORMATS[name](iter(told)))
+def lines(name, found=FOUND):
+    return list(PREDICTION_FORMATS[name](iter(found)))
 
 
 def test_json_is_a_list_of_records():
@@ -112,7 +112,7 @@ def test_json_is_a_list_of_records():
     ]
     assert json.loads("".join(lines("json", ()))) == []
     assert (
-        json.loads("".join(lines("json", TOLD[:1])))[0]["image"] == "a, b.jpg"
+        json.loads("".join(lines("json", FOUND[:1])))[0]["image"] == "a, b.jpg"
     )
 
 
@@ -135,23 +135,23 @@ def test_csv_has_a_line_for_each_prediction():
 
 def test_names_of_strangers_run_nothing_and_move_nothing():
     label = "=cmd|' /C calc'!A0\x1b[2J"
-    told = [
+    found = [
         FilePrediction("\x1b]0;x\x07.jpg", ((label, 1.0),)),
         FilePrediction("=1+1.jpg", error="cannot be decoded (\x1b)"),
     ]
     for name in PREDICTION_FORMATS:
-        assert "\x1b" not in "".join(lines(name, told))
-    one, other = csv.DictReader(lines("csv", told))
+        assert "\x1b" not in "".join(lines(name, found))
+    one, other = csv.DictReader(lines("csv", found))
     assert one["label"] == r"'=cmd|' /C calc'!A0\x1b[2J"
     assert other["image"] == "'=1+1.jpg"
     # For programs.
-    record, _ = json.loads("".join(lines("json", told)))
+    record, _ = json.loads("".join(lines("json", found)))
     assert record["predictions"][0]["label"] == label
 
 
-def test_table_has_a_line_for_each_picture_that_can_be_read():
+def test_table_has_a_line_for_each_image_that_can_be_read():
     header, first, second = lines("table")
     assert header.split() == ["image", "1", "2"]
     assert first.split() == ["a,", "b.jpg", "cat", "75.0%", "dog", "25.0%"]
     assert second.split()[1:3] == ["dog", "100.0%"]
-    assert lines("table", TOLD[1:2]) == []
+    assert lines("table", FOUND[1:2]) == []

@@ -1,11 +1,11 @@
-"""Small trainers, batches for them, and all that they remember."""
+"""Small trainers, batches for them, and their state."""
 
 import random
 
 import numpy as np
 import tensorflow as tf
 
-from resnet_layers import ResNet
+from resnet_layers import BatchNormalization, ResNet
 from train_loop.training.optimizers import MomentumSGD
 from train_loop.training.trainer import Trainer
 
@@ -14,8 +14,17 @@ IMAGE_SHAPE = (8, 8, 3)
 NUM_CLASSES = 4
 
 
-def make_model(**options):
-    return ResNet("basic", (1,), NUM_CLASSES, width=4, stem="small", **options)
+def make_model(synchronized=False, dtype=None):
+    """Returns a convolution with batch norm, and a classifier."""
+    return tf.keras.Sequential(
+        [
+            tf.keras.layers.Conv2D(8, 3, strides=2, dtype=dtype),
+            BatchNormalization(synchronized=synchronized, dtype=dtype),
+            tf.keras.layers.ReLU(dtype=dtype),
+            tf.keras.layers.GlobalAveragePooling2D(dtype=dtype),
+            tf.keras.layers.Dense(NUM_CLASSES, dtype="float32"),
+        ]
+    )
 
 
 def make_model_without_norm():
@@ -26,6 +35,10 @@ def make_model_without_norm():
             tf.keras.layers.Dense(NUM_CLASSES),
         ]
     )
+
+
+def make_resnet(**options):
+    return ResNet("basic", (1,), NUM_CLASSES, width=4, stem="small", **options)
 
 
 def make_trainer(
@@ -80,7 +93,7 @@ def variables_of(trainer):
     return [*trainer.model.variables, *trainer.optimizer.variables]
 
 
-def remembered(trainer):
+def state_of(trainer):
     """Returns the values of model and optimizer, on all replicas of each."""
     local_results = trainer.strategy.experimental_local_results
     return [
@@ -90,7 +103,7 @@ def remembered(trainer):
 
 
 def start_again(trainer, start):
-    """Gives a trainer back what it remembered, and clears its metrics."""
+    """Gives a trainer an earlier state, and clears its metrics."""
     local_results = trainer.strategy.experimental_local_results
     for variable, values in zip(variables_of(trainer), start, strict=True):
         places = local_results(variable.value)
@@ -100,8 +113,8 @@ def start_again(trainer, start):
 
 
 def assert_same(trainer, expected):
-    """Holds all that a trainer remembers, bit by bit."""
+    """Compares the state of a trainer bitwise."""
     for variable, values, others in zip(
-        variables_of(trainer), remembered(trainer), expected, strict=True
+        variables_of(trainer), state_of(trainer), expected, strict=True
     ):
         np.testing.assert_array_equal(values, others, err_msg=variable.path)

@@ -1,18 +1,39 @@
-"""The way of gradients to the weights: summed once, and before all else."""
+"""Updates: reduced once, in micro-batches, clipped, scaled, averaged."""
 
 import functools
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_trainers import make_batches, make_trainer
+from small_trainers import (
+    BATCH_SIZE,
+    assert_same,
+    make_batches,
+    make_examples,
+    make_model,
+    make_model_without_norm,
+    make_resnet,
+    make_trainer,
+    start_again,
+    state_of,
+)
 
-from train_loop.training.optimizers import MomentumSGD
-from train_loop.training.update import reduce_and_apply, skip_own_reduction
+from train_loop.training.optimizers import OPTIMIZERS, MomentumSGD
+from train_loop.training.trainer import Trainer
+from train_loop.training.update import (
+    AVERAGES,
+    INITIAL_SCALE,
+    MAX_SCALE,
+    Average,
+    LossScale,
+    Update,
+    reduce_and_apply,
+    skip_own_reduction,
+)
 
 SGD = tf.keras.optimizers.SGD
 AdamW = tf.keras.optimizers.AdamW
-OPTIMIZERS = {
+KERAS = {
     "ours": functools.partial(MomentumSGD, 0.1, l2=0.01),
     "sgd": functools.partial(SGD, 0.1, momentum=0.9),
     "adamw": functools.partial(AdamW, 0.1, weight_decay=0.1),
@@ -90,13 +111,15 @@ def take_steps(strategy, make, update, scale=1.0):
     return values, np.array(norms)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_updates_are_kerass_own_bit_by_bit(
+@pytest.mark.parametrize(
+    ("optimizer", "replicas"),
+    [("ours", 1), ("ours", 2), ("sgd", 2), ("adamw", 2), ("average", 2)],
+)
+def test_updates_are_bitwise_those_of_keras(
     one_device, two_replicas, optimizer, replicas
 ):
     strategy = {1: one_device, 2: two_replicas}[replicas]
-    make = OPTIMIZERS[optimizer]
+    make = KERAS[optimizer]
     values, _ = take_steps(strategy, make, ours)
     expected, _ = take_steps(strategy, make, kerass)
     for value, other in zip(values, expected, strict=True):
@@ -124,13 +147,13 @@ def test_norm_is_that_of_the_sum(one_device, two_replicas):
         for step in range(STEPS)
     ]
     for strategy in (one_device, two_replicas):
-        _, norms = take_steps(strategy, OPTIMIZERS["ours"], ours)
+        _, norms = take_steps(strategy, KERAS["ours"], ours)
         for of_replica in norms.T:
             np.testing.assert_allclose(of_replica, expected, rtol=1e-5)
 
 
 def test_one_infinite_gradient_shows_on_all_replicas(two_replicas):
-    _, norms = take_steps(two_replicas, OPTIMIZERS["sgd"], ours, np.inf)
+    _, norms = take_steps(two_replicas, KERAS["sgd"], ours, np.inf)
     assert not np.isfinite(norms).any()
 
 
@@ -148,7 +171,7 @@ def test_gradients_cross_the_network_once():
             accumulation_fn=add
         ),
     )
-    trainer = make_trainer(strategy)
+    trainer = make_trainer(strategy, make_model_without_norm)
     function = trainer.train.get_concrete_function(
         make_batches(strategy), tf.constant(1)
     )
@@ -161,3 +184,354 @@ def test_gradients_cross_the_network_once():
         if node.op == "AddN" and name in node.name
     ]
     assert len(sums) == len(trainer.model.trainable_variables)
+
+
+CLIP_NORM = 0.4
+
+
+def synchronized_model():
+    return make_model(synchronized=True)
+
+
+def updated(
+    strategy,
+    make=make_model_without_norm,
+    optimizer=MomentumSGD,
+    everything=False,
+    **options,
+):
+    """Returns (weights and their averages, results) of some steps.
+
+    Args:
+      strategy: a `tf.distribute.Strategy`.
+      make: returns the model.
+      optimizer: learning rate -> optimizer.
+      everything: with averages, clipping and a scaled loss.
+      **options: of the `Update`.
+    """
+    trainer = make_trainer(strategy, make, optimizer)
+    model = trainer.model
+    if everything:
+        with strategy.scope():
+            options |= {
+                "clip_norm": CLIP_NORM,
+                "average": Average(model, AVERAGES["ema"](0.9, 6)),
+                "loss_scale": LossScale(growth_steps=2),
+            }
+    trainer = Trainer(
+        model, trainer.optimizer, strategy, update=Update(**options)
+    )
+    trainer.train(make_batches(strategy), tf.constant(6))
+    average = trainer.update.average
+    averages = average.by_path.values() if average else []
+    values = [*model.trainable_variables, *averages]
+    return [np.asarray(v) for v in values], trainer.results("train")
+
+
+def assert_close(found, expected):
+    (values, results), (others, other_results) = found, expected
+    for value, other in zip(values, others, strict=True):
+        np.testing.assert_allclose(value, other, rtol=0, atol=1e-6)
+    assert results == pytest.approx(other_results, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def whole(one_device):
+    return updated(one_device)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_pieces_make_the_update_of_the_whole(
+    whole, one_device, two_replicas, replicas
+):
+    strategy = {1: one_device, 2: two_replicas}[replicas]
+    assert_close(updated(strategy, micro_batches=2), whole)
+
+
+def test_batch_norm_sees_the_pieces(one_device):
+    pieces = make_trainer(one_device, rate=0.0, update=Update(micro_batches=2))
+    images, labels = make_examples()
+    model = make_trainer(one_device).model
+    pieces.train(make_batches(one_device, images, labels), tf.constant(1))
+    # Every second example makes a piece.
+    for start in range(2):
+        model(images[start:BATCH_SIZE:2], training=True)
+    found = pieces.model.layers[1].moving_mean
+    expected = model.layers[1].moving_mean
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(np.asarray(found)).max() > 1e-3
+
+
+def test_replicas_agree_with_everything_switched_on(one_device, two_replicas):
+    def optimizer(rate):
+        return OPTIMIZERS["lars"](20.0 * rate, 1e-3)
+
+    found, expected = (
+        updated(
+            strategy,
+            synchronized_model,
+            optimizer,
+            everything=True,
+            micro_batches=2,
+        )
+        for strategy in (two_replicas, one_device)
+    )
+    assert_close(found, expected)
+    # It was clipped, and not every time.
+    assert expected[1]["gradient_norm"] > CLIP_NORM
+
+
+def test_clipping_shortens_the_sum_of_all_gradients(one_device):
+    # The way of one step of plain SGD is as long as the gradient.
+    lengths = []
+    for clip_norm in (None, CLIP_NORM):
+        trainer = make_trainer(
+            one_device,
+            make_model_without_norm,
+            tf.keras.optimizers.SGD,
+            rate=1.0,
+            update=Update(clip_norm=clip_norm),
+        )
+        weights = trainer.model.trainable_variables
+        before = [np.asarray(variable) for variable in weights]
+        trainer.train(make_batches(one_device), tf.constant(1))
+        way = [np.asarray(v) - b for v, b in zip(weights, before, strict=True)]
+        lengths.append(np.sqrt(sum(np.square(part).sum() for part in way)))
+    assert lengths[0] > CLIP_NORM
+    assert lengths[1] == pytest.approx(CLIP_NORM, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_step_equals_the_other_to_rounding(one_device):
+    assert_close(
+        updated(one_device, make_resnet, compiled=True),
+        updated(one_device, make_resnet),
+    )
+
+
+def scaling_trainer(strategy, make=make_model, growth_steps=2000):
+    """Returns a trainer whose loss is scaled."""
+    trainer = make_trainer(strategy, make)
+    with strategy.scope():
+        update = Update(loss_scale=LossScale(growth_steps))
+    return Trainer(trainer.model, trainer.optimizer, strategy, update=update)
+
+
+@pytest.fixture(scope="module")
+def traced(two_replicas):
+    # Norms would keep any image's gradients small.
+    make = make_model_without_norm
+    trainer = scaling_trainer(two_replicas, make, growth_steps=3)
+    return trainer, state_of(trainer)
+
+
+@pytest.fixture
+def two(traced):
+    """Returns a trainer on two replicas, as if it were new."""
+    trainer, start = traced
+    start_again(trainer, start)
+    trainer.update.loss_scale.scale.assign(INITIAL_SCALE)
+    trainer.update.loss_scale.good_steps.assign(0)
+    return trainer
+
+
+def exploding(number):
+    """Returns examples of which one makes gradients, not its loss, infinite."""
+    images, labels = make_examples()
+    images[number] *= 1e35
+    return images, labels
+
+
+def scale(trainer):
+    return float(trainer.update.loss_scale.scale.numpy())
+
+
+def test_scale_changes_no_digit(two, two_replicas):
+    plain = make_trainer(two_replicas, make_model_without_norm)
+    plain.train(make_batches(two_replicas), tf.constant(4))
+    two.train(make_batches(two_replicas), tf.constant(4))
+    assert_same(two, state_of(plain))
+    # After three good steps it doubles.
+    assert scale(two) == 2 * INITIAL_SCALE
+    results = two.results("train")
+    assert results["skipped_steps"] == 0
+    assert results["loss_scale"] == 2 * INITIAL_SCALE
+    assert results["gradient_norm"] == plain.results("train")["gradient_norm"]
+
+
+def test_step_is_taken_back_on_all_replicas(two, two_replicas):
+    # The last example of the third batch: the second replica's.
+    examples = exploding(3 * BATCH_SIZE - 1)
+    batches = make_batches(two_replicas, *examples)
+    two.train(batches, tf.constant(2))
+    before = state_of(two)
+    broken_step, _ = two.train(batches, tf.constant(1))
+    # It is known, and goes on.
+    assert int(broken_step) == -1
+    assert two.step == 3
+    assert two.is_finite()
+    after = state_of(two)
+    steps = [v is two.optimizer.iterations for v in two.optimizer.variables]
+    steps = [False] * len(two.model.variables) + steps
+    for is_step, ours, theirs in zip(steps, after, before, strict=True):
+        if not is_step:
+            np.testing.assert_array_equal(ours, theirs)
+    assert scale(two) == INITIAL_SCALE / 2
+    results = two.results("train")
+    assert results["skipped_steps"] == 1
+    assert np.isfinite(results["gradient_norm"])
+    # What went well is counted anew.
+    two.train(batches, tf.constant(2))
+    assert scale(two) == INITIAL_SCALE / 2
+    two.train(batches, tf.constant(1))
+    assert scale(two) == INITIAL_SCALE
+
+
+@pytest.fixture
+def half(traced_half):
+    """Returns a trainer in float16, as if it were new."""
+    trainer, start = traced_half
+    start_again(trainer, start)
+    trainer.update.loss_scale.scale.assign(INITIAL_SCALE)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def traced_half(one_device):
+    trainer = scaling_trainer(
+        one_device, lambda: make_model(dtype="mixed_float16")
+    )
+    return trainer, state_of(trainer)
+
+
+def test_statistics_are_taken_back_too(one_device, half):
+    trainer = half
+    before = state_of(trainer)[: len(trainer.model.variables)]
+    images, labels = make_examples()
+    images[0] = np.nan
+    batches = make_batches(one_device, images, labels)
+    broken_step, _ = trainer.train(batches, tf.constant(1))
+    # A loss that is not finite is none that a smaller scale would mend.
+    assert int(broken_step) == 1
+    after = state_of(trainer)[: len(before)]
+    for ours, theirs in zip(after, before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_smallest_scale_is_the_end(two, two_replicas):
+    two.update.loss_scale.scale.assign(1.0)
+    batches = make_batches(two_replicas, *exploding(0))
+    broken_step, _ = two.train(batches, tf.constant(1))
+    assert int(broken_step) == 1
+
+
+def test_largest_scale_stays(two, two_replicas):
+    two.update.loss_scale.scale.assign(MAX_SCALE)
+    two.train(make_batches(two_replicas), tf.constant(6))
+    assert scale(two) == MAX_SCALE
+
+
+def test_float16_trains(one_device, half):
+    single = make_trainer(one_device)
+    half.train(make_batches(one_device), tf.constant(6))
+    single.train(make_batches(one_device), tf.constant(6))
+    results, expected = half.results("train"), single.results("train")
+    assert results["loss"] == pytest.approx(expected["loss"], rel=1e-2)
+    assert results["skipped_steps"] == 0
+
+
+def coefficients(name, decay, steps):
+    coefficient = AVERAGES[name](decay, steps)
+    return [
+        float(coefficient(tf.constant(step))) for step in range(1, steps + 1)
+    ]
+
+
+def test_exponential_average_warms_up():
+    found = coefficients("ema", 0.75, 40)
+    # As `tf.train.ExponentialMovingAverage(0.75, num_updates)` one step later.
+    expected = [1 - min(0.75, (1 + n) / (10 + n)) for n in range(39)]
+    assert found[0] == 1.0
+    np.testing.assert_allclose(found[1:], expected, rtol=1e-6)
+
+
+def test_stochastic_average_is_the_mean_of_the_last_quarter():
+    values = np.random.default_rng(0).normal(size=40)
+    mean = 0.0
+    for value, coefficient in zip(
+        values, coefficients("swa", 0.0, 40), strict=True
+    ):
+        mean += coefficient * (value - mean)
+    np.testing.assert_allclose(mean, values[29:].mean(), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def averaged(two_replicas):
+    """Returns a trainer after six steps, and what its averages should be."""
+    trainer = make_trainer(two_replicas)
+    with two_replicas.scope():
+        average = Average(trainer.model, AVERAGES["ema"](0.5, 6))
+    trainer = Trainer(
+        trainer.model,
+        trainer.optimizer,
+        two_replicas,
+        update=Update(average=average),
+    )
+    # Weights and statistics.
+    floats = [variable for variable, _ in average.pairs]
+    assert len(floats) == len(trainer.model.variables)
+    expected = [np.asarray(variable) for variable in floats]
+    batches = make_batches(two_replicas)
+    for number in range(6):
+        trainer.train(batches, tf.constant(1))
+        trainer.average_statistics()
+        decay = min(0.5, number / (number + 9))
+        expected = [
+            decay * mean + (1 - decay) * np.asarray(variable)
+            for mean, variable in zip(expected, floats, strict=True)
+        ]
+    return trainer, expected
+
+
+def test_averages_follow_the_formula(averaged):
+    trainer, expected = averaged
+    local_results = trainer.strategy.experimental_local_results
+    for (variable, mean), value in zip(
+        trainer.update.average.pairs, expected, strict=True
+    ):
+        assert len(local_results(mean)) == 2
+        for on_replica in local_results(mean):
+            np.testing.assert_allclose(
+                on_replica, value, atol=1e-6, err_msg=variable.path
+            )
+
+
+def test_average_that_is_not_finite_is_found(averaged):
+    trainer, _ = averaged
+    assert trainer.is_finite()
+    _, mean = trainer.update.average.pairs[0]
+    before = mean.numpy()
+    mean.assign(before * np.inf)
+    assert not trainer.is_finite()
+    mean.assign(before)
+
+
+def test_averages_stand_in_place_and_go_back(averaged):
+    trainer, _ = averaged
+    pairs = trainer.update.average.pairs
+    before = [(np.asarray(v), m.numpy()) for v, m in pairs]
+
+    def evaluate():
+        with trainer.update.average.in_place():
+            for (variable, _), (_, mean) in zip(pairs, before, strict=True):
+                for value in trainer.strategy.experimental_local_results(
+                    variable.value
+                ):
+                    np.testing.assert_array_equal(value, mean)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate()
+    for (variable, mean), (value, other) in zip(pairs, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+        np.testing.assert_array_equal(mean, other)

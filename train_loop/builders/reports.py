@@ -15,7 +15,7 @@ from train_loop.evaluation.results import Results
 from train_loop.training import reports
 
 # Charts, and curves of the classes with the most examples.
-CHARTS = ("confusion_matrix", "confident_mistakes")
+TENSORBOARD_CHARTS = ("confusion_matrix", "confident_mistakes")
 MOST_PR_CURVES = 20
 
 
@@ -46,9 +46,7 @@ def open_reports(run, evaluation_is_pending, was_finished):
         # Last: what stands there has been reported everywhere.
         reports.JsonLinesReport(run.workdir.metrics, start),
     )
-    with contextlib.ExitStack() as stack:
-        for each in every:
-            stack.enter_context(contextlib.closing(each))
+    with contextlib.closing(tensorboard):
         if start == 0:
             show_beginning(tensorboard, run)
 
@@ -134,7 +132,7 @@ def show_predictions(tensorboard, run):
             run.batch_size,
         )
     results = Results.of(predictions)
-    for name in CHARTS:
+    for name in TENSORBOARD_CHARTS:
         picture = charts.chart_pixels(name, results)
         if picture is not None:
             tensorboard.write_image(name, picture, step, "eval")

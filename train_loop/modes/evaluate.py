@@ -6,7 +6,7 @@ from train_loop.console import printable, text_table
 from train_loop.errors import UserError
 from train_loop.evaluation.metrics import fit_temperature
 from train_loop.evaluation.report import write_report
-from train_loop.evaluation.results import Results, results_table
+from train_loop.evaluation.results import Results, metrics_table
 from train_loop.workdir import Workdir, read_json_lines
 
 
@@ -37,7 +37,7 @@ def evaluate(settings):
     # Another evaluation may have taken the name meanwhile.
     folder, subject = evaluator.report_folder()
     report = write_report(folder, results, _facts(evaluator), subject)
-    print(text_table(results_table(results)))
+    print(text_table(metrics_table(results)))
     if report["mean_roc_auc"] is None:
         print(
             "All images are of one class: there is no ROC-AUC, which compares "

@@ -6,7 +6,6 @@ nothing else: the order of the data and the augmentation follow from the step.
 
 import contextlib
 import pathlib
-import re
 import zipfile
 from typing import NamedTuple
 
@@ -16,9 +15,15 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import (
     TrackableObjectGraph,
 )
 
-from resnet_layers.weights.runs import AVERAGE, MODEL, readable_prefix
+from resnet_layers.weights.files import (
+    AVERAGE,
+    CHECKPOINT,
+    MODEL,
+    list_checkpoints,
+    readable_prefix,
+)
+from resnet_layers.weights.names import path_below
 from train_loop.errors import UserError
-from train_loop.training.update import path_below
 from train_loop.training.workers import Workers, unshared
 from train_loop.workdir import (
     append_json_line,
@@ -107,7 +112,9 @@ class Checkpoints:
         with self.workers.agreeing():
             if self.workers.is_chief:
                 # A kill may have left that of another checkpoint of this step.
-                for path in self.directory.glob(f"ckpt-{step}.local-*"):
+                for path in self.directory.glob(
+                    f"{CHECKPOINT.format(step)}.local-*"
+                ):
                     path.unlink()
         with self.workers.agreeing():
             if replica_state:
@@ -213,14 +220,8 @@ class Checkpoints:
 
     def list(self):
         """Returns [(step, path prefix)], newest first."""
-        # Not the list that TensorFlow keeps in a file of its own, which can
-        # be lost while the checkpoints are still there.
-        found = [
-            (int(match[1]), str(path.with_suffix("")))
-            for path in self.directory.glob("ckpt-*.index")
-            if (match := re.fullmatch(r"ckpt-(\d+)\.index", path.name))
-        ]
-        return sorted(found, reverse=True)
+        found = list_checkpoints(self.directory)
+        return [(step, str(prefix)) for step, prefix in found]
 
     def _with_slots(self, slots):
         return tf.train.Checkpoint(**{**self._parts, OPTIMIZER: slots})
@@ -256,12 +257,13 @@ class Checkpoints:
         # tf.train.CheckpointManager would forget what an earlier process
         # wrote, syncs nothing, and gives the index its name at once.
         self._checkpoint.save_counter.assign_add(1)
+        name = CHECKPOINT.format(step)
         with folder_aside(self.directory) as aside:
-            self._checkpoint.write(str(aside / f"ckpt-{step}"))
-            index = f"ckpt-{step}.index"
+            self._checkpoint.write(str(aside / name))
+            index = f"{name}.index"
             # It is what makes a checkpoint be there.
             (self.directory / index).unlink(missing_ok=True)
-            for path in aside.glob("ckpt-*.data-*"):
+            for path in aside.glob(f"{name}.data-*"):
                 put_in_place(path, self.directory / path.name)
             put_in_place(aside / index, self.directory / index)
         self._seen = self.list()[:1]
@@ -269,8 +271,8 @@ class Checkpoints:
 
     def _local_path(self, step):
         # Removed with the other files of the step.
-        number, count = self.workers.number, self.workers.count
-        return self.directory / f"ckpt-{step}.local-{number}-of-{count}.npz"
+        worker = f"{self.workers.number}-of-{self.workers.count}"
+        return self.directory / f"{CHECKPOINT.format(step)}.local-{worker}.npz"
 
     def _write_replica_state(self, step, state):
         with (
@@ -389,7 +391,7 @@ class SkippedBatches(NamedTuple):
 
 def _by_path(model):
     """Returns {path below the model: variable}."""
-    return _distinct((path_below(v), v.value) for v in model.variables)
+    return _distinct((path_below(model, v), v.value) for v in model.variables)
 
 
 def _by_slot(optimizer, model):
@@ -405,7 +407,8 @@ def _by_slot(optimizer, model):
         found = [path for path in paths if name.startswith(path)]
         if found:
             path = max(found, key=len)
-            name = f"{name.removeprefix(path)}/{path_below(paths[path])}"
+            slot = name.removeprefix(path)
+            name = f"{slot}/{path_below(model, paths[path])}"
         named.append((name, variable.value))
     return _distinct(named)
 

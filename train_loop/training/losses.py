@@ -1,4 +1,4 @@
-"""Losses of examples, and whether the predictions for them are right."""
+"""Losses: of single examples, and whether their predictions are correct."""
 
 import numpy as np
 import tensorflow as tf

@@ -1,4 +1,7 @@
-"""Where the metrics of a run go: console, `metrics.jsonl`, TensorBoard."""
+"""Reports: the console, `metrics.jsonl`, TensorBoard, and its profiles.
+
+A report is called with (step, split, metrics).
+"""
 
 import contextlib
 import itertools
@@ -29,9 +32,6 @@ class ConsoleReport:
     def __init__(self, steps):
         self.steps = steps
 
-    def close(self):
-        """Has nothing to close, unlike other reports."""
-
     def __call__(self, step, split, metrics):
         width = len(str(self.steps))
         numbers = "  ".join(
@@ -46,8 +46,8 @@ class JsonLinesReport:
 
     Args:
       path: the file. Lines of an earlier process that are incomplete, or later
-        than the step it goes on from, are dropped.
-      start: the step that this process starts from.
+        than `start`, are dropped.
+      start: the step that this process resumes from.
     """
 
     def __init__(self, path, start):
@@ -63,12 +63,9 @@ class JsonLinesReport:
         record = {"step": step, "split": split, **metrics}
         append_json_line(self.path, record)
 
-    def close(self):
-        """Has nothing to close, unlike other reports."""
 
-
-# Metric -> where its curve is shown, in training and evaluation alike, so that
-# the two lie over each other. The epoch is a straight line, and has none.
+# Metric -> tag of its curve, the same in training and evaluation, so that
+# TensorBoard overlays the two. The epoch is a straight line, and has none.
 TAGS = {
     "loss": "quality/loss",
     "accuracy": "quality/accuracy",
@@ -83,21 +80,19 @@ TAGS = {
     "images_per_second": "speed/images_per_second",
     "input_wait": "speed/input_wait",
 }
-# What tables of runs are compared by.
+# The metrics by which TensorBoard compares runs.
 COMPARED_METRICS = ("accuracy", "loss")
 
 
 class TensorBoardReport:
     """Writes event files into `train/` and `eval/` below a folder.
 
-    A report: it is called with (step, split, metrics).
-
     Args:
       directory: the run's folder.
-      kept: {split: the last step at which this process keeps what an earlier
-        one wrote}. TensorBoard is told to forget what stands after it.
-      model: whose weights are shown as histograms with every evaluation, or
-        None.
+      kept: {split: the last step that is kept of an earlier process}.
+        TensorBoard drops what it wrote for later steps.
+      model: its weights are shown as histograms with every evaluation; None for
+        no histograms.
     """
 
     def __init__(self, directory, kept, model=None):
@@ -119,7 +114,7 @@ class TensorBoardReport:
         self._writers[split].flush()
 
     def write_settings(self, settings):
-        """Shows {name: value} as a table, and as what to compare runs by."""
+        """Shows {name: value} as a table, and as hyperparameters."""
         rows = [f"| {name} | `{value}` |" for name, value in settings.items()]
         table = "\n".join(["| flag | value |", "|---|---|", *rows])
         with self._writers["train"].as_default(0):
@@ -134,7 +129,7 @@ class TensorBoardReport:
             api.hparams({name: str(value) for name, value in settings.items()})
 
     def write_end(self):
-        """Says that the run has come to its last step."""
+        """Marks the run as finished."""
         summary = session_end_pb(api_pb2.STATUS_SUCCESS)
         with self._writers["eval"].as_default(0):
             tf.summary.experimental.write_raw_pb(summary.SerializeToString())
@@ -143,10 +138,10 @@ class TensorBoardReport:
         """Shows a square grid of images, float32 [n * n, h, w, 3] in 0..1."""
         self.write_image(name, image_grid(images), step, split)
 
-    def write_image(self, name, picture, step, split):
-        """Shows one picture, [height, width, 3], uint8 or float in 0..1."""
+    def write_image(self, name, image, step, split):
+        """Shows one image, [height, width, 3], uint8 or float in 0..1."""
         with self._writers[split].as_default(step):
-            tf.summary.image(name, picture[tf.newaxis])
+            tf.summary.image(name, image[tf.newaxis])
 
     def write_pr_curve(self, name, is_class, probabilities, step):
         """Shows precision against recall of an evaluation.
@@ -154,8 +149,8 @@ class TensorBoardReport:
         Args:
           name: of the curve.
           is_class: bool [n], whether an example is of the class.
-          probabilities: float [n], what the model gives the class.
-          step: that the model was at.
+          probabilities: float [n], of the class.
+          step: of the model.
         """
         summary = pr_curve.pb(name, is_class, probabilities)
         # The plugin's own op writes nothing in TensorFlow 2.

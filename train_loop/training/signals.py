@@ -1,9 +1,9 @@
-"""Requests to stop from outside: signals, answered between two steps.
+"""Signals: requests to stop, answered between two steps.
 
-What a cluster, a closed terminal or Ctrl-C sends is noted, and asked for where
-nothing is half done. A second one ends the process at once, whatever it is in
-the middle of. A signal that was ignored when the process started, such as
-SIGHUP under nohup and SIGINT in the background of a script, is ignored still.
+The signal of a cluster, a closed terminal or Ctrl-C is recorded, and checked
+where nothing is half done. A second one ends the process at once, whatever it
+does. A signal that was ignored when the process started, such as SIGHUP under
+nohup and SIGINT in the background of a script, stays ignored.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ SECONDS_OF_ONE = 1.0
 # What ends the thread that waits for signals.
 NO_SIGNAL = 0
 
-# Signals belong to the process, and so does what was noted of them.
+# Signals belong to the process, and so does this record of them.
 _received = []
 
 
@@ -33,7 +33,7 @@ class StoppedError(Exception):
 
     Args:
       signal: which one, a `signal.Signals`.
-      *hints: how to go on.
+      *hints: how to resume.
     """
 
     def __init__(self, signal, *hints):
@@ -49,32 +49,32 @@ class StoppedError(Exception):
 
 @contextlib.contextmanager
 def recording_signals():
-    """Lets `noted` find out about signals, in place of dying of them.
+    """Records signals for `received`, instead of ending the process.
 
     A second one ends the process, see `ended_by_second`. Outside the main
-    thread, where signals cannot be taken, nothing changes.
+    thread, where Python handles no signals, nothing changes.
     """
-    taken = {}
+    handled = {}
     if threading.current_thread() is threading.main_thread():
-        taken = {
+        handled = {
             number: handler
             for number in SIGNALS
             if (handler := signal.getsignal(number)) != signal.SIG_IGN
         }
 
-    def note(number, frame):
+    def record(number, frame):
         if _received and _is_interactive(number):
-            taken[number](number, frame)
+            handled[number](number, frame)
         _received.append(signal.Signals(number))
 
     with ended_by_second():
-        for number in taken:
-            signal.signal(number, note)
+        for number in handled:
+            signal.signal(number, record)
         try:
             yield
         finally:
             _received.clear()
-            for number, handler in taken.items():
+            for number, handler in handled.items():
                 signal.signal(number, handler)
 
 

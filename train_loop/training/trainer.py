@@ -26,15 +26,14 @@ LARGEST_WEIGHT = 1e9
 class Trainer:
     """Trains and evaluates a classifier on the replicas of a strategy.
 
-    Keras 3 leaves some of this to luck under `tf.distribute`; here it is
-    spelled out. The loss is divided by the global batch size, gradients are
-    summed over the replicas once, and whatever looks at them (norms, checks)
-    looks at the sum, so that the result does not depend on the number of
-    replicas.
+    Keras 3 gets some of this wrong under `tf.distribute`; here it is explicit.
+    The loss is divided by the global batch size, and gradients are summed over
+    the replicas once. Norms and checks are of the sum, so that the result does
+    not depend on the number of replicas.
 
-    Loops of the graph are spelled out as well. AutoGraph would make them of
-    Python's, and reads source files for it whenever something is traced: what
-    is edited while a run goes on would become a part of it.
+    Loops of the graph are explicit as well. AutoGraph would convert Python's,
+    and reads source files whenever something is traced: an edit during a run
+    would become a part of it.
 
     Args:
       model: maps images to logits; built.
@@ -145,6 +144,86 @@ class Trainer:
         )
         return broken_step, waited
 
+    def _train_step(self, batch, arrived):
+        """Takes a step on one replica, once the batches of all arrived."""
+        images, labels = batch
+        update, changed = self.update, self._changed_by_step()
+        # No part of a step may happen before the batches of all replicas are
+        # there. A replica does not see the control dependencies of its caller.
+        with tf.control_dependencies(arrived):
+            before = [tf.identity(variable) for variable in changed]
+            gradients, losses, correct = self._gradients(images, labels)
+            norm = reduce_and_apply(
+                self.optimizer,
+                gradients,
+                # Those that are not frozen now.
+                self.model.trainable_variables,
+                update.clip_norm,
+                update.loss_scale,
+            )
+            if update.loss_scale is not None:
+                skipped, norm = update.loss_scale.update(norm, changed, before)
+                replicas = self.strategy.num_replicas_in_sync
+                self.skipped_steps.update_state(
+                    tf.cast(skipped, tf.float32) / replicas
+                )
+            if update.average is not None:
+                update.average.update(self.optimizer.iterations.value)
+            self.loss.update_state(losses)
+            self.accuracy.update_state(correct)
+            self.gradient_norm.update_state(norm)
+        return tf.reduce_mean(losses), norm
+
+    def _gradients(self, images, labels):
+        """Returns gradients, losses and hits of a replica's share of a batch.
+
+        The gradients are those of its share of the loss, times its scale.
+        """
+        gradients_of = self._forward_and_backward
+        if self.update.compiled:
+            gradients_of = tf.function(
+                gradients_of, autograph=False, jit_compile=True
+            )
+        if self.update.micro_batches == 1:
+            return gradients_of(images, labels)
+        # Synchronized batch norm talks to the other replicas, which it cannot
+        # do from inside a loop of the graph.
+        unrolled = self.strategy.num_replicas_in_sync > 1 and any(
+            getattr(layer, "synchronized", False)
+            for layer in self.model._flatten_layers()
+        )
+        return accumulate(
+            gradients_of,
+            images,
+            labels,
+            self.model.trainable_variables,
+            self.update.micro_batches,
+            unrolled,
+        )
+
+    def _forward_and_backward(self, images, labels):
+        replicas = self.strategy.num_replicas_in_sync
+        with tf.GradientTape() as tape:
+            logits = self.forward(images, training=True)
+            losses = self.training_loss(labels, logits)
+            # The sum of these shares over all micro-batches and replicas is
+            # the mean over the global batch.
+            loss = tf.reduce_mean(losses) / replicas / self.update.micro_batches
+            if self.update.loss_scale is not None:
+                loss = self.update.loss_scale.multiply(loss)
+        gradients = tape.gradient(loss, self.model.trainable_variables)
+        return gradients, losses, is_correct(labels, logits)
+
+    def _changed_by_step(self):
+        """Returns what to restore where an update is undone.
+
+        Not the number of steps: the images of that step have been read.
+        """
+        if self.update.loss_scale is None:
+            return []
+        variables = [*self.model.variables, *self.optimizer.variables]
+        return [v.value for v in variables if is_float(v)]
+
     @tf.function(autograph=False)
     def evaluate(self, iterator, num_steps):
         """Takes several evaluation steps.
@@ -159,6 +238,15 @@ class Trainer:
             return [taken + 1]
 
         tf.while_loop(lambda taken: taken < num_steps, take_step, [0])
+
+    def _evaluation_step(self, batch):
+        images, labels, weights = batch
+        logits = self.forward(images, training=False)
+        losses = self.evaluation_loss(labels, logits)
+        self.loss.update_state(losses, sample_weight=weights)
+        self.accuracy.update_state(
+            is_correct(labels, logits), sample_weight=weights
+        )
 
     def results(self, split):
         """Returns {name: number} of what was measured since the last call."""
@@ -299,94 +387,6 @@ class Trainer:
             for part in tf.nest.flatten(values)
             for tensor in self._local(part)
         ]
-
-    def _train_step(self, batch, arrived):
-        images, labels = batch
-        update, changed = self.update, self._changed_by_step()
-        # No part of a step may happen before the batches of all replicas are
-        # there. A replica does not see the control dependencies of its caller.
-        with tf.control_dependencies(arrived):
-            before = [tf.identity(variable) for variable in changed]
-            gradients, losses, correct = self._gradients(images, labels)
-            norm = reduce_and_apply(
-                self.optimizer,
-                gradients,
-                # Those that are not frozen now.
-                self.model.trainable_variables,
-                update.clip_norm,
-                update.loss_scale,
-            )
-            if update.loss_scale is not None:
-                skipped, norm = update.loss_scale.update(norm, changed, before)
-                replicas = self.strategy.num_replicas_in_sync
-                self.skipped_steps.update_state(
-                    tf.cast(skipped, tf.float32) / replicas
-                )
-            if update.average is not None:
-                update.average.update(self.optimizer.iterations.value)
-            self.loss.update_state(losses)
-            self.accuracy.update_state(correct)
-            self.gradient_norm.update_state(norm)
-        return tf.reduce_mean(losses), norm
-
-    def _changed_by_step(self):
-        """Returns what to restore where an update is undone.
-
-        Not the number of steps: the images of that step have been read.
-        """
-        if self.update.loss_scale is None:
-            return []
-        variables = [*self.model.variables, *self.optimizer.variables]
-        return [v.value for v in variables if is_float(v)]
-
-    def _gradients(self, images, labels):
-        """Returns gradients, losses and hits of a replica's share of a batch.
-
-        The gradients are those of its share of the loss, times its scale.
-        """
-        gradients_of = self._forward_and_backward
-        if self.update.compiled:
-            gradients_of = tf.function(
-                gradients_of, autograph=False, jit_compile=True
-            )
-        if self.update.micro_batches == 1:
-            return gradients_of(images, labels)
-        # Synchronized batch norm talks to the other replicas, which it cannot
-        # do from inside a loop of the graph.
-        unrolled = self.strategy.num_replicas_in_sync > 1 and any(
-            getattr(layer, "synchronized", False)
-            for layer in self.model._flatten_layers()
-        )
-        return accumulate(
-            gradients_of,
-            images,
-            labels,
-            self.model.trainable_variables,
-            self.update.micro_batches,
-            unrolled,
-        )
-
-    def _forward_and_backward(self, images, labels):
-        replicas = self.strategy.num_replicas_in_sync
-        with tf.GradientTape() as tape:
-            logits = self.forward(images, training=True)
-            losses = self.training_loss(labels, logits)
-            # The sum of these shares over all micro-batches and replicas is
-            # the mean over the global batch.
-            loss = tf.reduce_mean(losses) / replicas / self.update.micro_batches
-            if self.update.loss_scale is not None:
-                loss = self.update.loss_scale.multiply(loss)
-        gradients = tape.gradient(loss, self.model.trainable_variables)
-        return gradients, losses, is_correct(labels, logits)
-
-    def _evaluation_step(self, batch):
-        images, labels, weights = batch
-        logits = self.forward(images, training=False)
-        losses = self.evaluation_loss(labels, logits)
-        self.loss.update_state(losses, sample_weight=weights)
-        self.accuracy.update_state(
-            is_correct(labels, logits), sample_weight=weights
-        )
 
 
 def _seconds():

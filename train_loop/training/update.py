@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from resnet_layers.weights.names import path_below
+
 # float16 ends at 65504, and what is below 6e-8 is zero.
 INITIAL_SCALE = 2.0**15
 MAX_SCALE = 2.0**24
@@ -270,12 +272,9 @@ class Average:
             for variable in model.variables
             if is_float(variable)
         ]
-
-    @property
-    def by_path(self):
-        """{path below the model: average}."""
-        return {
-            path_below(variable): average for variable, average in self.pairs
+        self.by_path = {
+            path_below(model, variable): average
+            for variable, average in self.pairs
         }
 
     def update(self, step):
@@ -303,8 +302,3 @@ class Average:
 def is_float(variable):
     """Tells a Keras variable of real numbers from a counter."""
     return tf.as_dtype(variable.dtype).is_floating
-
-
-def path_below(variable):
-    """Returns the path of a variable below its model, whatever its name."""
-    return variable.path.partition("/")[2]

@@ -1,8 +1,8 @@
-"""The processes that train together, and what they tell each other.
+"""Workers: the processes that train together, and their communication.
 
-Every worker takes the same steps. Whatever one of them finds out alone (a
-clock, a signal, a file) must be told to all before it decides anything, or they
-would wait for each other for ever.
+Every worker takes the same steps. What one of them alone knows (a clock, a
+signal, a file) must reach all before it decides anything, or they would wait
+for each other forever.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from tensorflow.python.eager import context
 from train_loop.errors import UserError, is_full_disk, reason_of, shortage
 from train_loop.training import signals
 
-# How a worker learns that another one is gone, or does not answer.
+# Errors of a worker when another one is gone, or does not respond.
 LOST_WORKER_ERRORS = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -36,8 +36,7 @@ class SharedError(Exception):
       is_shortage: whether memory or a disk ran out on one of them.
       is_full_disk: whether full disks are the only reason.
       explain: maps the error of this worker to the one to raise in its place.
-        It may take long: the others wait for nobody who does that before all
-        have saved what they learned.
+        It may take long, and is called only after all workers have saved.
     """
 
     def __init__(self, line, error, is_shortage, is_full_disk, explain=None):
@@ -82,7 +81,7 @@ class Workers:
     def sums(self, *numbers):
         """Returns the sum of each number over the workers, as floats.
 
-        All workers must ask, in the same order.
+        All workers must call it, in the same order.
         """
         if self.count == 1:
             return [float(number) for number in numbers]
@@ -103,10 +102,10 @@ class Workers:
     def agreeing(self, explain=None):
         """Ends with an agreement of all workers that none of them failed.
 
-        For what each does by itself, such as reading and writing files: where
-        one failed, the others would wait for it in what they do together. One
-        that failed takes part in whichever agreement the others come to next,
-        so nothing else may be in between that all do together.
+        For what each does by itself, such as reading and writing files: if one
+        failed, the others would wait for it in their next collective. One that
+        failed takes part in the next agreement of the others, so no other
+        collective may be in between.
 
         Args:
           explain: see `SharedError`.
@@ -144,10 +143,10 @@ class Workers:
             pass
 
     def abort(self):
-        """Ends what the others do together, now and later, in an error.
+        """Ends the collectives of the others, now and later, in an error.
 
-        For a worker that failed where they wait for it without `agreeing`; they
-        need not wait until its process has ended.
+        For a worker that failed where they wait for it without `agreeing`, so
+        that they do not wait until its process has ended.
         """
         if self.count > 1:
             # It fails where another one has left already.
@@ -167,24 +166,24 @@ class Workers:
             raise signals.StoppedError(signal or SIGTERM)
 
     def from_chief(self, number):
-        """Returns the chief's number; all workers must ask."""
+        """Returns the chief's number; all workers must call it."""
         [number] = self.sums(number if self.is_chief else 0.0)
         return number
 
     def all(self, condition):
-        """Tells whether something holds for all workers; all must ask."""
+        """Tells whether a condition holds for all workers; all must call it."""
         return self.sums(condition) == [self.count]
 
     def text_from_chief(self, text):
-        """Returns the chief's text; all must ask, with one as long."""
+        """Returns the chief's text; all must call it, with one as long."""
         letters = text.encode() if self.is_chief else bytes(len(text))
         return bytes(map(round, self.sums(*letters))).decode()
 
     @contextlib.contextmanager
     def in_turn(self):
-        """Lets one worker after the other do something, the chief first.
+        """Runs something in one worker after the other, the chief first.
 
-        What it leaves on a disk, those that share the disk find there.
+        Later workers find on a shared disk what earlier ones wrote.
         """
         with unshared():
             for _ in range(self.number):
@@ -196,7 +195,7 @@ class Workers:
 
     @contextlib.contextmanager
     def explaining_lost_workers(self):
-        """Says in a line where another worker has gone before training."""
+        """Reports in one line that another worker was lost."""
         try:
             yield
         except LOST_WORKER_ERRORS as error:
@@ -218,7 +217,7 @@ def _add(share):
 
 
 def _place(resolver):
-    """Returns the number of this worker, the chief's being 0, and how many."""
+    """Returns the number of this worker, 0 for the chief, and their count."""
     if resolver is None or resolver.task_type not in ("chief", "worker"):
         return 0, 1
     cluster = resolver.cluster_spec().as_dict()

@@ -1,4 +1,4 @@
-"""The places where weights come from: servers, the hub, paths."""
+"""Weights by name: "imagenet", repositories of the hub, paths."""
 
 import os
 import pathlib
@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from resnet_layers.weights.errors import one_line
+from resnet_layers.weights.architectures import read_variant
 from resnet_layers.weights.files import find_file
-from resnet_layers.weights.names import WeightsError
 from resnet_layers.weights.preprocessing import (
     Preprocessing,
     read_preprocessing,
 )
-from resnet_layers.weights.variants import read_variant
+from resnet_layers.weights.tensors import WeightsError, one_line
 
 # Where keras.applications keeps its weights, and what they must hash to (MD5).
 IMAGENET_URL = (
@@ -49,11 +48,11 @@ HUB_FILES = {
 }
 
 
-class Found(NamedTuple):
+class WeightsInfo(NamedTuple):
     """Weights, and what is known of them before they are read.
 
-    `path` is for `load_weights`; `variant` the row of `VARIANTS` that they are
-    of, None if it is not known; `preprocessing` is a `Preprocessing`.
+    `path` is for `load_weights`; `variant` is the entry of `VARIANTS` that they
+    are of, None if unknown; `preprocessing` is a `Preprocessing`.
 
         found = find_weights("timm/resnet50d.ra2_in1k")
         model = VARIANTS[found.variant]()
@@ -65,21 +64,21 @@ class Found(NamedTuple):
 
 
 def find_weights(name, variant=None):
-    """Returns what a name of weights stands for, downloaded where necessary.
+    """Returns the weights of a name, downloaded where necessary.
 
-    Tensors are not read. A variant is known from timm's `config.json` beside a
-    `.safetensors` file, from that of a preset of Keras Hub, of a run of
-    `train_loop`, and of "imagenet".
+    Tensors are not read. A variant is known from the `config.json` beside a
+    file or in the folder of a run, from that of a preset of Keras Hub, and for
+    "imagenet".
 
     Args:
       name: "imagenet" for the file of keras.applications, "timm/NAME" for
         timm's on the Hugging Face hub, "keras/NAME" for a preset of Keras Hub
-        there, or a path that `load_weights` takes, which wins if it exists.
-      variant: row of `VARIANTS` that "imagenet" is meant for; resnet50_keras
+        there, or a path that `load_weights` accepts, which wins if it exists.
+      variant: entry of `VARIANTS` for "imagenet"; resnet50_keras
         if None.
 
     Returns:
-      A `Found`.
+      A `WeightsInfo`.
 
     Raises:
       WeightsError: there is no such file, it cannot be had, it is not one of
@@ -88,14 +87,14 @@ def find_weights(name, variant=None):
     if name == "imagenet":
         variant = variant or "resnet50_keras"
         path = _download_imagenet(variant)
-        return Found(path, variant, read_preprocessing(path))
+        return WeightsInfo(path, variant, read_preprocessing(path))
     if is_of_hub(name):
         files = HUB_FILES[name.partition("/")[0]]
         path = _download_from_hub(name, files)
     else:
         path = pathlib.Path(name).expanduser()
     path = find_file(path)
-    return Found(path, read_variant(path), read_preprocessing(path))
+    return WeightsInfo(path, read_variant(path), read_preprocessing(path))
 
 
 def is_of_hub(name):

@@ -12,14 +12,16 @@ import zipfile
 import h5py
 import tensorflow as tf
 
-from resnet_layers.weights.configs import config_beside
 from resnet_layers.weights.names import (
     TORCH_NORM,
     TORCH_OTHER,
-    WeightsError,
     name_around,
 )
-from resnet_layers.weights.tensors import Stored
+from resnet_layers.weights.tensors import (
+    StoredTensor,
+    WeightsError,
+    json_beside,
+)
 
 # Names of a layer in Keras Hub's nets alone, where stages are stacks, and in
 # those of keras.applications.
@@ -36,7 +38,7 @@ HARMLESS_BYTES = 2**24
 
 
 def find_keras_dialect(path):
-    """Returns the row of `DIALECTS` of an HDF5 or `.keras` file.
+    """Returns the name in `DIALECTS` of an HDF5 or `.keras` file.
 
     Raises:
       Exception: it is neither, or not one of weights.
@@ -152,7 +154,7 @@ def _opened_weights(path, opened):
 
 
 def _open_keras(model, path, opened):
-    """Returns {"layer/variable": `Stored`} of a model of Keras's own layers."""
+    """Returns {"layer/variable": tensor} of a model of Keras's own layers."""
     file = _opened_weights(path, opened)
     return {
         f"{layer}/{name}": tensor
@@ -166,7 +168,7 @@ def _open_hub(model, path, opened):
     tensors = _open_keras(model, path, opened)
     head = path.with_name("task.weights.h5")
     if head.is_file() and not zipfile.is_zipfile(path):
-        with config_beside(path, "task.json") as task:
+        with json_beside(path, "task.json") as task:
             pooling = task.get("config", {}).get("pooling", "avg")
         if pooling != "avg":
             raise WeightsError(
@@ -178,7 +180,7 @@ def _open_hub(model, path, opened):
 
 
 def _find_keras_layers(file):
-    """Returns {layer: [(variable, `Stored`)]} of either format of Keras.
+    """Returns {layer: [(variable, `StoredTensor`)]} of either format of Keras.
 
     Layers of models inside the model are among them.
     """
@@ -209,7 +211,7 @@ def _find_keras_layers(file):
 
 
 def _split_legacy(layer, group):
-    """Returns {layer: [(variable, `Stored`)]} of one group of older files.
+    """Returns {layer: [(variable, tensor)]} of one group of older files.
 
     A model inside the model has one group for all of its layers.
     """
@@ -224,7 +226,7 @@ def _split_legacy(layer, group):
 
 
 def _open_own(model, path, opened):
-    """Returns {path below the model: `Stored`} of a file of our models.
+    """Returns {path below the model: `StoredTensor`} of a file of our models.
 
     Not by Keras, which overwrites half of a model before it notices that the
     rest does not fit. It ignores tensors that are left, and runs code that is
@@ -261,7 +263,7 @@ def _open_own(model, path, opened):
     return tensors
 
 
-# By dialect: a model, a path and a `contextlib.ExitStack` -> {name: `Stored`}.
+# By dialect: a model, a path and a `contextlib.ExitStack` -> {name: tensor}.
 KERAS_READERS = {"own": _open_own, "hub": _open_hub, "keras": _open_keras}
 
 
@@ -287,7 +289,7 @@ def _layer_name(path, group):
 
 
 def _open_variables(group):
-    """Returns [(name, `Stored`)] of the group of a layer of Keras 3."""
+    """Returns [(name, `StoredTensor`)] of the group of a layer of Keras 3."""
     tensors = [_open_dataset(group[key]) for key in sorted(group)]
     norm = len(tensors) == len(TORCH_NORM)
     names = (TORCH_NORM if norm else TORCH_OTHER).values()
@@ -298,10 +300,10 @@ def _open_dataset(dataset):
     # HDF5 has no bfloat16; Keras writes the bytes, and says so beside them.
     if dataset.attrs.get("dtype") == "bfloat16":
         dtype = tf.bfloat16.as_numpy_dtype
-        return Stored(
+        return StoredTensor(
             dataset.shape, "bfloat16", lambda: dataset[()].view(dtype)
         )
-    return Stored(dataset.shape, dataset.dtype.name, lambda: dataset[()])
+    return StoredTensor(dataset.shape, dataset.dtype.name, lambda: dataset[()])
 
 
 def _text(name):

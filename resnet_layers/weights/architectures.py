@@ -1,4 +1,4 @@
-"""The variants that files of weights are of, and what these compute."""
+"""The architectures that weights are of, and what these compute."""
 
 import contextlib
 import json
@@ -6,18 +6,27 @@ import pathlib
 import re
 
 from resnet_layers.variants import VARIANTS, nearest_names
-from resnet_layers.weights.configs import config_beside
-from resnet_layers.weights.errors import errors_as_one_line
 from resnet_layers.weights.files import (
     find_dialect,
     find_file,
     open_tensors,
     read_metadata,
 )
-from resnet_layers.weights.hdf5 import read_layer_names, read_model_config
-from resnet_layers.weights.names import DIALECTS, WeightsError
-from resnet_layers.weights.renaming import find_classifiers
-from resnet_layers.weights.runs import settings_beside
+from resnet_layers.weights.keras_files import (
+    read_layer_names,
+    read_model_config,
+)
+from resnet_layers.weights.names import DIALECTS, find_classifiers
+from resnet_layers.weights.preprocessing import (
+    CONFIG,
+    config_of_ours,
+    read_architecture,
+)
+from resnet_layers.weights.tensors import (
+    WeightsError,
+    errors_as_one_line,
+    json_beside,
+)
 
 # What Keras Hub's configs say of a net: filters and sizes of the kernels of
 # its stem, filters and strides of its stages, kind of its blocks, how many of
@@ -78,7 +87,7 @@ COMMON_TRAITS = {
 
 
 def read_variant(path):
-    """Returns the row of `VARIANTS` that weights are of, None if not known.
+    """Returns the name of the variant that weights are of, None if unknown.
 
     Tensors are not read.
 
@@ -92,12 +101,10 @@ def read_variant(path):
     name = None
     with errors_as_one_line(path):
         dialect = find_dialect(path)
-        if dialect == "own":
-            name = settings_beside(path).get("model")
-        elif dialect == "keras":
+        if dialect == "keras":
             name = _of_keras(read_layer_names(path))
     if dialect in READERS:
-        with config_beside(path, "config.json") as config:
+        with _config_of(path, dialect) as config:
             name = READERS[dialect](config)
             if not isinstance(name, str | None):
                 raise ValueError(f"{name} is not the name of an architecture")
@@ -180,6 +187,13 @@ def check_function(model, path, dialect):
             )
 
 
+def _config_of(path, dialect):
+    """Returns a context of the content of the `config.json` of weights."""
+    if dialect == "own":
+        return config_of_ours(path)
+    return json_beside(path, CONFIG)
+
+
 def _read_traits(path, dialect):
     """Returns (what a file is of, in words, and the traits of its model)."""
     if dialect == "keras":
@@ -188,14 +202,12 @@ def _read_traits(path, dialect):
         if name is None:
             name = "resnet50_v2" if "post_bn" in layers else "resnet50_keras"
         return "keras.applications", find_traits(VARIANTS[name].arguments)
-    if dialect == "own":
-        name = settings_beside(path).get("model")
+    if dialect == "own" and path.is_file():
         config = read_model_config(path)
         if config is not None:
             return "a ResNet", find_traits(config)
-    else:
-        with config_beside(path, "config.json") as config:
-            name = READERS[dialect](config)
+    with _config_of(path, dialect) as config:
+        name = READERS[dialect](config)
     if isinstance(name, str) and name in VARIANTS:
         return name, find_traits(VARIANTS[name].arguments)
     stated = {}
@@ -223,9 +235,7 @@ def _of_torch(config):
     """Returns what a config of timm or of transformers is of."""
     if "model_type" in config:
         return _of_transformers(config)
-    # Older files have at the top what newer ones have in there.
-    cfg = config.get("pretrained_cfg", {})
-    return config.get("architecture", cfg.get("architecture"))
+    return read_architecture(config)
 
 
 def _of_transformers(config):
@@ -269,4 +279,9 @@ def _of_hub(config):
 
 
 # By dialect: from the `config.json` beside weights to a name.
-READERS = {"torch": _of_torch, "transformers": _of_torch, "hub": _of_hub}
+READERS = {
+    "torch": _of_torch,
+    "transformers": _of_torch,
+    "hub": _of_hub,
+    "own": read_architecture,
+}

@@ -1,51 +1,22 @@
-"""Intervals, against resampling by hand and by how often they are right."""
-
-import itertools
+"""Intervals, against how often they are right."""
 
 import numpy as np
 import pytest
 import scipy.stats
 from drawn_predictions import draw_predictions
 
-from train_loop.evaluation.comparison import permutation_test, swaps
 from train_loop.evaluation.metrics import (
     METRICS,
     compute_metrics,
     count_classes,
-    resamples,
-    weighted_sums,
 )
 from train_loop.evaluation.predictions import Predictions
 from train_loop.evaluation.ranking import rank
-from train_loop.evaluation.results import Results, interval, proportion_interval
-
-
-@pytest.mark.parametrize("count", [1, 7, 255, 256, 3000])
-def test_as_many_images_are_drawn_as_there_are(count):
-    weights = resamples(count, 30)
-    assert weights.shape == (count, 31)
-    assert (weights[:, 0] == 1).all()
-    assert (weights.sum(0) == count).all()
-    assert weights.dtype == np.min_scalar_type(count)
-
-
-def test_every_image_is_drawn_alike():
-    weights = resamples(400, 2000)[:, 1:]
-    # A binomial distribution's mean and variance.
-    assert weights.mean(1) == pytest.approx(np.ones(400), abs=0.1)
-    assert weights.var() == pytest.approx(1 - 1 / 400, rel=0.02)
-
-
-def test_two_models_are_measured_on_the_same_draws():
-    np.testing.assert_array_equal(resamples(50, 9), resamples(50, 9))
-
-
-def test_sums_are_those_of_the_whole_product():
-    weights = resamples(40, 150)
-    values = np.random.default_rng(0).normal(size=(3, 40))
-    np.testing.assert_allclose(
-        weighted_sums(values, weights), values @ weights.astype(float)
-    )
+from train_loop.evaluation.results import (
+    Results,
+    bootstrap_interval,
+    proportion_interval,
+)
 
 
 @pytest.mark.parametrize("probability", [0.5, 0.8, 0.994, 0.999, 1.0])
@@ -100,8 +71,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say(skill, classes):
     truth["expected_calibration_error"] = [0.0]
     held = dict.fromkeys(METRICS, 0)
     for _ in range(trials):
-        findings = Results.of(calibrated(random, count, classes, skill))
-        for name, (low, high) in findings.intervals.items():
+        results = Results.of(calibrated(random, count, classes, skill))
+        for name, (low, high) in results.intervals.items():
             held[name] += low <= truth[name][0] <= high
     for name in METRICS:
         assert held[name] / trials > 0.88, name
@@ -129,9 +100,9 @@ def test_intervals_hold_their_numbers(seed):
     predictions.labels[:] = (
         odds.cumsum(1) < random.random((60 + seed, 1))
     ).sum(1)
-    findings = Results.of(predictions)
-    for name, (low, high) in findings.intervals.items():
-        assert low <= findings.estimates[name] <= high, name
+    results = Results.of(predictions)
+    for name, (low, high) in results.intervals.items():
+        assert low <= results.estimates[name] <= high, name
         assert low < high, name
         assert low >= 0, name
         assert high <= 1 or name == "loss"
@@ -140,30 +111,19 @@ def test_intervals_hold_their_numbers(seed):
 def test_interval_is_corrected_for_bias_and_widened():
     drawn = np.linspace(0.3, 0.7, 401)
     # Their mean is 0.05 too high, and so is the number itself.
-    low, high = interval(np.append(0.45, drawn))
+    low, high = bootstrap_interval(np.append(0.45, drawn))
     assert (low, high) == pytest.approx((0.31 - 0.1, 0.69 - 0.1))
     mistake = 0.1 / -np.log(0.025)
-    found = interval(np.append(0.45, drawn), mistake)
+    found = bootstrap_interval(np.append(0.45, drawn), mistake)
     expected = 0.45 - np.hypot(0.24, 0.1), 0.45 + np.hypot(0.14, 0.1)
     assert found == pytest.approx(expected)
-    found = interval(np.append(0.45, drawn), mistake, 0.3, 0.5)
+    found = bootstrap_interval(np.append(0.45, drawn), mistake, 0.3, 0.5)
     assert found == (0.3, 0.5)
     # The number lies between, however large the bias.
-    assert interval(np.append(0.1, drawn))[1] == 0.1
+    assert bootstrap_interval(np.append(0.1, drawn))[1] == 0.1
 
 
 def test_what_is_not_defined_has_no_interval():
-    assert np.isnan(interval(np.array([np.nan, 0.5, 0.6]))).all()
-    low, high = interval(np.array([0.5, np.nan, 0.5, 0.5]))
+    assert np.isnan(bootstrap_interval(np.array([np.nan, 0.5, 0.6]))).all()
+    low, high = bootstrap_interval(np.array([0.5, np.nan, 0.5, 0.5]))
     assert low == high == 0.5
-
-
-def test_permutation_test_is_that_of_all_swaps():
-    """Of ten images, all 1,024 ways in which two models may be swapped."""
-    gaps = np.random.default_rng(4).normal(0.5, size=10)
-    signs = np.array(list(itertools.product([-1, 1], repeat=10)))
-    sums = signs @ gaps
-    expected = (np.abs(sums) >= abs(gaps.sum()) - 1e-12).mean()
-    drawn = gaps @ (2.0 * swaps(10, 20_000) - 1)
-    assert permutation_test(drawn) == pytest.approx(expected, abs=0.01)
-    assert np.isnan(permutation_test(np.array([np.nan, 1.0])))
