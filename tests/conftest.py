@@ -34,6 +34,11 @@ split_cpu(2)
 tf.random.set_seed(7)
 
 
+def pytest_collection_modifyitems(items):
+    """Puts first what shares a long fixture: processes split what is last."""
+    items.sort(key=lambda item: item.path.name != "test_resume.py")
+
+
 def pytest_collection_finish():
     """Spares the garbage collector what importing has made."""
     gc.collect()

@@ -17,7 +17,6 @@ FILES = sorted(
 TRAIN = "train_loop.modes.train"
 # Where an image goes once it is in a batch: the step, its inputs, the model.
 ENTRIES = (".Trainer.train", ".Classifier.logits", ".ResNet.call")
-FUNCTIONS = ast.FunctionDef | ast.ClassDef
 
 
 def module_name(path):
@@ -31,10 +30,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 @functools.cache
 def imported(name, late=False):
-    """Returns {name in a module: full name of what the module imports}.
-
-    With `late`, what its functions import besides.
-    """
+    """Returns {name in a module: full name of what it imports}."""
     inside = {
         node
         for function in ast.walk(TREES[name])
@@ -81,7 +77,7 @@ def definitions():
     found = {}
     for name, tree in TREES.items():
         for node in tree.body:
-            if isinstance(node, FUNCTIONS):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 found[f"{name}.{node.name}"] = node
             elif isinstance(node, ast.Assign):
                 found |= {
@@ -116,11 +112,10 @@ def receivers(owner):
     for call in ast.walk(definitions()[owner]):
         if isinstance(call, ast.Call):
             values = [*call.args, *(each.value for each in call.keywords)]
-            if re.search(
-                r"(^|\.|,)settings(,|$)", ",".join(map(ast.unparse, values))
-            ):
+            texts = ",".join(map(ast.unparse, values))
+            if re.search(r"(^|\.|,)settings(,|$)", texts):
                 found.append(resolve(call.func, owner))
-    return [name for name in found if name]
+    return filter(None, found)
 
 
 def references(owner):

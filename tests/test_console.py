@@ -104,7 +104,7 @@ def test_streams_that_are_closed_lead_nowhere():
     script = """
 import os, sys
 from train_loop import console
-console.prepare()
+console.prepare_streams()
 print("a line")
 print("an error", file=sys.stderr)
 with console.ended_by_keyboard(), console.lasting():

@@ -107,6 +107,7 @@ def test_earlier_run_is_evaluated_as_before(earlier, run):
     assert report["accuracy"] == pytest.approx(0.7556, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_earlier_run_predicts_exports_and_compares(
     earlier, run, tmp_path, digits
 ):
@@ -145,6 +146,7 @@ def test_finished_earlier_run_is_left_as_it_is(earlier, run):
     assert not (earlier / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_new_run_starts_from_an_earlier_one(earlier, workdir):
     new = Settings(
         dataset="digits",
@@ -158,7 +160,9 @@ def test_new_run_starts_from_an_earlier_one(earlier, workdir):
     assert run.settings.model == "resnet_tiny"
     run.train()
     config = json.loads((workdir / "config.json").read_text())
-    assert config == {"format_version": 2}
+    assert config["format_version"] == 2
+    assert config["architecture"] == "resnet_tiny"
+    assert config["num_classes"] == len(config["label_names"])
 
 
 def test_run_of_a_newer_format_is_not_trained_any_further(earlier):

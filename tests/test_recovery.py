@@ -41,6 +41,7 @@ def evaluations(workdir, metric):
     return [r[metric] for r in records if r["split"] == "eval"]
 
 
+@pytest.mark.slow
 def test_averages_are_evaluated_and_taken(folder, tmp_path):
     run = train(
         folder,
@@ -100,6 +101,7 @@ def test_averages_begin_as_the_weights_that_a_run_starts_from(folder, tmp_path):
     assert metrics["ema_loss"] == metrics["loss"]
 
 
+@pytest.mark.slow
 def test_evaluation_leaves_everything_as_it_was(folder, tmp_path):
     """Between two reports of training, on replicas that differ."""
     run = Run.create(
@@ -138,6 +140,7 @@ def poisoned(folder, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_rollback_leaves_out_what_broke_the_run(poisoned, tmp_path, capsys):
     options = {"steps": 7, "seed": 4}
     workdir, other = tmp_path / "run", tmp_path / "other"
@@ -194,6 +197,7 @@ def test_request_to_stop_is_answered_before_another_try(
         train(folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_best_checkpoint_is_kept(folder, tmp_path, monkeypatch):
     """Though the run goes on behind it in another process."""
     losses = iter([2.0, 1.0, 3.0, 2.5])
@@ -213,6 +217,7 @@ def test_best_checkpoint_is_kept(folder, tmp_path, monkeypatch):
     assert np.any(best != last)
 
 
+@pytest.mark.slow
 def test_run_ends_early_and_stays_so(folder, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
     monkeypatch.setattr(Phase, "evaluate", lambda self: {"loss": next(losses)})
@@ -245,6 +250,7 @@ def two_phases(folder, workdir, **others):
     )
 
 
+@pytest.mark.slow
 def test_what_is_thawed_has_its_chance(folder, tmp_path, monkeypatch):
     losses = iter([1.0, 2.0, 3.0, 4.0, 5.0])
     monkeypatch.setattr(Phase, "evaluate", lambda self: {"loss": next(losses)})

@@ -56,7 +56,7 @@ def write_down_and_act(self, step, split, metrics):
     if (step, split) == ({step}, "train"):
         {action}
 JsonLinesReport.__call__ = write_down_and_act
-console.prepare()
+console.prepare_streams()
 sys.exit(main.main(sys.argv))
 """
 # As if each of the files were edited.

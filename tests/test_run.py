@@ -120,6 +120,7 @@ def test_short_runs_do_not_warm_up_for_ever(tmp_path):
     assert rates == pytest.approx([0, 0.4, 0], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_seed_draws_weights_and_order_and_leaves_the_callers_alone(tmp_path):
     kernels, batches = [], []
     state = random.getstate(), np.random.get_state()[1].tobytes()
@@ -253,6 +254,7 @@ def test_run_refuses_images_that_it_did_not_begin_with(tmp_path):
     assert Run.open(workdir).trainer.step == 1
 
 
+@pytest.mark.slow
 def test_run_goes_on_where_its_images_were_moved(tmp_path):
     old, new = tmp_path / "old", tmp_path / "elsewhere/new"
     write_folder(old, {"cat/2021": 10, "dog": 10})

@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 
+from resnet_layers import make_config
 from train_loop.builders.data import (
     check_apart,
     check_evaluated,
@@ -49,7 +50,12 @@ from train_loop.training import loop, signals
 from train_loop.training.checkpoints import Checkpoints, Evaluations
 from train_loop.training.trainer import Trainer
 from train_loop.training.workers import Workers, unshared
-from train_loop.workdir import Workdir, append_json_line, write_text
+from train_loop.workdir import (
+    FORMATS,
+    Workdir,
+    append_json_line,
+    write_text,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -340,8 +346,16 @@ class Run:
         self.settings.write(self.workdir.flags)
         contents = json.dumps(self.data.contents)
         write_text(self.workdir.data, contents + "\n")
-        if self.trainer.step == 0:
-            self.workdir.write_config()
+        if self.trainer.step == 0 or self.workdir.format_version == max(
+            FORMATS
+        ):
+            self.workdir.write_config(
+                make_config(
+                    self.settings.model,
+                    self.data.class_names,
+                    self.settings.preprocessing,
+                )
+            )
 
 
 def new_workdir(dataset):

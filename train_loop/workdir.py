@@ -72,12 +72,20 @@ class Workdir:
 
     @property
     def config(self):
-        """The format of the folder, a JSON object."""
+        """Architecture, classes, preprocessing, format: a JSON object."""
         return self.path / "config.json"
 
-    def write_config(self):
-        """Marks the folder as a run of this version of the program."""
-        write_text(self.config, json.dumps({"format_version": max(FORMATS)}))
+    def write_config(self, config):
+        """Writes what `resnet_layers.make_config` returns, and the format."""
+        config = {**config, "format_version": max(FORMATS)}
+        write_text(self.config, json.dumps(config, indent=2) + "\n")
+
+    @property
+    def format_version(self):
+        """The format that the run was made with, a key of `FORMATS`."""
+        if not self.config.is_file():
+            return 1
+        return read_json(self.config, "format_version")["format_version"]
 
     def check_format(self):
         """Raises UserError where the run cannot be trained any further.
@@ -85,9 +93,7 @@ class Workdir:
         It would resume with other arithmetic than it began with. Its weights
         stay readable.
         """
-        version = 1
-        if self.config.is_file():
-            version = read_json(self.config, "format_version")["format_version"]
+        version = self.format_version
         if version == max(FORMATS):
             return
         changes = "; ".join(FORMATS[n] for n in FORMATS if n > version)
@@ -165,8 +171,10 @@ class Workdir:
     @property
     def steps(self):
         """The steps that there are checkpoints of, in order."""
-        names = (path.stem for path in self.checkpoints.glob("ckpt-*.index"))
-        return sorted(int(name.removeprefix("ckpt-")) for name in names)
+        # TensorFlow takes seconds to import.
+        from resnet_layers.weights.files import list_checkpoints
+
+        return sorted(step for step, _ in list_checkpoints(self.checkpoints))
 
     @property
     def has_checkpoint(self):

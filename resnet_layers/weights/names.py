@@ -221,7 +221,7 @@ def _keras_targets(model, names, library):
 def _own_targets(model):
     """Returns {path below the model: `Target`} of all weights."""
     return {
-        _path_below(model, variable): Target(variable)
+        path_below(model, variable): Target(variable)
         for variable in model.weights
     }
 
@@ -251,7 +251,7 @@ def name_around(path):
     return AROUND + "/".join(path[-2:])
 
 
-def _path_below(model, variable):
+def path_below(model, variable):
     """Returns the path of a variable without the model's own name."""
     return variable.path.removeprefix(f"{model.path}/")
 

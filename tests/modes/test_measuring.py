@@ -17,14 +17,20 @@ from train_loop.builders import evaluation
 from train_loop.builders.evaluation import Evaluator
 from train_loop.data.split import Dataset
 from train_loop.errors import UserError
-from train_loop.evaluation import model_costs
+from train_loop.evaluation import model_costs, report
 from train_loop.evaluation.metrics import METRICS
 from train_loop.evaluation.predictions import TEST_TIME_AUGMENTATIONS
 from train_loop.evaluation.report import report_folder
 from train_loop.resolve import settle
 from train_loop.settings import to_text
 
-pytestmark = pytest.mark.usefixtures("small_net")
+pytestmark = pytest.mark.usefixtures("small_net", "no_charts")
+
+
+@pytest.fixture
+def no_charts(monkeypatch):
+    """Leaves out of reports what takes longest: test_modes.py has them."""
+    monkeypatch.setattr(report, "write_charts", lambda *_: [])
 
 
 def train(images, workdir):
@@ -83,6 +89,7 @@ def test_what_is_written_is_returned(trained):
     assert compared == json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_report_depends_on_neither_batch_size_nor_replicas(trained, run):
     run("--mode=evaluate", f"--workdir={trained}")
     for flags in (["--batch_size=4"], ["--strategy=mirrored"]):
@@ -305,6 +312,7 @@ def test_one_class_alone_is_measured(trained, tmp_path, run):
     assert report["mean_average_precision"] == 1
 
 
+@pytest.mark.slow
 def test_images_that_changed_or_moved_since_training_are_measured(
     tmp_path, run
 ):
@@ -329,6 +337,7 @@ def test_images_that_changed_or_moved_since_training_are_measured(
     assert report["loss"] == pytest.approx(last["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_table_that_no_new_run_may_use_is_measured_by_its_run(tmp_path, run):
     write_folder(tmp_path / "images", {"cat": 10, "dog": 10})
     table = tmp_path / "table.csv"

@@ -116,6 +116,7 @@ def test_standard_output_holds_nothing_but_answers(
     assert len(json.loads(out)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [None, "where"])
 def test_explanations_are_drawn(trained, photos, given, run, tmp_path):
     folder = tmp_path / given if given else trained / "explanations"

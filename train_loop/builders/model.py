@@ -8,15 +8,15 @@ import numpy as np
 
 from resnet_layers import (
     VARIANTS,
-    BatchNormalization,
     Normalization,
-    PaddedConv2D,
     WeightsError,
     fold_batch_norms,
     is_of_hub,
     load_weights,
+    read_config,
     read_num_classes,
 )
+from resnet_layers.weights.files import CHECKPOINT
 from train_loop.console import print_warnings
 from train_loop.data.tfds import imagenet_class_names, with_imagenet_words
 from train_loop.errors import UserError, check_choice, first_few
@@ -72,7 +72,7 @@ def load_classifier(
     path = workdir.path
     if step is not None:
         step = find_checkpoint(workdir, step, averaged)
-        path = workdir.checkpoints / f"ckpt-{step}"
+        path = workdir.checkpoints / CHECKPOINT.format(step)
     try:
         load_weights(classifier.model, path, averaged=averaged)
     except WeightsError as error:
@@ -160,18 +160,9 @@ def build_classifier(settings, class_names):
         channels = len(preprocessing.normalization.mean)
         model.build((None, size, size, channels))
     model.remat = settings.remat
-    set_fast_paths(model, settings.fast_paths)
+    model.fast_paths = settings.fast_paths
     freeze(settings, model)
     return Classifier(model, preprocessing, class_names)
-
-
-def set_fast_paths(model, are_used):
-    """Chooses between the layers' fast paths and plain operations."""
-    for layer in model._flatten_layers():
-        if isinstance(layer, PaddedConv2D):
-            layer.kernel_products = are_used
-        if isinstance(layer, BatchNormalization):
-            layer.fused = are_used
 
 
 def freeze(settings, model):
@@ -220,7 +211,7 @@ def make_fast(settings, classifier):
       classifier: a `Classifier`; it is changed.
     """
     if settings.fast_paths is False:
-        set_fast_paths(classifier.model, False)
+        classifier.model.fast_paths = False
     else:
         fold_batch_norms(classifier.model)
 
@@ -491,14 +482,7 @@ def _read_beside(path):
                 "normalization": normalization,
             },
         }
-    config = path.with_name("config.json")
-    if not config.is_file():
-        return {}
-    contents = read_json(config)
-    names = contents.get("label_names")
-    # As transformers has them.
-    numbered = contents.get("id2label")
-    if names is None and isinstance(numbered, dict):
-        names = [numbered.get(str(number)) for number in range(len(numbered))]
-        names = None if None in names else names
-    return {"class_names": names}
+    try:
+        return {"class_names": read_config(path.parent).class_names}
+    except WeightsError as error:
+        raise UserError(str(error)) from error
