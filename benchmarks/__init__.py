@@ -1,6 +1,6 @@
 """Benchmarks: each compares ways of doing the same in one run."""
 
 # Prepares the process before anything imports TensorFlow.
-from train_loop import environment
+from train_loop import process
 
-environment.import_tensorflow()
+process.import_tensorflow()

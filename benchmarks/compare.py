@@ -141,7 +141,7 @@ def ours(case, laps):
     """Runs the step of a run, or the one of --mode=predict."""
     import train_loop
 
-    train_loop.environment.import_tensorflow()
+    train_loop.process.import_tensorflow()
     from train_loop.benchmark.tasks import TASKS
 
     laps.imported()
@@ -358,7 +358,7 @@ def _keras_model(case, laps):
     # Says less; and nothing of AMX where that would end the process.
     import train_loop
 
-    train_loop.environment.import_tensorflow()
+    train_loop.process.import_tensorflow()
     import keras
 
     laps.imported()

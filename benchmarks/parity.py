@@ -37,7 +37,7 @@ from benchmarks.fixed_random import (
     random_weights,
 )
 from resnet_layers import VARIANTS, load_weights, save_safetensors
-from train_loop.evaluation.model_costs import model_costs
+from train_loop.benchmark.model_costs import model_costs
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("names", ["*"], "Variants, by name or pattern.")

@@ -14,9 +14,9 @@ for name in {*os.environ}:
     if name in ("TF_CONFIG", "TQDM_DISABLE") or name.startswith("SLURM_"):
         del os.environ[name]
 
-from train_loop import environment
+from train_loop import process
 
-environment.prepare()
+process.prepare()
 
 import numpy as np
 import pytest

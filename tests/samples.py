@@ -13,15 +13,15 @@ import tensorflow as tf
 
 from train_loop import Settings
 from train_loop.data.split import MemoryStore, Split
-from train_loop.data.tfrecord import RecordStore
+from train_loop.data.tfds import RecordStore
 from train_loop.training.workers import Workers
 
 # To trace it is most of a short run: what makes `resnet_tiny` tinier, here
 # and in programs that begin with the lines.
 SMALL_NET = {"block": "basic", "stage_sizes": (1,), "width": 8}
 SHRINK = f"""
-from train_loop import environment
-environment.import_tensorflow()
+from train_loop import process
+process.import_tensorflow()
 from resnet_layers import VARIANTS
 VARIANTS["resnet_tiny"].arguments.update({SMALL_NET})
 """

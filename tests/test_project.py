@@ -11,7 +11,15 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from archives import expect_archives, write_pets
 from keras.src.backend.common import global_state
-from layout_counts import MODULES, ROOT, TREES, imported, imports_of
+from layout_counts import (
+    MODULES,
+    ROOT,
+    TRAIN,
+    TREES,
+    imported,
+    imports_of,
+    reached,
+)
 from samples import write_folder
 
 from resnet_layers import VARIANTS, save_safetensors
@@ -29,7 +37,7 @@ LAYERS = (
     ("resolve", "recipes", "settings"),
     ("prediction",),
     ("data", "training", "evaluation"),
-    ("workdir", "values", "console", "errors", "environment"),
+    ("workdir", "values", "console", "errors", "process"),
 )
 LAYER_OF = {
     name: number for number, names in enumerate(LAYERS) for name in names
@@ -59,12 +67,7 @@ def is_below(other, name):
 
 
 def test_training_imports_neither_exports_nor_benchmarks():
-    seen, left = set(), ["train_loop.modes.train"]
-    while left:
-        name = left.pop()
-        seen.add(name)
-        # A package's face imports nothing before it is asked for it.
-        left += imports_of(MODULES[name]) - seen - {"train_loop"}
+    seen = reached([TRAIN], imports_of)
     parts = {name.split(".")[1] for name in seen if "." in name}
     assert "run" in parts
     assert not {"export", "benchmark"} & parts

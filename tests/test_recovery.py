@@ -19,7 +19,7 @@ from train_loop.builders.reports import show_predictions
 from train_loop.data.transforms import Transforms
 from train_loop.evaluation import charts
 from train_loop.modes.train import describe, final_table
-from train_loop.training.signals import StoppedError
+from train_loop.process import StoppedError
 from train_loop.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("small_net")

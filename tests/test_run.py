@@ -21,11 +21,11 @@ from samples import (
 
 from resnet_layers import VARIANTS, ResNet, load_weights, save_safetensors
 from train_loop import Run, Settings, UserError, load_classifier
+from train_loop.builders import phases
 from train_loop.builders.data import open_data
 from train_loop.builders.model import find_checkpoint
 from train_loop.resolve import settle
 from train_loop.run import new_workdir
-from train_loop.training import embeddings
 from train_loop.training.losses import sigmoid_cross_entropy
 from train_loop.training.optimizers import LARS
 from train_loop.workdir import Workdir, append_json_line
@@ -377,15 +377,15 @@ def test_embeddings_are_made_once(folder, tmp_path, monkeypatch):
 
 def test_backbone_is_known_by_its_weights(tmp_path):
     model = Run.create(Settings(workdir=tmp_path)).classifier.model
-    name = embeddings.backbone_hash(model)
+    name = phases.backbone_hash(model)
     model.head.kernel.assign_add(tf.ones_like(model.head.kernel))
-    assert embeddings.backbone_hash(model) == name
+    assert phases.backbone_hash(model) == name
     for weight in (model.weights[0], model.non_trainable_weights[-1]):
         kept = tf.identity(weight.value)
         weight.assign(kept + 1)
-        assert embeddings.backbone_hash(model) != name
+        assert phases.backbone_hash(model) != name
         weight.assign(kept)
-    assert embeddings.backbone_hash(model) == name
+    assert phases.backbone_hash(model) == name
 
 
 @pytest.mark.slow

@@ -60,8 +60,8 @@ if os.isatty(0):
     else:
         # Else the terminal's signal and the launcher's may arrive as one.
         assert os.getsid(0) == os.getpid()
-        from train_loop import environment
-        environment.import_tensorflow()
+        from train_loop import process
+        process.import_tensorflow()
         from train_loop.training import signals
         from train_loop.training.reports import JsonLinesReport
         write_down = JsonLinesReport.__call__

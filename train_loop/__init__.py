@@ -13,10 +13,10 @@ In Python:
 # ruff: noqa: E402
 import importlib
 
-from train_loop import environment
+from train_loop import process
 
 # Before anything imports TensorFlow.
-environment.prepare()
+process.prepare()
 
 from train_loop.errors import UserError
 from train_loop.settings import Settings
@@ -24,7 +24,7 @@ from train_loop.settings import Settings
 # Name -> module.
 LATER = {
     "Run": "train_loop.run",
-    "compare": "train_loop.modes.compare",
+    "compare": "train_loop.modes.evaluate",
     "evaluate": "train_loop.modes.evaluate",
     "export": "train_loop.modes.export",
     "load_classifier": "train_loop.builders.model",
@@ -40,5 +40,5 @@ def __getattr__(name):
     """
     if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    environment.import_tensorflow()
+    process.import_tensorflow()
     return getattr(importlib.import_module(LATER[name]), name)

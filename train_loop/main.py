@@ -12,12 +12,12 @@ import sys
 
 from absl import flags, logging
 
-from train_loop import console, environment
+from train_loop import console, process
 from train_loop.errors import UserError, check_choice, nearest, shortage
 from train_loop.help import help_text
 from train_loop.modes import MODES
+from train_loop.process import StoppedError, ended_by_second
 from train_loop.settings import REMOVED, Settings, flag_name
-from train_loop.training.signals import StoppedError, ended_by_second
 
 FLAGS = flags.FLAGS
 FIELDS = dataclasses.fields(Settings)
@@ -103,7 +103,7 @@ def import_mode(name):
     """Returns the function of a mode, with all that it needs."""
     if not MODES[name].takes_tensorflow:
         return MODES[name].function
-    environment.import_tensorflow()
+    process.import_tensorflow()
     import tensorflow as tf
 
     # TFDS and TensorFlow say much that is of no use here.

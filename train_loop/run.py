@@ -8,6 +8,7 @@ import pathlib
 import re
 
 from resnet_layers import make_config
+from train_loop import process
 from train_loop.builders.data import (
     check_apart,
     check_evaluated,
@@ -46,7 +47,7 @@ from train_loop.errors import UserError
 from train_loop.prediction.classifier import Classifier
 from train_loop.resolve import find_given_weights, settle
 from train_loop.settings import Settings
-from train_loop.training import loop, signals
+from train_loop.training import loop
 from train_loop.training.checkpoints import Checkpoints, Evaluations
 from train_loop.training.trainer import Trainer
 from train_loop.training.workers import Workers, unshared
@@ -180,7 +181,7 @@ class Run:
         with (
             locked(),
             workers.explaining_lost_workers(),
-            signals.recording_signals(),
+            process.recording_signals(),
         ):
             if self.checkpoints.changed_by_others():
                 raise UserError(
@@ -346,9 +347,8 @@ class Run:
         self.settings.write(self.workdir.flags)
         contents = json.dumps(self.data.contents)
         write_text(self.workdir.data, contents + "\n")
-        if self.trainer.step == 0 or self.workdir.format_version == max(
-            FORMATS
-        ):
+        is_new, version = self.trainer.step == 0, self.workdir.format_version
+        if is_new or version == max(FORMATS):
             self.workdir.write_config(
                 make_config(
                     self.settings.model,

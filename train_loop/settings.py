@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from train_loop import environment
+from train_loop import process
 from train_loop.errors import UserError, check_choice
 from train_loop.values import Bounds, Names
 from train_loop.workdir import read_lines, write_text
@@ -924,21 +924,21 @@ def _to_bool(flag, value):
 
 
 def _to_operations(flag, value):
-    environment.import_tensorflow()
+    process.import_tensorflow()
     from train_loop.data.transforms import parse_operations
 
     return parse_operations(value)
 
 
 def _to_schedule(flag, value):
-    environment.import_tensorflow()
+    process.import_tensorflow()
     from train_loop.training.schedules import Schedule
 
     return value if isinstance(value, Schedule) else Schedule.parse(value)
 
 
 def _to_normalization(flag, value):
-    environment.import_tensorflow()
+    process.import_tensorflow()
     from resnet_layers import NORMALIZATIONS, Normalization
 
     if isinstance(value, Normalization):

@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Collection, Mapping
 from typing import ClassVar, NamedTuple, get_type_hints
 
-from train_loop import environment
+from train_loop import process
 from train_loop.errors import UserError, check_choice
 
 
@@ -55,7 +55,7 @@ class Names(Collection):
 
     @functools.cached_property
     def _names(self):
-        environment.import_tensorflow()
+        process.import_tensorflow()
         table, spell = map(pkgutil.resolve_name, (self.place, self.spelled))
         return (*self.others, *map(spell, table))
 

@@ -4,7 +4,7 @@ import pytest
 
 from resnet_layers import ResNet
 from train_loop.benchmark.machine import Limits
-from train_loop.benchmark.roofline import (
+from train_loop.benchmark.model_costs import (
     MinimumWork,
     feature_maps,
     inference_work,

@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from train_loop.benchmark import timer as timer_module
+from train_loop.benchmark import tasks as timer_module
 from train_loop.benchmark.machine import peak_memory, process_age
-from train_loop.benchmark.timer import WARM_UP_STEPS, Timer
+from train_loop.benchmark.tasks import WARM_UP_STEPS, Timer
 
 
 def test_numbers_belong_together():

@@ -23,8 +23,7 @@ from train_loop.builders.model import (
     start_from,
 )
 from train_loop.export.bundle import Bundle
-from train_loop.export.formats import EXPORT_FORMATS
-from train_loop.export.rewriting import portable
+from train_loop.export.formats import EXPORT_FORMATS, portable
 from train_loop.modes import predict
 from train_loop.prediction.classifier import Classifier
 

@@ -228,35 +228,33 @@ def test_windows_have_a_pixel_at_least():
     assert windows[:, 2:].numpy().min() == 1
 
 
-def test_crops_stay_within_scale_and_ratio():
+@pytest.mark.parametrize(
+    ("file_format", "areas", "ratios", "expected"),
+    [
+        ("jpeg", (0.08, 1.0), (3 / 4, 4 / 3), (0.2, 0.65)),
+        ("png", (0.2, 0.3), (1.5, 2.0), (0.24, 0.26)),
+    ],
+)
+def test_random_crops_are_parts_of_the_image(
+    file_format, areas, ratios, expected
+):
     y, x = np.mgrid[0:200, 0:300]
-    file = encoded(np.uint8(np.stack([x * 0.8, y, 0 * x], -1)), "png")
-    for index in range(20):
-        image = random_resized_crop(
-            file, [1, index], evaluation(32), 0.2, 0.3, 1.5, 2.0
-        )
-        width = float(tf.reduce_mean(image[:, -1, 0] - image[:, 0, 0])) / 0.8
-        height = float(tf.reduce_mean(image[-1, :, 1] - image[0, :, 1]))
-        assert 1.4 < width / height < 2.1
-        assert 0.18 < width * height / 60_000 < 0.32
-
-
-@pytest.mark.parametrize("file_format", ["jpeg", "png"])
-def test_random_crop_is_a_part_of_the_image(file_format):
-    y, x = np.mgrid[0:200, 0:200]
-    pixels = np.uint8(np.stack([x, y, np.zeros_like(x)], -1))
+    pixels = np.uint8(np.stack([x * 0.8, y, 0 * x], -1))
     file = encoded(pixels, file_format, quality=95)
-    areas = []
-    for index in range(60):
-        image = random_resized_crop(file, [1, index], evaluation(32))
-        left, right = image[:, 0, 0], image[:, -1, 0]
-        top, bottom = image[0, :, 1], image[-1, :, 1]
-        width = float(tf.reduce_mean(right - left))
-        height = float(tf.reduce_mean(bottom - top))
-        assert 0.7 < width / height < 1.42
-        areas.append(width * height / 200**2)
-    assert 0.05 < min(areas) < 0.2
-    assert 0.65 < max(areas) <= 1.0
+    crop = tf.function(
+        lambda seed: random_resized_crop(
+            file, seed, evaluation(32), *areas, *ratios
+        )
+    )
+    found = []
+    for index in range(100):
+        image = crop(tf.constant([1, index])).numpy()
+        width = float(np.mean(image[:, -1, 0] - image[:, 0, 0])) / 0.8
+        height = float(np.mean(image[-1, :, 1] - image[0, :, 1]))
+        assert 0.93 * ratios[0] < width / height < 1.07 * ratios[1]
+        found.append(width * height / 60_000)
+    assert 0.6 * areas[0] < min(found) < expected[0]
+    assert expected[1] < max(found) < 1.07 * areas[1]
 
 
 @pytest.mark.parametrize("crop", CROPS.values())

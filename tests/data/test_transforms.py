@@ -15,7 +15,7 @@ from seeds import rectangles, run
 from resnet_layers import Preprocessing
 from train_loop.data import augment, decode, transforms
 from train_loop.data.split import MemoryStore, Split
-from train_loop.data.tfrecord import RecordStore
+from train_loop.data.tfds import RecordStore
 from train_loop.data.transforms import (
     MIXES,
     OPERATION_KINDS,

@@ -10,6 +10,7 @@ import sklearn.exceptions
 from drawn_predictions import draw_predictions
 from sklearn import metrics
 
+from train_loop.evaluation.curves import rank
 from train_loop.evaluation.metrics import (
     METRICS,
     compute_metrics,
@@ -20,7 +21,6 @@ from train_loop.evaluation.metrics import (
     resamples,
     weighted_sums,
 )
-from train_loop.evaluation.ranking import rank
 from train_loop.evaluation.results import Results
 
 

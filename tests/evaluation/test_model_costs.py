@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from resnet_layers import VARIANTS, ResNet
-from train_loop.evaluation.model_costs import cost_table, model_costs
+from train_loop.benchmark.model_costs import cost_table, model_costs
 
 pytestmark = pytest.mark.slow
 

@@ -2,18 +2,18 @@
 
 import dataclasses
 import tracemalloc
+import types
 
 import numpy as np
 import pytest
 import scipy.special
 from drawn_predictions import draw_predictions
-from sklearn import metrics
+from sklearn.metrics import confusion_matrix
 
 from train_loop.evaluation import predictions as module
+from train_loop.evaluation.charts import CHARTS
 from train_loop.evaluation.predictions import (
-    binned_confusion_matrix,
     confused_pairs,
-    confusion_matrix,
     misclassified,
     most_confused_with,
 )
@@ -70,16 +70,6 @@ def test_there_need_be_no_images(predictions):
     assert predictions.load_image(3) is None
 
 
-def test_matrix_is_scikit_learns():
-    predictions = draw_predictions(200, 7)
-    np.testing.assert_array_equal(
-        confusion_matrix(predictions),
-        metrics.confusion_matrix(
-            predictions.labels, predictions.predicted, labels=range(7)
-        ),
-    )
-
-
 def test_mistakes_are_sorted_by_confidence():
     predictions = draw_predictions(100, 5)
     wrong = misclassified(predictions)
@@ -90,7 +80,7 @@ def test_mistakes_are_sorted_by_confidence():
 def test_pairs_are_sorted_by_their_images():
     predictions = draw_predictions(300, 6)
     pairs = confused_pairs(predictions, 4)
-    matrix = confusion_matrix(predictions)
+    matrix = confusion_matrix(predictions.labels, predictions.predicted)
     off_diagonal = matrix[~np.eye(6, dtype=bool)]
     counts = [len(pair.images) for pair in pairs]
     assert counts == sorted(off_diagonal, reverse=True)[:4]
@@ -105,23 +95,9 @@ def test_right_predictions_make_no_pairs():
     assert confused_pairs(draw_predictions(50, 4, skill=99), 3) == []
 
 
-def test_parts_and_bins_are_those_of_the_whole_matrix():
-    predictions = draw_predictions(300, 7)
-    whole = confusion_matrix(predictions)
-    some = [5, 0, 3]
-    np.testing.assert_array_equal(
-        confusion_matrix(predictions, some), whole[np.ix_(some, some)]
-    )
-    begins = [0, 3, 6]
-    np.testing.assert_array_equal(
-        binned_confusion_matrix(predictions, 3),
-        np.add.reduceat(np.add.reduceat(whole, begins, 0), begins, 1),
-    )
-
-
 def test_classes_are_most_confused_with_the_largest_of_their_row():
     predictions = draw_predictions(60, 9)
-    wrong = confusion_matrix(predictions)
+    wrong = confusion_matrix(predictions.labels, predictions.predicted)
     np.fill_diagonal(wrong, 0)
     taken, images = most_confused_with(predictions)
     np.testing.assert_array_equal(images, wrong.max(1))
@@ -137,7 +113,10 @@ def test_many_classes_take_no_matrix_of_all():
     tracemalloc.start()
     assert confused_pairs(predictions, 8)
     assert most_confused_with(predictions)[1].sum() > 0
-    assert confusion_matrix(predictions, range(24)).shape == (24, 24)
-    assert binned_confusion_matrix(predictions, 88).sum() == 20
+    results = types.SimpleNamespace(
+        predictions=predictions,
+        examples=np.bincount(predictions.labels, minlength=21_841),
+    )
+    assert CHARTS["confusion_matrix"].draw(results)
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()

@@ -5,13 +5,13 @@ import pytest
 import scipy.stats
 from drawn_predictions import draw_predictions
 
+from train_loop.evaluation.curves import rank
 from train_loop.evaluation.metrics import (
     METRICS,
     compute_metrics,
     count_classes,
 )
 from train_loop.evaluation.predictions import Predictions
-from train_loop.evaluation.ranking import rank
 from train_loop.evaluation.results import (
     Results,
     bootstrap_interval,

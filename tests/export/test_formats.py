@@ -18,11 +18,13 @@ from train_loop.export.bundle import Bundle
 from train_loop.export.formats import (
     EXPORT_FORMATS,
     Format,
+    InferenceGraph,
     ServingModule,
     export_saved_model,
+    in_float32,
     parse_formats,
+    portable,
 )
-from train_loop.export.rewriting import InferenceGraph, in_float32, portable
 from train_loop.export.verification import serving_request
 
 TOP_K = 3

@@ -106,12 +106,9 @@ def used(request, images):
     return layer, use
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-def test_training_of_an_outer_model_reaches_every_layer(used, depth, images):
+def test_training_of_an_outer_model_reaches_every_layer(used, images):
     layer, use = used
-    outer = Outer(layer, use)
-    if depth == 2:
-        outer = Outer(outer, call)
+    outer = Outer(Outer(layer, use), call)
     outer(images, training=False)
     outer(images)
     assert not any(find_moved(layer).values())
@@ -120,8 +117,9 @@ def test_training_of_an_outer_model_reaches_every_layer(used, depth, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("use", [call, embed, features])
-@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize(
+    ("use", "built"), [(call, False), (embed, True), (features, False)]
+)
 def test_fit_of_an_outer_model_trains_the_net_in_it(use, built, images):
     net = tiny(num_classes=None)
     if built:

@@ -185,21 +185,23 @@ def test_own_weights_of_other_precision_are_cast(dtype, save, tmp_path):
         np.testing.assert_array_equal(mine, np.asarray(read).astype("f4"))
 
 
-@pytest.mark.parametrize("start", range(0, 60_000, 4096))
-def test_own_h5_files_with_a_lost_page_are_one_line(start, tmp_path):
+def test_own_h5_files_with_a_lost_page_are_one_line(tmp_path):
     path = save_weights_h5(small(), tmp_path)
-    content = bytearray(path.read_bytes())
-    content[start : start + 4096] = bytes(4096)
-    path.write_bytes(content)
+    content = path.read_bytes()
     model = small(seed=2)
-    before = [np.array(weight) for weight in model.weights]
-    try:
-        load_weights(model, path)
-    except WeightsError as error:
-        [line] = str(error).splitlines()
-        assert str(path) in line
-        for weight, value in zip(model.weights, before, strict=True):
-            np.testing.assert_array_equal(weight, value)
+    before = model.get_weights()
+    for start in range(0, len(content), 4096):
+        page = bytes(len(content[start : start + 4096]))
+        path.write_bytes(content[:start] + page + content[start + 4096 :])
+        try:
+            load_weights(model, path)
+        except WeightsError as error:
+            [line] = str(error).splitlines()
+            assert str(path) in line
+            for weight, value in zip(model.weights, before, strict=True):
+                np.testing.assert_array_equal(weight, value, err_msg=start)
+        else:
+            model.set_weights(before)
 
 
 def test_no_code_of_a_file_is_run_whatever_the_process_allows(tmp_path):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from applications import (
-    APPLICATIONS,
     build_short,
     make_application,
     make_short_application,
@@ -69,9 +68,9 @@ def test_keras_applications_weights_give_their_logits(name, tmp_path):
     (tmp_path / "model.h5").unlink()
 
 
-@pytest.mark.parametrize("name", APPLICATIONS)
+@pytest.mark.parametrize("name", ["resnet101_keras", "resnet152_v2"])
 def test_nets_have_the_names_and_shapes_of_keras_applications(name):
-    """All six without numbers: the logits of two show that these suffice."""
+    """Without numbers: the logits of the smallest show that these suffice."""
     with tf.keras.StatelessScope(initialize_variables=False):
         theirs, ours = make_application(name), build(name)
     # Else the end of the next scope would give them numbers.

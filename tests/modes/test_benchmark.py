@@ -13,10 +13,10 @@ from resnet_layers.normalization import foldable_batch_norms
 from train_loop import Settings
 from train_loop.benchmark import machine, tasks
 from train_loop.benchmark.machine import Limits
+from train_loop.benchmark.model_costs import graph_of
 from train_loop.benchmark.tasks import TASKS, Task
 from train_loop.builders.model import build_classifier
 from train_loop.errors import UserError
-from train_loop.evaluation.model_costs import graph_of
 from train_loop.modes import benchmark
 from train_loop.resolve import settle
 

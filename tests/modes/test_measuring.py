@@ -13,11 +13,12 @@ from samples import SMALL, read_metrics, write_folder
 
 from resnet_layers import Preprocessing
 from train_loop import Run, Settings, compare, evaluate, load_classifier
+from train_loop.benchmark import model_costs
 from train_loop.builders import evaluation
 from train_loop.builders.evaluation import Evaluator
 from train_loop.data.split import Dataset
 from train_loop.errors import UserError
-from train_loop.evaluation import model_costs, report
+from train_loop.evaluation import report
 from train_loop.evaluation.metrics import METRICS
 from train_loop.evaluation.predictions import TEST_TIME_AUGMENTATIONS
 from train_loop.evaluation.report import report_folder

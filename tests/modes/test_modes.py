@@ -16,6 +16,7 @@ from samples import (
 
 from train_loop import Run, Settings, UserError
 from train_loop.data.datasets import choose_splits, open_dataset
+from train_loop.evaluation import chart_style
 from train_loop.modes import data as data_mode
 from train_loop.modes.train import final_table
 from train_loop.resolve import settle
@@ -266,7 +267,7 @@ def test_data_counts_and_draws(folder, workdir, run, monkeypatch):
     assert re.search(r"cat +9 +3\n", out)
     image = tf.io.decode_png((workdir / "pictures.png").read_bytes())
     assert min(image.shape[:2]) > 500
-    monkeypatch.setattr(data_mode, "write_images", lambda *_: None)
+    monkeypatch.setattr(data_mode, "write_image_grid", lambda *_: None)
     (folder / "train/owl").mkdir()
     status, out, err = run(*arguments)
     assert status == 0
@@ -309,8 +310,7 @@ def test_names_that_no_font_has_are_drawn_by_their_numbers(
     tmp_path, workdir, drawn, run, monkeypatch
 ):
     ascii_only = frozenset(range(128))
-    letters = "train_loop.evaluation.chart_style._letters"
-    monkeypatch.setattr(letters, lambda: ascii_only)
+    monkeypatch.setattr(chart_style, "_letters", lambda: ascii_only)
     write_folder(tmp_path / "images", {"cat": 5, "猫": 5})
     status, out, err = run(
         "--mode=data",
@@ -373,7 +373,7 @@ def test_data_reports_duplicates(tmp_path, capsys, monkeypatch):
     assert between_classes.startswith("duplicates between classes: ")
     assert not path.exists()
     monkeypatch.setattr(data_mode, "MANY", 1)
-    monkeypatch.setattr(data_mode.check, "FEW", 0)
+    monkeypatch.setattr(data_mode.check, "MAX_CLASSES", 0)
     data_mode.print_duplicates(data, path)
     assert capsys.readouterr().out.splitlines() == [
         "duplicates between splits: 1 other groups",

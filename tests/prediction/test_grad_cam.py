@@ -7,8 +7,11 @@ import tensorflow as tf
 from classifiers import random_pixels, small_classifier
 from samples import encoded
 
-from train_loop.prediction.grad_cam import grad_cam, write_explanations
-from train_loop.prediction.predict_files import FilePrediction
+from train_loop.prediction.predict_files import (
+    FilePrediction,
+    grad_cam,
+    write_explanations,
+)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from train_loop.errors import UserError
-from train_loop.prediction.image_paths import find_images, split_names
+from train_loop.prediction.predict_files import find_images, split_names
 
 
 @pytest.fixture(autouse=True)

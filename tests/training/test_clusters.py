@@ -8,7 +8,7 @@ import tensorflow as tf
 from samples import ALONE, together
 
 from train_loop.errors import UserError
-from train_loop.training.clusters import find_cluster
+from train_loop.training.strategies import find_cluster
 from train_loop.training.workers import (
     SharedError,
     Workers,

@@ -13,9 +13,9 @@ from samples import ALONE, together
 
 from train_loop import UserError
 from train_loop.data.batches import Batching
+from train_loop.process import StoppedError, recording_signals
 from train_loop.training import loop
 from train_loop.training.checkpoints import Evaluations, SkippedBatches
-from train_loop.training.signals import StoppedError, recording_signals
 from train_loop.training.workers import SharedError, Workers
 from train_loop.workdir import append_json_line
 

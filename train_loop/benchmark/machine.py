@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from train_loop.environment import read_cpuinfo
+from train_loop.process import read_cpuinfo
 
 # A measurement takes at least about this long.
 SECONDS_PER_MEASUREMENT = 0.05

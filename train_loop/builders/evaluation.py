@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from train_loop import process
 from train_loop.builders.data import check_usable
 from train_loop.builders.model import (
     given_class_names,
@@ -34,7 +35,6 @@ from train_loop.evaluation.predictions import (
 from train_loop.evaluation.report import report_folder
 from train_loop.resolve import DEFAULTS, MODE_DEFAULTS
 from train_loop.settings import Settings, to_text
-from train_loop.training import signals
 from train_loop.training.strategies import distribute
 from train_loop.workdir import Workdir
 
@@ -292,7 +292,7 @@ def predict_split(
                 real = weights.numpy() > 0
                 predicted.append((logits.numpy()[real], truth.numpy()[real]))
             bar.update(1)
-            signals.check()
+            process.check()
     logits, truth = map(np.concatenate, zip(*predicted, strict=True))
     return Predictions(
         logits,

@@ -5,7 +5,7 @@ import os
 
 import tensorflow as tf
 
-from train_loop import environment
+from train_loop import process
 from train_loop.builders.model import freeze, thaw
 from train_loop.data import check
 from train_loop.errors import UserError
@@ -46,8 +46,8 @@ def build_strategy(settings):
         split_cpu(settings.virtual_devices)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
-    if "bfloat16" in settings.precision and environment.amx_was_masked():
-        print(environment.AMX_NOTE)
+    if "bfloat16" in settings.precision and process.amx_was_masked():
+        print(process.AMX_NOTE)
     strategy = STRATEGIES[settings.strategy](settings.cluster)
     replicas, batch_size = strategy.num_replicas_in_sync, settings.batch_size
     pieces = replicas * settings.accumulate_steps

@@ -188,11 +188,6 @@ AUGMENTATIONS = {
 }
 
 
-def identity(image, magnitude=None):
-    """Returns the image."""
-    return image
-
-
 def invert(image, magnitude=None):
     """Returns the negative."""
     return 255.0 - image
@@ -298,7 +293,7 @@ def rotate(image, magnitude):
 
 
 PILLOW_OPERATIONS = {
-    "identity": identity,
+    "identity": lambda image, magnitude: image,
     "shear_x": shear_x,
     "shear_y": shear_y,
     "translate_x": translate_x,

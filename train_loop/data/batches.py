@@ -63,7 +63,7 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
       step: number of steps already trained.
       context: a `tf.distribute.InputContext`: what this input pipeline is
         for. Several, one per machine, share every batch: each reads its part
-        of it, in the order that one alone would read, so that a run goes on
+        of it, in the order that one alone would read, so that a run resumes
         with another number of them.
 
     Returns:
@@ -123,7 +123,7 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
 def evaluation_batches(split, transforms, batch_size, context=WHOLE):
     """Returns a dataset that holds every example of a split exactly once.
 
-    The last batches are filled up with examples of weight 0, so that every
+    The last batches are padded with examples of weight 0, so that every
     batch is full and every replica has the same number of them.
 
     Args:

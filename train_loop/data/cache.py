@@ -1,4 +1,4 @@
-"""Copies of a split, nearer than it is stored, or of what was made of it.
+"""Copies of a split in memory or on disk, or of embeddings of its images.
 
 A copy holds the bytes of image files as they are, never what was shuffled or
 augmented, and is read in the order of the split that it is a copy of.
@@ -48,8 +48,8 @@ def on_disk(split, folder, workers):
     Args:
       split: a `Split`.
       folder: that the copy is in, or is to be.
-      workers: a `Workers`: who has need of it. The first one writes it; on a
-        disk that they do not share, so does each of the others.
+      workers: the `Workers` that read it. The first one writes it; on a disk
+        that they do not share, so does each of the others.
     """
     folder, origin = pathlib.Path(folder), split.origin(workers)
     with workers.in_turn():
@@ -79,7 +79,7 @@ CACHES = {"none": _uncached, "memory": in_memory, "disk": on_disk}
 
 
 def choose_cache(splits):
-    """Returns the row of `CACHES` that suits splits of this size."""
+    """Returns the key of `CACHES` that suits splits of this size."""
     fits = sum(split.num_bytes for split in splits) <= AUTO_BYTES
     return "memory" if fits else "none"
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from train_loop.console import passing_bar
 from train_loop.data.decode import check_image
 from train_loop.data.split import Split
-from train_loop.data.tfrecord import READ_BUFFER_BYTES
+from train_loop.data.tfds import READ_BUFFER_BYTES
 from train_loop.errors import UserError, first_few, reason_of
 from train_loop.workdir import read_json_lines, write_text
 
@@ -103,7 +103,7 @@ def explained(split):
 
 
 def find_broken(data, rejected):
-    """Returns a record for each image that is of no use.
+    """Returns a record for each image that cannot be used.
 
     Args:
       data: a `Data`.
@@ -133,7 +133,7 @@ def find_broken_once(data, rejected, path, workers):
       rejected: see `find_broken`.
       path: of the file.
       workers: a `Workers`. Each looks through all images, for its files may be
-        others' copies, and what is broken for one is of no use for all.
+        others' copies, and an image that is broken for one is skipped by all.
     """
     splits = data.splits.values()
     origin = {"searched": [split.origin(workers) for split in splits]}
@@ -164,9 +164,8 @@ def check_not_empty(data):
 def describe_skipped(data, records):
     """Returns a line on how many images are skipped."""
     left = sum(split.num_examples for split in data.splits.values())
-    return (
-        f"Leaving out {len(records)} broken images of {left + len(records):,}"
-    )
+    count = len(records)
+    return f"Leaving out {count} broken images of {left + count:,}"
 
 
 class Duplicates(NamedTuple):
@@ -279,12 +278,7 @@ def leak_warnings(data, seconds, clock=time.monotonic):
 
 
 def group_members(groups, data):
-    """Returns the `DuplicateImage`s of each of some groups.
-
-    Args:
-      groups: of `Duplicates`.
-      data: the `Data` that these are of.
-    """
+    """Returns the `DuplicateImage`s of each group of `Duplicates` of `Data`."""
     if not groups:
         return []
     store, numbers = data.train.store, np.concatenate(groups)
@@ -370,9 +364,7 @@ def balance_warnings(counts, class_names):
 def describe_counts(counts, class_names):
     """Returns a line on the smallest and the largest classes.
 
-    Args:
-      counts: {label: how many}.
-      class_names: of all classes.
+    Arguments are those of `balance_warnings`.
     """
     labels = sorted(counts, key=lambda label: (counts[label], label))
 
@@ -408,10 +400,9 @@ def _in_threads(split, function, examples=None):
 def _broken_record_file(split):
     """Returns the first TFRecord file that cannot be read to its end."""
     for path in split.store.files:
+        records = tf.data.TFRecordDataset(path, buffer_size=READ_BUFFER_BYTES)
         try:
-            for _ in tf.data.TFRecordDataset(
-                path, buffer_size=READ_BUFFER_BYTES
-            ):
+            for _ in records:
                 pass
         except INPUT_ERRORS:
             return path
@@ -453,8 +444,7 @@ def _candidates(store, splits, between):
     else:
         sizes = store.sizes[numbers]
     sizes, counts = np.unique(sizes, return_counts=True)
-    of_numbers = store.sizes[numbers]
-    numbers = numbers[np.isin(of_numbers, sizes[counts > 1])]
+    numbers = numbers[np.isin(store.sizes[numbers], sizes[counts > 1])]
     return numbers[np.argsort(store.sizes[numbers], kind="stable")]
 
 

@@ -1,4 +1,4 @@
-"""Images that are a file each: which are of use, and the store of them."""
+"""Data sets of which each image is a file."""
 
 import array
 import bisect
@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = (
     *(".tif", ".tiff", ".avif"),
     *(HEIF_SUFFIXES if READS_HEIF else ()),
 )
-# How many files are opened at once, and by one thread in a row.
+# How many files are opened at once, and in a row by one thread.
 THREADS, FILES_IN_A_ROW = 16, 256
 
 
@@ -97,15 +97,14 @@ class Paths(collections.abc.Sequence):
             )
 
 
-def open_image_files(root, class_names, files, warnings=()):
-    """Returns the `Dataset` data set of image files.
+def open_image_files(root, class_names, files):
+    """Returns the `Dataset` of image files.
 
     Args:
       root: what the names of the files are relative to. By these the data set
         is known, so that it may be moved.
       class_names: of all classes.
       files: {split: iterable of (path, label)}.
-      warnings: lines of text.
 
     Returns:
       A `Dataset`. Empty files, and links that lead nowhere, are rejected.
@@ -156,7 +155,7 @@ def open_image_files(root, class_names, files, warnings=()):
         needs_pillow=functools.cache(lambda: _some_need_pillow(paths)),
     )
     splits = {name: Split(store, order) for name, order in indices.items()}
-    return Dataset(tuple(class_names), splits, rejected, tuple(warnings))
+    return Dataset(tuple(class_names), splits, rejected)
 
 
 def heif_advice(names):

@@ -17,7 +17,7 @@ and files of one image each are in a `MemoryStore`, TFRecord files in a
                           order of the numbers, int64 [n]
     load(image)           one of these images -> the bytes of a file
     seekable              the same store, to read few examples of each window
-    name(number)          what a person calls the example
+    name(number)          the name of the example in messages
     identity              a hash of which examples these are
     files                 paths of what they are read from
     links                 int64 [n, 2], (example, number of its file), where a
@@ -247,7 +247,7 @@ class MemoryStore:
       images: tensor [num_examples, ...], the bytes of files or what `loader`
         takes; or a function from numbers, int64 [n], to as many of these.
       labels: int64 array [num_examples].
-      namer: maps a number to what people call the example.
+      namer: maps a number to the name of the example.
       loader: maps one of the images to the bytes of a file.
 
     The others are what every store has.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from sklearn.metrics import confusion_matrix
 
 from train_loop.evaluation.chart_style import (
     FAINT,
@@ -28,9 +29,7 @@ from train_loop.evaluation.curves import (
 )
 from train_loop.evaluation.metrics import BIN_EDGES, reliability
 from train_loop.evaluation.predictions import (
-    binned_confusion_matrix,
     confused_pairs,
-    confusion_matrix,
     misclassified,
 )
 
@@ -131,7 +130,11 @@ def _draw_overview(results):
 def _draw_structure(axis, predictions):
     classes = predictions.num_classes
     step = math.ceil(classes / OVERVIEW_CELLS)
-    binned = binned_confusion_matrix(predictions, step)
+    binned = confusion_matrix(
+        predictions.labels // step,
+        predictions.predicted // step,
+        labels=range(math.ceil(classes / step)),
+    )
     # A single mistake among thousands of images must be visible beside the
     # diagonal.
     shades = 0.3 + 0.7 * np.log1p(binned) / np.log1p(binned.max())
@@ -151,7 +154,10 @@ def _draw_structure(axis, predictions):
 
 def _draw_named_cells(axis, results, classes):
     """Draws the rows and columns of some classes, with counts."""
-    matrix = confusion_matrix(results.predictions, classes)
+    predictions = results.predictions
+    matrix = confusion_matrix(
+        predictions.labels, predictions.predicted, labels=classes
+    )
     shares = matrix / np.maximum(results.examples[classes], 1)[:, None]
     axis.imshow(shares, cmap=SHADES, vmin=0, vmax=1, aspect="equal")
     for row, column in np.argwhere(matrix):
@@ -166,8 +172,7 @@ def _draw_named_cells(axis, results, classes):
             # Not quite white: it stays so on dark paper.
             **({"color": "#fefefe"} if shares[row, column] > 0.7 else {}),
         )
-    class_names = results.predictions.class_names
-    names = [class_label(class_names, number, 20) for number in classes]
+    names = [class_label(predictions.class_names, n, 20) for n in classes]
     axis.set_xticks(range(len(classes)), names, rotation=90)
     axis.set_yticks(range(len(classes)), names)
     axis.grid(visible=False)

@@ -9,12 +9,12 @@ import numpy as np
 import scipy.stats
 
 from train_loop.errors import UserError
+from train_loop.evaluation.curves import rank
 from train_loop.evaluation.metrics import (
     METRICS,
     compute_metrics,
     count_classes,
 )
-from train_loop.evaluation.ranking import rank
 from train_loop.evaluation.results import (
     Results,
     bootstrap_interval,

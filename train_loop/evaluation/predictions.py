@@ -194,31 +194,6 @@ TEST_TIME_AUGMENTATIONS = {
 }
 
 
-def confusion_matrix(predictions, classes=None):
-    """Counts images, int [labels, predicted classes].
-
-    Args:
-      predictions: `Predictions`.
-      classes: numbers of the only classes to count; None for all, of which
-        many make a large matrix.
-    """
-    numbers = np.arange(predictions.num_classes) if classes is None else classes
-    places = np.full(predictions.num_classes, -1)
-    places[numbers] = np.arange(len(numbers))
-    rows, columns = places[predictions.labels], places[predictions.predicted]
-    counted = (rows >= 0) & (columns >= 0)
-    cells = rows[counted] * len(numbers) + columns[counted]
-    counts = np.bincount(cells, minlength=len(numbers) ** 2)
-    return counts.reshape(len(numbers), len(numbers))
-
-
-def binned_confusion_matrix(predictions, width):
-    """Counts images in cells of `width` x `width` classes, int [bins, bins]."""
-    bins = -(-predictions.num_classes // width)
-    cells = predictions.labels // width * bins + predictions.predicted // width
-    return np.bincount(cells, minlength=bins**2).reshape(bins, bins)
-
-
 def misclassified(predictions):
     """Returns the numbers of misclassified images, most confident first."""
     wrong = np.flatnonzero(~predictions.correct)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.stats
 
+from train_loop.evaluation.curves import Ranking, rank
 from train_loop.evaluation.metrics import (
     METRICS,
     ClassCounts,
@@ -18,7 +19,6 @@ from train_loop.evaluation.metrics import (
     resamples,
 )
 from train_loop.evaluation.predictions import Predictions
-from train_loop.evaluation.ranking import Ranking, rank
 
 LEVEL = 0.95
 # Upper end of the exact interval for the number of expected mistakes where

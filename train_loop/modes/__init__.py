@@ -33,7 +33,7 @@ MODES = {
     ),
     "compare": Mode(
         "compares a run with another, or weights (--with)",
-        "train_loop.modes.compare:compare",
+        "train_loop.modes.evaluate:compare",
     ),
     "predict": Mode(
         "names what is on the pictures that --images lists",
@@ -49,7 +49,7 @@ MODES = {
     ),
     "summary": Mode(
         "prints what a model costs",
-        "train_loop.modes.summary:summarize",
+        "train_loop.modes.benchmark:summarize",
     ),
     "benchmark": Mode(
         "measures how fast a model is here, and could be",

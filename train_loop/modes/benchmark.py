@@ -1,12 +1,14 @@
-"""A benchmark: how fast one configuration is here, and how fast it could be."""
+"""What a model costs, and how fast it is on this machine."""
 
 import dataclasses
 import json
 import pathlib
 import tempfile
+from dataclasses import replace
 
 import tensorflow as tf
 
+from resnet_layers import VARIANTS
 from train_loop.benchmark.machine import (
     Limits,
     describe_host,
@@ -17,13 +19,64 @@ from train_loop.benchmark.machine import (
     peak_memory,
     versions,
 )
-from train_loop.benchmark.roofline import compared_with_roofline
-from train_loop.benchmark.tasks import TASKS
-from train_loop.benchmark.timer import Timer, results_table
-from train_loop.errors import check_choice
-from train_loop.modes.summary import SAYING, suited
-from train_loop.resolve import DEFAULTS, MODE_DEFAULTS, check_run_or_new
-from train_loop.workdir import check_writable, write_text
+from train_loop.benchmark.model_costs import compared_with_roofline, cost_table
+from train_loop.benchmark.tasks import TASKS, Timer, results_table
+from train_loop.builders.model import check_image_size
+from train_loop.console import text_table
+from train_loop.errors import UserError, check_choice
+from train_loop.recipes import OTHERS
+from train_loop.resolve import DEFAULTS, MODE_DEFAULTS, check_run_or_new, settle
+from train_loop.workdir import Workdir, check_writable, write_text
+
+# Stem of a network -> the image size that it was made for, where that is not
+# the default.
+STEM_IMAGE_SIZES = {"small": 32}
+# Settings that decide the image size.
+IMAGE_SIZE_SETTINGS = ("workdir", "dataset", "recipe", "weights")
+
+
+def summarize(settings):
+    """Prints parameters, multiply-adds and activations of a model's parts."""
+    settings = settle(with_image_size(settings))
+    check_image_size(settings)
+    model = VARIANTS[settings.model](
+        dtype=settings.precision, **_classes(settings.workdir)
+    )
+    size = settings.image_size
+    model.build((None, size, size, settings.channels))
+    print(
+        f"{settings.model}, {model.num_classes} classes, {size} x {size}, "
+        f"{settings.precision}; multiply-adds and activations are for one image"
+    )
+    print(text_table(cost_table(model, size)))
+
+
+def with_image_size(given):
+    """Returns the settings; of a model alone, with its image size."""
+    decided = not given.given.keys().isdisjoint(IMAGE_SIZE_SETTINGS)
+    if given.model is None or decided:
+        return given
+    size, stem = given.image_size, VARIANTS[given.model].arguments.get("stem")
+    if size is None and isinstance(stem, str):
+        size = STEM_IMAGE_SIZES.get(stem)
+    return replace(given, recipe=OTHERS, image_size=size)
+
+
+def _classes(workdir):
+    """Returns the argument `num_classes` of a run's model, if there is a run.
+
+    Raises:
+      UserError: the folder is not a run.
+    """
+    if workdir is None:
+        return {}
+    if not Workdir.of(workdir).is_run:
+        raise UserError(
+            f"{workdir} is not the folder of a run: it has no flags.txt"
+        )
+    names = Workdir.of(workdir).read_data()["class_names"]
+    return {"num_classes": len(names)}
+
 
 # The settings that determine the speed.
 CONFIGURATION = (
@@ -129,10 +182,12 @@ def settings_to_measure(settings, is_synthetic, folder):
     if settings.workdir is not None:
         return settings
     if is_synthetic:
-        if not any(name in settings.given for name in ("model", *SAYING)):
+        if not any(
+            name in settings.given for name in ("model", *IMAGE_SIZE_SETTINGS)
+        ):
             settings = dataclasses.replace(settings, model=DEFAULTS.model)
         # The model alone, with the size of images that it was made for.
-        settings = suited(settings)
+        settings = with_image_size(settings)
     return dataclasses.replace(settings, workdir=folder)
 
 

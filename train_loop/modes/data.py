@@ -134,10 +134,8 @@ def draw_images(path, data, settings):
         if label == f"#{number}"
     ]
     if without_font:
-        line = (
-            f"No font here has the letters of some: {first_few(without_font)}."
-        )
-        print(printable(line))
+        few = first_few(without_font)
+        print(printable(f"No font here has the letters of some: {few}."))
     data = data._replace(class_names=tuple(labels))
     transforms, shown = make_transforms(settings, data), {}
     if data.train.num_examples:

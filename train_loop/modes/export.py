@@ -10,19 +10,20 @@ from train_loop.data.batches import readable_files
 from train_loop.errors import UserError
 from train_loop.export.bundle import (
     Bundle,
+    Card,
+    ExportedWeights,
     check_replaceable,
     exported_metrics,
+    model_card,
 )
-from train_loop.export.formats import parse_formats
-from train_loop.export.model_card import Card, ExportedWeights, model_card
-from train_loop.export.rewriting import in_float32, portable
+from train_loop.export.formats import in_float32, parse_formats, portable
 from train_loop.export.verification import (
     ReferenceImages,
     metrics_table,
     model_metrics,
 )
 from train_loop.prediction.classifier import read_file
-from train_loop.prediction.image_paths import find_images
+from train_loop.prediction.predict_files import find_images
 from train_loop.resolve import MODE_DEFAULTS, settle
 from train_loop.settings import Settings
 from train_loop.workdir import Workdir, check_writable, write_text

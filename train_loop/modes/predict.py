@@ -11,11 +11,12 @@ from train_loop.builders.model import (
 )
 from train_loop.console import passing_bar, printable
 from train_loop.errors import UserError, check_choice
-from train_loop.prediction.grad_cam import write_explanations
-from train_loop.prediction.image_paths import FROM_STDIN, find_images
 from train_loop.prediction.predict_files import (
+    FROM_STDIN,
     PREDICTION_FORMATS,
+    find_images,
     predict_files,
+    write_explanations,
 )
 from train_loop.resolve import MODE_DEFAULTS
 from train_loop.workdir import Workdir, check_writable

@@ -9,11 +9,11 @@ from train_loop.builders.data import check_apart
 from train_loop.builders.training import highest_rate, thawed_learning_rate
 from train_loop.console import format_metric, text_table
 from train_loop.evaluation.curves import trailing_means
+from train_loop.process import StoppedError
 from train_loop.recipes import RECIPES
 from train_loop.resolve import check_run_or_new
 from train_loop.run import Run
 from train_loop.settings import Settings
-from train_loop.training.signals import StoppedError
 from train_loop.workdir import Workdir, read_json_lines
 
 

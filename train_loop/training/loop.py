@@ -8,9 +8,9 @@ from typing import NamedTuple
 import tensorflow as tf
 import tqdm
 
+from train_loop import process
 from train_loop.console import passing_bar, progress_bar
 from train_loop.errors import UserError
-from train_loop.training import signals
 from train_loop.training.reports import NO_PROFILE, Profile
 from train_loop.training.workers import (
     LOST_WORKER_ERRORS,
@@ -164,7 +164,7 @@ def train(
                 saved = checkpoints.discard()
             raise DivergedError(step, cadence.steps, saved, what) from None
         # What all workers know of, at the same place: they can still save.
-        except signals.StoppedError:
+        except process.StoppedError:
             _keep(trainer, checkpoints, saved)
             raise
         except SharedError as failure:
@@ -398,7 +398,7 @@ def _in_pieces(num_steps, bar, workers, take):
         broken_step, waiting = take(tf.constant(piece))
         seconds = time.perf_counter() - began
         waited += waiting
-        signal = signals.received()
+        signal = process.received()
         seconds, stops, breaks, broken_steps = workers.sums(
             seconds, signal is not None, broken_step >= 0, max(broken_step, 0)
         )
@@ -408,7 +408,7 @@ def _in_pieces(num_steps, bar, workers, take):
         num_steps -= piece
         bar.update(piece)
         if stops:
-            raise signals.StoppedError(signal or SIGTERM)
+            raise process.StoppedError(signal or SIGTERM)
         seconds /= workers.count
         if seconds < SECONDS_PER_CALL / 2:
             piece *= 2

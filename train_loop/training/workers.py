@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from train_loop import process
 from train_loop.errors import UserError, is_full_disk, reason_of, shortage
-from train_loop.training import signals
 
 # Errors of a worker when another one is gone, or does not respond.
 LOST_WORKER_ERRORS = (
@@ -160,10 +160,10 @@ class Workers:
 
         All workers must call it.
         """
-        signal = signals.received()
+        signal = process.received()
         [stops] = self.sums(signal is not None)
         if stops:
-            raise signals.StoppedError(signal or SIGTERM)
+            raise process.StoppedError(signal or SIGTERM)
 
     def from_chief(self, number):
         """Returns the chief's number; all workers must call it."""

@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 
 from resnet_layers import ResNet
+from train_loop.builders.phases import backbone_hash, write_embeddings
 from train_loop.console import passing_bar
-from train_loop.training.embeddings import backbone_hash, write_embeddings
-from train_loop.training.signals import StoppedError, recording_signals
+from train_loop.process import StoppedError, recording_signals
 from train_loop.training.workers import Workers
 from train_loop.workdir import is_made_from
 

@@ -13,8 +13,8 @@ import PIL.Image
 import pytest
 
 from resnet_layers import check_backend
-from train_loop import environment
-from train_loop.environment import (
+from train_loop import process
+from train_loop.process import (
     ALL_BUT_AMX,
     AMX_NOTE,
     INSTRUCTIONS,
@@ -71,7 +71,7 @@ def test_amx_is_avoided_where_no_process_can_make_code(monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(environment.mmap, "mmap", refuse)
+    monkeypatch.setattr(process.mmap, "mmap", refuse)
     found = {}
     avoid_broken_amx(found, AMX, read_cpuid)
     assert found == {INSTRUCTIONS: ALL_BUT_AMX}
@@ -89,8 +89,8 @@ def test_the_note_is_for_machines_that_amx_was_masked_on(
     monkeypatch, leaves, value, masked
 ):
     monkeypatch.setenv(INSTRUCTIONS, value)
-    monkeypatch.setattr(environment, "read_cpuinfo", lambda: AMX)
-    monkeypatch.setattr(environment, "read_cpuid", lambda *leaf: leaves[leaf])
+    monkeypatch.setattr(process, "read_cpuinfo", lambda: AMX)
+    monkeypatch.setattr(process, "read_cpuid", lambda *leaf: leaves[leaf])
     assert amx_was_masked() == masked
     assert f"({INSTRUCTIONS}={ALL_BUT_AMX})" in AMX_NOTE
     assert "\n" not in AMX_NOTE
@@ -153,7 +153,7 @@ def test_tensorflow_is_imported_when_all_is_set_and_without_a_word(tmp_path):
     script = f"""
 import logging, os, runpy, sys
 os.environ.pop({INSTRUCTIONS!r}, None)
-module = runpy.run_path({environment.__file__!r})
+module = runpy.run_path({process.__file__!r})
 assert "tensorflow" not in sys.modules
 
 def hides_tiles(*_):

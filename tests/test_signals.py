@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from train_loop.training import signals
+from train_loop import process
 from train_loop.training.reports import JsonLinesReport
 from train_loop.workdir import Workdir
 
@@ -32,19 +32,19 @@ with signals.recording_signals():
     [(signal.SIGINT, "the keyboard"), (signal.SIGTERM, "SIGTERM")],
 )
 def test_signal_waits_until_it_is_asked_for(number, name, monkeypatch):
-    monkeypatch.setattr(signals, "SECONDS_OF_ONE", 600.0)
+    monkeypatch.setattr(process, "SECONDS_OF_ONE", 600.0)
     before = signal.getsignal(number)
-    with signals.recording_signals():
-        assert signals.received() is None
+    with process.recording_signals():
+        assert process.received() is None
         os.kill(os.getpid(), number)
-        assert signals.received() == number
-        error = signals.StoppedError(signals.received(), "go on")
+        assert process.received() == number
+        error = process.StoppedError(process.received(), "go on")
         assert str(error) == f"stopped by {name}; go on"
         assert error.status == 128 + number
         # Another one at once is the same request.
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before
-    assert signals.received() is None
+    assert process.received() is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -68,9 +68,9 @@ def test_second_signal_ends_a_process_that_is_stuck(number):
 
 def test_second_ctrl_c_in_a_session_is_of_python(monkeypatch):
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
-    with signals.recording_signals():
+    with process.recording_signals():
         os.kill(os.getpid(), signal.SIGINT)
-        assert signals.received() == signal.SIGINT
+        assert process.received() == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -85,7 +85,7 @@ def test_forked_process_holds_nothing_up(monkeypatch):
         return ends
 
     monkeypatch.setattr(os, "pipe", copied)
-    with signals.ended_by_second():
+    with process.ended_by_second():
         pass
     os.close(*copies)
 
@@ -93,9 +93,9 @@ def test_forked_process_holds_nothing_up(monkeypatch):
 def test_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.recording_signals():
+        with process.recording_signals():
             os.kill(os.getpid(), signal.SIGHUP)
-            assert signals.received() is None
+            assert process.received() is None
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -104,7 +104,7 @@ def test_other_threads_take_no_signals():
     seen = []
 
     def work():
-        with signals.recording_signals():
+        with process.recording_signals():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     before = signal.getsignal(signal.SIGTERM)
