@@ -33,7 +33,7 @@ def test_work_goes_on_where_nobody_takes_what_it_says(make, monkeypatch):
     with pytest.raises(OSError, match="Broken pipe|No space left"):
         print("a line")
     done = []
-    with console.lasting():
+    with console.outliving_streams():
         for number in range(3):
             print("a line")
             print("an error", file=sys.stderr)
@@ -46,7 +46,7 @@ def test_work_goes_on_where_nobody_takes_what_it_says(make, monkeypatch):
 
 
 def test_lasting_streams_say_what_they_are_told(capsys):
-    with console.lasting():
+    with console.outliving_streams():
         print("a line")
         assert sys.stdout.encoding
     assert capsys.readouterr().out == "a line\n"

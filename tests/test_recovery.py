@@ -13,7 +13,7 @@ from samples import SMALL, read_checkpoint, read_metrics
 
 from resnet_layers import VARIANTS, load_weights, save_safetensors
 from train_loop import Run, Settings, UserError, load_classifier
-from train_loop.builders.model import thaw
+from train_loop.builders.model import unfreeze
 from train_loop.builders.phases import Phase
 from train_loop.builders.reports import show_predictions
 from train_loop.data.transforms import Transforms
@@ -293,7 +293,7 @@ def test_first_phase_is_frozen_whatever_came_before(folder, tmp_path, capsys):
     # The stem has its first step later: its kernel, gamma and beta.
     assert begins == [3] * 3 + [0] * len(model.trainable_variables)
     # As after going back from the second one.
-    thaw(run.settings, model)
+    unfreeze(run.settings, model)
     next(run._phases())
     assert not model.stem.trainable_variables
     describe(run)

@@ -15,19 +15,20 @@ from resnet_layers import (
     WeightsInfo,
     write_config,
 )
-from train_loop import Settings, UserError, resolve
+from train_loop import Settings, UserError
+from train_loop import resolve as resolve_module
 from train_loop.recipes import OTHERS, RECIPES
 from train_loop.resolve import (
     DEFAULTS,
     check_run_or_new,
-    find_given_weights,
-    settle,
+    locate_weights,
+    resolve,
 )
 from train_loop.settings import warn_once
 
 
 def test_recipe_wins_over_defaults_and_what_is_given_over_both():
-    settled = settle(Settings(seed=3, learning_rate=0.7))
+    settled = resolve(Settings(seed=3, learning_rate=0.7))
     digits = RECIPES["digits"].settings
     assert settled.recipe == "digits"
     assert settled.batch_size == digits.batch_size != DEFAULTS.batch_size
@@ -38,14 +39,14 @@ def test_recipe_wins_over_defaults_and_what_is_given_over_both():
 
 
 def test_data_set_has_its_own_recipe(tmp_path):
-    assert settle(Settings(dataset="imagenet2012")).batch_size == 256
-    assert settle(Settings(dataset="cifar10")).recipe == OTHERS
-    settled = settle(Settings(dataset=tmp_path, recipe="imagenet2012"))
+    assert resolve(Settings(dataset="imagenet2012")).batch_size == 256
+    assert resolve(Settings(dataset="cifar10")).recipe == OTHERS
+    settled = resolve(Settings(dataset=tmp_path, recipe="imagenet2012"))
     assert settled.learning_rate == 0.1
     assert settled.dataset == str(tmp_path)
-    assert settle(Settings(recipe="cifar_he2015")).dataset == "cifar10"
+    assert resolve(Settings(recipe="cifar_he2015")).dataset == "cifar10"
     with pytest.raises(UserError, match="did you mean imagenet2012"):
-        settle(Settings(recipe="imagenet"))
+        resolve(Settings(recipe="imagenet"))
 
 
 def test_only_what_means_something_by_none_is_left_open():
@@ -53,7 +54,7 @@ def test_only_what_means_something_by_none_is_left_open():
         name
         for name, field in Settings.__dataclass_fields__.items()
         # What is asked of a run is no part of it.
-        if not field.metadata["modes"] and name not in settle(Settings()).given
+        if not field.metadata["modes"] and name not in resolve(Settings()).given
     }
     assert open_settings == {
         "eval_split",
@@ -81,19 +82,19 @@ def test_only_what_means_something_by_none_is_left_open():
 @pytest.fixture
 def earlier(tmp_path):
     """Returns the folder of a run that was settled before."""
-    settled = settle(Settings(image_size=16, steps=30, weight_decay=0.5))
+    settled = resolve(Settings(image_size=16, steps=30, weight_decay=0.5))
     settled.write(tmp_path / "flags.txt")
     return tmp_path
 
 
 def test_run_keeps_its_own_settings(earlier):
-    settled = settle(Settings(workdir=earlier, weight_decay=0.25))
+    settled = resolve(Settings(workdir=earlier, weight_decay=0.25))
     assert (settled.image_size, settled.steps) == (16, 30)
     assert settled.weight_decay == 0.25
 
 
 def test_epochs_win_over_the_steps_that_a_run_was_planned_for(earlier):
-    settled = settle(Settings(workdir=earlier, epochs=2))
+    settled = resolve(Settings(workdir=earlier, epochs=2))
     assert (settled.steps, settled.epochs) == (None, 2.0)
 
 
@@ -111,13 +112,13 @@ def test_epochs_win_over_the_steps_that_a_run_was_planned_for(earlier):
     ],
 )
 def test_what_a_run_need_not_have_can_be_taken_away(name, value, tmp_path):
-    settle(Settings(**{name: value})).write(tmp_path / "flags.txt")
-    settled = settle(Settings(workdir=tmp_path))
+    resolve(Settings(**{name: value})).write(tmp_path / "flags.txt")
+    settled = resolve(Settings(workdir=tmp_path))
     assert getattr(settled, name) == value
-    settled = settle(Settings(workdir=tmp_path, **{name: "none"}))
+    settled = resolve(Settings(workdir=tmp_path, **{name: "none"}))
     assert getattr(settled, name) is None
     settled.write(tmp_path / "flags.txt")
-    assert getattr(settle(Settings(workdir=tmp_path)), name) is None
+    assert getattr(resolve(Settings(workdir=tmp_path)), name) is None
 
 
 def test_what_every_run_has_cannot_be_taken_away():
@@ -127,8 +128,8 @@ def test_what_every_run_has_cannot_be_taken_away():
 
 @pytest.mark.parametrize("others", [{}, {"steps": 9}, {"learning_rate": 1}])
 def test_mistyped_workdir_does_not_become_a_run_of_digits(tmp_path, others):
-    settle(Settings()).write(tmp_path / "S/flags.txt")
-    settle(Settings()).write(tmp_path / "pets-2/flags.txt")
+    resolve(Settings()).write(tmp_path / "S/flags.txt")
+    resolve(Settings()).write(tmp_path / "pets-2/flags.txt")
     for name, expected in {
         "S1": f"There is {tmp_path}/S. To",
         "pets2": f"There is {tmp_path}/pets-2. To",
@@ -172,7 +173,7 @@ def test_mistyped_workdir_does_not_become_a_run_of_digits(tmp_path, others):
 def test_run_is_not_mixed_with_another(earlier, change):
     name, value = [*change.items()][-1]
     with pytest.raises(UserError, match="name another --workdir") as error:
-        settle(Settings(workdir=earlier, **change))
+        resolve(Settings(workdir=earlier, **change))
     assert f"--{name}=" in str(error.value)
     # The weights of a run go on into another one, of the same model.
     goes_on = name not in ("model", "weights")
@@ -182,50 +183,50 @@ def test_run_is_not_mixed_with_another(earlier, change):
 
 
 def test_run_on_embeddings_stays_one(tmp_path):
-    settle(Settings(freeze="backbone")).write(tmp_path / "flags.txt")
-    assert settle(Settings(workdir=tmp_path)).cached_embeddings
+    resolve(Settings(freeze="backbone")).write(tmp_path / "flags.txt")
+    assert resolve(Settings(workdir=tmp_path)).cached_embeddings
     with pytest.raises(UserError, match=f"--weights={tmp_path}"):
-        settle(Settings(workdir=tmp_path, augment="flip"))
+        resolve(Settings(workdir=tmp_path, augment="flip"))
 
 
 def test_places_of_a_run_may_change_but_not_its_data_set(tmp_path):
     """Whether it is the same one there, its contents tell later."""
     (tmp_path / "new").mkdir()
     run = tmp_path / "run"
-    settle(Settings(dataset=tmp_path / "old")).write(run / "flags.txt")
+    resolve(Settings(dataset=tmp_path / "old")).write(run / "flags.txt")
     moved = dict.fromkeys(("dataset", "data_dir"), tmp_path / "new")
-    settled = settle(Settings(workdir=run, **moved))
+    settled = resolve(Settings(workdir=run, **moved))
     assert {settled.dataset, settled.data_dir} == {str(tmp_path / "new")}
     with pytest.raises(UserError, match="is a run with --dataset="):
-        settle(Settings(workdir=run, dataset="cifar10"))
+        resolve(Settings(workdir=run, dataset="cifar10"))
 
 
 def test_run_may_be_named_again_as_it_is(earlier):
     given = Settings(
         workdir=earlier, recipe="auto", cache="auto", image_size=16
     )
-    assert settle(given).recipe == "digits"
+    assert resolve(given).recipe == "digits"
 
 
 def test_run_keeps_the_recipe_that_is_not_its_data_sets(tmp_path):
     given = Settings(recipe="imagenet_goyal2017", average="swa")
-    settle(given).write(tmp_path / "flags.txt")
-    again = settle(Settings(workdir=tmp_path, recipe="auto"))
+    resolve(given).write(tmp_path / "flags.txt")
+    again = resolve(Settings(workdir=tmp_path, recipe="auto"))
     assert again.recipe == "imagenet_goyal2017"
     assert again.base_batch_size == 256
     # Nor is what a file of flags repeats taken for something new.
-    assert settle(again).texts() == again.texts()
+    assert resolve(again).texts() == again.texts()
 
 
 def test_whoever_goes_on_may_stand_in_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
-    settled = settle(Settings(dataset="pictures", data_dir="data"))
+    settled = resolve(Settings(dataset="pictures", data_dir="data"))
     assert settled.dataset == str(tmp_path / "pictures")
     assert settled.data_dir == str(tmp_path / "data")
     # A row of a table stays one.
     (tmp_path / "digits").mkdir()
-    assert settle(Settings()).dataset == "digits"
+    assert resolve(Settings()).dataset == "digits"
 
 
 def weights_of_timm(folder, architecture="resnet50d", **config):
@@ -249,10 +250,10 @@ TIMM = {
 def test_weights_bring_their_preprocessing(tmp_path):
     """Any numbers, between the recipe and what is given."""
     weights = weights_of_timm(tmp_path, **TIMM)
-    settled = settle(Settings(weights=weights))
+    settled = resolve(Settings(weights=weights))
     expected = Normalization((25.5, 51.0, 76.5), (127.5, 127.5, 63.75))
     assert settled.preprocessing == (expected, 40, 0.95, "bicubic", True)
-    settled = settle(Settings(weights=weights, image_size=16))
+    settled = resolve(Settings(weights=weights, image_size=16))
     assert settled.preprocessing == (expected, 16, 0.95, "bicubic", True)
 
 
@@ -260,11 +261,11 @@ def test_weights_bring_their_model(tmp_path):
     """Between the recipe, which has one for the digits, and what is given."""
     weights = weights_of_timm(tmp_path, **TIMM)
     for path in (weights, tmp_path):
-        assert settle(Settings(weights=path)).model == "resnet50d"
+        assert resolve(Settings(weights=path)).model == "resnet50d"
     given = Settings(weights=weights, model="resnet50d")
-    assert settle(given).model == "resnet50d"
+    assert resolve(given).model == "resnet50d"
     with pytest.raises(UserError) as error:
-        settle(Settings(weights=weights, model="resnet50"))
+        resolve(Settings(weights=weights, model="resnet50"))
     [line] = str(error.value).splitlines()
     assert f"--weights={weights}" in line
     assert "resnet50d" in line
@@ -275,32 +276,32 @@ def test_weights_of_no_variant_are_refused_whatever_the_model(tmp_path):
     weights = weights_of_timm(tmp_path, "ecaresnet50d_pruned", **TIMM)
     for given in ({}, {"model": "resnet50"}):
         with pytest.raises(UserError, match="architecture ecaresnet50d_pruned"):
-            settle(Settings(weights=weights, **given))
+            resolve(Settings(weights=weights, **given))
 
 
 def test_weights_of_no_known_variant_go_into_any_model(tmp_path):
     (tmp_path / "model.safetensors").touch()
     recipe = RECIPES["digits"].settings.model
-    assert settle(Settings(weights=tmp_path)).model == recipe
+    assert resolve(Settings(weights=tmp_path)).model == recipe
     given = Settings(weights=tmp_path, model="resnet18")
-    assert settle(given).model == "resnet18"
+    assert resolve(given).model == "resnet18"
 
 
 def test_a_run_keeps_its_model_whatever_its_weights_are_by_now(tmp_path):
     weights = weights_of_timm(tmp_path, **TIMM)
     run = tmp_path / "run"
     run.mkdir()
-    settle(Settings(weights=weights)).write(run / "flags.txt")
+    resolve(Settings(weights=weights)).write(run / "flags.txt")
     weights_of_timm(tmp_path, "resnet18", **TIMM)
-    assert settle(Settings(workdir=run)).model == "resnet50d"
+    assert resolve(Settings(workdir=run)).model == "resnet50d"
     with pytest.raises(UserError, match="is a run with --model=resnet50d"):
-        settle(Settings(workdir=run, model="resnet18"))
+        resolve(Settings(workdir=run, model="resnet18"))
 
 
 def test_preprocessing_stays_with_the_run_and_those_that_start_from_it(
     tmp_path,
 ):
-    settled = settle(Settings(weights=weights_of_timm(tmp_path, **TIMM)))
+    settled = resolve(Settings(weights=weights_of_timm(tmp_path, **TIMM)))
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     settled.write(run / "flags.txt")
@@ -312,17 +313,17 @@ def test_preprocessing_stays_with_the_run_and_those_that_start_from_it(
         Settings(weights=run),
         Settings(weights=run / "checkpoints/ckpt-2"),
     ):
-        assert settle(given).preprocessing == settled.preprocessing
-        assert settle(given).model == "resnet50d"
+        assert resolve(given).preprocessing == settled.preprocessing
+        assert resolve(given).model == "resnet50d"
     with pytest.raises(UserError, match="are of resnet50d, and --model=resn"):
-        settle(Settings(weights=run, model="resnet50"))
+        resolve(Settings(weights=run, model="resnet50"))
 
 
 def test_preprocessing_that_there_is_none_of_is_not_guessed(tmp_path):
     weights = weights_of_timm(tmp_path, **{**TIMM, "interpolation": "lanczos"})
     with pytest.raises(UserError, match="one of these with --interpolation"):
-        settle(Settings(weights=weights))
-    settled = settle(Settings(weights=weights, interpolation="bilinear"))
+        resolve(Settings(weights=weights))
+    settled = resolve(Settings(weights=weights, interpolation="bilinear"))
     assert settled.preprocessing[1:] == (40, 0.95, "bilinear", True)
 
 
@@ -359,7 +360,7 @@ def test_what_does_not_go_together_is_one_clear_line(
 ):
     monkeypatch.chdir(pytestconfig.rootpath)
     with pytest.raises(UserError, match=message) as error:
-        settle(Settings(**given))
+        resolve(Settings(**given))
     assert "\n" not in str(error.value)
 
 
@@ -389,7 +390,7 @@ def test_what_does_not_go_together_is_one_clear_line(
 def test_frozen_backbones_are_asked_once_unless_images_vary(
     given, cached, augment
 ):
-    settled = settle(Settings(**given))
+    settled = resolve(Settings(**given))
     assert settled.cached_embeddings == cached
     assert settled.texts()["augment"] == augment
 
@@ -397,19 +398,19 @@ def test_frozen_backbones_are_asked_once_unless_images_vary(
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_say_only_what_they_change(name, monkeypatch):
     found = WeightsInfo(pathlib.Path("resnet50.h5"), None, Preprocessing())
-    monkeypatch.setattr(resolve, "find_weights", lambda *_: found)
+    monkeypatch.setattr(resolve_module, "find_weights", lambda *_: found)
     recipe = RECIPES[name]
     assert recipe.settings.over(DEFAULTS) == Settings(
         **{**DEFAULTS.given, **recipe.settings.given}
     )
     assert recipe.source
     assert recipe.expected
-    assert settle(Settings(recipe=name)).recipe == name
+    assert resolve(Settings(recipe=name)).recipe == name
 
 
 def test_pets_resolve_to_their_recipe():
     """Every setting of --dataset=oxford_iiit_pet that is not a default."""
-    settled = settle(Settings(dataset="oxford_iiit_pet"))
+    settled = resolve(Settings(dataset="oxford_iiit_pet"))
     assert {
         name: value
         for name, value in settled.given.items()
@@ -423,16 +424,16 @@ def test_pets_resolve_to_their_recipe():
 
 
 def test_earlier_name_of_a_recipe_is_resolved(workdir, capsys):
-    by_name = settle(Settings(recipe="oxford_iiit_pet"))
+    by_name = resolve(Settings(recipe="oxford_iiit_pet"))
     warn_once.cache_clear()
-    assert settle(Settings(recipe="pets_scratch")) == by_name
+    assert resolve(Settings(recipe="pets_scratch")) == by_name
     line = "--recipe=pets_scratch: renamed. Use --recipe=oxford_iiit_pet."
     assert capsys.readouterr().out == f"warning: {line}\n"
     workdir.mkdir()
     earlier = dataclasses.replace(by_name, recipe="pets_scratch")
     earlier.write(workdir / "flags.txt")
     for recipe in (None, "oxford_iiit_pet", "pets_scratch"):
-        settled = settle(Settings(workdir=workdir, recipe=recipe))
+        settled = resolve(Settings(workdir=workdir, recipe=recipe))
         assert settled == dataclasses.replace(by_name, workdir=workdir)
     assert capsys.readouterr().out == ""
 
@@ -448,8 +449,8 @@ def test_weights_of_a_recipe_bring_along_what_they_need(monkeypatch):
             Preprocessing(NORMALIZATIONS["caffe"], None, 0.5),
         )
 
-    monkeypatch.setattr(resolve, "find_weights", find)
-    settled = settle(Settings(recipe="pets_finetune"))
+    monkeypatch.setattr(resolve_module, "find_weights", find)
+    settled = resolve(Settings(recipe="pets_finetune"))
     assert asked == [("imagenet", "resnet50_keras")]
     assert settled.weights == "imagenet"
     assert settled.normalization == NORMALIZATIONS["caffe"]
@@ -461,27 +462,27 @@ def test_channels_come_from_weights_unless_given(monkeypatch):
     found = WeightsInfo(
         pathlib.Path("grey.safetensors"), "resnet18", Preprocessing(grey)
     )
-    monkeypatch.setattr(resolve, "find_weights", lambda *_: found)
-    settled = settle(Settings(weights="grey.safetensors"))
+    monkeypatch.setattr(resolve_module, "find_weights", lambda *_: found)
+    settled = resolve(Settings(weights="grey.safetensors"))
     assert settled.channels == 1
     assert settled.preprocessing.normalization == grey
-    settled = settle(Settings(weights="grey.safetensors", channels=3))
+    settled = resolve(Settings(weights="grey.safetensors", channels=3))
     assert settled.preprocessing.normalization.mean == (117.0,) * 3
-    settled = settle(Settings(channels=1))
+    settled = resolve(Settings(channels=1))
     [mean] = settled.preprocessing.normalization.mean
     assert mean == pytest.approx((123.675 + 116.28 + 103.53) / 3)
-    assert settle(Settings()).channels == 3
+    assert resolve(Settings()).channels == 3
 
 
 def test_options_of_another_optimizer_are_refused():
     given = {"optimizer": "adamw", "learning_rate": 0.001}
-    settled = settle(Settings(**given, beta_2=0.99))
+    settled = resolve(Settings(**given, beta_2=0.99))
     assert settled.beta_2 == 0.99
     message = "--nesterov=True is not for --optimizer=adamw, which takes --beta"
     with pytest.raises(UserError, match=message):
-        settle(Settings(**given, nesterov=True))
+        resolve(Settings(**given, nesterov=True))
     with pytest.raises(UserError, match="takes --momentum, --nesterov; leave"):
-        settle(Settings(epsilon=0.1))
+        resolve(Settings(epsilon=0.1))
 
 
 def test_rate_of_a_recipe_is_for_its_optimizer():
@@ -489,15 +490,15 @@ def test_rate_of_a_recipe_is_for_its_optimizer():
         "--optimizer=adam needs a --learning_rate: 0.1 .* digits has .* sgd"
     )
     with pytest.raises(UserError, match=message):
-        settle(Settings(optimizer="adam"))
+        resolve(Settings(optimizer="adam"))
     # Nor are its options.
     recipe = {"recipe": "imagenet_goyal2017", "learning_rate": 0.001}
-    assert settle(Settings(**recipe)).base_batch_size == 256
-    settled = settle(Settings(**recipe, optimizer="lamb"))
+    assert resolve(Settings(**recipe)).base_batch_size == 256
+    settled = resolve(Settings(**recipe, optimizer="lamb"))
     assert settled.base_batch_size is None
     recipe = {"recipe": "cifar_he2015", "learning_rate": 2}
-    assert settle(Settings(**recipe)).nesterov is False
-    assert settle(Settings(**recipe, optimizer="lars")).nesterov is None
+    assert resolve(Settings(**recipe)).nesterov is False
+    assert resolve(Settings(**recipe, optimizer="lars")).nesterov is None
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/ckpt-3"])
@@ -508,7 +509,7 @@ def test_flags_tell_what_weights_of_an_earlier_run_are(place, tmp_path):
     flags = tmp_path / "flags.txt"
 
     def find():
-        return find_given_weights(Settings(weights=str(tmp_path / place)))
+        return locate_weights(Settings(weights=str(tmp_path / place)))
 
     flags.write_text(
         "--model=resnet50d\n--normalization=1.0:2.0:3.0:4.0:5.0:6.0:bgr\n"

@@ -24,7 +24,7 @@ from train_loop import Run, Settings, UserError, load_classifier
 from train_loop.builders import phases
 from train_loop.builders.data import open_data
 from train_loop.builders.model import find_checkpoint
-from train_loop.resolve import settle
+from train_loop.resolve import resolve
 from train_loop.run import new_workdir
 from train_loop.training.losses import sigmoid_cross_entropy
 from train_loop.training.optimizers import LARS
@@ -667,7 +667,7 @@ def test_new_run_warns_of_duplicates_and_spellings(tmp_path, capsys):
     write_folder(root, {f"{s}/{c}": 2 for s in ("train", "val") for c in "aA"})
     copy = root / "val/a/0.jpeg"
     copy.write_bytes((root / "train/a/1.jpeg").read_bytes())
-    given = settle(settings(root, workdir.path))
+    given = resolve(settings(root, workdir.path))
     data = open_data(given, workdir, ALONE)
     warnings = capsys.readouterr().out
     assert "warning: classes 'A' and 'a' differ in case only" in warnings

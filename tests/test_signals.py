@@ -85,7 +85,7 @@ def test_forked_process_holds_nothing_up(monkeypatch):
         return ends
 
     monkeypatch.setattr(os, "pipe", copied)
-    with process.ended_by_second():
+    with process.exit_on_second_signal():
         pass
     os.close(*copies)
 

@@ -15,25 +15,25 @@ from train_loop import UserError
 from train_loop.workdir import (
     Workdir,
     append_json_line,
+    atomic_write,
     is_made_from,
     made_from,
     read_json_lines,
     read_lines,
     write_text,
-    written_aside,
 )
 
 INTERRUPTIONS = [RuntimeError, KeyboardInterrupt, SystemExit]
 
 
 def write_file(path, text, interruption=None):
-    with written_aside(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(text)
         if interruption:
             raise interruption
 
 
-def write_folder(path, files, interruption=None, context=written_aside):
+def write_folder(path, files, interruption=None, context=atomic_write):
     with context(path) as unfinished:
         unfinished.mkdir(exist_ok=True)
         for name, text in files.items():
@@ -217,7 +217,7 @@ def test_half_of_a_removed_folder_is_never_found(tmp_path, monkeypatch):
         assert contents(folder) == {"a": "new"}
         raise KeyboardInterrupt
 
-    context = written_aside(folder)
+    context = atomic_write(folder)
     write_text(context.__enter__() / "a", "new")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", kill)
@@ -229,7 +229,7 @@ def test_half_of_a_removed_folder_is_never_found(tmp_path, monkeypatch):
 def test_writers_of_one_name_do_not_meet(tmp_path):
     """The first of two is still at it when the second one is done."""
     path, folder = tmp_path / "data.json", tmp_path / "cache"
-    with written_aside(path) as unfinished, unfinished.open("w") as file:
+    with atomic_write(path) as unfinished, unfinished.open("w") as file:
         file.write("fir")
         file.flush()
         write_text(path, "second")

@@ -18,7 +18,7 @@ from samples import (
 
 from train_loop import Settings, UserError
 from train_loop.builders.data import open_data
-from train_loop.resolve import settle
+from train_loop.resolve import resolve
 from train_loop.workdir import Workdir
 
 pytestmark = pytest.mark.slow
@@ -62,12 +62,11 @@ if os.isatty(0):
         assert os.getsid(0) == os.getpid()
         from train_loop import process
         process.import_tensorflow()
-        from train_loop.training import signals
         from train_loop.training.reports import JsonLinesReport
         write_down = JsonLinesReport.__call__
         def write_down_and_wait(self, step, *others):
             write_down(self, step, *others)
-            while step == 2 and signals.received() is None:
+            while step == 2 and process.received() is None:
                 time.sleep(0.01)
         JsonLinesReport.__call__ = write_down_and_wait
 if sys.argv[0] == "train_loop.main":
@@ -198,7 +197,7 @@ def test_workers_that_find_other_images_are_refused(tmp_path):
 
     def refusal(workers):
         dataset = tmp_path / "ab"[workers.number]
-        settings, workdir = settle(Settings(dataset=dataset)), tmp_path / "run"
+        settings, workdir = resolve(Settings(dataset=dataset)), tmp_path / "run"
         with pytest.raises(UserError) as error:
             open_data(settings, Workdir(workdir), workers)
         return str(error.value)

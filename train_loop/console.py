@@ -20,7 +20,7 @@ CONTROLS = re.compile(
 FORMULAS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
-class Lasting:
+class OutlivedStream:
     """A stream that goes on where nobody takes what is written to it.
 
     As behind `| head`, in a terminal that was closed and on a full disk: what
@@ -37,33 +37,33 @@ class Lasting:
         return getattr(self.stream, name)
 
     def write(self, text):
-        with self._lasting():
+        with self._outliving():
             self.stream.write(text)
 
     def flush(self):
-        with self._lasting():
+        with self._outliving():
             self.stream.flush()
 
     @contextlib.contextmanager
-    def _lasting(self):
+    def _outliving(self):
         try:
             yield
         except OSError:
-            to_nowhere(self.stream)
+            discard_output(self.stream)
 
 
 @contextlib.contextmanager
-def lasting():
+def outliving_streams():
     """Lets work go on that is of use to those who stopped watching it."""
     with (
-        contextlib.redirect_stdout(Lasting(sys.stdout)),
-        contextlib.redirect_stderr(Lasting(sys.stderr)),
+        contextlib.redirect_stdout(OutlivedStream(sys.stdout)),
+        contextlib.redirect_stderr(OutlivedStream(sys.stderr)),
     ):
         yield
 
 
 @contextlib.contextmanager
-def ended_by_keyboard():
+def exit_on_interrupt():
     """Has Ctrl-C end the process at once, in a line.
 
     For work that leaves nothing behind, such as imports: an exception would
@@ -146,7 +146,7 @@ def _csv_cell(value):
     return f"'{text}" if text.startswith(FORMULAS) else text
 
 
-def to_nowhere(stream):
+def discard_output(stream):
     """Writes what a stream still holds, and all to come, to nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
@@ -182,7 +182,7 @@ def progress_bar(
     )
 
 
-def passing_bar(total, unit, description=""):
+def transient_bar(total, unit, description=""):
     """Returns a bar for work on the way, shown only where that takes long."""
     return progress_bar(
         total, unit=unit, description=description, leave=False, delay=2.0

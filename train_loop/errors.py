@@ -78,7 +78,7 @@ def is_full_disk(error):
     )
 
 
-def shortage(error):
+def resource_error(error):
     """Returns what ran out and what to do; None for errors of another kind.
 
     Args:

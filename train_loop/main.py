@@ -13,10 +13,10 @@ import sys
 from absl import flags, logging
 
 from train_loop import console, process
-from train_loop.errors import UserError, check_choice, nearest, shortage
+from train_loop.errors import UserError, check_choice, nearest, resource_error
 from train_loop.help import help_text
 from train_loop.modes import MODES
-from train_loop.process import StoppedError, ended_by_second
+from train_loop.process import StoppedError, exit_on_second_signal
 from train_loop.settings import REMOVED, Settings, flag_name
 
 FLAGS = flags.FLAGS
@@ -119,7 +119,7 @@ def import_mode(name):
 def main(argv):
     """Runs the mode that the flags ask for; returns the exit status."""
     try:
-        with console.ended_by_keyboard():
+        with console.exit_on_interrupt():
             topic = help_topic(argv[1:])
             if topic is not None:
                 print(help_text(topic), end="")
@@ -130,7 +130,7 @@ def main(argv):
             check_choice("--mode", FLAGS.mode, MODES)
             settings = read_settings()
             run_mode = import_mode(FLAGS.mode)
-        with ended_by_second():
+        with exit_on_second_signal():
             run_mode(settings)
     except UserError as error:
         # Names of files and classes in it may hold any characters.
@@ -146,10 +146,10 @@ def main(argv):
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # Who read it has seen enough, as `| head` has.
-        console.to_nowhere(sys.stdout)
+        console.discard_output(sys.stdout)
         return 128 + signal.SIGPIPE
     except Exception as error:
-        line = shortage(error)
+        line = resource_error(error)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)

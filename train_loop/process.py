@@ -296,7 +296,7 @@ def recording_signals():
             handled[number](number, frame)
         _received.append(signal.Signals(number))
 
-    with ended_by_second():
+    with exit_on_second_signal():
         for number in handled:
             signal.signal(number, record)
         try:
@@ -308,7 +308,7 @@ def recording_signals():
 
 
 @contextlib.contextmanager
-def ended_by_second():
+def exit_on_second_signal():
     """Lets a second signal end the process at once.
 
     Python runs handlers when a call of C++ returns, and a training step may

@@ -23,7 +23,7 @@ DEFAULTS = Settings(**default_values())
 MODE_DEFAULTS = Settings(**default_values(of_modes=True))
 
 
-def settle(given):
+def resolve(given):
     """Fills in everything that was not given, before anything is built.
 
     Args:
@@ -53,7 +53,7 @@ def settle(given):
                 "longer a recipe, ignored; the settings it had stay"
             )
             earlier = replace(earlier, recipe=None)
-        _check_unchanged(given, earlier)
+        _check_compatible(given, earlier)
     if given.recipe == "auto":
         # Of an existing run, its own; of a new one, it is the default.
         given = replace(given, recipe=None)
@@ -67,14 +67,14 @@ def settle(given):
     if recipe == "auto":
         recipe = dataset if dataset in RECIPES else OTHERS
     base = RECIPES[recipe].settings.over(DEFAULTS)
-    base = _of_optimizer(known, base, recipe)
+    base = _for_optimizer(known, base, recipe)
     if not earlier.given and (known.weights or base.weights):
-        base = _of_weights(known, base).over(base)
+        base = _from_weights(known, base).over(base)
     settled = replace(known, recipe=recipe).over(base)
     _check_thaw(settled)
     _check_average(settled)
-    _check_heeded(given, base, settled)
-    return _settle_embeddings(settled, is_augmented=bool(given.augment))
+    _check_effective(given, base, settled)
+    return _resolve_embeddings(settled, is_augmented=bool(given.augment))
 
 
 def check_run_or_new(given):
@@ -106,7 +106,7 @@ def check_run_or_new(given):
     )
 
 
-def find_given_weights(settings):
+def locate_weights(settings):
     """Returns the `resnet_layers.WeightsInfo` of --weights."""
     try:
         found = find_weights(settings.weights, settings.model)
@@ -185,14 +185,14 @@ def _with_full_paths(given):
     return replace(given, **paths)
 
 
-def _check_unchanged(given, earlier):
+def _check_compatible(given, earlier):
     """Raises UserError where an existing run was made with another value."""
     if not earlier.given:
         return
     for field in fields(Settings):
         value = getattr(given, field.name)
         made_with = getattr(earlier, field.name)
-        if field.name == "dataset" and _are_places(value, made_with):
+        if field.name == "dataset" and _are_paths(value, made_with):
             # It may have been moved. Whether it is the same one, its contents
             # will tell.
             continue
@@ -221,12 +221,12 @@ def _check_unchanged(given, earlier):
         )
 
 
-def _are_places(*datasets):
+def _are_paths(*datasets):
     """Whether data sets are files and folders, not names from a table."""
     return all(name is not None and os.path.isabs(name) for name in datasets)
 
 
-def _of_optimizer(known, base, recipe):
+def _for_optimizer(known, base, recipe):
     """Returns a recipe's settings, as far as they are for the optimizer.
 
     Raises:
@@ -252,7 +252,7 @@ def _of_optimizer(known, base, recipe):
     return replace(base, base_batch_size=None, **dict.fromkeys(OPTIONS))
 
 
-def _of_weights(known, base):
+def _from_weights(known, base):
     """Returns the settings that weights bring along, so far as known.
 
     Those of a recipe are of its model, if nothing else is given.
@@ -261,7 +261,7 @@ def _of_weights(known, base):
         known = replace(
             known, weights=base.weights, model=known.model or base.model
         )
-    _, model, found = find_given_weights(known)
+    _, model, found = locate_weights(known)
     if known.model is not None and model not in (None, known.model):
         raise UserError(
             f"--weights={known.weights} are of {model}, and --model="
@@ -308,7 +308,7 @@ def _check_average(settings):
         )
 
 
-def _check_heeded(given, base, settled):
+def _check_effective(given, base, settled):
     """Raises UserError where something is given that nothing heeds."""
     for name, needed, value in (
         ("ema_decay", "average", "ema"),
@@ -323,7 +323,7 @@ def _check_heeded(given, base, settled):
             )
 
 
-def _settle_embeddings(settings, is_augmented):
+def _resolve_embeddings(settings, is_augmented):
     """Decides whether embeddings are cached; those of augmented images would
     be others every time. What is thawed later sees augmented ones then."""
     is_frozen = settings.freeze == "backbone"

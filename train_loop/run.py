@@ -10,8 +10,8 @@ import re
 from resnet_layers import make_config
 from train_loop import process
 from train_loop.builders.data import (
-    check_apart,
-    check_evaluated,
+    check_has_evaluation,
+    check_outside_of_images,
     embedding_facts,
     make_batching,
     make_transforms,
@@ -23,9 +23,9 @@ from train_loop.builders.model import (
     class_names_of,
     existing_run,
     freeze,
-    start_from,
-    thaw,
-    warn_of_random_parts,
+    load_initial_weights,
+    unfreeze,
+    warn_of_random_weights,
 )
 from train_loop.builders.phases import Phase
 from train_loop.builders.reports import open_reports
@@ -33,19 +33,19 @@ from train_loop.builders.training import (
     build_strategy,
     build_trainer,
     check_memory,
-    check_steps_to_come,
+    check_steps_left,
+    last_frozen_step,
     make_cadence,
     make_checkpoints,
     make_evaluations,
     make_skipped_batches,
     num_steps,
-    thaw_step,
 )
 from train_loop.data.split import Data
 from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError
 from train_loop.prediction.classifier import Classifier
-from train_loop.resolve import find_given_weights, settle
+from train_loop.resolve import locate_weights, resolve
 from train_loop.settings import Settings
 from train_loop.training import loop
 from train_loop.training.checkpoints import Checkpoints, Evaluations
@@ -102,7 +102,7 @@ class Run:
         Raises:
           UserError: something of it is not possible, or not to be had.
         """
-        settings = settle(settings)
+        settings = resolve(settings)
         # Several workers must find each other before anything is computed.
         strategy = build_strategy(settings)
         with Workers(strategy).explaining_lost_workers():
@@ -115,21 +115,21 @@ class Run:
         check_memory(settings)
         workdir = Workdir.of(settings.workdir or new_workdir(settings.dataset))
         workdir.check_writable()
-        check_apart(workdir, settings.dataset)
+        check_outside_of_images(workdir, settings.dataset)
         weights = None
         if settings.weights and not workdir.has_checkpoint:
             # Before the images are prepared, which may take hours.
-            weights = find_given_weights(settings).path
+            weights = locate_weights(settings).path
         if data is None:
             data = open_data(settings, workdir, Workers(strategy))
-        check_evaluated(settings, data)
+        check_has_evaluation(settings, data)
         with strategy.scope():
             classifier = build_classifier(settings, data.class_names)
             if weights is not None:
                 names = class_names_of(settings.weights, weights)
-                start_from(weights, settings, classifier, names)
+                load_initial_weights(weights, settings, classifier, names)
             elif not workdir.has_checkpoint:
-                warn_of_random_parts(settings)
+                warn_of_random_weights(settings)
             # Its averages begin as these weights.
             trainer = build_trainer(settings, data, classifier, strategy)
         evaluations = make_evaluations(settings, data, workdir.metrics)
@@ -137,7 +137,7 @@ class Run:
             settings, workdir.checkpoints, trainer, evaluations
         )
         checkpoints.resume(trainer)
-        check_steps_to_come(settings, data, trainer.step)
+        check_steps_left(settings, data, trainer.step)
         return cls(
             settings,
             workdir,
@@ -246,9 +246,9 @@ class Run:
                     self.workdir.embeddings,
                 )
             yield phase, first
-        if self.thaws_at is not None and not self.is_finished:
+        if self.last_frozen_step is not None and not self.is_finished:
             print(f"Thawed: --freeze={self.settings.freeze} is over.")
-            thaw(self.settings, self.classifier.model)
+            unfreeze(self.settings, self.classifier.model)
             trainer = self.trainer.retraced()
             phase = dataclasses.replace(self._phase, trainer=trainer)
             yield phase, self.cadence
@@ -285,9 +285,9 @@ class Run:
         return num_steps(self.settings, self.data)
 
     @property
-    def thaws_at(self):
+    def last_frozen_step(self):
         """The last step with frozen parts; None if they stay frozen."""
-        return thaw_step(self.settings, self.data)
+        return last_frozen_step(self.settings, self.data)
 
     @property
     def cadence(self):
@@ -312,7 +312,7 @@ class Run:
     @property
     def _evaluation_is_pending(self):
         cadence = self.cadence
-        if self.trainer.step == self.thaws_at:
+        if self.trainer.step == self.last_frozen_step:
             # A phase ends with an evaluation, as the run does.
             cadence = self._first_cadence
         return loop.evaluation_is_pending(
@@ -322,7 +322,7 @@ class Run:
     @property
     def _first_cadence(self):
         """The cadence of the first phase, perhaps the only one."""
-        return self.cadence._replace(phase_end=self.thaws_at)
+        return self.cadence._replace(phase_end=self.last_frozen_step)
 
     @property
     def _phase(self):
@@ -334,7 +334,7 @@ class Run:
 
     @property
     def _skipped_batches(self):
-        return make_skipped_batches(self.settings, self.workdir.left_out)
+        return make_skipped_batches(self.settings, self.workdir.skipped_batches)
 
     def _write_settings(self):
         """Writes what the run is made of, and what has changed of it."""

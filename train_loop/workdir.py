@@ -111,8 +111,8 @@ class Workdir:
         return self.path / "metrics.jsonl"
 
     @property
-    def left_out(self):
-        """What was left out of training, a JSON object a line."""
+    def skipped_batches(self):
+        """The batches that training skips, a JSON object a line."""
         return self.path / "left_out.jsonl"
 
     @property
@@ -235,7 +235,7 @@ def check_writable(flag, path):
 
 
 @contextlib.contextmanager
-def folder_aside(parent):
+def temporary_folder(parent):
     """Makes a folder that no other process writes to or removes.
 
     Folders of killed processes are removed; those of other machines after a
@@ -274,7 +274,7 @@ def folder_aside(parent):
 
 
 @contextlib.contextmanager
-def written_aside(path):
+def atomic_write(path):
     """Lets a file or a folder appear under its name when it is complete.
 
     Args:
@@ -286,13 +286,13 @@ def written_aside(path):
       included; a folder is missing for the moment between two renames.
     """
     path = pathlib.Path(path)
-    with folder_aside(path.parent) as aside:
+    with temporary_folder(path.parent) as aside:
         unfinished = aside / path.name
         yield unfinished
-        put_in_place(unfinished, path)
+        move_synced(unfinished, path)
 
 
-def put_in_place(unfinished, path):
+def move_synced(unfinished, path):
     """Gives a file or a folder its name, once the disk has all of it.
 
     Args:
@@ -330,7 +330,7 @@ def sync(path):
 
 def write_text(path, text):
     """Writes a text file, whole or not at all."""
-    with written_aside(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
@@ -345,7 +345,7 @@ def made_from(folder, origin):
     Yields:
       The folder to write to in the meantime.
     """
-    with folder_aside(folder.parent) as aside:
+    with temporary_folder(folder.parent) as aside:
         unfinished = aside / folder.name
         unfinished.mkdir()
         yield unfinished
@@ -353,7 +353,7 @@ def made_from(folder, origin):
         (unfinished / "origin.json").write_text(json.dumps(record))
         # Another process may have been faster, and may be reading its own.
         if not is_made_from(folder, origin):
-            put_in_place(unfinished, folder)
+            move_synced(unfinished, folder)
 
 
 def is_made_from(folder, origin):

@@ -16,11 +16,11 @@ from resnet_layers import (
 from train_loop import Settings, UserError, load_classifier, resolve
 from train_loop.builders.evaluation import Evaluator
 from train_loop.builders.model import (
-    CONTENTS,
+    DESCRIPTION,
     build_classifier,
-    given_class_names,
     is_weights,
-    start_from,
+    load_initial_weights,
+    read_class_names,
 )
 from train_loop.export.bundle import Bundle
 from train_loop.export.formats import EXPORT_FORMATS, portable
@@ -111,7 +111,7 @@ def test_what_was_exported_comes_back_whole(name, tmp_path):
     bundle = Bundle(classifier)
     path = tmp_path / EXPORT_FORMATS[name].files[0].path
     EXPORT_FORMATS[name].write(bundle, path)
-    (tmp_path / CONTENTS).write_text(json.dumps(bundle.contents))
+    (tmp_path / DESCRIPTION).write_text(json.dumps(bundle.contents))
     found = load_classifier(path)
     assert found.class_names == trained.class_names
     assert found.preprocessing == classifier.preprocessing
@@ -217,9 +217,9 @@ def test_predictions_use_the_image_size_that_is_given(
 def test_names_of_classes_come_from_a_file(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("\ufeffcat\nice\u2028cream\r\nd\u00f6g\n", "utf-8")
-    names = given_class_names(Settings(class_names=path))
+    names = read_class_names(Settings(class_names=path))
     assert names == ["cat", "ice\u2028cream", "d\u00f6g"]
-    assert given_class_names(Settings()) is None
+    assert read_class_names(Settings()) is None
 
 
 @pytest.mark.parametrize(
@@ -236,10 +236,10 @@ def test_bad_files_of_names_are_one_line(text, expected, tmp_path):
     if text is not None:
         path.write_bytes(text)
     with pytest.raises(UserError, match=expected) as error:
-        given_class_names(Settings(class_names=str(path)))
+        read_class_names(Settings(class_names=str(path)))
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot be combined with --workdir"):
-        given_class_names(Settings(class_names=str(path), workdir="run"))
+        read_class_names(Settings(class_names=str(path), workdir="run"))
 
 
 def test_names_of_weights_are_told_from_runs(tmp_path, monkeypatch):
@@ -259,11 +259,11 @@ def test_names_of_weights_are_told_from_runs(tmp_path, monkeypatch):
 
 def test_grey_images_start_from_weights_of_colored_ones(three_classes, capsys):
     path, model = three_classes
-    settings = resolve.settle(
+    settings = resolve.resolve(
         Settings(weights=path, model="resnet18", channels=1, image_size=32)
     )
     classifier = build_classifier(settings, ["a", "b", "c"])
-    start_from(path, settings, classifier, ["a", "b", "c"])
+    load_initial_weights(path, settings, classifier, ["a", "b", "c"])
     np.testing.assert_allclose(
         classifier.model.stem.convs[0].kernel,
         np.sum(model.stem.convs[0].kernel, axis=2, keepdims=True),

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from resnet_layers import ResNet
 from train_loop.builders.phases import backbone_hash, write_embeddings
-from train_loop.console import passing_bar
+from train_loop.console import transient_bar
 from train_loop.process import StoppedError, recording_signals
 from train_loop.training.workers import Workers
 from train_loop.workdir import is_made_from
@@ -28,7 +28,7 @@ def embed(images):
 def write(folder, strategy, origin=ORIGIN, embed=embed):
     examples = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS, WEIGHTS))
     batches = examples.batch(4 // strategy.num_replicas_in_sync)
-    with passing_bar(2, "batch") as bar:
+    with transient_bar(2, "batch") as bar:
         write_embeddings(
             folder,
             origin,
@@ -75,7 +75,7 @@ def test_parts_of_workers_are_put_back_into_the_order_of_the_split(
     order = np.array([0, 1, 3, 4, 2, 5, 6, 7])
     parts = (IMAGES[order], LABELS[order], WEIGHTS[order])
     batches = tf.data.Dataset.from_tensor_slices(parts).batch(2)
-    with passing_bar(2, "batch") as bar:
+    with transient_bar(2, "batch") as bar:
         write_embeddings(
             tmp_path / "train",
             ORIGIN,

@@ -18,7 +18,7 @@ from train_loop.benchmark.tasks import TASKS, Task
 from train_loop.builders.model import build_classifier
 from train_loop.errors import UserError
 from train_loop.modes import benchmark
-from train_loop.resolve import settle
+from train_loop.resolve import resolve
 
 pytestmark = pytest.mark.usefixtures("small_net", "small_machine")
 
@@ -160,7 +160,7 @@ def prediction_of(workdir, **asked):
 @pytest.mark.parametrize("are_wanted", [False, True])
 def test_faster_ways_are_taken_unless_refused(are_wanted):
     given = Settings(model="resnet18", fast_paths=are_wanted)
-    model = build_classifier(settle(given), ["a", "b"]).model
+    model = build_classifier(resolve(given), ["a", "b"]).model
     layers = model._flatten_layers()
     inputs = tf.keras.KerasTensor((None, 8, 8, 64))
     found = {
@@ -209,7 +209,7 @@ def test_model_is_that_of_what_is_named(flags, model, folds, run, monkeypatch):
 
     def stop(settings, is_synthetic):
         assert is_synthetic
-        found.append((settle(settings).model, settings.fast_paths))
+        found.append((resolve(settings).model, settings.fast_paths))
         raise UserError("seen enough")
 
     monkeypatch.setitem(TASKS, "train", stop)

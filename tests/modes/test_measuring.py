@@ -22,7 +22,7 @@ from train_loop.evaluation import report
 from train_loop.evaluation.metrics import METRICS
 from train_loop.evaluation.predictions import TEST_TIME_AUGMENTATIONS
 from train_loop.evaluation.report import report_folder
-from train_loop.resolve import settle
+from train_loop.resolve import resolve
 from train_loop.settings import to_text
 
 pytestmark = pytest.mark.usefixtures("small_net", "no_charts")
@@ -76,7 +76,7 @@ def test_report_is_what_the_run_measured_of_itself(trained, run):
 
 def test_batches_may_be_others_than_those_of_updates(tmp_path):
     given = Settings(accumulate_steps=4, strategy="one_device")
-    settle(given).write(tmp_path / "flags.txt")
+    resolve(given).write(tmp_path / "flags.txt")
     Evaluator(Settings(workdir=tmp_path, batch_size=3))
 
 

@@ -19,7 +19,7 @@ from train_loop.data.datasets import choose_splits, open_dataset
 from train_loop.evaluation import chart_style
 from train_loop.modes import data as data_mode
 from train_loop.modes.train import final_table
-from train_loop.resolve import settle
+from train_loop.resolve import resolve
 from train_loop.workdir import Workdir, read_json_lines
 
 pytestmark = pytest.mark.usefixtures("small_net")
@@ -227,7 +227,7 @@ def test_summary_prints_costs_at_a_size_that_suits(run, model, size, total):
 def test_summary_of_a_run_has_its_model_size_and_classes(
     run, tmp_path, monkeypatch
 ):
-    settle(Settings(image_size=16)).write(tmp_path / "flags.txt")
+    resolve(Settings(image_size=16)).write(tmp_path / "flags.txt")
     contents = {"class_names": ["cat", "dog"], "splits": {}}
     (tmp_path / "data.json").write_text(json.dumps(contents))
     with monkeypatch.context() as patch:

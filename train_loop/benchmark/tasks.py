@@ -21,7 +21,7 @@ from train_loop.builders.model import (
     build_classifier,
     check_image_size,
     load_classifier,
-    make_fast,
+    prepare_for_inference,
 )
 from train_loop.builders.training import build_strategy, check_memory
 from train_loop.console import format_metric, text_table
@@ -29,7 +29,7 @@ from train_loop.data import batches
 from train_loop.data.split import Data, MemoryStore, Split
 from train_loop.errors import UserError
 from train_loop.prediction.classifier import Classifier
-from train_loop.resolve import settle
+from train_loop.resolve import resolve
 from train_loop.run import Run
 from train_loop.settings import Settings
 from train_loop.training.strategies import distribute
@@ -333,7 +333,7 @@ def prediction(settings, is_synthetic):
     On the first device, with any strategy; a GPU gets the images from the host
     in each step.
     """
-    settled = settle(settings)
+    settled = resolve(settings)
     # Other tasks of this process may need all of its devices.
     workers = Workers(build_strategy(settled))
     check_image_size(settled)
@@ -348,7 +348,7 @@ def prediction(settings, is_synthetic):
     else:
         classifier = build_classifier(settled, class_names)
         _give_offsets(classifier.model)
-    make_fast(settled, classifier)
+    prepare_for_inference(settled, classifier)
     if split is None:
         context = tf.distribute.InputContext()
         dataset = noise_batches(
@@ -397,7 +397,7 @@ def _open_run(settings, is_synthetic):
     """Returns a `Run`, with noise in place of its images if that is wanted."""
     data = None
     if is_synthetic:
-        batch_size = settle(settings).batch_size
+        batch_size = resolve(settings).batch_size
         data = synthetic_data(_class_names(settings), batch_size)
         settings = dataclasses.replace(settings, steps=SYNTHETIC_STEPS)
     return Run.create(settings, data)

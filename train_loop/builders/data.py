@@ -54,7 +54,7 @@ def open_data(settings, workdir, workers):
         print(printable(f"{left_out}, named in {workdir.bad_images}."))
         check.check_not_empty(data)
     else:
-        check_usable(refused)
+        check_none_rejected(refused)
     if is_new and workers.is_chief:
         print_warnings(check.leak_warnings(data, SECONDS_FOR_DUPLICATES))
     for name, split in data.splits.items():
@@ -65,7 +65,7 @@ def open_data(settings, workdir, workers):
     return _cached(settings, workdir, data, workers)
 
 
-def check_apart(workdir, dataset):
+def check_outside_of_images(workdir, dataset):
     """Raises UserError where a run would write among the images.
 
     From then on, its own folders would count as classes.
@@ -88,7 +88,7 @@ def check_apart(workdir, dataset):
         )
 
 
-def check_usable(refused):
+def check_none_rejected(refused):
     """Raises UserError where there are files that are of no use.
 
     Args:
@@ -122,7 +122,7 @@ def open_whole_data(settings):
     return data, stored.rejected
 
 
-def check_evaluated(settings, data):
+def check_has_evaluation(settings, data):
     """Raises UserError where evaluations decide, and there are none."""
     deciding = {
         f"--keep_best={settings.keep_best}": settings.keep_best != "none",

@@ -8,16 +8,16 @@ import numpy as np
 import tensorflow as tf
 
 from train_loop import process
-from train_loop.builders.data import check_usable
+from train_loop.builders.data import check_none_rejected
 from train_loop.builders.model import (
-    given_class_names,
     is_weights,
     load_classifier,
-    make_fast,
-    with_given_preprocessing,
+    override_preprocessing,
+    prepare_for_inference,
+    read_class_names,
 )
 from train_loop.builders.training import build_strategy, check_memory
-from train_loop.console import passing_bar
+from train_loop.console import transient_bar
 from train_loop.data import batches, check, datasets
 from train_loop.data.datasets import (
     check_unique,
@@ -105,7 +105,7 @@ class Evaluator:
         return self.open_classifier(
             self.source,
             model=self.given.model,
-            class_names=given_class_names(self.given),
+            class_names=read_class_names(self.given),
             step=self.given.checkpoint,
         )
 
@@ -124,8 +124,8 @@ class Evaluator:
             classifier = load_classifier(
                 source, averaged=self.settings.averaged, **options
             )
-            make_fast(self.settings, classifier)
-        return with_given_preprocessing(classifier, self.given)
+            prepare_for_inference(self.settings, classifier)
+        return override_preprocessing(classifier, self.given)
 
     def open_examples(self, class_names, eval_split=None):
         """Returns the `Examples` to evaluate a classifier on.
@@ -157,7 +157,7 @@ class Evaluator:
             broken = [n for n, why in check.broken_images(split) if why]
             split = split.without(broken)
         else:
-            check_usable(stored.rejected)
+            check_none_rejected(stored.rejected)
         return Examples(split, *match_classes(stored, class_names))
 
     @functools.cached_property
@@ -284,7 +284,7 @@ def predict_split(
 
     predicted = []
     steps = batches.num_evaluation_steps(split, batch_size)
-    with check.explained(split), passing_bar(steps, "batch") as bar:
+    with check.explained(split), transient_bar(steps, "batch") as bar:
         for batch in dataset:
             results = strategy.run(step, args=(batch,))
             parts = map(strategy.experimental_local_results, results)

@@ -22,7 +22,7 @@ from train_loop.data.tfds import imagenet_class_names, with_imagenet_words
 from train_loop.errors import UserError, check_choice, first_few
 from train_loop.prediction.classifier import Classifier
 from train_loop.recipes import OTHERS
-from train_loop.resolve import find_given_weights, settle
+from train_loop.resolve import locate_weights, resolve
 from train_loop.settings import Settings
 from train_loop.training.checkpoints import Evaluations
 from train_loop.workdir import Workdir, read_json
@@ -174,7 +174,7 @@ def freeze(settings, model):
         model.freeze(settings.freeze)
 
 
-def thaw(settings, model):
+def unfreeze(settings, model):
     """Leaves frozen what stays so to the end."""
     # Where it is True already, Keras would do nothing.
     model.trainable = False
@@ -183,7 +183,7 @@ def thaw(settings, model):
         model.freeze_batch_norm()
 
 
-def with_given_preprocessing(classifier, given):
+def override_preprocessing(classifier, given):
     """Returns a classifier with its own preprocessing, but for what was given.
 
     Raises:
@@ -203,7 +203,7 @@ def with_given_preprocessing(classifier, given):
     return Classifier(classifier.model, preprocessing, classifier.class_names)
 
 
-def make_fast(settings, classifier):
+def prepare_for_inference(settings, classifier):
     """Makes a classifier faster that is only for inference from now on.
 
     Args:
@@ -230,7 +230,7 @@ def _choose_norm(settings):
     return {**norm, "synchronized": True}
 
 
-def start_from(path, settings, classifier, class_names):
+def load_initial_weights(path, settings, classifier, class_names):
     """Reads weights into a model, and says what comes with them.
 
     The classifier comes along where its classes are the same, as far as
@@ -250,7 +250,7 @@ def start_from(path, settings, classifier, class_names):
         )
     except WeightsError as error:
         raise UserError(f"--weights={settings.weights}: {error}") from error
-    report_notes(path, loaded)
+    print_notes(path, loaded)
     head = "with a new classifier"
     if loaded.head_used and class_names is None:
         head = (
@@ -278,13 +278,13 @@ def start_from(path, settings, classifier, class_names):
     )
 
 
-def report_notes(path, loaded):
+def print_notes(path, loaded):
     """Prints what `load_weights` had to change to read a file, if anything."""
     if loaded.notes:
         print(f"{path}: {'; '.join(loaded.notes)}.")
 
 
-def warn_of_random_parts(settings):
+def warn_of_random_weights(settings):
     """Warns of parts that would stay as they were drawn."""
     frozen = {
         f"--freeze={settings.freeze}": settings.freeze != "none",
@@ -313,7 +313,7 @@ def _seeded(seed):
 
 
 # What every format has beside its files, for programs.
-CONTENTS = "classifier.json"
+DESCRIPTION = "classifier.json"
 
 
 def pretrained_classifier(
@@ -332,8 +332,8 @@ def pretrained_classifier(
       UserError: the weights are not to be had, or of another model, or do not
         tell of which.
     """
-    found = find_given_weights(Settings(weights=weights, model=model))
-    beside = _read_beside(found.path)
+    found = locate_weights(Settings(weights=weights, model=model))
+    beside = _read_description(found.path)
     model = model or beside.get("model") or found.variant
     if model is None:
         raise UserError(
@@ -341,7 +341,7 @@ def pretrained_classifier(
             "the --model"
         )
     check_choice("--model", model, VARIANTS)
-    settings = settle(
+    settings = resolve(
         Settings(
             weights=weights,
             recipe=OTHERS,
@@ -349,7 +349,7 @@ def pretrained_classifier(
             **beside.get("preprocessing", {}),
         )
     )
-    names = _names_for(
+    names = _choose_class_names(
         weights,
         read_num_classes(found.path),
         class_names or beside.get("class_names"),
@@ -360,11 +360,11 @@ def pretrained_classifier(
         loaded = load_weights(classifier.model, found.path)
     except WeightsError as error:
         raise UserError(f"--weights={weights}: {error}") from error
-    report_notes(found.path, loaded)
+    print_notes(found.path, loaded)
     return classifier
 
 
-def given_class_names(settings):
+def read_class_names(settings):
     """Returns the lines of --class_names, None where it is not given.
 
     Raises:
@@ -401,7 +401,7 @@ def given_class_names(settings):
     return names
 
 
-def _names_for(weights, count, names, data_names):
+def _choose_class_names(weights, count, names, data_names):
     """Returns the names of the classes of weights.
 
     Args:
@@ -450,7 +450,7 @@ def class_names_of(weights, path):
             # Damaged, it is one of the reasons to start from weights.
             with contextlib.suppress(UserError):
                 return workdir.read_data()["class_names"]
-    return _read_beside(path).get("class_names")
+    return _read_description(path).get("class_names")
 
 
 def is_weights(source):
@@ -466,10 +466,10 @@ def is_weights(source):
     )
 
 
-def _read_beside(path):
+def _read_description(path):
     """Returns what files beside the weights tell: ours, or of the hub."""
-    if path.with_name(CONTENTS).is_file():
-        contents = read_json(path.with_name(CONTENTS), "preprocessing")
+    if path.with_name(DESCRIPTION).is_file():
+        contents = read_json(path.with_name(DESCRIPTION), "preprocessing")
         preprocessing = contents["preprocessing"]
         mean, stddev, bgr = preprocessing["normalization"].values()
         normalization = Normalization(tuple(mean), tuple(stddev), bgr)

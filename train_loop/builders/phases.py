@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import tensorflow as tf
 
-from train_loop.console import passing_bar
+from train_loop.console import transient_bar
 from train_loop.data import batches, cache, check
 from train_loop.data.batches import Batching
 from train_loop.data.split import Data
@@ -142,7 +142,7 @@ class Phase:
 
         def embed(name, split):
             steps = self.num_evaluation_steps(split)
-            bar = passing_bar(steps, "batch", f"embedding {name}")
+            bar = transient_bar(steps, "batch", f"embedding {name}")
             with check.explained(split), workers.explaining_lost_workers(), bar:
                 write_embeddings(
                     folder / name,

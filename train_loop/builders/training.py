@@ -6,7 +6,7 @@ import os
 import tensorflow as tf
 
 from train_loop import process
-from train_loop.builders.model import freeze, thaw
+from train_loop.builders.model import freeze, unfreeze
 from train_loop.data import check
 from train_loop.errors import UserError
 from train_loop.settings import scaled_learning_rate
@@ -81,7 +81,7 @@ def check_memory(settings):
 def build_trainer(settings, data, classifier, strategy):
     """Returns the `Trainer` of a classifier, at step 0."""
     model, factor = classifier.model, settings.backbone_lr_factor
-    variables = _trained_ever(settings, model)
+    variables = _ever_trainable(settings, model)
     of_head = {variable.path for variable in model.head.variables}
     factors = {
         variable.path: factor
@@ -96,9 +96,9 @@ def build_trainer(settings, data, classifier, strategy):
     optimizer = OPTIMIZERS[settings.optimizer](
         _rates(settings, data), settings.weight_decay, factors, **options
     )
-    thaws_at = thaw_step(settings, data)
+    last_frozen = last_frozen_step(settings, data)
     begins = {
-        variable.path: thaws_at
+        variable.path: last_frozen
         for variable in variables
         if not variable.trainable
     }
@@ -115,11 +115,11 @@ def build_trainer(settings, data, classifier, strategy):
     )
 
 
-def _trained_ever(settings, model):
+def _ever_trainable(settings, model):
     """Returns the variables that are trained from the start, or thawed."""
     if settings.thaw_after_epochs is None:
         return model.trainable_variables
-    thaw(settings, model)
+    unfreeze(settings, model)
     variables = model.trainable_variables
     freeze(settings, model)
     return variables
@@ -139,15 +139,16 @@ def _rates(settings, data):
             begun,
         )
 
-    steps, thaws_at = num_steps(settings, data), thaw_step(settings, data)
+    steps = num_steps(settings, data)
+    last_frozen = last_frozen_step(settings, data)
     highest = highest_rate(settings, settings.learning_rate)
-    if thaws_at is None:
+    if last_frozen is None:
         return rates(highest, steps)
-    thawed = highest_rate(settings, thawed_learning_rate(settings))
+    thawed = highest_rate(settings, unfrozen_learning_rate(settings))
     return TwoPhases(
-        rates(highest, thaws_at),
-        rates(thawed, steps - thaws_at, thaws_at),
-        thaws_at,
+        rates(highest, last_frozen),
+        rates(thawed, steps - last_frozen, last_frozen),
+        last_frozen,
     )
 
 
@@ -158,14 +159,14 @@ def highest_rate(settings, rate):
     )
 
 
-def thawed_learning_rate(settings):
+def unfrozen_learning_rate(settings):
     """Returns the highest learning rate of the second phase."""
     if settings.thawed_learning_rate is None:
         return settings.learning_rate / 10
     return settings.thawed_learning_rate
 
 
-def thaw_step(settings, data):
+def last_frozen_step(settings, data):
     """Returns the last step with frozen parts; None if they stay frozen.
 
     Raises:
@@ -275,7 +276,7 @@ def make_evaluations(settings, data, path):
         "accuracy" if metric == "none" else metric,
         settings.early_stopping,
         # What is unfrozen has its chance, however little the rest has learned.
-        begin=thaw_step(settings, data) or 0,
+        begin=last_frozen_step(settings, data) or 0,
     )
 
 
@@ -318,7 +319,7 @@ def num_steps(settings, data):
     return round(steps)
 
 
-def check_steps_to_come(settings, data, step):
+def check_steps_left(settings, data, step):
     """Raises UserError for a run that has taken more than all its steps."""
     steps = num_steps(settings, data)
     if steps < step:

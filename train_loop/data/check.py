@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from train_loop.console import passing_bar
+from train_loop.console import transient_bar
 from train_loop.data.decode import check_image
 from train_loop.data.split import Split
 from train_loop.data.tfds import READ_BUFFER_BYTES
@@ -114,7 +114,7 @@ def find_broken(data, rejected):
         for name, reason in rejected.items()
     ]
     for name, split in data.splits.items():
-        bar = passing_bar(split.num_examples, "image", f"checking {name}")
+        bar = transient_bar(split.num_examples, "image", f"checking {name}")
         with explained(split), bar:
             for number, reason in broken_images(split):
                 bar.update(1)
@@ -221,7 +221,7 @@ def find_duplicates(
         return hashlib.blake2b(content, digest_size=8).digest()
 
     digests = _in_threads(split, digest)
-    bar = passing_bar(len(numbers), "image", "looking for duplicates")
+    bar = transient_bar(len(numbers), "image", "looking for duplicates")
     with bar, contextlib.closing(digests):
         while done < len(numbers) and clock() < stop:
             key = next(digests)
@@ -324,7 +324,7 @@ def count_labels(split, name):
         return dict(zip(labels.tolist(), counts.tolist(), strict=True))
     counts = collections.Counter()
     labels = split.stored().map(lambda example: example["label"])
-    bar = passing_bar(split.num_examples, "image", f"counting {name}")
+    bar = transient_bar(split.num_examples, "image", f"counting {name}")
     with explained(split), bar:
         for batch in labels.batch(4096).as_numpy_iterator():
             counts.update(batch.tolist())

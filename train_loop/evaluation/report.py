@@ -14,7 +14,7 @@ from train_loop.evaluation.charts import write_charts
 from train_loop.evaluation.comparison import comparison_summary
 from train_loop.evaluation.page import comparison_page, report_page
 from train_loop.evaluation.results import results_summary
-from train_loop.workdir import Workdir, read_json, written_aside
+from train_loop.workdir import Workdir, atomic_write, read_json
 
 # Settings by which an evaluation differs from the one that a run makes itself.
 SUBJECT_SETTINGS = (
@@ -248,7 +248,7 @@ def _replaced(folder, result):
     """
     _check_folder(folder, result)
     try:
-        with written_aside(folder) as unfinished:
+        with atomic_write(folder) as unfinished:
             unfinished.mkdir()
             yield unfinished
     except OSError as error:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import jinja2
 
-from train_loop.builders.model import CONTENTS
+from train_loop.builders.model import DESCRIPTION
 from train_loop.console import printable, text_table
-from train_loop.errors import UserError, shortage
+from train_loop.errors import UserError, resource_error
 from train_loop.export.formats import (
     EXPORT_FORMATS,
     InferenceGraph,
@@ -29,7 +29,7 @@ from train_loop.export.verification import (
     run_files,
 )
 from train_loop.prediction.classifier import Classifier
-from train_loop.workdir import read_json, written_aside
+from train_loop.workdir import atomic_write, read_json
 
 # How a format's files compare with the model, for later model cards.
 MEASURED = "measured.json"
@@ -92,11 +92,11 @@ class Bundle:
         metrics, failures = [], {}
         with (
             contextlib.suppress(_NothingWrittenError),
-            written_aside(path) as unfinished,
+            atomic_write(path) as unfinished,
         ):
             unfinished.mkdir()
             contents = json.dumps(self.contents, indent=2)
-            (unfinished / CONTENTS).write_text(contents + "\n")
+            (unfinished / DESCRIPTION).write_text(contents + "\n")
             for file in dict.fromkeys(file.path for file in row.files):
                 try:
                     row.write(self, unfinished / file)
@@ -148,7 +148,7 @@ def _reason(error):
     """
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) or shortage(error):
+    if isinstance(error, OSError) or resource_error(error):
         # The next file would fail as well.
         raise error
     text = " ".join(str(error).split())[:300]
@@ -196,10 +196,10 @@ def check_replaceable(names, folder):
     """
     for name in names:
         path = pathlib.Path(folder) / name
-        if path.exists() and not (path / CONTENTS).is_file():
+        if path.exists() and not (path / DESCRIPTION).is_file():
             raise UserError(
                 f"{path} is there, and is no earlier export: it has no "
-                f"{CONTENTS}; move it, or name another --export_dir"
+                f"{DESCRIPTION}; move it, or name another --export_dir"
             )
 
 

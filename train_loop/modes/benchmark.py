@@ -25,7 +25,12 @@ from train_loop.builders.model import check_image_size
 from train_loop.console import text_table
 from train_loop.errors import UserError, check_choice
 from train_loop.recipes import OTHERS
-from train_loop.resolve import DEFAULTS, MODE_DEFAULTS, check_run_or_new, settle
+from train_loop.resolve import (
+    DEFAULTS,
+    MODE_DEFAULTS,
+    check_run_or_new,
+    resolve,
+)
 from train_loop.workdir import Workdir, check_writable, write_text
 
 # Stem of a network -> the image size that it was made for, where that is not
@@ -37,7 +42,7 @@ IMAGE_SIZE_SETTINGS = ("workdir", "dataset", "recipe", "weights")
 
 def summarize(settings):
     """Prints parameters, multiply-adds and activations of a model's parts."""
-    settings = settle(with_image_size(settings))
+    settings = resolve(with_image_size(settings))
     check_image_size(settings)
     model = VARIANTS[settings.model](
         dtype=settings.precision, **_classes(settings.workdir)

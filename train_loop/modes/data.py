@@ -4,7 +4,7 @@ import csv
 import io
 
 from train_loop.builders.data import (
-    check_apart,
+    check_outside_of_images,
     make_batching,
     make_transforms,
     open_whole_data,
@@ -15,7 +15,7 @@ from train_loop.data import batches, check
 from train_loop.data.datasets import check_new
 from train_loop.errors import MANY, UserError, first_few
 from train_loop.evaluation.chart_style import class_label, write_image_grid
-from train_loop.resolve import check_run_or_new, settle
+from train_loop.resolve import check_run_or_new, resolve
 from train_loop.run import new_workdir
 from train_loop.workdir import Workdir, write_text
 
@@ -26,12 +26,12 @@ def look_at_data(settings):
     With --skip_bad_images, those that a run would train and evaluate on.
     """
     check_run_or_new(settings)
-    settings = settle(settings)
+    settings = resolve(settings)
     # Some are drawn, about as many as a batch has.
     check_memory(settings)
     workdir = Workdir.of(settings.workdir or new_workdir(settings.dataset))
     workdir.check_writable()
-    check_apart(workdir, settings.dataset)
+    check_outside_of_images(workdir, settings.dataset)
     data, refused = open_whole_data(settings)
     broken = check.find_broken(data, refused)
     readable = check.without_broken(data, broken)

@@ -24,7 +24,7 @@ from train_loop.export.verification import (
 )
 from train_loop.prediction.classifier import read_file
 from train_loop.prediction.predict_files import find_images
-from train_loop.resolve import MODE_DEFAULTS, settle
+from train_loop.resolve import MODE_DEFAULTS, resolve
 from train_loop.settings import Settings
 from train_loop.workdir import Workdir, check_writable, write_text
 
@@ -67,7 +67,7 @@ def export(settings):
     # The images may have been moved.
     places = ("dataset", "data_dir", "manual_dir")
     moved = {name: getattr(settings, name) for name in places}
-    made_with = settle(Settings(workdir=settings.workdir, **moved))
+    made_with = resolve(Settings(workdir=settings.workdir, **moved))
     calibration, reference = _images(settings.images, made_with, classifier)
     bundle = Bundle(portable(classifier), calibration, settings.top_k)
     metrics, failures = [model_metrics(classifier, reference)], []

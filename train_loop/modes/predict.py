@@ -4,12 +4,12 @@ import contextlib
 import sys
 
 from train_loop.builders.model import (
-    given_class_names,
     load_classifier,
-    make_fast,
-    with_given_preprocessing,
+    override_preprocessing,
+    prepare_for_inference,
+    read_class_names,
 )
-from train_loop.console import passing_bar, printable
+from train_loop.console import printable, transient_bar
 from train_loop.errors import UserError, check_choice
 from train_loop.prediction.predict_files import (
     FROM_STDIN,
@@ -46,17 +46,17 @@ def predict(settings):
         classifier = load_classifier(
             source,
             settings.model,
-            given_class_names(settings),
+            read_class_names(settings),
             step=settings.checkpoint,
             averaged=settings.averaged,
         )
-    classifier = with_given_preprocessing(classifier, settings)
-    make_fast(settings, classifier)
+    classifier = override_preprocessing(classifier, settings)
+    prepare_for_inference(settings, classifier)
     predictions = predict_files(classifier, paths, settings.top_k)
     if settings.explain:
         predictions = write_explanations(classifier, predictions, folder)
     broken = []
-    with passing_bar(len(paths), "image") as bar:
+    with transient_bar(len(paths), "image") as bar:
         watched = _watched(predictions, bar, broken)
         for line in PREDICTION_FORMATS[output_format](watched):
             print(line)

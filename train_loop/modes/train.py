@@ -5,8 +5,8 @@ import shlex
 import time
 
 from train_loop import console
-from train_loop.builders.data import check_apart
-from train_loop.builders.training import highest_rate, thawed_learning_rate
+from train_loop.builders.data import check_outside_of_images
+from train_loop.builders.training import highest_rate, unfrozen_learning_rate
 from train_loop.console import format_metric, text_table
 from train_loop.evaluation.curves import trailing_means
 from train_loop.process import StoppedError
@@ -22,7 +22,7 @@ def train(settings):
 
     Also where nobody sees what it prints any more: its files are what counts.
     """
-    with console.lasting():
+    with console.outliving_streams():
         _train(settings)
 
 
@@ -32,7 +32,7 @@ def _train(settings):
         workdir = Workdir.of(settings.workdir)
         workdir.check_writable()
         check_run_or_new(settings)
-        check_apart(workdir, settings.dataset)
+        check_outside_of_images(workdir, settings.dataset)
         if not _has_workers(settings, workdir):
             workdir.check_free()
     run = Run.create(settings)
@@ -92,15 +92,16 @@ def describe(run):
         f"{run.trainer.strategy.num_replicas_in_sync} replica(s), "
         f"{settings.precision}, from step {run.trainer.step:,}"
     )
-    if run.thaws_at is not None:
+    if run.last_frozen_step is not None:
         print(
-            f"--freeze={settings.freeze} until step {run.thaws_at:,}, then "
-            "that is trained as well, at a learning rate of at most "
-            f"{highest_rate(settings, thawed_learning_rate(settings)):g}"
+            f"--freeze={settings.freeze} until step "
+            f"{run.last_frozen_step:,}, then that is trained as well, at a "
+            "learning rate of at most "
+            f"{highest_rate(settings, unfrozen_learning_rate(settings)):g}"
         )
     if run.changes:
         changes = ", ".join(
-            f"--{name} is {_said(now)} (was {_said(before)})"
+            f"--{name} is {_shown(now)} (was {_shown(before)})"
             for name, (before, now) in run.changes.items()
         )
         print(f"From here on: {changes}")
@@ -112,7 +113,7 @@ def describe(run):
     )
 
 
-def _said(text):
+def _shown(text):
     return "not given" if text is None else text or "empty"
 
 

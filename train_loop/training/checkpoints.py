@@ -27,10 +27,10 @@ from train_loop.errors import UserError
 from train_loop.training.workers import Workers, unshared
 from train_loop.workdir import (
     append_json_line,
-    folder_aside,
-    put_in_place,
+    atomic_write,
+    move_synced,
     read_json_lines,
-    written_aside,
+    temporary_folder,
 )
 
 # Metric of an evaluation -> whether more of it is better.
@@ -258,14 +258,14 @@ class Checkpoints:
         # wrote, syncs nothing, and gives the index its name at once.
         self._checkpoint.save_counter.assign_add(1)
         name = CHECKPOINT.format(step)
-        with folder_aside(self.directory) as aside:
+        with temporary_folder(self.directory) as aside:
             self._checkpoint.write(str(aside / name))
             index = f"{name}.index"
             # It is what makes a checkpoint be there.
             (self.directory / index).unlink(missing_ok=True)
             for path in aside.glob(f"{name}.data-*"):
-                put_in_place(path, self.directory / path.name)
-            put_in_place(aside / index, self.directory / index)
+                move_synced(path, self.directory / path.name)
+            move_synced(aside / index, self.directory / index)
         self._seen = self.list()[:1]
         self._write_list()
 
@@ -276,7 +276,7 @@ class Checkpoints:
 
     def _write_replica_state(self, step, state):
         with (
-            written_aside(self._local_path(step)) as path,
+            atomic_write(self._local_path(step)) as path,
             path.open("wb") as file,
         ):
             np.savez(file, **state)

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tqdm
 
 from train_loop import process
-from train_loop.console import passing_bar, progress_bar
+from train_loop.console import progress_bar, transient_bar
 from train_loop.errors import UserError
 from train_loop.training.reports import NO_PROFILE, Profile
 from train_loop.training.workers import (
@@ -364,7 +364,7 @@ def evaluate(trainer, batches, num_steps, explain=None):
     agreeing = trainer.workers.agreeing
     with agreeing(explain):
         iterator = iter(batches)
-    with passing_bar(num_steps, "batch") as bar:
+    with transient_bar(num_steps, "batch") as bar:
 
         def evaluate_some(piece):
             with agreeing(explain):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from train_loop import process
-from train_loop.errors import UserError, is_full_disk, reason_of, shortage
+from train_loop.errors import UserError, is_full_disk, reason_of, resource_error
 
 # Errors of a worker when another one is gone, or does not respond.
 LOST_WORKER_ERRORS = (
@@ -123,7 +123,7 @@ class Workers:
             error = failure
         failed, short, full = self.sums(
             error is not None,
-            error is not None and shortage(error) is not None,
+            error is not None and resource_error(error) is not None,
             error is not None and is_full_disk(error),
         )
         if failed:
