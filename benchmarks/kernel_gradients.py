@@ -69,13 +69,13 @@ def calls_of(model, shape):
       model: a `ResNet` that is not built.
       shape: of its inputs.
     """
-    calls = []
+    calls, convolve = [], convolutions.convolve
 
     def remember(inputs, kernel, strides, padding, products):
         calls.append(
             Call(tuple(inputs.shape), tuple(kernel.shape), strides, padding)
         )
-        return convolutions.convolve(inputs, kernel, strides, padding, products)
+        return convolve(inputs, kernel, strides, padding, products)
 
     model.build(shape)
     with (

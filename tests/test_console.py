@@ -107,7 +107,7 @@ from train_loop import console
 console.prepare_streams()
 print("a line")
 print("an error", file=sys.stderr)
-with console.ended_by_keyboard(), console.lasting():
+with console.exit_on_interrupt(), console.outliving_streams():
     print("a line")
 # Files that are opened later do not become standard output.
 sys.exit(40 + (os.open(os.devnull, os.O_RDONLY) > 2))

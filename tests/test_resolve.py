@@ -28,22 +28,22 @@ from train_loop.settings import warn_once
 
 
 def test_recipe_wins_over_defaults_and_what_is_given_over_both():
-    settled = resolve(Settings(seed=3, learning_rate=0.7))
+    resolved = resolve(Settings(seed=3, learning_rate=0.7))
     digits = RECIPES["digits"].settings
-    assert settled.recipe == "digits"
-    assert settled.batch_size == digits.batch_size != DEFAULTS.batch_size
-    assert settled.weight_decay == digits.weight_decay
-    assert settled.crop_fraction == 1.0
-    assert (settled.seed, settled.learning_rate) == (3, 0.7)
-    assert settled.schedule == DEFAULTS.schedule
+    assert resolved.recipe == "digits"
+    assert resolved.batch_size == digits.batch_size != DEFAULTS.batch_size
+    assert resolved.weight_decay == digits.weight_decay
+    assert resolved.crop_fraction == 1.0
+    assert (resolved.seed, resolved.learning_rate) == (3, 0.7)
+    assert resolved.schedule == DEFAULTS.schedule
 
 
 def test_data_set_has_its_own_recipe(tmp_path):
     assert resolve(Settings(dataset="imagenet2012")).batch_size == 256
     assert resolve(Settings(dataset="cifar10")).recipe == OTHERS
-    settled = resolve(Settings(dataset=tmp_path, recipe="imagenet2012"))
-    assert settled.learning_rate == 0.1
-    assert settled.dataset == str(tmp_path)
+    resolved = resolve(Settings(dataset=tmp_path, recipe="imagenet2012"))
+    assert resolved.learning_rate == 0.1
+    assert resolved.dataset == str(tmp_path)
     assert resolve(Settings(recipe="cifar_he2015")).dataset == "cifar10"
     with pytest.raises(UserError, match="did you mean imagenet2012"):
         resolve(Settings(recipe="imagenet"))
@@ -81,21 +81,21 @@ def test_only_what_means_something_by_none_is_left_open():
 
 @pytest.fixture
 def earlier(tmp_path):
-    """Returns the folder of a run that was settled before."""
-    settled = resolve(Settings(image_size=16, steps=30, weight_decay=0.5))
-    settled.write(tmp_path / "flags.txt")
+    """Returns the folder of a run that was resolved before."""
+    resolved = resolve(Settings(image_size=16, steps=30, weight_decay=0.5))
+    resolved.write(tmp_path / "flags.txt")
     return tmp_path
 
 
 def test_run_keeps_its_own_settings(earlier):
-    settled = resolve(Settings(workdir=earlier, weight_decay=0.25))
-    assert (settled.image_size, settled.steps) == (16, 30)
-    assert settled.weight_decay == 0.25
+    resolved = resolve(Settings(workdir=earlier, weight_decay=0.25))
+    assert (resolved.image_size, resolved.steps) == (16, 30)
+    assert resolved.weight_decay == 0.25
 
 
 def test_epochs_win_over_the_steps_that_a_run_was_planned_for(earlier):
-    settled = resolve(Settings(workdir=earlier, epochs=2))
-    assert (settled.steps, settled.epochs) == (None, 2.0)
+    resolved = resolve(Settings(workdir=earlier, epochs=2))
+    assert (resolved.steps, resolved.epochs) == (None, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,11 @@ def test_epochs_win_over_the_steps_that_a_run_was_planned_for(earlier):
 )
 def test_what_a_run_need_not_have_can_be_taken_away(name, value, tmp_path):
     resolve(Settings(**{name: value})).write(tmp_path / "flags.txt")
-    settled = resolve(Settings(workdir=tmp_path))
-    assert getattr(settled, name) == value
-    settled = resolve(Settings(workdir=tmp_path, **{name: "none"}))
-    assert getattr(settled, name) is None
-    settled.write(tmp_path / "flags.txt")
+    resolved = resolve(Settings(workdir=tmp_path))
+    assert getattr(resolved, name) == value
+    resolved = resolve(Settings(workdir=tmp_path, **{name: "none"}))
+    assert getattr(resolved, name) is None
+    resolved.write(tmp_path / "flags.txt")
     assert getattr(resolve(Settings(workdir=tmp_path)), name) is None
 
 
@@ -195,8 +195,8 @@ def test_places_of_a_run_may_change_but_not_its_data_set(tmp_path):
     run = tmp_path / "run"
     resolve(Settings(dataset=tmp_path / "old")).write(run / "flags.txt")
     moved = dict.fromkeys(("dataset", "data_dir"), tmp_path / "new")
-    settled = resolve(Settings(workdir=run, **moved))
-    assert {settled.dataset, settled.data_dir} == {str(tmp_path / "new")}
+    resolved = resolve(Settings(workdir=run, **moved))
+    assert {resolved.dataset, resolved.data_dir} == {str(tmp_path / "new")}
     with pytest.raises(UserError, match="is a run with --dataset="):
         resolve(Settings(workdir=run, dataset="cifar10"))
 
@@ -221,9 +221,9 @@ def test_run_keeps_the_recipe_that_is_not_its_data_sets(tmp_path):
 def test_whoever_goes_on_may_stand_in_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
-    settled = resolve(Settings(dataset="pictures", data_dir="data"))
-    assert settled.dataset == str(tmp_path / "pictures")
-    assert settled.data_dir == str(tmp_path / "data")
+    resolved = resolve(Settings(dataset="pictures", data_dir="data"))
+    assert resolved.dataset == str(tmp_path / "pictures")
+    assert resolved.data_dir == str(tmp_path / "data")
     # A row of a table stays one.
     (tmp_path / "digits").mkdir()
     assert resolve(Settings()).dataset == "digits"
@@ -250,11 +250,11 @@ TIMM = {
 def test_weights_bring_their_preprocessing(tmp_path):
     """Any numbers, between the recipe and what is given."""
     weights = weights_of_timm(tmp_path, **TIMM)
-    settled = resolve(Settings(weights=weights))
+    resolved = resolve(Settings(weights=weights))
     expected = Normalization((25.5, 51.0, 76.5), (127.5, 127.5, 63.75))
-    assert settled.preprocessing == (expected, 40, 0.95, "bicubic", True)
-    settled = resolve(Settings(weights=weights, image_size=16))
-    assert settled.preprocessing == (expected, 16, 0.95, "bicubic", True)
+    assert resolved.preprocessing == (expected, 40, 0.95, "bicubic", True)
+    resolved = resolve(Settings(weights=weights, image_size=16))
+    assert resolved.preprocessing == (expected, 16, 0.95, "bicubic", True)
 
 
 def test_weights_bring_their_model(tmp_path):
@@ -301,10 +301,10 @@ def test_a_run_keeps_its_model_whatever_its_weights_are_by_now(tmp_path):
 def test_preprocessing_stays_with_the_run_and_those_that_start_from_it(
     tmp_path,
 ):
-    settled = resolve(Settings(weights=weights_of_timm(tmp_path, **TIMM)))
+    resolved = resolve(Settings(weights=weights_of_timm(tmp_path, **TIMM)))
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    settled.write(run / "flags.txt")
+    resolved.write(run / "flags.txt")
     (run / "checkpoints/ckpt-2.index").touch()
     # Nobody looks at the weights again.
     (tmp_path / "model.safetensors").unlink()
@@ -313,7 +313,7 @@ def test_preprocessing_stays_with_the_run_and_those_that_start_from_it(
         Settings(weights=run),
         Settings(weights=run / "checkpoints/ckpt-2"),
     ):
-        assert resolve(given).preprocessing == settled.preprocessing
+        assert resolve(given).preprocessing == resolved.preprocessing
         assert resolve(given).model == "resnet50d"
     with pytest.raises(UserError, match="are of resnet50d, and --model=resn"):
         resolve(Settings(weights=run, model="resnet50"))
@@ -323,8 +323,8 @@ def test_preprocessing_that_there_is_none_of_is_not_guessed(tmp_path):
     weights = weights_of_timm(tmp_path, **{**TIMM, "interpolation": "lanczos"})
     with pytest.raises(UserError, match="one of these with --interpolation"):
         resolve(Settings(weights=weights))
-    settled = resolve(Settings(weights=weights, interpolation="bilinear"))
-    assert settled.preprocessing[1:] == (40, 0.95, "bilinear", True)
+    resolved = resolve(Settings(weights=weights, interpolation="bilinear"))
+    assert resolved.preprocessing[1:] == (40, 0.95, "bilinear", True)
 
 
 @pytest.mark.parametrize(
@@ -390,9 +390,9 @@ def test_what_does_not_go_together_is_one_clear_line(
 def test_frozen_backbones_are_asked_once_unless_images_vary(
     given, cached, augment
 ):
-    settled = resolve(Settings(**given))
-    assert settled.cached_embeddings == cached
-    assert settled.texts()["augment"] == augment
+    resolved = resolve(Settings(**given))
+    assert resolved.cached_embeddings == cached
+    assert resolved.texts()["augment"] == augment
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -410,10 +410,10 @@ def test_recipes_say_only_what_they_change(name, monkeypatch):
 
 def test_pets_resolve_to_their_recipe():
     """Every setting of --dataset=oxford_iiit_pet that is not a default."""
-    settled = resolve(Settings(dataset="oxford_iiit_pet"))
+    resolved = resolve(Settings(dataset="oxford_iiit_pet"))
     assert {
         name: value
-        for name, value in settled.given.items()
+        for name, value in resolved.given.items()
         if value != getattr(DEFAULTS, name)
     } == {
         "dataset": "oxford_iiit_pet",
@@ -433,8 +433,8 @@ def test_earlier_name_of_a_recipe_is_resolved(workdir, capsys):
     earlier = dataclasses.replace(by_name, recipe="pets_scratch")
     earlier.write(workdir / "flags.txt")
     for recipe in (None, "oxford_iiit_pet", "pets_scratch"):
-        settled = resolve(Settings(workdir=workdir, recipe=recipe))
-        assert settled == dataclasses.replace(by_name, workdir=workdir)
+        resolved = resolve(Settings(workdir=workdir, recipe=recipe))
+        assert resolved == dataclasses.replace(by_name, workdir=workdir)
     assert capsys.readouterr().out == ""
 
 
@@ -450,11 +450,11 @@ def test_weights_of_a_recipe_bring_along_what_they_need(monkeypatch):
         )
 
     monkeypatch.setattr(resolve_module, "find_weights", find)
-    settled = resolve(Settings(recipe="pets_finetune"))
+    resolved = resolve(Settings(recipe="pets_finetune"))
     assert asked == [("imagenet", "resnet50_keras")]
-    assert settled.weights == "imagenet"
-    assert settled.normalization == NORMALIZATIONS["caffe"]
-    assert settled.crop_fraction == 0.5
+    assert resolved.weights == "imagenet"
+    assert resolved.normalization == NORMALIZATIONS["caffe"]
+    assert resolved.crop_fraction == 0.5
 
 
 def test_channels_come_from_weights_unless_given(monkeypatch):
@@ -463,21 +463,21 @@ def test_channels_come_from_weights_unless_given(monkeypatch):
         pathlib.Path("grey.safetensors"), "resnet18", Preprocessing(grey)
     )
     monkeypatch.setattr(resolve_module, "find_weights", lambda *_: found)
-    settled = resolve(Settings(weights="grey.safetensors"))
-    assert settled.channels == 1
-    assert settled.preprocessing.normalization == grey
-    settled = resolve(Settings(weights="grey.safetensors", channels=3))
-    assert settled.preprocessing.normalization.mean == (117.0,) * 3
-    settled = resolve(Settings(channels=1))
-    [mean] = settled.preprocessing.normalization.mean
+    resolved = resolve(Settings(weights="grey.safetensors"))
+    assert resolved.channels == 1
+    assert resolved.preprocessing.normalization == grey
+    resolved = resolve(Settings(weights="grey.safetensors", channels=3))
+    assert resolved.preprocessing.normalization.mean == (117.0,) * 3
+    resolved = resolve(Settings(channels=1))
+    [mean] = resolved.preprocessing.normalization.mean
     assert mean == pytest.approx((123.675 + 116.28 + 103.53) / 3)
     assert resolve(Settings()).channels == 3
 
 
 def test_options_of_another_optimizer_are_refused():
     given = {"optimizer": "adamw", "learning_rate": 0.001}
-    settled = resolve(Settings(**given, beta_2=0.99))
-    assert settled.beta_2 == 0.99
+    resolved = resolve(Settings(**given, beta_2=0.99))
+    assert resolved.beta_2 == 0.99
     message = "--nesterov=True is not for --optimizer=adamw, which takes --beta"
     with pytest.raises(UserError, match=message):
         resolve(Settings(**given, nesterov=True))
@@ -494,8 +494,8 @@ def test_rate_of_a_recipe_is_for_its_optimizer():
     # Nor are its options.
     recipe = {"recipe": "imagenet_goyal2017", "learning_rate": 0.001}
     assert resolve(Settings(**recipe)).base_batch_size == 256
-    settled = resolve(Settings(**recipe, optimizer="lamb"))
-    assert settled.base_batch_size is None
+    resolved = resolve(Settings(**recipe, optimizer="lamb"))
+    assert resolved.base_batch_size is None
     recipe = {"recipe": "cifar_he2015", "learning_rate": 2}
     assert resolve(Settings(**recipe)).nesterov is False
     assert resolve(Settings(**recipe, optimizer="lars")).nesterov is None

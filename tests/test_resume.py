@@ -47,7 +47,8 @@ SMALLER = (
 # The program, which does something else after the report of a step.
 INTERRUPTED = """
 import os, pathlib, sys
-from train_loop import console, main
+from train_loop import console, main, process
+process.import_tensorflow()
 {shrink}
 from train_loop.training.reports import JsonLinesReport
 write_down = JsonLinesReport.__call__

@@ -493,9 +493,7 @@ def test_classifier_comes_along_where_its_classes_are_the_same(
 ):
     first = load_classifier(trained)
     loaded = load_weights(first.model, trained)
-    # Orientation is of the images, not of the weights.
-    preprocessing = first.preprocessing._replace(exif_orientation=None)
-    assert loaded.preprocessing == preprocessing
+    assert loaded.preprocessing == first.preprocessing
     write_folder(tmp_path / "ours", dict.fromkeys(ours, 8))
     given = settings(tmp_path / "ours", tmp_path / "second")
     drawn = Run.create(given).classifier.model.head.kernel.numpy()

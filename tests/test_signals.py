@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("default_signals")
 # A process that does not come back from C: a lock of its own is taken twice.
 STUCK = """
 import ctypes
-from train_loop.training import signals
-with signals.recording_signals():
+from train_loop import process
+with process.recording_signals():
     lock, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)
     library.pthread_mutex_lock(lock)
     print("stuck", flush=True)

@@ -293,8 +293,8 @@ def test_nothing_is_written_through_a_planted_link(tmp_path):
 def test_rests_of_a_killed_process_are_removed(tmp_path):
     program = (
         "import pathlib, sys;"
-        "from train_loop.workdir import written_aside;"
-        "context = written_aside(pathlib.Path(sys.argv[1]));"
+        "from train_loop.workdir import atomic_write;"
+        "context = atomic_write(pathlib.Path(sys.argv[1]));"
         "context.__enter__().write_text('half');"
         "print('half', flush=True);"
         "sys.stdin.read()"

@@ -241,5 +241,6 @@ def parser_of(program, documentation):
 
 
 def print_warnings(lines):
+    """Prints each line as a warning, without control characters."""
     for line in lines:
         print(printable(f"warning: {line}"))

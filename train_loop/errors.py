@@ -8,10 +8,11 @@ import re
 MANY, FEW = 30, 12
 # How lines begin that tell where in a graph it went wrong.
 PLACES = ("Graph execution error", "Detected at node", " ", "\t")
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class UserError(Exception):
-    """A mistake that whoever started the program can mend.
+    """A mistake that the user can fix.
 
     Its text says in one line what was given, what would have been accepted
     and what to do next. `main` prints it and exits with status 1.
@@ -66,9 +67,6 @@ def reason_of(error):
     line = lines[0] if lines else type(error).__name__
     line = line.rpartition("}} ")[2].partition(" [Op:")[0].strip()
     return line.removeprefix("ValueError: ")
-
-
-FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def is_full_disk(error):

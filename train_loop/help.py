@@ -17,6 +17,16 @@ from train_loop.settings import (
 )
 
 HELP_WIDTH = 80
+# Of the table of recipes: its lines, and column -> setting.
+CELL_WIDTH = 100
+COLUMNS = {
+    "model": "model",
+    "data": "dataset",
+    "batch": "batch_size",
+    "epochs": "epochs",
+    "optimizer": "optimizer",
+    "rate": "learning_rate",
+}
 EXAMPLES = """\
 Trains a ResNet on images and measures it.
 
@@ -67,9 +77,6 @@ def _explained(field):
 
 def meaning(field):
     """Returns what a setting is, what it may be and what it is by default."""
-    # They are made of what takes TensorFlow.
-    from train_loop.recipes import RECIPES
-
     choices, default = field.metadata["choices"], field.metadata["default"]
     modes = [f"--mode={name}" for name in field.metadata["modes"]]
     tables = {n: ", ".join(t) for n, t in field.metadata["tables"].items()}
@@ -129,17 +136,6 @@ def _wrapped(text, first, others):
     )
 
 
-CELL_WIDTH = 100
-COLUMNS = {
-    "model": "model",
-    "data": "dataset",
-    "batch": "batch_size",
-    "epochs": "epochs",
-    "optimizer": "optimizer",
-    "rate": "learning_rate",
-}
-
-
 def list_recipes(settings):
     """Prints all recipes, or the one that is given, with all its flags.
 
@@ -147,16 +143,16 @@ def list_recipes(settings):
     """
     name = current_name(settings.recipe)
     if name in (None, "auto", "help"):
-        print(recipe_table(RECIPES))
+        print(_recipe_table(RECIPES))
         return
     check_choice("--recipe", name, RECIPES)
-    print(recipe_table({name: RECIPES[name]}))
+    print(_recipe_table({name: RECIPES[name]}))
     print()
     for setting, value in RECIPES[name].values.items():
         print(f"  --{setting}={value}")
 
 
-def recipe_table(recipes):
+def _recipe_table(recipes):
     """Returns a row for each recipe, and below it what it leads to and costs.
 
     Args:

@@ -40,7 +40,7 @@ def main(argv):
         parser.error(f"--workers={options.workers}: take at least 1")
     workers = []
     # Before there are any: what ends this process does not reach them.
-    forward_signals(workers)
+    _forward_signals(workers)
     try:
         threads = start(workers, options.workers, options.flags)
         status = wait(workers)
@@ -61,7 +61,7 @@ def start(workers, count, flags):
     Returns:
       The threads that show what all but the chief complain of.
     """
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
     # More threads than cores would get in each other's way.
     threads = max(len(os.sched_getaffinity(0)) // count, 1)
     for number in range(count):
@@ -79,7 +79,7 @@ def start(workers, count, flags):
                 stdout=subprocess.DEVNULL if number else None,
                 stderr=subprocess.PIPE if number else None,
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=_end_with_parent,
                 text=True,
             )
         )
@@ -92,14 +92,14 @@ def start(workers, count, flags):
     return threads
 
 
-def end_with_parent():
+def _end_with_parent():
     """Has a worker be stopped where this process is killed; on Linux."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def free_ports(count):
+def _free_ports(count):
     """Returns numbers of ports that nobody uses at the moment."""
     with contextlib.ExitStack() as stack:
         sockets = [
@@ -115,7 +115,7 @@ def show(number, stream):
         print(f"worker {number}: {line}", end="", file=sys.stderr)
 
 
-def forward_signals(workers):
+def _forward_signals(workers):
     """Has the workers answer what this process is asked to do.
 
     What it ignores, as under nohup, they ignore as well.

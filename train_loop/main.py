@@ -26,7 +26,7 @@ FIELDS = dataclasses.fields(Settings)
 HELP = {"--help": "", "-help": "", "-h": "", "--helpfull": "all"}
 
 
-def define_flags():
+def _define_flags():
     """Makes a flag of every setting, and one of the mode."""
     flags.DEFINE_string("mode", "train", "What to do.")
     for field in FIELDS:
@@ -35,7 +35,7 @@ def define_flags():
         define(flag_name(field.name), None, "See --help.")
 
 
-def help_topic(arguments):
+def _help_topic(arguments):
     """Returns what --help is asked about; None where it is not asked for."""
     for argument in arguments:
         name, _, topic = argument.partition("=")
@@ -99,7 +99,7 @@ def read_settings():
     return Settings(**given)
 
 
-def import_mode(name):
+def _import_mode(name):
     """Returns the function of a mode, with all that it needs."""
     if not MODES[name].takes_tensorflow:
         return MODES[name].function
@@ -120,7 +120,7 @@ def main(argv):
     """Runs the mode that the flags ask for; returns the exit status."""
     try:
         with console.exit_on_interrupt():
-            topic = help_topic(argv[1:])
+            topic = _help_topic(argv[1:])
             if topic is not None:
                 print(help_text(topic), end="")
                 return 0
@@ -129,7 +129,7 @@ def main(argv):
                 FLAGS.mode = "recipes"
             check_choice("--mode", FLAGS.mode, MODES)
             settings = read_settings()
-            run_mode = import_mode(FLAGS.mode)
+            run_mode = _import_mode(FLAGS.mode)
         with exit_on_second_signal():
             run_mode(settings)
     except UserError as error:
@@ -157,7 +157,7 @@ def main(argv):
     return 0
 
 
-define_flags()
+_define_flags()
 
 
 def run_program():

@@ -16,6 +16,16 @@ import time
 
 from train_loop.errors import UserError
 
+# Settings of Keras that this program runs with, whatever keras.json says.
+KERAS_CONFIG = {
+    "floatx": "float32",
+    "epsilon": 1e-7,
+    "image_data_format": "channels_last",
+}
+
+# Settings of Keras and TensorFlow that are ignored, as texts.
+overridden = []
+
 INSTRUCTIONS = "ONEDNN_MAX_CPU_ISA"
 ALL_BUT_AMX = "AVX512_CORE_FP16"
 AMX_NOTE = (
@@ -42,15 +52,16 @@ _CPUID = bytes.fromhex(
 )
 _TILES = 0x1D
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+NAMES = {signal.SIGINT: "the keyboard"}
 
-# Settings of Keras that this program runs with, whatever keras.json says.
-KERAS_CONFIG = {
-    "floatx": "float32",
-    "epsilon": 1e-7,
-    "image_data_format": "channels_last",
-}
-# Settings of Keras and TensorFlow that are ignored, as texts.
-overridden = []
+# Signals that arrive within this time are one request: some senders signal a
+# process and its group.
+SECONDS_OF_ONE = 1.0
+# What ends the thread that waits for signals.
+NO_SIGNAL = 0
+# Signals belong to the process, and so does this record of them.
+_received = []
 
 
 def prepare():
@@ -64,6 +75,66 @@ def prepare():
     if "keras" not in sys.modules:
         overridden.extend(use_tensorflow_backend(os.environ))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def import_tensorflow():
+    """Imports TensorFlow without the lines that its C++ code prints.
+
+    It prints them before it reads the level that is to hide them.
+
+    Raises:
+      UserError: Keras cannot be imported with its environment.
+    """
+    try:
+        if "tensorflow" not in sys.modules:
+            _import_silently()
+        import keras
+    except (ImportError, TypeError, ValueError, AttributeError) as error:
+        path, _ = _keras_json(os.environ)
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"TensorFlow and Keras cannot be imported ({reason}). Check {path} "
+            "and the environment variables KERAS_*."
+        ) from error
+    if overridden:
+        for name, value in KERAS_CONFIG.items():
+            getattr(keras.config, f"set_{name}")(value)
+        print(
+            f"warning: {', '.join(overridden)}: ignored. This program requires "
+            "Keras 3 on TensorFlow, with its own floatx, epsilon and image "
+            "data format.",
+            file=sys.stderr,
+        )
+        overridden.clear()
+
+
+def _import_silently():
+    was_enabled = gc.isenabled()
+    # There is no garbage among what it makes, and to look for some all the
+    # while takes a fifth of the time.
+    gc.disable()
+    try:
+        with silenced():
+            import tensorflow  # noqa: F401
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def silenced():
+    """Keeps what C++ code says from standard error, and Python's as well.
+
+    What goes wrong arrives as a Python exception all the same.
+    """
+    standard_error = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
 
 
 def use_tensorflow_backend(environment):
@@ -183,80 +254,6 @@ def read_cpuid(leaf, subleaf):
     return tuple(registers)
 
 
-@contextlib.contextmanager
-def silenced():
-    """Keeps what C++ code says from standard error, and Python's as well.
-
-    What goes wrong arrives as a Python exception all the same.
-    """
-    standard_error = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(standard_error, 2)
-        os.close(standard_error)
-
-
-def import_tensorflow():
-    """Imports TensorFlow without the lines that its C++ code prints.
-
-    It prints them before it reads the level that is to hide them.
-
-    Raises:
-      UserError: Keras cannot be imported with its environment.
-    """
-    try:
-        if "tensorflow" not in sys.modules:
-            _import_silently()
-        import keras
-    except (ImportError, TypeError, ValueError, AttributeError) as error:
-        path, _ = _keras_json(os.environ)
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"TensorFlow and Keras cannot be imported ({reason}). Check {path} "
-            "and the environment variables KERAS_*."
-        ) from error
-    if overridden:
-        for name, value in KERAS_CONFIG.items():
-            getattr(keras.config, f"set_{name}")(value)
-        print(
-            f"warning: {', '.join(overridden)}: ignored. This program requires "
-            "Keras 3 on TensorFlow, with its own floatx, epsilon and image "
-            "data format.",
-            file=sys.stderr,
-        )
-        overridden.clear()
-
-
-def _import_silently():
-    was_enabled = gc.isenabled()
-    # There is no garbage among what it makes, and to look for some all the
-    # while takes a fifth of the time.
-    gc.disable()
-    try:
-        with silenced():
-            import tensorflow  # noqa: F401
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-NAMES = {signal.SIGINT: "the keyboard"}
-
-# Signals that arrive within this time are one request: some senders signal a
-# process and its group.
-SECONDS_OF_ONE = 1.0
-# What ends the thread that waits for signals.
-NO_SIGNAL = 0
-
-# Signals belong to the process, and so does this record of them.
-_received = []
-
-
 class StoppedError(Exception):
     """A signal asked to stop.
 
@@ -280,7 +277,7 @@ class StoppedError(Exception):
 def recording_signals():
     """Records signals for `received`, instead of ending the process.
 
-    A second one ends the process, see `ended_by_second`. Outside the main
+    A second one ends the process, see `exit_on_second_signal`. Outside the main
     thread, where Python handles no signals, nothing changes.
     """
     handled = {}
@@ -305,6 +302,17 @@ def recording_signals():
             _received.clear()
             for number, handler in handled.items():
                 signal.signal(number, handler)
+
+
+def received():
+    """Returns the signal that has asked to stop, None without one."""
+    return _received[0] if _received else None
+
+
+def check():
+    """Raises StoppedError where a signal has asked to stop."""
+    if _received:
+        raise StoppedError(_received[0])
 
 
 @contextlib.contextmanager
@@ -359,14 +367,3 @@ def _end(number):
 
 def _is_interactive(number):
     return number == signal.SIGINT and hasattr(sys, "ps1")
-
-
-def received():
-    """Returns the signal that has asked to stop, None without one."""
-    return _received[0] if _received else None
-
-
-def check():
-    """Raises StoppedError where a signal has asked to stop."""
-    if _received:
-        raise StoppedError(_received[0])

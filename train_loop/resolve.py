@@ -21,6 +21,13 @@ from train_loop.workdir import Workdir
 # Of a run, and of what is asked of the modes that ask for more.
 DEFAULTS = Settings(**default_values())
 MODE_DEFAULTS = Settings(**default_values(of_modes=True))
+# Fields of `Preprocessing`, from the texts in `flags.txt`.
+PREPROCESSING_FLAGS = {
+    "normalization": Normalization.of_text,
+    "image_size": int,
+    "crop_fraction": float,
+    "interpolation": str,
+}
 
 
 def resolve(given):
@@ -70,11 +77,11 @@ def resolve(given):
     base = _for_optimizer(known, base, recipe)
     if not earlier.given and (known.weights or base.weights):
         base = _from_weights(known, base).over(base)
-    settled = replace(known, recipe=recipe).over(base)
-    _check_thaw(settled)
-    _check_average(settled)
-    _check_effective(given, base, settled)
-    return _resolve_embeddings(settled, is_augmented=bool(given.augment))
+    resolved = replace(known, recipe=recipe).over(base)
+    _check_unfreezing(resolved)
+    _check_average(resolved)
+    _check_effective(given, base, resolved)
+    return _resolve_embeddings(resolved, is_augmented=bool(given.augment))
 
 
 def check_run_or_new(given):
@@ -113,15 +120,6 @@ def locate_weights(settings):
         return _with_flags_beside(found)
     except ValueError as error:
         raise UserError(f"--weights={settings.weights}: {error}") from error
-
-
-# Fields of `Preprocessing`, from the texts in `flags.txt`.
-PREPROCESSING_FLAGS = {
-    "normalization": Normalization.of_text,
-    "image_size": int,
-    "crop_fraction": float,
-    "interpolation": str,
-}
 
 
 def _with_flags_beside(found):
@@ -277,12 +275,14 @@ def _from_weights(known, base):
                 "--interpolation"
             )
         found = found._replace(interpolation=None)
+    # Orientation is a property of the images, not of the weights.
+    found = found._replace(exif_orientation=None)
     channels = found.normalization and len(found.normalization.mean)
     return Settings(model=model, channels=channels, **found._asdict())
 
 
-def _check_thaw(settings):
-    """Raises UserError where there is nothing to thaw, or no time for it."""
+def _check_unfreezing(settings):
+    """Raises UserError where there is nothing, or no time, to unfreeze."""
     if settings.thaw_after_epochs is not None and settings.freeze == "none":
         raise UserError(
             f"--thaw_after_epochs={settings.thaw_after_epochs:g} needs "
@@ -308,13 +308,13 @@ def _check_average(settings):
         )
 
 
-def _check_effective(given, base, settled):
-    """Raises UserError where something is given that nothing heeds."""
+def _check_effective(given, base, resolved):
+    """Raises UserError where something is given that nothing uses."""
     for name, needed, value in (
         ("ema_decay", "average", "ema"),
         ("max_rollbacks", "on_nonfinite", "rollback"),
     ):
-        wanted, actual = getattr(given, name), getattr(settled, needed)
+        wanted, actual = getattr(given, name), getattr(resolved, needed)
         # What a file of flags repeats was given by nobody.
         if wanted not in (None, getattr(base, name)) and actual != value:
             raise UserError(
@@ -324,8 +324,11 @@ def _check_effective(given, base, settled):
 
 
 def _resolve_embeddings(settings, is_augmented):
-    """Decides whether embeddings are cached; those of augmented images would
-    be others every time. What is thawed later sees augmented ones then."""
+    """Decides whether embeddings are cached.
+
+    Those of augmented images would differ every time. What is unfrozen later
+    sees augmented images then.
+    """
     is_frozen = settings.freeze == "backbone"
     thaws = settings.thaw_after_epochs is not None
     cached = settings.cached_embeddings

@@ -63,13 +63,14 @@ def setting(
     Args:
       help_text: what it is, for `--help`; with the names of a table in it
         where it has {TABLE}, as `tables` says.
-      default: what it is where nobody gives it; recipes may differ.
+      default: its value where it is not given; recipes may differ.
       at_least: the smallest number that is possible.
       at_most: the largest number that is possible.
       **options: `choices`, the names that are possible; `fixed=True`, an
-        existing run cannot change it; `of_run=False`, it is no part of what
-        repeats a run; `absent`, what a `flags.txt` from before this setting
-        existed means; `modes`, those that it is for, where it is not for all;
+        existing run cannot change it; `absent`, what a `flags.txt` from before
+        this setting existed means; `modes`, those that it is for, where it is
+        not for all; `of_run=False`, it is no part of what repeats a run, as
+        those for some modes are not;
         `group`, of those in `--help` that begins with it; `tables`, {TABLE:
         names} in the help text.
     """
@@ -81,7 +82,7 @@ def setting(
             "bounds": Bounds(at_least, at_most),
             "choices": None,
             "fixed": False,
-            "of_run": True,
+            "of_run": not options.get("modes"),
             "absent": None,
             "modes": (),
             "group": None,
@@ -95,7 +96,7 @@ def setting(
 class Settings:
     """Everything that makes up a run, or the part of it that somebody gave.
 
-    None stands for what was not given: `settle` fills it in. Each setting is
+    None stands for what was not given: `resolve` fills it in. Each setting is
     the flag of the same name, and `--help` explains it. Values may be given
     as they are, or as the text of a command line; one that is not possible
     raises a `UserError`. What an existing run need not have, "none" takes away
@@ -562,7 +563,6 @@ class Settings:
     averaged: bool = setting(
         "Take the averaged weights of a run that keeps some (--average).",
         True,
-        of_run=False,
         modes=("evaluate", "compare", "predict", "export"),
         group="modes",
     )
@@ -570,7 +570,6 @@ class Settings:
         "Step of the checkpoint to take; or best: that of the best evaluation, "
         "by --keep_best, which keeps it, or else by accuracy. Default: the "
         "last.",
-        of_run=False,
         modes=("evaluate", "compare", "predict", "export"),
     )
     class_names: str = setting(
@@ -578,7 +577,6 @@ class Settings:
         "line, in the order of the logits. Default: those beside the weights, "
         "ImageNet's for 1,000 classes, or those of the data set that they are "
         "evaluated on.",
-        of_run=False,
         modes=("evaluate", "compare", "predict"),
     )
     test_time_augmentation: str = setting(
@@ -587,25 +585,21 @@ class Settings:
         choices=Names(
             "train_loop.evaluation.predictions:TEST_TIME_AUGMENTATIONS"
         ),
-        of_run=False,
         modes=("evaluate", "compare"),
     )
     calibration_split: str = setting(
         "Split to fit a temperature on, which makes confidences honest; one "
         "that was neither trained on nor is measured.",
-        of_run=False,
         modes=("evaluate",),
     )
     report: str = setting(
         "Name of the report's folder in the run's. Default: report, and what "
         "differs from the run, such as report-image_size=288.",
-        of_run=False,
         modes=("evaluate", "compare"),
     )
     with_: str = setting(
         "What to compare with: another run, a file of weights, imagenet, or "
         "timm/NAME.",
-        of_run=False,
         modes=("compare",),
     )
     images: str = setting(
@@ -613,14 +607,12 @@ class Settings:
         "globs such as 'photos/*.jpg', with commas between; or - for a list "
         "on standard input, a name a line. Default of an export: some that "
         "the run was evaluated on.",
-        of_run=False,
         modes=("predict", "export"),
     )
     format: str = setting(
         "What --mode=predict prints, one of: {PREDICTION_FORMATS} (default: "
         "table). What --mode=export writes, with commas between: {FORMATS} "
         "(default: saved_model).",
-        of_run=False,
         modes=("predict", "export"),
         tables={
             "PREDICTION_FORMATS": Names(
@@ -634,23 +626,19 @@ class Settings:
         "saved_model.",
         5,
         at_least=1,
-        of_run=False,
         modes=("predict", "export"),
     )
     explain: bool = setting(
         "Draw where in each picture its first prediction was seen (Grad-CAM).",
         False,
-        of_run=False,
         modes=("predict",),
     )
     explain_dir: str = setting(
         "Folder for what --explain draws. Default: explanations/ in the run's.",
-        of_run=False,
         modes=("predict",),
     )
     export_dir: str = setting(
         "Folder for what is exported. Default: export/ in the run's.",
-        of_run=False,
         modes=("export",),
     )
     benchmark: str = setting(
@@ -660,7 +648,6 @@ class Settings:
         "run would cache the embeddings of a frozen backbone, and with all of "
         "it frozen, even where --thaw_after_epochs would train it later.",
         "train",
-        of_run=False,
         modes=("benchmark",),
         tables={"TASKS": Names("train_loop.benchmark.tasks:TASKS")},
     )
@@ -672,7 +659,6 @@ class Settings:
         "write. Default: real with a --dataset or the --workdir of a run, "
         "else synthetic.",
         choices=("synthetic", "real"),
-        of_run=False,
         modes=("benchmark",),
     )
     benchmark_rounds: int = setting(
@@ -680,12 +666,10 @@ class Settings:
         "is one step, or as many as take a quarter of a second.",
         20,
         at_least=1,
-        of_run=False,
         modes=("benchmark",),
     )
     benchmark_file: str = setting(
         "A file for all numbers of a benchmark, as JSON. Default: none.",
-        of_run=False,
         modes=("benchmark",),
     )
 

@@ -97,7 +97,31 @@ class Call(_Named):
         Raises:
           UserError: there is none of that name, or a number is not possible.
         """
-        return cls(*parse_call(cls.flag, text, cls.table))
+        flag, table = cls.flag, cls.table
+        name, *numbers = text.strip().split(":")
+        check_choice(flag, name, table)
+        parameters = list(parameters_of(table[name]).items())
+        if takes_more(table[name]):
+            parameters += parameters[-1:] * (len(numbers) - len(parameters))
+        if len(numbers) > len(parameters):
+            raise UserError(
+                f"{flag}={text} has {len(numbers)} numbers; it takes "
+                f"{call_usage(name, table[name])}, and fewer where the last "
+                "ones are left out"
+            )
+        arguments = []
+        for number, (parameter, hint) in zip(numbers, parameters, strict=False):
+            kind, [bounds] = hint.__origin__, hint.__metadata__
+            try:
+                value = kind(number)
+            except ValueError as error:
+                raise UserError(
+                    f"{flag}={text}: {parameter}={number} is not a "
+                    f"{'whole ' * (kind is int)}number"
+                ) from error
+            bounds.check(f"{flag}={text}: {parameter}", value)
+            arguments.append(value)
+        return cls(name, tuple(arguments))
 
     def __str__(self):
         return ":".join([self.name, *map(repr, self.arguments)])
@@ -106,49 +130,6 @@ class Call(_Named):
     def row(self):
         """The function, which takes numbers for its parameters."""
         return self.table[self.name]
-
-
-def parse_call(flag, text, table):
-    """Returns the name and the numbers of a text NAME:NUMBER:NUMBER.
-
-    The numbers are the function's `parameters_of`, in their order; those at
-    the end may be left out.
-
-    Args:
-      flag: that has the text, such as "--augment".
-      text: such as "rand_augment:2:9".
-      table: {name: function} of what is possible.
-
-    Returns:
-      (name, tuple of numbers).
-
-    Raises:
-      UserError: there is none of that name, or a number is not possible.
-    """
-    name, *numbers = text.strip().split(":")
-    check_choice(flag, name, table)
-    parameters = list(parameters_of(table[name]).items())
-    if takes_more(table[name]):
-        parameters += parameters[-1:] * (len(numbers) - len(parameters))
-    if len(numbers) > len(parameters):
-        raise UserError(
-            f"{flag}={text} has {len(numbers)} numbers; it takes "
-            f"{call_usage(name, table[name])}, and fewer where the last ones "
-            "are left out"
-        )
-    arguments = []
-    for number, (parameter, hint) in zip(numbers, parameters, strict=False):
-        kind, [bounds] = hint.__origin__, hint.__metadata__
-        try:
-            value = kind(number)
-        except ValueError as error:
-            raise UserError(
-                f"{flag}={text}: {parameter}={number} is not a "
-                f"{'whole ' * (kind is int)}number"
-            ) from error
-        bounds.check(f"{flag}={text}: {parameter}", value)
-        arguments.append(value)
-    return name, tuple(arguments)
 
 
 def parameters_of(function):

@@ -286,8 +286,8 @@ def atomic_write(path):
       included; a folder is missing for the moment between two renames.
     """
     path = pathlib.Path(path)
-    with temporary_folder(path.parent) as aside:
-        unfinished = aside / path.name
+    with temporary_folder(path.parent) as temporary:
+        unfinished = temporary / path.name
         yield unfinished
         move_synced(unfinished, path)
 
@@ -296,7 +296,7 @@ def move_synced(unfinished, path):
     """Gives a file or a folder its name, once the disk has all of it.
 
     Args:
-      unfinished: what it is called so far, in a folder of `folder_aside`.
+      unfinished: what it is called so far, in a folder of `temporary_folder`.
       path: its name; what has it is replaced.
     """
     sync(unfinished)
@@ -345,8 +345,8 @@ def made_from(folder, origin):
     Yields:
       The folder to write to in the meantime.
     """
-    with temporary_folder(folder.parent) as aside:
-        unfinished = aside / folder.name
+    with temporary_folder(folder.parent) as temporary:
+        unfinished = temporary / folder.name
         unfinished.mkdir()
         yield unfinished
         record = {"origin": origin, "bytes": _sizes(unfinished)}

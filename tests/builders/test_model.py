@@ -198,7 +198,7 @@ def test_predictions_use_the_image_size_that_is_given(
     sizes = []
     monkeypatch.setattr(
         predict,
-        "answers",
+        "predict_files",
         lambda classifier, *_: sizes.append(classifier.preprocessing) or (),
     )
     (tmp_path / "names.txt").write_text("no\nyes\nperhaps\n")

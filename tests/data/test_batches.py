@@ -169,6 +169,7 @@ def test_evaluation_counts_every_example_once(name, batch_size, replicas):
     assert set(weights) <= {0.0, 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "workers"), [("memory", 2), ("windows", 3)])
 def test_workers_share_every_batch(name, workers):
     # Each step takes one example a worker, in the order of one alone.
@@ -211,6 +212,7 @@ def test_batches_that_are_skipped_are_the_only_ones_missing(split, epochs):
         np.testing.assert_array_equal(found.reshape(-1, 5), expected[step:])
 
 
+@pytest.mark.slow
 def test_repeated_images_differ_and_resume(split):
     images, labels = take(split, 12, repeats=3)
     rows = labels[: len(labels) // 3 * 3].reshape(-1, 3)

@@ -333,31 +333,31 @@ def prediction(settings, is_synthetic):
     On the first device, with any strategy; a GPU gets the images from the host
     in each step.
     """
-    settled = resolve(settings)
+    resolved = resolve(settings)
     # Other tasks of this process may need all of its devices.
-    workers = Workers(build_strategy(settled))
-    check_image_size(settled)
-    check_memory(settled)
-    size, split = settled.image_size, None
+    workers = Workers(build_strategy(resolved))
+    check_image_size(resolved)
+    check_memory(resolved)
+    size, split = resolved.image_size, None
     class_names = _class_names(settings)
     if not is_synthetic:
-        data, _ = open_whole_data(settled)
+        data, _ = open_whole_data(resolved)
         class_names, split = data.class_names, data.evaluation or data.train
     if Workdir.of(settings.workdir).is_run:
         classifier = load_classifier(settings.workdir)
     else:
-        classifier = build_classifier(settled, class_names)
+        classifier = build_classifier(resolved, class_names)
         _give_offsets(classifier.model)
-    prepare_for_inference(settled, classifier)
+    prepare_for_inference(resolved, classifier)
     if split is None:
         context = tf.distribute.InputContext()
         dataset = noise_batches(
-            settled.batch_size, size, len(class_names), context, weighted=True
+            resolved.batch_size, size, len(class_names), context, weighted=True
         )
     else:
-        transforms = make_transforms(settled, data)
+        transforms = make_transforms(resolved, data)
         dataset = batches.evaluation_batches(
-            split, transforms, settled.batch_size
+            split, transforms, resolved.batch_size
         ).repeat()
     iterator = iter(dataset)
 
@@ -371,9 +371,9 @@ def prediction(settings, is_synthetic):
         return waited
 
     def minimum_work():
-        return inference_work(_maps(settled, classifier.model))
+        return inference_work(_maps(resolved, classifier.model))
 
-    return Task(take, classifier, settled, workers, 1, minimum_work)
+    return Task(take, classifier, resolved, workers, 1, minimum_work)
 
 
 # Name -> function like `training`.

@@ -21,7 +21,7 @@ def open_data(settings, workdir, workers):
     """Returns the `Data` that a run trains and evaluates on.
 
     Args:
-      settings: settled `Settings`.
+      settings: resolved `Settings`.
       workdir: the run's `Workdir`, for the list of broken images and for a
         cache on disk.
       workers: the `Workers` that train on it.

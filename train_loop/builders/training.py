@@ -116,7 +116,7 @@ def build_trainer(settings, data, classifier, strategy):
 
 
 def _ever_trainable(settings, model):
-    """Returns the variables that are trained from the start, or thawed."""
+    """Returns the variables that are trained from the start, or unfrozen."""
     if settings.thaw_after_epochs is None:
         return model.trainable_variables
     unfreeze(settings, model)
@@ -144,10 +144,10 @@ def _rates(settings, data):
     highest = highest_rate(settings, settings.learning_rate)
     if last_frozen is None:
         return rates(highest, steps)
-    thawed = highest_rate(settings, unfrozen_learning_rate(settings))
+    unfrozen = highest_rate(settings, unfrozen_learning_rate(settings))
     return TwoPhases(
         rates(highest, last_frozen),
-        rates(thawed, steps - last_frozen, last_frozen),
+        rates(unfrozen, steps - last_frozen, last_frozen),
         last_frozen,
     )
 
@@ -222,8 +222,8 @@ def _make_update(settings, data, model):
     average = loss_scale = None
     if settings.average != "none":
         steps = num_steps(settings, data)
-        share = AVERAGES[settings.average](settings.ema_decay, steps)
-        average = Average(model, share, settings.average)
+        coefficient = AVERAGES[settings.average](settings.ema_decay, steps)
+        average = Average(model, coefficient, settings.average)
     if "float16" in settings.precision.split("_"):
         loss_scale = LossScale()
     return Update(

@@ -163,7 +163,7 @@ def results_summary(results):
     return summary
 
 
-def metrics_table(results):
+def evaluation_table(results):
     """Returns the rows of a table as strings, the header first."""
     rows = [["", "value", "95 % interval"]]
     for name, metric in METRICS.items():

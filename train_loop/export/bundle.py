@@ -203,7 +203,7 @@ def check_replaceable(names, folder):
             )
 
 
-TEMPLATE = pathlib.Path(__file__).with_suffix(".md")
+TEMPLATE = pathlib.Path(__file__).with_name("model_card.md")
 # Keys of report.json -> what the hub calls them, and what people do.
 HUB_METRICS = {
     "accuracy": ("accuracy", "Accuracy"),

@@ -1,4 +1,4 @@
-"""What the program does for the one who starts it, a story each."""
+"""The modes of the program, a function each."""
 
 import pkgutil
 from typing import NamedTuple

@@ -18,7 +18,7 @@ from train_loop.evaluation.comparison import (
 )
 from train_loop.evaluation.metrics import fit_temperature
 from train_loop.evaluation.report import write_comparison, write_report
-from train_loop.evaluation.results import Results, metrics_table
+from train_loop.evaluation.results import Results, evaluation_table
 from train_loop.workdir import Workdir, read_json_lines
 
 
@@ -49,7 +49,7 @@ def evaluate(settings):
     # Another evaluation may have taken the name meanwhile.
     folder, subject = evaluator.report_folder()
     report = write_report(folder, results, _facts(evaluator), subject)
-    print(text_table(metrics_table(results)))
+    print(text_table(evaluation_table(results)))
     if report["mean_roc_auc"] is None:
         print(
             "All images are of one class: there is no ROC-AUC, which compares "

@@ -17,16 +17,12 @@ from train_loop.settings import Settings
 from train_loop.workdir import Workdir, read_json_lines
 
 
+@console.outliving_streams()
 def train(settings):
     """Trains until the last step, from the last checkpoint where one is.
 
     Also where nobody sees what it prints any more: its files are what counts.
     """
-    with console.outliving_streams():
-        _train(settings)
-
-
-def _train(settings):
     if settings.workdir is not None:
         # Before the images are prepared, which may take hours.
         workdir = Workdir.of(settings.workdir)
@@ -41,7 +37,7 @@ def _train(settings):
     try:
         run.train()
     except StoppedError as error:
-        hint = resume_hint(run.workdir)
+        hint = _resume_hint(run.workdir)
         raise StoppedError(error.signal, hint) from None
     print(final_table(run))
     if was_finished:
@@ -63,7 +59,7 @@ def _has_workers(settings, workdir):
     return settings.strategy == "multi_worker"
 
 
-def resume_hint(workdir):
+def _resume_hint(workdir):
     """Tells how to go on with a run that was stopped."""
     if not workdir.has_checkpoint:
         return "there is no checkpoint yet"

@@ -258,14 +258,14 @@ class Checkpoints:
         # wrote, syncs nothing, and gives the index its name at once.
         self._checkpoint.save_counter.assign_add(1)
         name = CHECKPOINT.format(step)
-        with temporary_folder(self.directory) as aside:
-            self._checkpoint.write(str(aside / name))
+        with temporary_folder(self.directory) as folder:
+            self._checkpoint.write(str(folder / name))
             index = f"{name}.index"
             # It is what makes a checkpoint be there.
             (self.directory / index).unlink(missing_ok=True)
-            for path in aside.glob(f"{name}.data-*"):
+            for path in folder.glob(f"{name}.data-*"):
                 move_synced(path, self.directory / path.name)
-            move_synced(aside / index, self.directory / index)
+            move_synced(folder / index, self.directory / index)
         self._seen = self.list()[:1]
         self._write_list()
 

@@ -141,7 +141,7 @@ def train(
                     report(saved, "eval", metrics)
                 checkpoints.remove_old()
             for stop in cadence.stops(saved):
-                if has_stopped_improving(trainer, evaluations):
+                if _has_stopped_improving(trainer, evaluations):
                     break
                 sections = cadence.profile.sections(trainer.step, stop.step)
                 metrics = _train_sections(sections, trainer, batches, bar)
@@ -188,7 +188,7 @@ def train(
 
 def is_finished(trainer, cadence, evaluations):
     """Tells whether nothing is left to do up to the end of a cadence."""
-    is_over = trainer.step >= cadence.end or has_stopped_improving(
+    is_over = trainer.step >= cadence.end or _has_stopped_improving(
         trainer, evaluations
     )
     return is_over and not evaluation_is_pending(trainer, cadence, evaluations)
@@ -203,7 +203,7 @@ def evaluation_is_pending(trainer, cadence, evaluations):
     return bool(trainer.workers.from_chief(is_pending))
 
 
-def has_stopped_improving(trainer, evaluations):
+def _has_stopped_improving(trainer, evaluations):
     """Tells whether evaluations say that it is enough."""
     if evaluations.patience is None:
         return False

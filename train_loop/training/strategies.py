@@ -12,37 +12,7 @@ from train_loop.errors import UserError, check_choice
 # TensorFlow's default is 1: the next batch is copied to a device only when that
 # one has been taken.
 PREFETCH = tf.distribute.InputOptions(experimental_per_replica_buffer_size=2)
-
-
-def split_cpu(num_devices):
-    """Makes TensorFlow see one CPU as several; before anything else runs.
-
-    It is how replicas are tried on a machine without GPUs.
-
-    Args:
-      num_devices: how many.
-
-    Raises:
-      UserError: TensorFlow has begun already, with another number of them.
-    """
-    try:
-        tf.config.set_logical_device_configuration(
-            tf.config.list_physical_devices("CPU")[0],
-            [tf.config.LogicalDeviceConfiguration()] * num_devices,
-        )
-    except RuntimeError as error:
-        found = len(tf.config.list_logical_devices("CPU"))
-        if found != num_devices:
-            raise UserError(
-                f"--virtual_devices={num_devices} cannot be had: this process "
-                f"has begun with {found}; start another process"
-            ) from error
-
-
-def one_device(_):
-    """Returns a strategy for the first GPU, or else for the first CPU."""
-    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    return tf.distribute.OneDeviceStrategy(f"/{kind}:0")
+PORT = 8470
 
 
 def mirrored(_=None):
@@ -62,15 +32,10 @@ def mirrored(_=None):
         )
 
 
-@contextlib.contextmanager
-def _without_tf_config():
-    """Hides TF_CONFIG, which is parsed even where it is not used."""
-    value = os.environ.pop("TF_CONFIG", None)
-    try:
-        yield
-    finally:
-        if value is not None:
-            os.environ["TF_CONFIG"] = value
+def one_device(_):
+    """Returns a strategy for the first GPU, or else for the first CPU."""
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    return tf.distribute.OneDeviceStrategy(f"/{kind}:0")
 
 
 def multi_worker(cluster):
@@ -103,6 +68,15 @@ def tpu(_):
     return tf.distribute.TPUStrategy(resolver)
 
 
+# Name -> (cluster) -> strategy.
+STRATEGIES = {
+    "mirrored": mirrored,
+    "one_device": one_device,
+    "multi_worker": multi_worker,
+    "tpu": tpu,
+}
+
+
 def distribute(strategy, make_batches):
     """Returns batches, of which two wait on each device of a strategy.
 
@@ -113,16 +87,40 @@ def distribute(strategy, make_batches):
     return strategy.distribute_datasets_from_function(make_batches, PREFETCH)
 
 
-# Name -> (cluster) -> strategy.
-STRATEGIES = {
-    "mirrored": mirrored,
-    "one_device": one_device,
-    "multi_worker": multi_worker,
-    "tpu": tpu,
-}
+def split_cpu(num_devices):
+    """Makes TensorFlow see one CPU as several; before anything else runs.
+
+    It is how replicas are tried on a machine without GPUs.
+
+    Args:
+      num_devices: how many.
+
+    Raises:
+      UserError: TensorFlow has begun already, with another number of them.
+    """
+    try:
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * num_devices,
+        )
+    except RuntimeError as error:
+        found = len(tf.config.list_logical_devices("CPU"))
+        if found != num_devices:
+            raise UserError(
+                f"--virtual_devices={num_devices} cannot be had: this process "
+                f"has begun with {found}; start another process"
+            ) from error
 
 
-PORT = 8470
+@contextlib.contextmanager
+def _without_tf_config():
+    """Hides TF_CONFIG, which is parsed even where it is not used."""
+    value = os.environ.pop("TF_CONFIG", None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ["TF_CONFIG"] = value
 
 
 def find_cluster(name):
