@@ -194,6 +194,7 @@ def test_parts_of_photos_are_jpegs_of_imagenets_size():
             assert (image.format, image.size) == ("JPEG", (500, 375))
 
 
+@pytest.mark.slow
 def test_what_a_format_cannot_hold_is_a_line_below_the_table(capsys):
     export_formats.compare(
         ["resnet20", "resnet50_v2"], ["safetensors"], export_formats.draw(2, 32)

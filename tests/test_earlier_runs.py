@@ -47,6 +47,7 @@ def prepared(classifier, digits):
     return tf.stack([classifier.prepare(image) for image in digits])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["average", "weights"])
 def test_logits_of_an_earlier_run_stay(name, recorded, digits):
     run = FORMAT_1 / "run"
@@ -55,6 +56,7 @@ def test_logits_of_an_earlier_run_stay(name, recorded, digits):
     np.testing.assert_allclose(logits, recorded[name], atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["export/keras/model.keras", "model.weights.h5"]
 )
@@ -91,6 +93,7 @@ def test_earlier_classifiers_decode_files_as_they_are_stored(source):
     assert not classifier.preprocessing.exif_orientation
 
 
+@pytest.mark.slow
 def test_earlier_run_is_evaluated_as_before(earlier, run):
     """But for a setting that no longer exists, which is a line."""
     with (earlier / "flags.txt").open("a") as file:
@@ -139,6 +142,7 @@ def test_earlier_run_is_not_trained_any_further(earlier, run):
         assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_finished_earlier_run_is_left_as_it_is(earlier, run):
     ended = run(f"--workdir={earlier}")
     assert ended.status == 0, ended.err

@@ -23,6 +23,7 @@ def at_the_top(monkeypatch, pytestconfig):
     monkeypatch.chdir(pytestconfig.rootpath)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [

@@ -106,6 +106,7 @@ def test_files_say_what_they_are():
         assert not first.startswith("This "), name
 
 
+@pytest.mark.slow
 def test_layout_is_counted():
     """Printed, to be read by those who move things."""
     script = ROOT / "tests/layout_counts.py"

@@ -80,6 +80,7 @@ def test_averages_are_evaluated_and_taken(folder, tmp_path):
         np.testing.assert_array_equal(variable, values[variable.path])
 
 
+@pytest.mark.slow
 def test_averages_begin_as_the_weights_that_a_run_starts_from(folder, tmp_path):
     net = VARIANTS["resnet_tiny"](num_classes=2)
     net.build((None, 16, 16, 3))
@@ -167,6 +168,7 @@ def test_rollback_leaves_out_what_broke_the_run(poisoned, tmp_path, capsys):
     assert read_metrics(workdir) == read_metrics(other)
 
 
+@pytest.mark.slow
 def test_rollback_gives_up(trained):
     before = read_checkpoint(trained, 4)
     run = Run.open(
@@ -301,6 +303,7 @@ def test_first_phase_is_frozen_whatever_came_before(folder, tmp_path, capsys):
     assert "at a learning rate of at most 0.1\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_a_run_shows_stands_at_its_step(folder, tmp_path, monkeypatch):
     """Not at the last one, where it has ended early."""
     monkeypatch.setattr(charts, "chart_pixels", lambda name, results: "picture")

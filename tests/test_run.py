@@ -156,6 +156,7 @@ def test_two_runs_do_not_know_of_each_other(folder, tmp_path):
     assert first.evaluate() == alone.evaluate()
 
 
+@pytest.mark.slow
 def test_finished_run_classifies_images(trained, tmp_path):
     expected = Run.open(trained).settings.preprocessing
     # From the folder alone: the images may be gone.
@@ -660,6 +661,7 @@ def test_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path):
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_new_run_warns_of_duplicates_and_spellings(tmp_path, capsys):
     root, workdir = tmp_path / "photos", Workdir(tmp_path / "run")
     write_folder(root, {f"{s}/{c}": 2 for s in ("train", "val") for c in "aA"})

@@ -47,6 +47,7 @@ def test_signal_waits_until_it_is_asked_for(number, name, monkeypatch):
     assert process.received() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_second_signal_ends_a_process_that_is_stuck(number):
     process = subprocess.Popen(
@@ -114,6 +115,7 @@ def test_other_threads_take_no_signals():
     assert seen == [before]
 
 
+@pytest.mark.slow
 def test_run_that_is_asked_to_stop_says_how_to_go_on(
     run, tmp_path, small_net, monkeypatch
 ):

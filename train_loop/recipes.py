@@ -46,7 +46,7 @@ IMAGENET = {
     "learning_rate": 0.1,
 }
 # What all training was like before cosines and smoothed labels.
-PLAIN = {
+CLASSIC = {
     **IMAGENET,
     "schedule": "step:0.1:30:60:80",
     "weight_decay": 1e-4,
@@ -217,7 +217,7 @@ RECIPES = {
     ),
     "imagenet_he2015": Recipe(
         {
-            **PLAIN,
+            **CLASSIC,
             "model": "resnet50_v1",
             "augment": "random_resized_crop,flip,color_jitter",
             "epochs": 120,
@@ -241,7 +241,7 @@ RECIPES = {
         ),
     ),
     "imagenet_goyal2017": Recipe(
-        {**PLAIN, "batch_size": 8192, "base_batch_size": 256},
+        {**CLASSIC, "batch_size": 8192, "base_batch_size": 256},
         source="Goyal et al., 2017, https://arxiv.org/abs/1706.02677.",
         expected="Not measured. Published: 76.3 % top-1, median of 5 seeds.",
         cost="Theirs: an hour on 256 P100 GPUs.",

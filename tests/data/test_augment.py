@@ -17,6 +17,7 @@ from train_loop.data import augment
 RNG = np.random.default_rng(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", augment.AUGMENTATIONS)
 def test_augmentations_follow_their_seed(name):
     function = augment.AUGMENTATIONS[name]
@@ -201,6 +202,7 @@ def test_auto_augment_draws_the_pairs_of_its_policy(drawn):
         assert seen[key] == pytest.approx(expected[key], abs=tolerance)
 
 
+@pytest.mark.slow
 def test_auto_augment_has_ten_levels(drawn):
     draws = drawn(augment.auto_augment, 1500)
     counts = count(operation for pair in draws for operation in pair)
@@ -397,6 +399,7 @@ MAGNITUDES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", augment.PILLOW_OPERATIONS)
 def test_operation_is_pillows(name):
     for pixels in IMAGES:

@@ -116,6 +116,7 @@ def test_every_epoch_holds_every_example_once(epochs):
     assert all(sorted(order) == [*range(23)] for order in orders)
 
 
+@pytest.mark.slow
 def test_batches_depend_on_seed_and_step_alone(split, epochs):
     images, labels = epochs
     for step in (1, 9, 14):
@@ -128,6 +129,7 @@ def test_batches_depend_on_seed_and_step_alone(split, epochs):
     assert not np.any(np.isin(images[:25] % 1, other_images % 1))
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_the_store(tmp_path):
     for options in ({"step": 3}, {"step": 2, "context": pipelines(2)[1]}):
         expected = take(SPLITS["windows"], 6, 6, **options)
@@ -136,6 +138,7 @@ def test_batches_do_not_depend_on_the_store(tmp_path):
             np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_replicas_share_what_one_device_would_take(split):
     context = tf.distribute.InputContext(1, 0, num_replicas_in_sync=2)
     options = {"step": 2, "transforms": Mixed()}
@@ -192,6 +195,7 @@ def test_workers_share_every_batch(name, workers):
     assert lengths == {num_evaluation_steps(split, 2 * workers, context)}
 
 
+@pytest.mark.slow
 def test_workers_augment_as_one_would(split):
     options = {"batch_size": 6, "step": 2, "skipped": (1, 4), "repeats": 2}
     whole, _ = take(split, 8, **options)
@@ -202,6 +206,7 @@ def test_workers_augment_as_one_would(split):
     np.testing.assert_array_equal(np.hstack(halves).ravel(), whole.ravel())
 
 
+@pytest.mark.slow
 def test_batches_that_are_skipped_are_the_only_ones_missing(split, epochs):
     batching = Batching(5, skipped=(6, 3))
     numbers = [batching.batch_of(step) for step in range(8)]
@@ -226,6 +231,7 @@ def test_repeated_images_differ_and_resume(split):
         np.testing.assert_array_equal(later[1], labels[step * 5 :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "context",
     [tf.distribute.InputContext(1, 0, 2), *pipelines(2)],
@@ -243,6 +249,7 @@ def test_repeats_are_mixed_with_other_images(context):
         np.testing.assert_array_equal(partners, whole)
 
 
+@pytest.mark.slow
 def test_mixing_follows_seed_and_position(split, epochs):
     mixed, _ = take(split, 8, transforms=Raised())
     added = (mixed - epochs[0][:40]).reshape(8, 5)
@@ -269,6 +276,7 @@ def test_resuming_does_not_read_what_was_there_before():
     assert len(read) < 1000
 
 
+@pytest.mark.slow
 def test_resuming_does_not_parse_the_windows_before(tmp_path):
     split, parsed = records(230, tmp_path), []
 
@@ -369,6 +377,7 @@ def maps_with_python(dataset):
     return [found for found in maps if any("PyFunc" in op for op in found)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "keep"), [("0.jpg", "memory"), ("really.jpg", "none")]
 )

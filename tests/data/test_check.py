@@ -95,6 +95,7 @@ HUGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HUGE)
 def test_images_that_say_they_are_huge_are_broken_at_once(name):
     """Decoded, they would take 2.7 GB."""
@@ -111,6 +112,7 @@ def test_images_that_say_they_are_huge_are_broken_at_once(name):
 KINDS = ("jpeg", "png", "bmp", "gif", "webp", "tiff")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_that_end_too_early_are_broken(kind):
     content = encoded(PIXELS, kind)
@@ -175,6 +177,7 @@ def open_data(root):
     return choose_splits(stored), stored.rejected
 
 
+@pytest.mark.slow
 def test_broken_images_are_found_in_all_splits_and_left_out(root):
     data, rejected = open_data(root)
     broken = check.find_broken(data, rejected)
@@ -216,6 +219,7 @@ def test_broken_images_are_looked_for_once(root, tmp_path, monkeypatch):
     assert check.find_broken_once(data, rejected, path, ALONE) == again
 
 
+@pytest.mark.slow
 def test_workers_leave_out_what_is_broken_for_one_of_them(tmp_path):
     for disk in "ab":
         counts = {f"{s}/{c}": 2 for s in ("train", "test") for c in "ab"}
@@ -249,6 +253,7 @@ def test_split_of_nothing_but_broken_images_is_one_clear_line(root):
         check.check_not_empty(left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", cache.CACHES.values())
 def test_errors_are_explained_by_the_image_that_they_come_from(
     root, tmp_path, keep

@@ -130,6 +130,7 @@ def test_images_that_a_table_has_twice_are_for_no_new_run(root, text, expected):
         check_new(data, str(table))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -84,6 +84,7 @@ def crop_to_50():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_images_of_all_kinds_come_out_as_pillows_rgb(name, crop_to_50):
     mode, file_format = KINDS[name]
@@ -167,6 +168,7 @@ def torchvisions_window(height, width, random, areas, ratios):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(375, 500), (500, 333), (64, 64)])
 def test_windows_have_the_distribution_of_torchvisions(shape):
     """Kolmogorov and Smirnov's test, of area, shape and place."""
@@ -228,6 +230,7 @@ def test_windows_have_a_pixel_at_least():
     assert windows[:, 2:].numpy().min() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file_format", "areas", "ratios", "expected"),
     [

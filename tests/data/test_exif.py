@@ -48,6 +48,7 @@ def crop_upright():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["jpeg", "png", "webp", "tiff"])
 def test_crops_are_of_the_upright_image(file_format, crop_upright):
     options = {"lossless": True} if file_format == "webp" else {"quality": 95}
@@ -123,6 +124,7 @@ def test_exif_is_found_among_other_segments(segments, jfif, crop_upright):
     np.testing.assert_allclose(crop_upright(file), upright(file)[10:50], atol=4)
 
 
+@pytest.mark.slow
 def test_training_crops_are_of_the_upright_image():
     """The same crop of a file as of what Pillow makes of it."""
     preprocessing = UPRIGHT._replace(image_size=32)

@@ -196,6 +196,7 @@ def test_what_is_of_no_use_in_a_folder_is_named(tmp_path):
     assert "1 files" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linked", ["image", "class", "split", "all"])
 def test_links_out_of_the_folder_are_followed(tmp_path, linked):
     here, there = tmp_path / "data", tmp_path / "elsewhere"

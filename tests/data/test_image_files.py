@@ -38,6 +38,7 @@ def test_images_of_all_kinds_can_be_in_a_folder(tmp_path):
     assert not stored.warnings
 
 
+@pytest.mark.slow
 def test_paths_come_back_and_take_little_memory(tmp_path):
     names = ["a.png", "b\nc.png", "é.png", "\U0001f600 x.jpg", "..b.gif"]
     folders = ["", "x/", "/y/é/", "x/", "x/../x/z/", "../"]

@@ -28,6 +28,7 @@ def stored(split):
     return labels
 
 
+@pytest.mark.slow
 def test_parts_hold_what_they_should(split):
     assert stored(split.slice(3, 17)) == list(range(3, 17))
     assert stored(split.slice(None, -20)) == [0, 1, 2]
@@ -73,6 +74,7 @@ def test_parts_keep_the_names(split):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 5, 16])
 def test_orders_are_shuffles_that_depend_on_the_seed(split, start):
     count = min(split.window, 23 - start)
@@ -100,6 +102,7 @@ def windows(split, seed):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["all", "with gaps", "two parts"])
 def test_epochs_of_records_go_through_each_file_once_and_forwards(
     tmp_path, part
@@ -144,6 +147,7 @@ def test_orders_do_not_come_again():
     assert len(orders) == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", range(1, 11))
 def test_small_orders_are_permutations_with_every_place_as_likely(count):
     """Four standard deviations are allowed for each of the places."""
@@ -194,6 +198,7 @@ def test_numpys_orders_are_random():
         assert_random(np.random.default_rng(count).permutation(count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count",
     [
@@ -211,6 +216,7 @@ def test_orders_are_random(count):
     assert_random(shuffled(numbers, [0, 1], count).numpy())
 
 
+@pytest.mark.slow
 def test_orders_of_files_and_within_windows_are_random():
     files, per_file = 128, 64
     groups = np.repeat(np.arange(files), per_file)

@@ -131,6 +131,7 @@ def read_by_tfds(data_dir, spec):
     )
 
 
+@pytest.mark.slow
 def test_any_set_of_tfds_with_images_and_labels_is_read(prepared):
     stored = open_dataset("tiny_images", data_dir=prepared)
     assert stored.class_names == ("even", "odd")
@@ -147,6 +148,7 @@ def test_any_set_of_tfds_with_images_and_labels_is_read(prepared):
         assert [split.store.name(number) for number in split.indices] == ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

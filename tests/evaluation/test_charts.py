@@ -68,6 +68,7 @@ def names_in(figure):
     return [text for text in texts if re.search(r"[^\d.]", text.get_text())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHARTS)
 def test_odd_names_stay_on_the_paper(name, strictly):
     results = draw_results(120, 6, ODD_NAMES)
@@ -82,6 +83,7 @@ def test_odd_names_stay_on_the_paper(name, strictly):
             assert box.y1 <= paper.y1 + 1, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 37, 300])
 def test_names_of_the_matrix_do_not_overlap(classes, strictly):
     results = draw_results(3 * classes, classes)

@@ -132,6 +132,7 @@ def test_few_discordant_images_leave_either_sign_open():
         assert found == pytest.approx(expected, abs=0.35 * none)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skill", [1.0, 4.5])
 def test_equal_models_are_seldom_told_apart(skill):
     """In 1 of 20 comparisons at most, but for chance."""

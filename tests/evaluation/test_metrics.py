@@ -94,6 +94,7 @@ def test_numbers_are_scikit_learns(predictions):
     )
 
 
+@pytest.mark.slow
 def test_numbers_of_every_replicate_are_scikit_learns(predictions):
     weights = resamples(len(predictions), 5)
     found = measured(predictions, weights)

@@ -50,6 +50,7 @@ def folder(tmp_path_factory, results):
     return folder
 
 
+@pytest.mark.slow
 def test_numbers_are_written(folder, results):
     report = json.loads((folder / "report.json").read_text())
     assert list(report)[:2] == ["split", "step"]

@@ -57,6 +57,7 @@ def calibrated(random, count, classes, skill):
 
 
 # How far the right class's logit lies above the others'.
+@pytest.mark.slow
 @pytest.mark.parametrize(("skill", "classes"), [(1.5, 4), (3.0, 12), (4.5, 4)])
 def test_intervals_hold_the_truth_as_often_as_they_say(skill, classes):
     """Of models that are often, mostly and nearly always right."""

@@ -26,6 +26,7 @@ def predicting(probabilities):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("added", "is_exact", "expected"),
     [

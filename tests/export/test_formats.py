@@ -218,6 +218,7 @@ def turned(pixels, file_format):
     return encoded(np.rot90(pixels), file_format, exif=exif.tobytes())
 
 
+@pytest.mark.slow
 def test_files_of_all_sizes_are_answered_as_the_classifier_does(
     classifier, loaded
 ):

@@ -26,6 +26,7 @@ def check_logits_agree(classifier, other, part):
     assert np.std(expected, axis=0).mean() > part * np.ptp(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

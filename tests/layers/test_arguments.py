@@ -174,6 +174,7 @@ def test_refusals_say_what_would_have_been_accepted(options, message):
         ResNet(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "arguments"),
     [

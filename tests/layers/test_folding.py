@@ -36,6 +36,7 @@ def norms_in_graph(model):
     return types.count("FusedBatchNormV3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 0.03)]
 )

@@ -23,6 +23,7 @@ from resnet_layers import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["stem", "stage1", "stage2", "backbone"])
 @pytest.mark.parametrize("preactivation", [False, True])
 def test_frozen_parts_do_not_move_by_a_bit(part, preactivation, images):
@@ -113,6 +114,7 @@ def net(built_net):
     return built_net
 
 
+@pytest.mark.slow
 @every_freeze
 def test_what_is_frozen_comes_back_frozen(freeze, net, images, tmp_path):
     model = net.layer
@@ -128,6 +130,7 @@ def test_what_is_frozen_comes_back_frozen(freeze, net, images, tmp_path):
     assert_same_weights(model, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preactivation", [False], scope="module")
 @pytest.mark.parametrize("freeze", ["backbone", "both", "all but a layer"])
 def test_a_frozen_net_by_itself_comes_back_frozen(freeze, net, tmp_path):
@@ -154,6 +157,7 @@ def freeze_all_but_the_last(layer):
     layer._flatten_layers(include_self=False)[-1].trainable = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "freeze", [freeze_batch_norms, freeze_below, freeze_all_but_the_last]
 )
@@ -181,6 +185,7 @@ def test_parts_of_a_layer_come_back_frozen(
     assert clone.get_config() == layer.get_config()
 
 
+@pytest.mark.slow
 @every_freeze
 def test_config_keeps_what_is_frozen_until_the_model_is_built(
     freeze, net, images

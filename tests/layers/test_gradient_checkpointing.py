@@ -56,6 +56,7 @@ def assert_remat_changes_nothing(make, strategy=None):
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -74,6 +75,7 @@ def test_checkpointed_blocks_give_the_same_gradients_and_state(options):
     assert_remat_changes_nothing(lambda: net(**options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("synchronized", [False, True])
 def test_checkpointed_blocks_give_the_same_on_replicas(synchronized):
     strategy = mirrored()
@@ -84,6 +86,7 @@ def test_checkpointed_blocks_give_the_same_on_replicas(synchronized):
         )
 
 
+@pytest.mark.slow
 def test_frozen_blocks_stay_as_they_are_when_checkpointed():
     def frozen():
         model = net()
@@ -93,6 +96,7 @@ def test_frozen_blocks_stay_as_they_are_when_checkpointed():
     assert_remat_changes_nothing(frozen)
 
 
+@pytest.mark.slow
 def test_checkpointed_blocks_run_again():
     def num_convolutions(remat):
         model = net()

@@ -106,6 +106,7 @@ def rows(variants):
     return [name for name in variants if name in VARIANTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", rows(HUB_VARIANTS))
 def test_variants_of_presets_are_known(name, tmp_path):
     write_preset(tmp_path)

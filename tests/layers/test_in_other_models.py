@@ -106,6 +106,7 @@ def used(request, images):
     return layer, use
 
 
+@pytest.mark.slow
 def test_training_of_an_outer_model_reaches_every_layer(used, images):
     layer, use = used
     outer = Outer(Outer(layer, use), call)
@@ -134,6 +135,7 @@ def test_fit_of_an_outer_model_trains_the_net_in_it(use, built, images):
         np.testing.assert_array_equal(variable, value, err_msg=variable.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", [call, embed, features])
 @pytest.mark.parametrize("training", [True, False])
 def test_an_explicit_mode_wins(use, training, images):
@@ -155,6 +157,7 @@ def test_functional_models_pass_their_mode_on(use, images):
     assert all(find_moved(net).values()), find_moved(net)
 
 
+@pytest.mark.slow
 def test_two_backbones_fit_into_one_model(images, tmp_path):
     inputs = tf.keras.Input(images.shape[1:])
     nets = [small_resnet(name=name) for name in ("left", "right")]
@@ -186,6 +189,7 @@ ENTRIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "int32"])
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_images_of_integers_are_accepted(entry, dtype):

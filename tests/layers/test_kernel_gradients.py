@@ -115,6 +115,7 @@ SIDES = [(3, 4), (5, 2), (1, 1)]
 
 
 # All pairs of two of the three.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel_size", "strides", "sides"),
     [

@@ -106,6 +106,7 @@ def twin(built_twin):
     return built_twin
 
 
+@pytest.mark.slow
 def test_symbolic_and_eager_shapes_agree(shared, images):
     layer, _, symbolic, outputs = shared
     assert symbolic.shape[1:] == outputs.shape[1:]
@@ -156,6 +157,7 @@ def test_config_holds_every_argument(layer, arguments):
     assert named - {"self"} <= set(config)
 
 
+@pytest.mark.slow
 def test_config_round_trip(make_layer, shared, images):
     layer = make_layer(name="mine")
     clone = type(layer).from_config(layer.get_config())
@@ -168,6 +170,7 @@ def test_config_round_trip(make_layer, shared, images):
 BUILT_BY = ["build", "call", "symbolic call"]
 
 
+@pytest.mark.slow
 def test_a_second_build_does_nothing(make_layer, images):
     layer = make_layer()
     # In turn: each way for nets, blocks and other layers.
@@ -201,6 +204,7 @@ def test_keras_file_round_trip(shared, images, tmp_path):
     assert_same_weights(loaded, shared.layer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make_layer", [n for n in LAYERS if n != "conv"], indirect=True
 )
@@ -219,12 +223,14 @@ def test_frozen_layer_comes_back_frozen(twin, images, tmp_path):
         np.testing.assert_array_equal(value, other)
 
 
+@pytest.mark.slow
 def test_weights_file_round_trip(shared, twin, tmp_path):
     shared.model.save_weights(tmp_path / "model.weights.h5")
     twin.model.load_weights(tmp_path / "model.weights.h5")
     assert_same_weights(twin.layer, shared.layer)
 
 
+@pytest.mark.slow
 def test_checkpoint_round_trip_holds_every_variable(shared, twin, tmp_path):
     layer = shared.layer
     path = tf.train.Checkpoint(layer=layer).save(tmp_path / "checkpoint")
@@ -241,6 +247,7 @@ def test_checkpoint_round_trip_holds_every_variable(shared, twin, tmp_path):
         np.testing.assert_array_equal(mine, theirs, err_msg=mine.path)
 
 
+@pytest.mark.slow
 def test_own_dtype_policy_reaches_all_children(make_layer, images):
     layer = make_layer(dtype="mixed_bfloat16")
     outputs = layer(images)
@@ -253,6 +260,7 @@ def test_own_dtype_policy_reaches_all_children(make_layer, images):
     assert {v.dtype for v in layer.trainable_variables} <= {"float32"}
 
 
+@pytest.mark.slow
 def test_own_dtype_policy_wins_over_the_global_one(make_layer, images):
     tf.keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -271,6 +279,7 @@ def channels_first():
     tf.keras.config.set_image_data_format(before)
 
 
+@pytest.mark.slow
 def test_keras_own_image_format_changes_nothing(
     make_layer, shared, images, channels_first
 ):
@@ -283,6 +292,7 @@ def test_keras_own_image_format_changes_nothing(
     assert outputs.shape[1:] == shared.outputs.shape[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_one_step_changes_every_weight_that_has_an_effect(name, images):
     model = LAYERS[name](zero_last_gamma=False)

@@ -36,6 +36,7 @@ def save_whole(model, path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [save_keras_3, save_keras_2, save_whole])
 @pytest.mark.parametrize("name", ["resnet50_keras", "resnet50_v2"])
 def test_files_of_keras_applications_are_told_apart(name, save, tmp_path):
@@ -195,6 +196,7 @@ def test_torch_weights_bring_the_preprocessing_beside_them(
     assert load_weights(small(seed=2), torch_file).preprocessing == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

@@ -17,6 +17,7 @@ from layer_nets import (
 from resnet_layers import VARIANTS, BatchNormalization, PaddedConv2D, ResNet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_config_of_every_variant_makes_it_again(name):
     stages = len(VARIANTS[name].arguments["stage_sizes"])
@@ -37,6 +38,7 @@ def test_config_of_every_variant_makes_it_again(name):
     assert shape[1] == 64 // model.reduction
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50_v2", "resnet50d"])
 def test_features_are_the_pyramid(name, images):
     model = small_variant(name, stage_sizes=(2, 2, 2, 2))
@@ -219,6 +221,7 @@ def test_resnet_itself_round_trips_through_a_keras_file(images, tmp_path):
     np.testing.assert_array_equal(loaded(images), model(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [7, None])
 @pytest.mark.parametrize("options", [{}, {"preactivation": True}])
 def test_another_classifier_keeps_the_backbone(num_classes, options, images):

@@ -110,6 +110,7 @@ class Vouching(BasicBlock):
         return super().compute_output_shape(input_shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -234,6 +235,7 @@ class OneConvolution(ResidualBlock):
         return tf.math.tanh(x) * self.scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"preactivation": True}, {"antialias": "blur"}]
 )

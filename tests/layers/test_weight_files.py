@@ -298,6 +298,7 @@ def small_of(channels):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])
 @pytest.mark.parametrize("save", [save_torch, save_weights_h5])
 def test_kernels_fit_other_channels_as_in_timm(channels, save, tmp_path):

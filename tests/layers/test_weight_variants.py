@@ -85,6 +85,7 @@ def test_without_a_name_no_variant_is_known(config, folder):
     assert find_weights(str(folder)).variant is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", OWN_WAYS)
 def test_of_our_own_files_no_variant_is_known(save, tmp_path):
     path = save(small(), tmp_path)
@@ -154,6 +155,7 @@ EXACT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preprocessing", EXACT)
 def test_configs_come_back_exactly(preprocessing, tmp_path):
     names = ["cat", "Mäuse, weiße", "3"]
@@ -217,6 +219,7 @@ def test_architectures_of_no_variant_are_one_line(folder):
         find_weights(str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50_keras", "resnet50_v2"])
 def test_files_of_keras_applications_tell_their_variant(
     name, tmp_path, monkeypatch
@@ -229,6 +232,7 @@ def test_files_of_keras_applications_tell_their_variant(
     assert find_weights(str(path)).variant == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "trait"),
     [
@@ -249,6 +253,7 @@ def test_files_of_keras_applications_fit_models_that_compute_the_same(
     assert_refused(build_short(name, **options), path, trait)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -424,6 +429,7 @@ def nested():
     return model, backbone, build_short("resnet50_keras", num_classes=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["m.keras", "m.weights.h5", "m.h5"])
 def test_models_of_keras_applications_are_found_inside_others(
     name, nested, tmp_path

@@ -47,6 +47,7 @@ def peak_of(function, *arguments):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", FORMATS)
 def test_not_all_tensors_are_in_memory_at_once(save, tmp_path):
     (theirs, size), (model, _) = many(1), many(2)
@@ -74,6 +75,7 @@ def test_numbers_are_not_read_before_all_names_and_shapes_fit(
     assert_refused(small(seed=2), path, "there, and (")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", FORMATS)
 def test_what_cannot_be_read_at_last_leaves_the_model_as_it_was(
     save, tmp_path, monkeypatch
@@ -119,6 +121,7 @@ def test_damage_that_tensorflow_finds_in_the_numbers_is_one_line(tmp_path):
     assert_refused(small(seed=2), path, "cannot be read as weights: ckpt-9")
 
 
+@pytest.mark.slow
 def test_biases_of_keras_are_folded_when_their_turn_comes(tmp_path):
     theirs, ours = make_short_application("resnet50_keras"), None
     assign_random(theirs)
@@ -132,6 +135,7 @@ def test_biases_of_keras_are_folded_when_their_turn_comes(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [save_torch, *OWN_WAYS])
 def test_all_replicas_get_the_weights(save, tmp_path, two_replicas):
     theirs = small()

@@ -70,6 +70,7 @@ def check(found, name):
     assert max(numbers["share_of_flops"], numbers["share_of_bandwidth"]) > 0
 
 
+@pytest.mark.slow
 def test_benchmark_measures_all_that_a_model_does(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # Batches wait on the devices as they do in a run.
@@ -157,6 +158,7 @@ def prediction_of(workdir, **asked):
     return TASKS["predict"](given, is_synthetic=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("are_wanted", [False, True])
 def test_faster_ways_are_taken_unless_refused(are_wanted):
     given = Settings(model="resnet18", fast_paths=are_wanted)

@@ -53,6 +53,7 @@ def states(folder):
     }
 
 
+@pytest.mark.slow
 def test_report_is_what_the_run_measured_of_itself(trained, run):
     before = states(trained)
     status, out, err = run("--mode=evaluate", f"--workdir={trained}")
@@ -80,6 +81,7 @@ def test_batches_may_be_others_than_those_of_updates(tmp_path):
     Evaluator(Settings(workdir=tmp_path, batch_size=3))
 
 
+@pytest.mark.slow
 def test_what_is_written_is_returned(trained):
     report = evaluate(Settings(workdir=trained, report="returned"))
     assert report == report_of(trained, "returned")
@@ -107,6 +109,7 @@ def test_run_of_several_workers_is_measured_by_one_machine(tmp_path):
     assert measurement.strategy.num_replicas_in_sync == 2
 
 
+@pytest.mark.slow
 def test_report_of_something_else_has_a_name_of_its_own(trained, run):
     flags = ("--mode=evaluate", f"--workdir={trained}", "--checkpoint=2")
     status, _, err = run(*flags, "--eval_split=train", "--image_size=20")
@@ -273,6 +276,7 @@ def test_report_moves_with_its_run(places):
     assert reported(Settings(workdir="b/moved")) == "report"
 
 
+@pytest.mark.slow
 def test_classes_are_matched_by_name(trained, tmp_path, run):
     root = tmp_path / "some"
     write_folder(root, {"test/dog": 5, "test/emu": 3, "train/dog": 1})
@@ -290,6 +294,7 @@ def test_classes_are_matched_by_name(trained, tmp_path, run):
     assert report["accuracy"] == pytest.approx(np.mean(right))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_one_class_alone_is_measured(trained, tmp_path, run):
     """All but the ROC-AUC, which needs others."""
@@ -360,6 +365,7 @@ def test_table_that_no_new_run_may_use_is_measured_by_its_run(tmp_path, run):
     assert "line 22 of" in err
 
 
+@pytest.mark.slow
 def test_temperature_is_fitted_on_other_images(trained, run):
     flags = ("--mode=evaluate", f"--workdir={trained}", "--report=calibrated")
     status, out, _ = run(*flags, "--calibration_split=train")
@@ -401,6 +407,7 @@ def test_weights_are_measured_without_a_run(run):
     assert "Name the --workdir of a run, or --weights and a --dataset" in err
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared(trained, run):
     """One of them is the other as it was after two steps."""
     other = shutil.copytree(trained, trained.parent / "other")
@@ -459,6 +466,7 @@ def test_models_take_turns_to_be_timed(monkeypatch):
     np.testing.assert_allclose(speeds[:, 0] / speeds[:, 1], 1.05 / 2)
 
 
+@pytest.mark.slow
 def test_a_run_is_no_better_than_itself(trained, run):
     status, _, err = run(
         "--mode=compare", f"--workdir={trained}", f"--with={trained}"

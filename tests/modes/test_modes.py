@@ -25,6 +25,7 @@ from train_loop.workdir import Workdir, read_json_lines
 pytestmark = pytest.mark.usefixtures("small_net")
 
 
+@pytest.mark.slow
 def test_train_says_what_it_does_and_where_things_are(folder, workdir, run):
     status, out, err = run(
         f"--dataset={folder}",
@@ -139,6 +140,7 @@ def test_mistyped_workdir_is_one_clear_line(workdir, run):
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -213,6 +215,7 @@ def test_what_changes_on_the_way_is_said_and_kept(trained, run):
     assert len(read_json_lines(trained / "history.jsonl")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "size", "total"),
     [("resnet18", 224, "11,689,512"), ("resnet20", 32, "269,722")],

@@ -35,6 +35,7 @@ def photos(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_answers_are_the_classifiers_in_every_format(
     trained, photos, run, monkeypatch
 ):
@@ -72,6 +73,7 @@ def test_answers_are_the_classifiers_in_every_format(
     ]
 
 
+@pytest.mark.slow
 def test_broken_pictures_are_named_and_the_others_done(trained, photos, run):
     (photos / "1.jpg").write_bytes(b"not an image")
     arguments = ("--mode=predict", f"--workdir={trained}")

@@ -211,6 +211,7 @@ def test_the_most_probable_classes_come_first(classifier):
     assert classifier(pixels(), top_k=99) == [whole]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_constant_weights_answer_as_variables_do(dtype):
     model = VARIANTS["resnet_tiny"](num_classes=len(NAMES), dtype=dtype)

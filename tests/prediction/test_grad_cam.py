@@ -38,6 +38,7 @@ def test_heat_is_the_class_weights_over_the_last_features(dtype):
     np.testing.assert_array_equal(heat, np.zeros((1, 16, 16)))
 
 
+@pytest.mark.slow
 def test_each_image_gets_a_file_of_its_own(tmp_path, recwarn):
     classifier = small_classifier()
     # Letters that no font has, and what looks like a formula.

@@ -49,6 +49,7 @@ def paths(tmp_path_factory):
     return paths
 
 
+@pytest.mark.slow
 def test_predictions_are_the_classifiers_in_order(classifier, paths):
     found = list(predict_files(classifier, paths))
     assert [each.image for each in found] == paths

@@ -115,6 +115,7 @@ def empty_index(prefix):
 DAMAGES = [truncate_data, damage_data, remove_data, truncate_index, empty_index]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_newest_readable_checkpoint_is_taken(tmp_path, damage):
     [(_, newest), *_] = save_three(tmp_path)
@@ -186,6 +187,7 @@ def test_last_checkpoint_can_be_discarded(tmp_path):
     assert tf.train.latest_checkpoint(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_rests_of_killed_writes_are_removed(tmp_path):
     save_three(tmp_path)
     (tmp_path / "checkpoint").unlink()
@@ -203,6 +205,7 @@ def test_rests_of_killed_writes_are_removed(tmp_path):
     assert Checkpoints(tmp_path, *make_parts()).restore() == 40
 
 
+@pytest.mark.slow
 def test_opening_a_run_leaves_another_process_its_checkpoint(
     tmp_path, monkeypatch
 ):
@@ -254,6 +257,7 @@ ODD_NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_odd_names_of_folders_make_no_difference(tmp_path):
     # A checkpoint whose name begins alike, and folders that patterns match.
     parts = make_parts(ListModel)
@@ -363,6 +367,7 @@ def write_as_list(directory, model, optimizer, step=5):
     checkpoint.write(str(directory / f"ckpt-{step}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_find_their_slots_whatever_order_layers_have(
     tmp_path, two_replicas, name
@@ -393,6 +398,7 @@ def test_optimizers_find_their_slots_whatever_order_layers_have(
             np.testing.assert_array_equal(value, expected[slot], err_msg=slot)
 
 
+@pytest.mark.slow
 def test_earlier_run_finds_its_slots_and_keeps_them(tmp_path):
     folder = FIXTURES / "format_1/run/checkpoints"
     reader = tf.train.load_checkpoint(str(folder / "ckpt-240"))

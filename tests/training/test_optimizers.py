@@ -87,6 +87,7 @@ PAPERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("decay", [DECAY, 0.0])
 def test_updates_are_the_papers(name, decay):
@@ -196,6 +197,7 @@ def test_factors_slow_down_what_they_name(name):
     assert fast > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_replicas_take_the_steps_of_one_device(one_device, two_replicas, name):
     def after_steps(strategy):

@@ -58,6 +58,7 @@ FORMULAS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", FORMULAS)
 def test_rates_are_those_of_the_formula(text):
     schedule = rates(text)

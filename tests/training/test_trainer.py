@@ -59,6 +59,7 @@ def train(trainer, steps=6, **options):
     return trainer.train(batches, tf.constant(steps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "optimizer"),
     [
@@ -97,6 +98,7 @@ def test_replicas_hold_the_same_weights(traced):
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_what_is_frozen_stays_until_it_is_thawed(two_replicas):
     """Bit by bit; then it is as if it had never been frozen."""
     optimizer = functools.partial(MomentumSGD, l2=0.1)

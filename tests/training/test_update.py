@@ -111,6 +111,7 @@ def take_steps(strategy, make, update, scale=1.0):
     return values, np.array(norms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "replicas"),
     [("ours", 1), ("ours", 2), ("sgd", 2), ("adamw", 2), ("average", 2)],
@@ -240,6 +241,7 @@ def whole(one_device):
     return updated(one_device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_pieces_make_the_update_of_the_whole(
     whole, one_device, two_replicas, replicas
@@ -262,6 +264,7 @@ def test_batch_norm_sees_the_pieces(one_device):
     assert np.abs(np.asarray(found)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_replicas_agree_with_everything_switched_on(one_device, two_replicas):
     def optimizer(rate):
         return OPTIMIZERS["lars"](20.0 * rate, 1e-3)
@@ -346,6 +349,7 @@ def scale(trainer):
     return float(trainer.update.loss_scale.scale.numpy())
 
 
+@pytest.mark.slow
 def test_scale_changes_no_digit(two, two_replicas):
     plain = make_trainer(two_replicas, make_model_without_norm)
     plain.train(make_batches(two_replicas), tf.constant(4))
@@ -493,6 +497,7 @@ def averaged(two_replicas):
     return trainer, expected
 
 
+@pytest.mark.slow
 def test_averages_follow_the_formula(averaged):
     trainer, expected = averaged
     local_results = trainer.strategy.experimental_local_results
