@@ -17,9 +17,9 @@ from absl import app, flags, logging
 
 from resnet_layers import NORMALIZATIONS, VARIANTS, Preprocessing
 from train_loop.console import text_table
-from train_loop.export.bundle import Bundle
-from train_loop.export.formats import EXPORT_FORMATS, parse_formats
-from train_loop.export.verification import ReferenceImages
+from train_loop.exports.bundle import Bundle
+from train_loop.exports.formats import EXPORT_FORMATS, parse_formats
+from train_loop.exports.verification import ReferenceImages
 from train_loop.prediction.classifier import Classifier
 
 FAMILIES = {

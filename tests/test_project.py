@@ -1,6 +1,7 @@
 """What README, the layout and the picture of the design promise."""
 
 import ast
+import pkgutil
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from layout_counts import (
 )
 from samples import write_folder
 
+import train_loop
 from resnet_layers import VARIANTS, save_safetensors
 from train_loop import run as run_module
 
@@ -31,7 +33,7 @@ README = (ROOT / "README.md").read_text()
 LAYERS = (
     ("__main__", "main", "help", "launch"),
     ("modes",),
-    ("export", "benchmark"),
+    ("exports", "benchmark"),
     ("run",),
     ("builders",),
     ("resolve", "recipes", "settings"),
@@ -70,7 +72,7 @@ def test_training_imports_neither_exports_nor_benchmarks():
     seen = reached([TRAIN], imports_of)
     parts = {name.split(".")[1] for name in seen if "." in name}
     assert "run" in parts
-    assert not {"export", "benchmark"} & parts
+    assert not {"exports", "benchmark"} & parts
 
 
 def test_there_are_no_circles():
@@ -90,6 +92,14 @@ def test_there_are_no_circles():
 
     for name in MODULES:
         visit(name)
+
+
+def test_public_functions_have_the_name_of_no_module():
+    """Importing the module would put it in the function's place."""
+    modules = {
+        module.name for module in pkgutil.iter_modules(train_loop.__path__)
+    }
+    assert not modules & {*train_loop.__all__}
 
 
 def test_only_the_command_line_knows_flags():

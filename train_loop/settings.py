@@ -618,7 +618,7 @@ class Settings:
             "PREDICTION_FORMATS": Names(
                 "train_loop.prediction.predict_files:PREDICTION_FORMATS"
             ),
-            "FORMATS": Names("train_loop.export.formats:EXPORT_FORMATS"),
+            "FORMATS": Names("train_loop.exports.formats:EXPORT_FORMATS"),
         },
     )
     top_k: int = setting(

@@ -22,8 +22,8 @@ from train_loop.builders.model import (
     load_initial_weights,
     read_class_names,
 )
-from train_loop.export.bundle import Bundle
-from train_loop.export.formats import EXPORT_FORMATS, portable
+from train_loop.exports.bundle import Bundle
+from train_loop.exports.formats import EXPORT_FORMATS, portable
 from train_loop.modes import predict
 from train_loop.prediction.classifier import Classifier
 

@@ -9,8 +9,8 @@ import pytest
 from samples import encoded, smooth_pixels
 
 from train_loop import UserError, load_classifier
-from train_loop.export.bundle import ExportedWeights as Weights
-from train_loop.export.formats import EXPORT_FORMATS
+from train_loop.exports.bundle import ExportedWeights as Weights
+from train_loop.exports.formats import EXPORT_FORMATS
 from train_loop.workdir import Workdir
 
 pytestmark = [pytest.mark.usefixtures("small_net"), pytest.mark.slow]

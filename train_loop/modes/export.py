@@ -8,7 +8,7 @@ from train_loop.builders.model import find_checkpoint, load_classifier
 from train_loop.console import printable, text_table
 from train_loop.data.batches import readable_files
 from train_loop.errors import UserError
-from train_loop.export.bundle import (
+from train_loop.exports.bundle import (
     Bundle,
     Card,
     ExportedWeights,
@@ -16,8 +16,8 @@ from train_loop.export.bundle import (
     exported_metrics,
     model_card,
 )
-from train_loop.export.formats import in_float32, parse_formats, portable
-from train_loop.export.verification import (
+from train_loop.exports.formats import in_float32, parse_formats, portable
+from train_loop.exports.verification import (
     ReferenceImages,
     metrics_table,
     model_metrics,

@@ -7,10 +7,10 @@ import types
 import numpy as np
 import pytest
 
-from train_loop.export import runtimes
-from train_loop.export.bundle import from_json, to_json
-from train_loop.export.formats import File
-from train_loop.export.verification import (
+from train_loop.exports import runtimes
+from train_loop.exports.bundle import from_json, to_json
+from train_loop.exports.formats import File
+from train_loop.exports.verification import (
     FileMetrics,
     ReferenceImages,
     compare_with_model,

@@ -15,13 +15,13 @@ import jinja2
 from train_loop.builders.model import DESCRIPTION
 from train_loop.console import printable, text_table
 from train_loop.errors import UserError, resource_error
-from train_loop.export.formats import (
+from train_loop.exports.formats import (
     EXPORT_FORMATS,
     InferenceGraph,
     quantizable,
     with_folded_norms,
 )
-from train_loop.export.verification import (
+from train_loop.exports.verification import (
     FileMetrics,
     compare_with_model,
     num_bytes,

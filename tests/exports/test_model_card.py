@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 from classifiers import small_classifier
 
-from train_loop.export.bundle import Card, model_card
+from train_loop.exports.bundle import Card, model_card
 
 REPORT = {
     "step": 1200,

@@ -7,7 +7,7 @@ from classifiers import BGR, GREY, random_pixels, small_classifier
 from resnet_layers import BatchNormalization
 from resnet_layers.normalization import foldable_batch_norms
 from train_loop.errors import UserError
-from train_loop.export.formats import (
+from train_loop.exports.formats import (
     in_float32,
     in_rgb,
     portable,

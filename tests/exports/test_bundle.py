@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 
 from train_loop.errors import UserError
-from train_loop.export import verification
-from train_loop.export.bundle import Bundle, check_replaceable
-from train_loop.export.formats import EXPORT_FORMATS, File, Format
+from train_loop.exports import verification
+from train_loop.exports.bundle import Bundle, check_replaceable
+from train_loop.exports.formats import EXPORT_FORMATS, File, Format
 
 
 def write_format(monkeypatch, write, read, *files):

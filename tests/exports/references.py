@@ -4,7 +4,7 @@ import numpy as np
 from classifiers import random_pixels
 from samples import encoded
 
-from train_loop.export.verification import ReferenceImages
+from train_loop.exports.verification import ReferenceImages
 
 
 def reference_for(classifier, count=9):

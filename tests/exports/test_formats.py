@@ -14,8 +14,8 @@ from samples import encoded, smooth_pixels
 
 from resnet_layers import VARIANTS, PaddedConv2D, read_preprocessing
 from train_loop.errors import UserError
-from train_loop.export.bundle import Bundle
-from train_loop.export.formats import (
+from train_loop.exports.bundle import Bundle
+from train_loop.exports.formats import (
     EXPORT_FORMATS,
     Format,
     InferenceGraph,
@@ -25,7 +25,7 @@ from train_loop.export.formats import (
     parse_formats,
     portable,
 )
-from train_loop.export.verification import serving_request
+from train_loop.exports.verification import serving_request
 
 TOP_K = 3
 

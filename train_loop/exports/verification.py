@@ -16,7 +16,7 @@ import PIL.Image
 import tensorflow as tf
 
 import resnet_layers
-from train_loop.export import runtimes
+from train_loop.exports import runtimes
 
 # Files in float32 must have the model's logits, to this fraction of their
 # range.
