@@ -43,7 +43,10 @@ def at_the_top(monkeypatch, pytestconfig):
         ("--train_split=train[:9]+train[:5]", "names 5 images more than once"),
         ("--freeze=stage4", "It takes: none, stem, stage1, stage2, stage3"),
         ("--weights=none.h5", "none.h5 is not a file"),
-        ("--thaw_after_epochs=3", "needs something frozen: name it, such as"),
+        (
+            "--unfreeze_after_epochs=3",
+            "needs something frozen: name it, such as",
+        ),
         ("--data_service=grpc://localhost:1", "cannot be reached"),
         ("--data_service=localhost:5050", "must begin with grpc://"),
         ("--virtual_devices=3", "has begun with 2"),
@@ -56,6 +59,7 @@ def at_the_top(monkeypatch, pytestconfig):
         ("--fused_batch_norm=1", "--fused_batch_norm: removed. Use --fast_pa"),
         ("--fold_batch_norm", "--fold_batch_norm: removed. Use --fast_paths"),
         ("--constant_weights", "no part of --fast_paths. In Python, use"),
+        ("--averaged", "is for --mode=evaluate or compare or predict or exp"),
         ("--seed", "--help explains all flags"),
         ("--help=trainin", "did you mean training"),
         ("--model=xxxxxxxx", "is unknown. It takes: resnet_tiny"),
@@ -157,6 +161,21 @@ def test_flagfile_of_an_earlier_run_is_accepted(tmp_path, run):
     assert "--kernel_products: removed" in run(*flags).err
 
 
+def test_old_names_of_flags_work_with_a_warning(tmp_path, run):
+    path = tmp_path / "flags.txt"
+    path.write_text("--recipe=digits\n--average=ema\n--noremat\n")
+    status, output, err = run("--mode=recipes", f"--flagfile={path}")
+    assert (status, err) == (0, "")
+    assert "warning" not in output
+    flags = ("--mode=recipes", "--recipe=digits", "--accumulate_steps=2")
+    status, output, err = run(*flags)
+    assert (status, err) == (0, "")
+    assert output.startswith(
+        "warning: --accumulate_steps: renamed to "
+        "--gradient_accumulation_steps. Use the new name.\n"
+    )
+
+
 def test_modes_are_where_their_table_says():
     for mode in MODES.values():
         assert mode.function.__doc__
@@ -176,7 +195,7 @@ def test_modes_are_where_their_table_says():
             tf.errors.ResourceExhaustedError(
                 None, None, "OOM when allocating\ntensor with shape[64,9]"
             ),
-            r"memory .*shape\[64,9\].*--batch_size.*--accumulate_steps",
+            r"memory .*shape\[64,9\].*--batch_size.*--gradient_accum",
         ),
         (MemoryError(), "memory"),
     ],

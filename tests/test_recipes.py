@@ -21,7 +21,7 @@ def kind(recipe):
     return (
         settings.optimizer,
         settings.loss,
-        settings.average,
+        settings.weight_average,
         "weights" in recipe.values,
         "base_batch_size" in recipe.values,
         tuple(operation.name for operation in settings.augment or ()),

@@ -47,7 +47,7 @@ def test_averages_are_evaluated_and_taken(folder, tmp_path):
         folder,
         tmp_path / "run",
         steps=4,
-        average="ema",
+        weight_average="ema",
         ema_decay=0.5,
         learning_rate=0.5,
     )
@@ -90,7 +90,7 @@ def test_averages_begin_as_the_weights_that_a_run_starts_from(folder, tmp_path):
             dataset=folder,
             workdir=tmp_path / "run",
             weights=tmp_path / "net.safetensors",
-            average="ema",
+            weight_average="ema",
         ).over(SHORT)
     )
     for variable, mean in run.trainer.update.average.pairs:
@@ -110,7 +110,7 @@ def test_evaluation_leaves_everything_as_it_was(folder, tmp_path):
             dataset=folder,
             workdir=tmp_path,
             steps=2,
-            average="ema",
+            weight_average="ema",
             strategy="mirrored",
         ).over(SHORT)
     )
@@ -246,7 +246,7 @@ def two_phases(folder, workdir, **others):
             dataset=folder,
             workdir=workdir,
             freeze="stem",
-            thaw_after_epochs=1,
+            unfreeze_after_epochs=1,
             **others,
         ).over(SHORT)
     )
@@ -276,7 +276,7 @@ def test_epochs_of_a_schedule_count_from_the_start_of_the_run(folder, tmp_path):
         steps=12,
         schedule="step:0.1:0.5:2",
         learning_rate=0.5,
-        thawed_learning_rate=0.25,
+        unfrozen_learning_rate=0.25,
         warmup_epochs=0,
         base_batch_size=6,
     )

@@ -72,8 +72,8 @@ def test_only_what_means_something_by_none_is_left_open():
         "epsilon",
         "clip_norm",
         "early_stopping",
-        "thaw_after_epochs",
-        "thawed_learning_rate",
+        "unfreeze_after_epochs",
+        "unfrozen_learning_rate",
         "virtual_devices",
         "profile_steps",
     }
@@ -166,7 +166,7 @@ def test_mistyped_workdir_does_not_become_a_run_of_digits(tmp_path, others):
         {"frozen_batch_norm": True},
         {"cached_embeddings": True},
         {"normalization": "caffe"},
-        {"thaw_after_epochs": 2.5},
+        {"unfreeze_after_epochs": 2.5},
     ],
     ids=lambda change: [*change][-1],
 )
@@ -209,7 +209,7 @@ def test_run_may_be_named_again_as_it_is(earlier):
 
 
 def test_run_keeps_the_recipe_that_is_not_its_data_sets(tmp_path):
-    given = Settings(recipe="imagenet_goyal2017", average="swa")
+    given = Settings(recipe="imagenet_goyal2017", weight_average="swa")
     resolve(given).write(tmp_path / "flags.txt")
     again = resolve(Settings(workdir=tmp_path, recipe="auto"))
     assert again.recipe == "imagenet_goyal2017"
@@ -336,14 +336,17 @@ def test_preprocessing_that_there_is_none_of_is_not_guessed(tmp_path):
             "has no weights for resnet_tiny",
         ),
         ({"weights": "README.md"}, "cannot be read as weights"),
-        ({"thaw_after_epochs": 3}, "needs something frozen"),
+        ({"unfreeze_after_epochs": 3}, "needs something frozen"),
         (
-            {"freeze": "stage1", "thawed_learning_rate": 0.1},
-            "is for what --thaw_after_epochs thaws",
+            {"freeze": "stage1", "unfrozen_learning_rate": 0.1},
+            "requires --unfreeze_after_epochs",
         ),
         ({"cached_embeddings": True}, "needs --freeze=backbone"),
-        ({"keep_best": "ema_loss"}, "this run has --average=none; take --aver"),
-        ({"ema_decay": 0.9}, "is for --average=ema, and this run has"),
+        (
+            {"keep_best": "ema_loss"},
+            "this run has --weight_average=none; take",
+        ),
+        ({"ema_decay": 0.9}, "is for --weight_average=ema, and this run has"),
         ({"max_rollbacks": 9}, "is for --on_nonfinite=rollback, and this run"),
         (
             {
@@ -374,11 +377,11 @@ def test_what_does_not_go_together_is_one_clear_line(
         ({"freeze": "backbone", "cached_embeddings": False}, False, "shift"),
         ({"freeze": "stage1"}, False, "shift"),
         # What is thawed later sees varied images then.
-        ({"freeze": "backbone", "thaw_after_epochs": 1}, True, "shift"),
+        ({"freeze": "backbone", "unfreeze_after_epochs": 1}, True, "shift"),
         (
             {
                 "freeze": "backbone",
-                "thaw_after_epochs": 1,
+                "unfreeze_after_epochs": 1,
                 "augment": "flip",
                 "cached_embeddings": True,
             },

@@ -39,8 +39,8 @@ SMALLER = (
     "--checkpoint_every=3",
     "--augment=shift,color_jitter,mixup",
     "--stochastic_depth=0.2",
-    "--average=ema",
-    "--accumulate_steps=2",
+    "--weight_average=ema",
+    "--gradient_accumulation_steps=2",
     "--clip_norm=1",
 )
 
@@ -282,7 +282,7 @@ def test_run_in_two_phases_goes_on_from_either(
         f"--dataset={folder}",
         "--freeze=backbone",
         # At step 4 of 3 an epoch.
-        "--thaw_after_epochs=1.4",
+        "--unfreeze_after_epochs=1.4",
         "--steps=8",
         "--report_every=2",
         "--evaluate_every=6",

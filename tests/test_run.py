@@ -194,9 +194,9 @@ def test_folder_that_is_no_run_is_one_clear_line(tmp_path, prepare, message):
     ("flags", "averaged", "best"),
     [
         ({}, True, 4),
-        ({"average": "ema"}, True, 6),
-        ({"average": "ema"}, False, 4),
-        ({"average": "ema", "keep_best": "loss"}, True, 2),
+        ({"weight_average": "ema"}, True, 6),
+        ({"weight_average": "ema"}, False, 4),
+        ({"weight_average": "ema", "keep_best": "loss"}, True, 2),
     ],
 )
 def test_best_checkpoint_is_that_of_the_weights_taken(

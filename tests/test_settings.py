@@ -6,10 +6,11 @@ import pytest
 
 from resnet_layers import NORMALIZATIONS, Normalization
 from train_loop import Settings, UserError
+from train_loop import settings as settings_module
 from train_loop.data.transforms import Operation
 from train_loop.recipes import RECIPES
 from train_loop.resolve import DEFAULTS, MODE_DEFAULTS, flags_beside
-from train_loop.settings import to_text
+from train_loop.settings import OLD_NAMES, to_text
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
@@ -146,6 +147,35 @@ def test_removed_settings_matter_only_with_other_values(tmp_path, capsys):
         f"warning: {path}: --kernel_products=False: no longer a setting, "
         "ignored\n"
     )
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_old_names_of_settings_work_and_report_the_new_one(old, capsys):
+    new = OLD_NAMES[old]
+    text = {bool: "true", str: "ema"}.get(FIELDS[new].type, "3")
+    settings_module.warn_once.cache_clear()
+    settings = Settings(**{old: text})
+    assert settings == Settings(**{new: text})
+    assert dataclasses.replace(settings, seed=3).given.keys() == {new, "seed"}
+    assert capsys.readouterr().out == (
+        f"warning: --{old}: renamed to --{new}. Use the new name.\n"
+    )
+    with pytest.raises(UserError, match=f"--{old}: cannot be combined with"):
+        Settings(**{old: text, new: text})
+
+
+def test_earlier_file_has_old_names_for_good(tmp_path, capsys):
+    path = tmp_path / "flags.txt"
+    settings_module.warn_once.cache_clear()
+    path.write_text("--seed=3\n--average=ema\n--remat=True\n")
+    assert Settings.read(path).given == {
+        **Settings(seed=3, weight_average="ema").given,
+        "gradient_checkpointing": True,
+        "channels": 3,
+        "exif_orientation": False,
+        "fast_paths": True,
+    }
+    assert capsys.readouterr().out == ""
 
 
 def test_missing_file_says_nothing(tmp_path):

@@ -33,8 +33,8 @@ FLAGS = (
     "--evaluate_every=4",
     "--checkpoint_every=2",
     "--clip_norm=0.5",
-    "--accumulate_steps=2",
-    "--average=ema",
+    "--gradient_accumulation_steps=2",
+    "--weight_average=ema",
     "--synchronized_batch_norm",
     "--augment=shift",
 )

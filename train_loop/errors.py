@@ -96,6 +96,6 @@ def resource_error(error):
         return (
             f"there is not enough memory ({line or kind}); take a smaller "
             "--batch_size, --image_size or --model, or each batch in pieces: "
-            "--accumulate_steps"
+            "--gradient_accumulation_steps"
         )
     return None

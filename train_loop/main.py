@@ -7,6 +7,7 @@ wrong with a flag, are there at once.
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import sys
 
@@ -17,7 +18,13 @@ from train_loop.errors import UserError, check_choice, nearest, resource_error
 from train_loop.help import help_text
 from train_loop.modes import MODES
 from train_loop.process import StoppedError, exit_on_second_signal
-from train_loop.settings import REMOVED, Settings, flag_name
+from train_loop.settings import (
+    OLD_NAMES,
+    REMOVED,
+    Settings,
+    flag_name,
+    warn_once,
+)
 
 FLAGS = flags.FLAGS
 FIELDS = dataclasses.fields(Settings)
@@ -51,7 +58,7 @@ def parse(argv):
       UserError: it has a flag that there is none of, or something else.
     """
     try:
-        rest = FLAGS(_without_removed(argv))[1:]
+        rest = FLAGS(_current_arguments(argv))[1:]
     except flags.UnrecognizedFlagError as error:
         name = error.flagname
         name = name if name in REMOVED else name.removeprefix("no")
@@ -71,15 +78,35 @@ def parse(argv):
         )
 
 
-def _without_removed(argv):
-    """Drops from the `flags.txt` of earlier runs what needs no flag today."""
+def _current_arguments(argv):
+    """Returns the arguments with the files of flags among them read.
+
+    Earlier names of flags get the current ones, with a warning unless they
+    stand in a file: the `flags.txt` of an earlier run has them for good. It
+    also may have removed flags whose value is what happens today.
+    """
     dropped = {f"--{name}={text}" for name, (text, _) in REMOVED.items()}
     program, *given = argv
     arguments = FLAGS.read_flags_from_files(given, force_gnu=False)
     return [
         program,
-        *(a for a in arguments if a in given or a not in dropped),
+        *(
+            _with_new_name(argument, warns=argument in given)
+            for argument in arguments
+            if argument in given or argument not in dropped
+        ),
     ]
+
+
+def _with_new_name(argument, warns):
+    """Returns an argument with the current name of its flag."""
+    flag, *value = argument.split("=", 1)
+    dashes, no, old = re.fullmatch("(-{0,2})(no)?(.*)", flag).groups()
+    if not dashes or old not in OLD_NAMES:
+        return argument
+    if warns:
+        warn_once(f"--{old}: renamed to --{OLD_NAMES[old]}. Use the new name.")
+    return "=".join([f"{dashes}{no or ''}{OLD_NAMES[old]}", *value])
 
 
 def read_settings():

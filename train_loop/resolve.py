@@ -209,7 +209,7 @@ def _check_compatible(given, earlier):
     if (
         given.augment
         and earlier.cached_embeddings
-        and earlier.thaw_after_epochs is None
+        and earlier.unfreeze_after_epochs is None
     ):
         raise UserError(
             f"{given.workdir} is a run on embeddings, made once of images as "
@@ -283,27 +283,28 @@ def _from_weights(known, base):
 
 def _check_unfreezing(settings):
     """Raises UserError where there is nothing, or no time, to unfreeze."""
-    if settings.thaw_after_epochs is not None and settings.freeze == "none":
+    if settings.unfreeze_after_epochs is not None and settings.freeze == "none":
         raise UserError(
-            f"--thaw_after_epochs={settings.thaw_after_epochs:g} needs "
+            f"--unfreeze_after_epochs={settings.unfreeze_after_epochs:g} needs "
             "something frozen: name it, such as --freeze=backbone"
         )
-    if settings.thawed_learning_rate is None:
+    if settings.unfrozen_learning_rate is None:
         return
-    if settings.thaw_after_epochs is None:
+    if settings.unfreeze_after_epochs is None:
         raise UserError(
-            f"--thawed_learning_rate={settings.thawed_learning_rate:g} is for "
-            "what --thaw_after_epochs thaws; name that, or --learning_rate"
+            f"--unfrozen_learning_rate={settings.unfrozen_learning_rate:g}: "
+            "requires --unfreeze_after_epochs. Add it, or use --learning_rate."
         )
 
 
 def _check_average(settings):
     """Raises UserError where an average is to decide that there is none of."""
     kind = settings.keep_best.partition("_")[0]
-    if kind in AVERAGES and kind != settings.average:
+    if kind in AVERAGES and kind != settings.weight_average:
         raise UserError(
             f"--keep_best={settings.keep_best} is of an average, and this run "
-            f"has --average={settings.average}; take --average={kind}, or "
+            f"has --weight_average={settings.weight_average}; take "
+            f"--weight_average={kind}, or "
             "another metric"
         )
 
@@ -311,7 +312,7 @@ def _check_average(settings):
 def _check_effective(given, base, resolved):
     """Raises UserError where something is given that nothing uses."""
     for name, needed, value in (
-        ("ema_decay", "average", "ema"),
+        ("ema_decay", "weight_average", "ema"),
         ("max_rollbacks", "on_nonfinite", "rollback"),
     ):
         wanted, actual = getattr(given, name), getattr(resolved, needed)
@@ -330,7 +331,7 @@ def _resolve_embeddings(settings, is_augmented):
     sees augmented images then.
     """
     is_frozen = settings.freeze == "backbone"
-    thaws = settings.thaw_after_epochs is not None
+    thaws = settings.unfreeze_after_epochs is not None
     cached = settings.cached_embeddings
     if cached is None:
         cached = is_frozen and not is_augmented

@@ -37,6 +37,17 @@ REMOVED = {
 }
 
 
+# Earlier names of settings, as flags, in Python and in a run's `flags.txt`.
+OLD_NAMES = {
+    "accumulate_steps": "gradient_accumulation_steps",
+    "average": "weight_average",
+    "averaged": "use_weight_average",
+    "remat": "gradient_checkpointing",
+    "thaw_after_epochs": "unfreeze_after_epochs",
+    "thawed_learning_rate": "unfrozen_learning_rate",
+}
+
+
 class _Unset:
     """What stands for a value that is to be as if nobody had given it."""
 
@@ -92,6 +103,43 @@ def setting(
     )
 
 
+def _accept_old_names(settings_class):
+    """Makes a class of settings accept `OLD_NAMES`, each with a warning."""
+    construct = settings_class.__init__
+
+    @functools.wraps(construct)
+    def construct_renamed(self, **values):
+        construct(self, **with_new_names(values))
+
+    settings_class.__init__ = construct_renamed
+    return settings_class
+
+
+def with_new_names(values, warns=True):
+    """Returns {name: value} with the current names of settings.
+
+    Raises:
+      UserError: a setting has a value under both of its names.
+    """
+    for name in OLD_NAMES.keys() & values.keys():
+        new = OLD_NAMES[name]
+        if new in values:
+            raise UserError(
+                f"--{name}: cannot be combined with --{new}, its new name. "
+                f"Remove --{name}."
+            )
+        if warns:
+            warn_once(f"--{name}: renamed to --{new}. Use the new name.")
+    return {OLD_NAMES.get(name, name): v for name, v in values.items()}
+
+
+@functools.cache
+def warn_once(line):
+    """Prints a warning the first time that a program comes to it."""
+    print(f"warning: {line}")
+
+
+@_accept_old_names
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that makes up a run, or the part of it that somebody gave.
@@ -205,11 +253,11 @@ class Settings:
     cached_embeddings: bool = setting(
         "Ask a frozen backbone once what it makes of each image, cropped as "
         "for evaluation, and train the classifier on the answers, until "
-        "--thaw_after_epochs. Default: with --freeze=backbone, unless "
+        "--unfreeze_after_epochs. Default: with --freeze=backbone, unless "
         "--augment is given.",
         fixed=True,
     )
-    thaw_after_epochs: float = setting(
+    unfreeze_after_epochs: float = setting(
         "Train what --freeze names as well after so many epochs: a second "
         "phase, with a warm-up and a schedule of its own. Default: never.",
         at_least=0,
@@ -325,8 +373,9 @@ class Settings:
         "batch_size / base_batch_size. Default: the rate is taken as it is.",
         at_least=1,
     )
-    thawed_learning_rate: float = setting(
-        "Highest learning rate after --thaw_after_epochs. Default: a tenth of "
+    unfrozen_learning_rate: float = setting(
+        "Highest learning rate after --unfreeze_after_epochs. "
+        "Default: a tenth of "
         "--learning_rate.",
         at_least=0,
     )
@@ -379,8 +428,9 @@ class Settings:
         "How the learning rate goes on after the warm-up: {SCHEDULES}. Numbers "
         "may be left out; in brackets, what they are then. END and START are "
         "parts of the highest rate; the epochs of step are those of the run, "
-        "30:60:80 if omitted. After --thaw_after_epochs, only later epochs of "
-        "step lower --thawed_learning_rate.",
+        "30:60:80 if omitted. After --unfreeze_after_epochs, only "
+        "later epochs of "
+        "step lower --unfrozen_learning_rate.",
         "cosine",
         tables={
             "SCHEDULES": Names(
@@ -430,14 +480,14 @@ class Settings:
         "any.",
         at_least=1e-6,
     )
-    accumulate_steps: int = setting(
+    gradient_accumulation_steps: int = setting(
         "Take each batch in this many pieces, one after another, and update "
         "once: for batches that do not fit into memory. Batch norm sees the "
         "pieces.",
         1,
         at_least=1,
     )
-    average: str = setting(
+    weight_average: str = setting(
         "Keeps a mean of the weights and statistics over many steps, which is "
         "evaluated beside them, and taken by the other modes: {AVERAGES} (ema: "
         "the newest count most; swa: the last quarter of all steps).",
@@ -447,7 +497,7 @@ class Settings:
         tables={"AVERAGES": Names("train_loop.training.update:AVERAGES")},
     )
     ema_decay: float = setting(
-        "How much of the mean stays at each step, with --average=ema.",
+        "How much of the mean stays at each step, with --weight_average=ema.",
         0.9999,
         at_least=0,
         at_most=1,
@@ -490,7 +540,7 @@ class Settings:
         "auto",
         choices=("auto", "true", "false"),
     )
-    remat: bool = setting(
+    gradient_checkpointing: bool = setting(
         "Train with less memory, more slowly: the blocks keep nothing but "
         "their inputs, and run once more for the gradients.",
         False,
@@ -530,7 +580,8 @@ class Settings:
     )
     early_stopping: int = setting(
         "End after this many evaluations in a row that were no better than the "
-        "best, by --keep_best or else by accuracy. With --thaw_after_epochs, "
+        "best, by --keep_best or else by accuracy. With "
+        "--unfreeze_after_epochs, "
         "those after it count.",
         at_least=1,
     )
@@ -560,8 +611,9 @@ class Settings:
     )
 
     # What is asked of a run that is there.
-    averaged: bool = setting(
-        "Take the averaged weights of a run that keeps some (--average).",
+    use_weight_average: bool = setting(
+        "Take the averaged weights of a run that keeps some "
+        "(--weight_average).",
         True,
         modes=("evaluate", "compare", "predict", "export"),
         group="modes",
@@ -646,7 +698,7 @@ class Settings:
         "is that of the process so far: ask for one at a time to know what "
         "each takes. Training with --freeze is timed on images, even where a "
         "run would cache the embeddings of a frozen backbone, and with all of "
-        "it frozen, even where --thaw_after_epochs would train it later.",
+        "it frozen, even where --unfreeze_after_epochs would train it later.",
         "train",
         modes=("benchmark",),
         tables={"TASKS": Names("train_loop.benchmark.tasks:TASKS")},
@@ -766,6 +818,7 @@ class Settings:
                 "and its --model"
             )
         texts = {flag[1]: flag[2] for flag in flags}
+        texts = with_new_names(texts, warns=False)
         known = {field.name: field.metadata["absent"] for field in fields(cls)}
         for name in texts.keys() - known.keys():
             text = texts.pop(name)
@@ -796,12 +849,6 @@ def scaled_learning_rate(learning_rate, batch_size, base_batch_size):
     Source: Goyal et al., 2017, https://arxiv.org/abs/1706.02677.
     """
     return learning_rate * batch_size / (base_batch_size or batch_size)
-
-
-@functools.cache
-def warn_once(line):
-    """Prints a warning the first time that a program comes to it."""
-    print(f"warning: {line}")
 
 
 def can_be_unset(field):

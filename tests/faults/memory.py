@@ -41,7 +41,7 @@ def main():
                 report_every=FIRST,
                 evaluate_every=FIRST // 2,
                 checkpoint_every=FIRST // 2,
-                average="ema",
+                weight_average="ema",
                 show_predictions=False,
             )
         ).train()

@@ -19,8 +19,8 @@ FLAGS = (
     "--checkpoint_every=20",
     "--augment=shift,mixup",
     "--stochastic_depth=0.2",
-    "--average=ema",
-    "--accumulate_steps=2",
+    "--weight_average=ema",
+    "--gradient_accumulation_steps=2",
     "--clip_norm=1",
     "--precision=mixed_float16",
 )

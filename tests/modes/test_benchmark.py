@@ -106,7 +106,7 @@ def test_benchmark_measures_all_that_a_model_does(tmp_path, run, monkeypatch):
     first = found["train"]["first_step_seconds"]
     assert first["task"] <= first["process"]
     # All that changes the speed, and has a value.
-    told = {"loss", "remat", "deterministic", "fast_paths"}
+    told = {"loss", "gradient_checkpointing", "deterministic", "fast_paths"}
     assert told <= {*found["configuration"]}
 
 

@@ -134,13 +134,14 @@ def test_card_describes_all_that_was_written(trained, run, monkeypatch):
         ),
         (
             Weights(8, "ema", True),
-            "the average (`--average=ema`) of the steps up to 8",
-            "report-averaged=True",
+            "the average (`--weight_average=ema`) of the steps up to 8",
+            "report-use_weight_average=True",
         ),
         (
             Weights(4, "ema", False),
-            "those of step 4 itself (`--averaged=false`), not the average "
-            "(`--average=ema`) of the steps up to it",
+            "those of step 4 itself (`--use_weight_average=false`), not "
+            "the average "
+            "(`--weight_average=ema`) of the steps up to it",
             None,
         ),
     ],
@@ -152,9 +153,9 @@ def test_card_tells_which_weights_there_are_and_their_measures(
     for name, facts in {
         "report": {"step": 8},
         "report-checkpoint=6": {"step": 6, "average": "none"},
-        "report-averaged=True": {"step": 8, "average": "ema"},
+        "report-use_weight_average=True": {"step": 8, "average": "ema"},
         # On other images.
-        "report-averaged=False-eval_split=train": {"step": 6},
+        "report-use_weight_average=False-eval_split=train": {"step": 6},
     }.items():
         (tmp_path / name).mkdir()
         text = json.dumps({**facts, "name": name})

@@ -76,7 +76,7 @@ def test_report_is_what_the_run_measured_of_itself(trained, run):
 
 
 def test_batches_may_be_others_than_those_of_updates(tmp_path):
-    given = Settings(accumulate_steps=4, strategy="one_device")
+    given = Settings(gradient_accumulation_steps=4, strategy="one_device")
     resolve(given).write(tmp_path / "flags.txt")
     Evaluator(Settings(workdir=tmp_path, batch_size=3))
 

@@ -85,7 +85,7 @@ class Evaluator:
         check_memory(self.settings)
         # Only updates have micro-batches.
         self.strategy = build_strategy(
-            dataclasses.replace(self.settings, accumulate_steps=1)
+            dataclasses.replace(self.settings, gradient_accumulation_steps=1)
         )
         name = self.settings.test_time_augmentation
         self.augmentation = TEST_TIME_AUGMENTATIONS[name]
@@ -122,7 +122,7 @@ class Evaluator:
             if is_weights(source):
                 options["data_names"] = self._stored.class_names
             classifier = load_classifier(
-                source, averaged=self.settings.averaged, **options
+                source, averaged=self.settings.use_weight_average, **options
             )
             prepare_for_inference(self.settings, classifier)
         return override_preprocessing(classifier, self.given)

@@ -43,7 +43,7 @@ def build_classifier(settings, class_names):
         size, preprocessing = settings.image_size, settings.preprocessing
         channels = len(preprocessing.normalization.mean)
         model.build((None, size, size, channels))
-    model.remat = settings.remat
+    model.remat = settings.gradient_checkpointing
     model.fast_paths = settings.fast_paths
     freeze(settings, model)
     return Classifier(model, preprocessing, class_names)
@@ -296,8 +296,10 @@ def find_checkpoint(workdir, step, averaged=True):
     settings = Settings.read(workdir.flags)
     metric = settings.keep_best
     if metric in (None, "none"):
-        has_average = averaged and settings.average not in (None, "none")
-        metric = f"{settings.average}_accuracy" if has_average else "accuracy"
+        has_average = averaged and settings.weight_average not in (None, "none")
+        metric = (
+            f"{settings.weight_average}_accuracy" if has_average else "accuracy"
+        )
     best = Evaluations(workdir.metrics, metric).best_step()
     if best is None:
         raise UserError(

@@ -50,13 +50,13 @@ def build_strategy(settings):
         print(process.AMX_NOTE)
     strategy = STRATEGIES[settings.strategy](settings.cluster)
     replicas, batch_size = strategy.num_replicas_in_sync, settings.batch_size
-    pieces = replicas * settings.accumulate_steps
+    pieces = replicas * settings.gradient_accumulation_steps
     if batch_size % pieces:
         below = batch_size // pieces * pieces
         sizes = [size for size in (below, below + pieces) if size]
         among = f"{replicas} replicas"
-        if settings.accumulate_steps > 1:
-            among += f" in {settings.accumulate_steps} pieces each"
+        if settings.gradient_accumulation_steps > 1:
+            among += f" in {settings.gradient_accumulation_steps} pieces each"
         raise UserError(
             f"--batch_size={batch_size} does not divide over {among}; take "
             f"{' or '.join(map(str, sizes))}"
@@ -117,7 +117,7 @@ def build_trainer(settings, data, classifier, strategy):
 
 def _ever_trainable(settings, model):
     """Returns the variables that are trained from the start, or unfrozen."""
-    if settings.thaw_after_epochs is None:
+    if settings.unfreeze_after_epochs is None:
         return model.trainable_variables
     unfreeze(settings, model)
     variables = model.trainable_variables
@@ -161,9 +161,9 @@ def highest_rate(settings, rate):
 
 def unfrozen_learning_rate(settings):
     """Returns the highest learning rate of the second phase."""
-    if settings.thawed_learning_rate is None:
+    if settings.unfrozen_learning_rate is None:
         return settings.learning_rate / 10
-    return settings.thawed_learning_rate
+    return settings.unfrozen_learning_rate
 
 
 def last_frozen_step(settings, data):
@@ -172,15 +172,17 @@ def last_frozen_step(settings, data):
     Raises:
       UserError: there is no step before it, or none after it.
     """
-    if settings.thaw_after_epochs is None:
+    if settings.unfreeze_after_epochs is None:
         return None
     steps = num_steps(settings, data)
-    step = round(settings.thaw_after_epochs * steps_per_epoch(settings, data))
+    step = round(
+        settings.unfreeze_after_epochs * steps_per_epoch(settings, data)
+    )
     if not 0 < step < steps:
         raise UserError(
-            f"--thaw_after_epochs={settings.thaw_after_epochs:g} is after "
-            f"step {step} of {steps}; there must be steps before and after "
-            "that: name other epochs, or train longer (--epochs, --steps)"
+            f"--unfreeze_after_epochs={settings.unfreeze_after_epochs:g} is "
+            f"after step {step} of {steps}; there must be steps before and "
+            "after that: name other epochs, or train longer (--epochs, --steps)"
         )
     return step
 
@@ -220,14 +222,16 @@ def _check_smoothing(factor, num_classes):
 def _make_update(settings, data, model):
     """Returns how batches become updates of a model's weights."""
     average = loss_scale = None
-    if settings.average != "none":
+    if settings.weight_average != "none":
         steps = num_steps(settings, data)
-        coefficient = AVERAGES[settings.average](settings.ema_decay, steps)
-        average = Average(model, coefficient, settings.average)
+        coefficient = AVERAGES[settings.weight_average](
+            settings.ema_decay, steps
+        )
+        average = Average(model, coefficient, settings.weight_average)
     if "float16" in settings.precision.split("_"):
         loss_scale = LossScale()
     return Update(
-        settings.accumulate_steps,
+        settings.gradient_accumulation_steps,
         settings.clip_norm,
         average,
         loss_scale,

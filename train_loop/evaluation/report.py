@@ -19,7 +19,7 @@ from train_loop.workdir import Workdir, atomic_write, read_json
 # Settings by which an evaluation differs from the one that a run makes itself.
 SUBJECT_SETTINGS = (
     "checkpoint",
-    "averaged",
+    "use_weight_average",
     "dataset",
     "eval_split",
     "image_size",

@@ -221,7 +221,9 @@ HUB_METRICS = {
 }
 # Folders of reports on the images that a run evaluates on, prepared as the
 # run does.
-REPORTS = re.compile(r"report(-checkpoint=\w+)?(-averaged=\w+)?")
+REPORTS = re.compile(
+    r"report(-checkpoint=\w+)?(-(averaged|use_weight_average)=\w+)?"
+)
 
 
 class ExportedWeights(NamedTuple):
@@ -238,11 +240,13 @@ class ExportedWeights(NamedTuple):
     def __str__(self):
         if self.average == "none":
             return f"those of step {self.step:,}"
-        mean = f"the average (`--average={self.average}`) of the steps up to"
+        flag = f"`--weight_average={self.average}`"
+        mean = f"the average ({flag}) of the steps up to"
         if self.averaged:
             return f"{mean} {self.step:,}"
         return (
-            f"those of step {self.step:,} itself (`--averaged=false`), not "
+            f"those of step {self.step:,} itself "
+            f"(`--use_weight_average=false`), not "
             f"{mean} it"
         )
 

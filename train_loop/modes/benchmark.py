@@ -86,9 +86,19 @@ def _classes(workdir):
 # The settings that determine the speed.
 CONFIGURATION = (
     *("model", "image_size", "batch_size", "precision", "optimizer", "loss"),
-    *("strategy", "virtual_devices", "jit_compile", "accumulate_steps"),
-    *("average", "freeze", "frozen_batch_norm", "synchronized_batch_norm"),
-    *("stochastic_depth", "remat", "fast_paths"),
+    *(
+        "strategy",
+        "virtual_devices",
+        "jit_compile",
+        "gradient_accumulation_steps",
+    ),
+    *(
+        "weight_average",
+        "freeze",
+        "frozen_batch_norm",
+        "synchronized_batch_norm",
+    ),
+    *("stochastic_depth", "gradient_checkpointing", "fast_paths"),
     *("clip_norm", "deterministic", "dataset", "augment", "cache"),
 )
 # Of these, those that noise does not depend on.

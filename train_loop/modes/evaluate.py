@@ -87,10 +87,10 @@ def _facts(evaluator):
     facts["split"] = given.eval_split or settings.eval_split or "eval"
     if given.workdir is not None:
         workdir = Workdir.of(given.workdir)
-        averaged = settings.averaged
+        averaged = settings.use_weight_average
         facts["step"] = find_checkpoint(workdir, given.checkpoint, averaged)
-        if settings.average != "none":
-            facts["average"] = settings.average if averaged else "none"
+        if settings.weight_average != "none":
+            facts["average"] = settings.weight_average if averaged else "none"
     else:
         facts["weights"] = given.weights
     for name in ("image_size", "crop_fraction", "test_time_augmentation"):

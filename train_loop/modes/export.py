@@ -60,10 +60,12 @@ def export(settings):
         load_classifier(
             settings.workdir,
             step=settings.checkpoint,
-            averaged=settings.averaged,
+            averaged=settings.use_weight_average,
         )
     )
-    step = find_checkpoint(workdir, settings.checkpoint, settings.averaged)
+    step = find_checkpoint(
+        workdir, settings.checkpoint, settings.use_weight_average
+    )
     # The images may have been moved.
     places = ("dataset", "data_dir", "manual_dir")
     moved = {name: getattr(settings, name) for name in places}
@@ -81,7 +83,7 @@ def export(settings):
         # What was written is described, also if the disk is full.
         if metrics[1:]:
             weights = ExportedWeights(
-                step, made_with.average, settings.averaged
+                step, made_with.weight_average, settings.use_weight_average
             )
             files = metrics_table([metrics[0], *exported_metrics(folder)])
             card = _card(made_with, weights, files)

@@ -48,7 +48,7 @@ def predict(settings):
             settings.model,
             read_class_names(settings),
             step=settings.checkpoint,
-            averaged=settings.averaged,
+            averaged=settings.use_weight_average,
         )
     classifier = override_preprocessing(classifier, settings)
     prepare_for_inference(settings, classifier)

@@ -133,7 +133,7 @@ def final_table(run):
         last["train"] |= dict(zip(names, means[-1], strict=True))
         images["train"] = steps[-1] * run.batch_size
     if run.trainer.update.average is not None:
-        names += [f"{run.settings.average}_{name}" for name in names]
+        names += [f"{run.settings.weight_average}_{name}" for name in names]
     rows = [["split", "step", *names, "images"]]
     rows += [
         [
