@@ -151,7 +151,7 @@ def ours(case, laps):
             image_size=case.image_size,
             batch_size=case.batch_size,
             precision=PRECISIONS[case.precision],
-            recipe="pictures",
+            recipe="images",
             label_smoothing=0.0,
             strategy="one_device",
             workdir=folder,

@@ -316,5 +316,5 @@ def test_steps_are_taken_when_told_to(small_net, capsys):
         seconds = told.out.split()
         assert len(seconds) == 2
         assert min(map(float, seconds)) > 0
-        with pytest.raises(SystemExit, match="--model=resnetty is unknown"):
+        with pytest.raises(SystemExit, match="--model=resnetty: unknown"):
             turns.serve("train", ["--model=resnetty"], "\n")

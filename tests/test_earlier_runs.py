@@ -182,7 +182,7 @@ def test_recipe_that_no_longer_exists_is_ignored_with_a_line(earlier, run):
     (earlier / "flags.txt").write_text(text)
     ended = run(f"--workdir={earlier}")
     assert ended.status == 0, ended.err
-    assert "--recipe=numerals: no longer a recipe, ignored" in ended.out
+    assert "--recipe=numerals: removed recipe, ignored" in ended.out
 
 
 def test_setting_of_today_is_known_of_an_earlier_run(earlier):

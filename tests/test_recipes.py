@@ -96,9 +96,9 @@ def test_recipe_takes_two_steps(tmp_path, pictures, recipe):
 
 def test_recipes_say_where_they_come_from_and_what_they_cost():
     for name, recipe in RECIPES.items():
-        for text in (recipe.source, recipe.expected, recipe.cost):
+        for text in (recipe.source, recipe.result, recipe.cost):
             assert text.endswith("."), name
-        assert recipe.left_out[-1:] in ("", "."), name
+        assert recipe.excluded[-1:] in ("", "."), name
 
 
 def listed(output):
@@ -129,4 +129,4 @@ def test_one_recipe_is_shown_with_its_flags(run):
     assert Settings(**dict(flags)) == recipe.settings
     status, _, errors = run("--mode=recipes", "--recipe=imagenet_rsb_a4")
     assert status == 1
-    assert "did you mean imagenet_rsb_a" in errors
+    assert "Did you mean imagenet_rsb_a" in errors

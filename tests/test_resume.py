@@ -176,7 +176,7 @@ def test_stopped_run_goes_on_bit_by_bit(
     # One folder, one process.
     status, _, errors = run(f"--workdir={tmp_path}")
     assert status == 1
-    assert errors.startswith("error: another process is training in")
+    assert f"--workdir={tmp_path}: another process is training" in errors
     assert errors.count("\n") == 1
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=300)

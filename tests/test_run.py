@@ -298,7 +298,7 @@ def test_name_of_a_new_run_means_nothing_to_a_shell(dataset, name):
 def test_folder_of_a_run_in_use_is_refused(folder, tmp_path):
     run = Run.create(settings(folder, tmp_path, steps=1))
     other = Run.create(settings(folder, tmp_path, steps=1))
-    in_use = pytest.raises(UserError, match="another process is training in")
+    in_use = pytest.raises(UserError, match="another process is training here")
     with run.workdir.locked(), in_use:
         other.train()
     late = Run.create(settings(folder, tmp_path, steps=2))

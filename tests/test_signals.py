@@ -29,7 +29,7 @@ with process.recording_signals():
 
 @pytest.mark.parametrize(
     ("number", "name"),
-    [(signal.SIGINT, "the keyboard"), (signal.SIGTERM, "SIGTERM")],
+    [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")],
 )
 def test_signal_waits_until_it_is_asked_for(number, name, monkeypatch):
     monkeypatch.setattr(process, "SECONDS_OF_ONE", 600.0)

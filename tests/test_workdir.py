@@ -97,9 +97,9 @@ def test_folder_below_a_file_is_refused(tmp_path, name):
     with pytest.raises(UserError) as error:
         workdir.check_writable()
     message = str(error.value)
-    assert message.startswith(f"--workdir={workdir} cannot be written")
+    assert message.startswith(f"--workdir={workdir}: cannot be written")
     assert str(file) in message
-    assert message.endswith("name a folder that can be")
+    assert message.endswith("Use another folder.")
     assert file.read_text() == "mine"
 
 
@@ -123,7 +123,7 @@ def test_folder_of_somebody_else_is_refused(tmp_path):
 
 def test_second_process_is_refused_and_a_third_one_is_not(tmp_path):
     workdir = Workdir(tmp_path / "run")
-    refused = rf"another process is training in {workdir}; .*--workdir"
+    refused = rf"--workdir={workdir}: another process is training here"
     with workdir.locked():
         with pytest.raises(UserError, match=refused), workdir.locked():
             pytest.fail("locked twice")

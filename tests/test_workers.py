@@ -184,7 +184,7 @@ def test_ctrl_c_is_one_request_to_stop(tmp_path, default_signals):
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     lines = [line.partition(";")[0] for line in sorted(errors.splitlines())]
-    stopped = "error: stopped by the keyboard"
+    stopped = "error: interrupted by Ctrl-C"
     assert lines == [stopped, f"worker 1: {stopped}"]
     assert Workdir(tmp_path / "run").steps == [2, 3]
     os.close(terminal)

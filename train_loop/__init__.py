@@ -34,9 +34,9 @@ __all__ = ["Settings", "UserError", *LATER]
 
 
 def __getattr__(name):
-    """Imports what needs TensorFlow when it is asked for.
+    """Imports names that require TensorFlow at first use.
 
-    That takes seconds, which whoever mistypes a flag shall not wait for.
+    That takes seconds, which an error in a flag should not wait for.
     """
     if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,21 +10,21 @@ import sys
 
 import tqdm
 
-# What moves a terminal's cursor, starts a line, turns the order of letters or
-# is no letter: the bytes of a file's name that are no UTF-8.
+# Control characters, line separators, marks of text direction, and bytes of a
+# file name that are not UTF-8.
 CONTROLS = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069"
     r"\ud800-\udfff]"
 )
-# What a spreadsheet takes for a formula, in wide letters as well.
+# A spreadsheet reads these as the start of a formula; the last are full-width.
 FORMULAS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
 class OutlivedStream:
-    """A stream that goes on where nobody takes what is written to it.
+    """A stream that ignores write errors.
 
-    As behind `| head`, in a terminal that was closed and on a full disk: what
-    is written from then on goes nowhere.
+    After `| head`, in a closed terminal or on a full disk, further output is
+    discarded.
 
     Args:
       stream: a text stream, such as `sys.stdout`.
@@ -54,7 +54,7 @@ class OutlivedStream:
 
 @contextlib.contextmanager
 def outliving_streams():
-    """Lets work go on that is of use to those who stopped watching it."""
+    """Lets work continue when standard output or error is closed."""
     with (
         contextlib.redirect_stdout(OutlivedStream(sys.stdout)),
         contextlib.redirect_stderr(OutlivedStream(sys.stderr)),
@@ -64,11 +64,11 @@ def outliving_streams():
 
 @contextlib.contextmanager
 def exit_on_interrupt():
-    """Has Ctrl-C end the process at once, in a line.
+    """Makes Ctrl-C end the process at once, with one line.
 
-    For work that leaves nothing behind, such as imports: an exception would
-    come up in the middle of others' code, which makes others of it. Where
-    SIGINT was ignored when the process started, it is ignored still.
+    For work without files to save, such as imports, where third-party code
+    would turn a KeyboardInterrupt into another exception. If SIGINT was ignored
+    when the process started, it stays ignored.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         yield
@@ -76,7 +76,7 @@ def exit_on_interrupt():
     screen = os.dup(sys.__stderr__.fileno())
 
     def end(*_):
-        os.write(screen, b"error: stopped by the keyboard\n")
+        os.write(screen, b"error: interrupted by Ctrl-C\n")
         os._exit(128 + signal.SIGINT)
 
     interrupt = signal.signal(signal.SIGINT, end)
@@ -88,26 +88,26 @@ def exit_on_interrupt():
 
 
 def prepare_streams():
-    """Makes both streams fit for files and pipes, where they are no terminal.
+    """Prepares both streams for files and pipes.
 
-    Before anything imports tqdm: others' libraries draw bars with it, which
-    belong on a terminal and nowhere else.
+    Call it before tqdm is imported: third-party libraries draw progress bars
+    with it, which belong on a terminal only.
     """
     _open_missing_streams()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
-    # Whoever reads the file in the meantime sees every line that is complete.
-    # What its encoding lacks, such as names of classes, is written in escapes.
+    # Complete lines appear in a file at once. Characters that its encoding
+    # lacks, such as in names of classes, are written as escapes.
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
 def _open_missing_streams():
-    """Opens streams that the parent process closed (`>&-`) to nowhere."""
+    """Opens streams that the parent process closed (`>&-`) to /dev/null."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
             continue
-        # A file of the run would get the number of the stream, and whatever
-        # C++ code prints.
+        # Otherwise a file of the run would get the stream's descriptor, and
+        # the output of C++ code.
         nowhere = os.open(os.devnull, os.O_RDWR)
         if nowhere != number:
             os.dup2(nowhere, number)
@@ -118,9 +118,9 @@ def _open_missing_streams():
 
 
 def printable(text):
-    """Returns a text with its control characters as escapes, in one line.
+    """Returns a text in one line, with control characters as escapes.
 
-    Names of files and classes may come from strangers.
+    Names of files and classes may be untrusted.
     """
     return CONTROLS.sub(
         lambda found: found[0].encode("unicode_escape").decode(), text
@@ -128,9 +128,9 @@ def printable(text):
 
 
 def csv_cells(values):
-    """Returns the cells of a CSV row, none of which is a formula.
+    """Returns the cells of a CSV row, without formulas.
 
-    Text that a spreadsheet would evaluate gets an apostrophe in front; numbers
+    Text that a spreadsheet would evaluate starts with an apostrophe; numbers
     do not. Control characters become escapes.
     """
     return [_csv_cell(value) for value in values]
@@ -147,7 +147,7 @@ def _csv_cell(value):
 
 
 def discard_output(stream):
-    """Writes what a stream still holds, and all to come, to nowhere."""
+    """Redirects a stream, with what it has buffered, to /dev/null."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
@@ -156,15 +156,15 @@ def discard_output(stream):
 def progress_bar(
     total, initial=0, unit="step", description="", leave=True, delay=0.0
 ):
-    """Returns a progress bar with rate and time left.
+    """Returns a progress bar with rate and remaining time.
 
     Args:
-      total: number of steps or batches altogether.
-      initial: how many of them are done already.
+      total: number of steps or batches.
+      initial: number of those that are done.
       unit: what is counted.
-      description: what stands in front of it.
+      description: text in front of the bar.
       leave: whether the bar stays after the last step.
-      delay: seconds to wait before the bar is shown at all.
+      delay: seconds before the bar appears.
 
     Returns:
       A `tqdm` progress bar.
@@ -183,14 +183,14 @@ def progress_bar(
 
 
 def transient_bar(total, unit, description=""):
-    """Returns a bar for work on the way, shown only where that takes long."""
+    """Returns a progress bar that appears after two seconds, and disappears."""
     return progress_bar(
         total, unit=unit, description=description, leave=False, delay=2.0
     )
 
 
 def format_metric(name, value):
-    """Returns a number as people like to read it."""
+    """Returns a metric as text, with digits and unit by its name."""
     formats = {
         "accuracy": "{:.2%}".format,
         "ema_accuracy": "{:.2%}".format,
@@ -206,7 +206,7 @@ def format_metric(name, value):
 
 
 def _with_three_digits(value):
-    """Returns a number with three digits that count, and all whole ones."""
+    """Returns a number with three significant digits, or all integer ones."""
     magnitude = math.floor(math.log10(value)) if value > 0 else 0
     return f"{value:,.{max(2 - magnitude, 0)}f}"
 
@@ -225,11 +225,11 @@ def text_table(rows):
 
 
 def parser_of(program, documentation):
-    """Returns a parser whose help is what a module says of itself.
+    """Returns an argument parser with a module's docstring as its help.
 
     Args:
-      program: what to type.
-      documentation: the module's; its first line says what the program does.
+      program: command, such as "python -m train_loop.launch".
+      documentation: docstring of the module.
     """
     first, *others = documentation.splitlines()
     return argparse.ArgumentParser(

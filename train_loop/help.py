@@ -17,118 +17,173 @@ from train_loop.settings import (
 )
 
 HELP_WIDTH = 80
-# Of the table of recipes: its lines, and column -> setting.
-CELL_WIDTH = 100
+# Column of the summaries in the overview.
+SUMMARY_COLUMN = 36
+EXPERT = "expert"
+METAVARS = {int: "INT", float: "FLOAT"}
+# Of the table of recipes: the line width, and column -> setting.
+RECIPE_WIDTH = 100
 COLUMNS = {
     "model": "model",
     "data": "dataset",
     "batch": "batch_size",
     "epochs": "epochs",
     "optimizer": "optimizer",
-    "rate": "learning_rate",
+    "learning rate": "learning_rate",
 }
 EXAMPLES = """\
-Trains a ResNet on images and measures it.
-
-Handwritten digits, bundled, about a minute on a laptop; your own pictures, in
-a folder per class; on with a run that was stopped; what it is worth:
+Train, evaluate and use ResNets for image classification. [Defaults] are in
+brackets; a recipe (--recipe) may change them.
 
   python -m train_loop.main
+      Train on bundled handwritten digits, about a minute on a laptop.
   python -m train_loop.main --dataset=photos --weights=imagenet
+      Fine-tune on your own images, in one folder per class.
   python -m train_loop.main --workdir=runs/NAME
+      Resume an existing run.
   python -m train_loop.main --workdir=runs/NAME --mode=evaluate
+      Evaluate it and write a report.
 """
 MORE = """\
-A recipe (--recipe) sets everything about training that is not given as a flag;
---mode=recipes lists them, --mode=recipes --recipe=NAME prints the flags of one.
---help=GROUP explains the flags of a group, --help=FLAG one, --help=all all.
+--help=FLAG    all about a flag: accepted values, defaults, when it applies
+--help=GROUP   the same for a group; --help=all: for all flags
+--mode=recipes --recipe=NAME   the flags that a recipe sets
 """
 
 
 def help_text(topic=""):
-    """Returns what `--help=TOPIC` prints: of a group, a flag or "all".
+    """Returns what `--help=TOPIC` prints: a group, a flag or "all".
 
     Raises:
-      UserError: there is no such topic.
+      UserError: the topic is unknown.
     """
     if not topic:
-        return "\n".join([EXAMPLES, _modes(), _overview(), MORE])
+        return "\n".join([EXAMPLES, _modes(), *_overview(), MORE])
     groups, fields = grouped(), dataclasses.fields(Settings)
     flags = {flag_name(field.name): [field] for field in fields}
-    topics = {"all": fields, **groups, **flags, **groups}
+    topics = {"all": itertools.chain(*groups.values()), **flags, **groups}
     check_choice("--help", topic, topics)
-    return "\n".join(map(_explained, topics[topic])) + "\n"
+    return "\n".join(map(_explained, topics[topic]))
 
 
 def grouped():
-    """Returns {group: fields of `Settings`}: each begins where it is named."""
+    """Returns {group: fields of `Settings`}, with expert flags last."""
     groups, name = {}, None
     for field in dataclasses.fields(Settings):
         name = field.metadata["group"] or name
-        groups.setdefault(name, []).append(field)
+        group = EXPERT if field.metadata["expert"] else name
+        groups.setdefault(group, []).append(field)
+    groups[EXPERT] = groups.pop(EXPERT)
     return groups
 
 
-def _explained(field):
-    """Returns the flag of a setting, what it is, may be, and is by default."""
-    flag = f"--{'[no]' * (field.type is bool)}{flag_name(field.name)}"
-    return f"{flag}\n{_wrapped(meaning(field), *['    '] * 2)}"
+def usage(field):
+    """Returns how a flag is written, with the kind of its value."""
+    name = flag_name(field.name)
+    if field.type is bool:
+        return f"--[no]{name}"
+    kind = METAVARS.get(field.type, "TEXT")
+    if field.metadata["choices"] is not None and field.type not in METAVARS:
+        kind = "NAME"
+    return f"--{name} {field.metadata['metavar'] or kind}"
 
 
-def meaning(field):
-    """Returns what a setting is, what it may be and what it is by default."""
-    choices, default = field.metadata["choices"], field.metadata["default"]
-    modes = [f"--mode={name}" for name in field.metadata["modes"]]
-    tables = {n: ", ".join(t) for n, t in field.metadata["tables"].items()}
-    parts = [field.metadata["help"].format(**tables)]
-    if field.metadata["fixed"]:
-        parts.append("An existing run keeps it.")
+def marks(field):
+    """Returns when a flag applies: ["fixed on resume", ...]."""
+    options = field.metadata
+    texts = []
+    if options["fixed"]:
+        texts.append("fixed on resume")
     if can_be_unset(field):
-        parts.append("none: an existing run goes on as if it were not given.")
-    if modes:
-        parts.append(f"For {' and '.join(modes)}.")
-    if choices is not None:
-        parts.append(f"One of: {listed(choices)}.")
-    if default is not None:
-        # Of a data set, which most are after, and not of every paper.
-        others = {
-            name: to_text(recipe.settings.given[field.name])
-            for name, recipe in RECIPES.items()
-            if name == recipe.values.get("dataset")
-            and recipe.settings.given.get(field.name, name)
-            not in (default, name)
-        }
-        texts = [to_text(default), *(f"{n}: {t}" for n, t in others.items())]
-        parts.append(f"Default: {'; '.join(texts)}.")
-    return " ".join(parts)
+        texts.append("none resets it on resume")
+    if options["modes"]:
+        texts.append(f"--mode={', '.join(options['modes'])}")
+    return texts
+
+
+def description(field):
+    """Returns what a setting is, and what its values mean."""
+    tables = {n: ", ".join(t) for n, t in field.metadata["tables"].items()}
+    details = field.metadata["details"].format(**tables)
+    return f"{field.metadata['summary']} {details}".rstrip()
+
+
+def accepted(field):
+    """Returns the choices or the range of a setting; "" for any value."""
+    if field.metadata["choices"] is not None:
+        return listed(field.metadata["choices"])
+    bounds = str(field.metadata["bounds"])
+    return "" if bounds == "a finite number" else bounds
+
+
+def default(field):
+    """Returns the default of a setting; "" without one."""
+    value = field.metadata["default"]
+    return "" if value is None else to_text(value)
+
+
+def recipe_defaults(field):
+    """Returns {recipe: text} of the recipes whose default differs."""
+    name, default = field.name, field.metadata["default"]
+    values = {n: r.settings.given.get(name) for n, r in RECIPES.items()}
+    return {
+        recipe: to_text(value)
+        for recipe, value in values.items()
+        if value not in (None, default)
+    }
+
+
+def _explained(field):
+    """Returns all about a flag."""
+    flag = " ".join([usage(field), *(f"[{text}]" for text in marks(field))])
+    recipes = [f"{n}: {text}" for n, text in recipe_defaults(field).items()]
+    facts = {
+        "Accepted": accepted(field),
+        "Default": default(field),
+        "By recipe": ", ".join(recipes),
+    }
+    lines = [_wrapped(flag, "", "    "), _indented(description(field))]
+    lines += [_indented(f"{n}: {t}") for n, t in facts.items() if t]
+    return "\n".join(lines) + "\n"
 
 
 def _modes():
-    rows = {f"--mode={name}": mode.summary for name, mode in MODES.items()}
-    return f"What to do (by default, train):\n\n{_rows(rows)}\n"
+    texts = {f"--mode={name}": mode.summary for name, mode in MODES.items()}
+    return f"Modes (default: train):\n\n{_columns(texts, 20)}\n"
 
 
 def _overview():
-    rows = {
-        group: " ".join(f"--{flag_name(field.name)}" for field in fields)
-        for group, fields in grouped().items()
-    }
-    return f"Flags, in groups:\n\n{_rows(rows)}\n"
+    for group, fields in grouped().items():
+        texts = {
+            usage(field): f"{field.metadata['summary']} {_brief_default(field)}"
+            for field in fields
+        }
+        columns = _columns(texts, SUMMARY_COLUMN)
+        yield f"{group.capitalize()} flags:\n\n{columns}\n"
 
 
-def _rows(texts):
-    """Returns lines of names, and a text beside each."""
-    width = max(map(len, texts)) + 4
+def _brief_default(field):
+    """Returns a default in brackets; that of most switches is off."""
+    text = default(field)
+    return f"[{text}]" if text and text != "False" else ""
+
+
+def _columns(texts, column):
+    """Returns lines of names, each with its text in a column."""
     return "\n".join(
-        _wrapped(text, f"  {name}".ljust(width), " " * width)
+        f"  {name}".ljust(column - 1) + f" {text}".rstrip()
         for name, text in texts.items()
     )
 
 
-def _wrapped(text, first, others):
+def _indented(text):
+    return _wrapped(text, "    ", "    ")
+
+
+def _wrapped(text, first, others, width=HELP_WIDTH):
     return textwrap.fill(
         text,
-        HELP_WIDTH,
+        width,
         initial_indent=first,
         subsequent_indent=others,
         break_on_hyphens=False,
@@ -137,9 +192,9 @@ def _wrapped(text, first, others):
 
 
 def list_recipes(settings):
-    """Prints all recipes, or the one that is given, with all its flags.
+    """Prints all recipes, or the specified one with all its flags.
 
-    Nothing of it needs TensorFlow.
+    Runs without TensorFlow.
     """
     name = current_name(settings.recipe)
     if name in (None, "auto", "help"):
@@ -153,7 +208,7 @@ def list_recipes(settings):
 
 
 def _recipe_table(recipes):
-    """Returns a row for each recipe, and below it what it leads to and costs.
+    """Returns a table of recipes, with result, cost and source below each.
 
     Args:
       recipes: {name: `Recipe`}.
@@ -164,13 +219,12 @@ def _recipe_table(recipes):
     title, *lines = (
         "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
     )
-    described = zip(lines, map(_below, recipes.values()), strict=True)
+    described = zip(lines, map(_described, recipes.values()), strict=True)
     return "\n".join([title, *itertools.chain.from_iterable(described)])
 
 
 def _cells(recipe):
     """Returns the texts of a recipe, one for each of `COLUMNS`."""
-    # Whose data are not named takes any.
     values = {**default_values(), "dataset": "any", **recipe.values}
     values["learning_rate"] = scaled_learning_rate(
         *(values["learning_rate"], values["batch_size"]),
@@ -182,23 +236,16 @@ def _cells(recipe):
     ]
 
 
-def _below(recipe):
-    """Returns where a recipe comes from, what it leads to and costs."""
-    parts = {
-        "Leads to: ": recipe.expected,
-        "Costs: ": recipe.cost,
-        "Source: ": recipe.source,
-        "Left out: ": recipe.left_out,
+def _described(recipe):
+    """Returns result, cost and source of a recipe, as lines."""
+    texts = {
+        "Result": recipe.result,
+        "Cost": recipe.cost,
+        "Source": recipe.source,
+        "Excluded": recipe.excluded,
     }
     return "\n".join(
-        textwrap.fill(
-            title + text,
-            CELL_WIDTH,
-            initial_indent="    ",
-            subsequent_indent="    ",
-            break_on_hyphens=False,
-            break_long_words=False,
-        )
-        for title, text in parts.items()
+        _wrapped(f"{title}: {text}", *["    "] * 2, RECIPE_WIDTH)
+        for title, text in texts.items()
         if text
     )

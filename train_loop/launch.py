@@ -1,10 +1,10 @@
-"""Several workers on one machine, to try what several machines will do.
+"""Several workers on one machine, to try multi-worker training.
 
     python -m train_loop.launch --workers=2 -- --workdir=runs/two
 
-starts `python -m train_loop.main --strategy=multi_worker` so many times, with
-what stands behind the two hyphens, and shows what the first one prints. What
-others have to complain of is shown with their number.
+starts `python -m train_loop.main --strategy=multi_worker` for each worker, with
+the flags after the two hyphens. It prints the output of the first worker, and
+the errors of the others with their number.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ import time
 
 from train_loop.console import parser_of
 
-# How long the others may take to find out that one is gone, and to end.
+# Time for the other workers to end after one has failed.
 SECONDS_TO_END = 20
-# Of Linux's prctl.
+# Option of Linux's prctl.
 PR_SET_PDEATHSIG = 1
 
 
@@ -30,16 +30,16 @@ def main(argv):
     """Runs the workers; returns the exit status of the first that failed."""
     parser = parser_of("python -m train_loop.launch", __doc__)
     parser.add_argument(
-        "--workers", type=int, default=2, help="How many. Default: 2."
+        "--workers", type=int, default=2, help="Number of workers. Default: 2."
     )
     parser.add_argument(
-        "flags", nargs="*", help="Those of train_loop.main, behind --."
+        "flags", nargs="*", help="Flags of train_loop.main, after --."
     )
     options = parser.parse_args(argv[1:])
     if options.workers < 1:
-        parser.error(f"--workers={options.workers}: take at least 1")
+        parser.error(f"--workers={options.workers}: must be at least 1.")
     workers = []
-    # Before there are any: what ends this process does not reach them.
+    # Before workers start: signals to this process do not reach them.
     _forward_signals(workers)
     try:
         threads = start(workers, options.workers, options.flags)
@@ -48,21 +48,22 @@ def main(argv):
         for worker in workers:
             worker.kill()
     for thread in threads:
-        # Of the last lines, for as long as a process of the worker has them.
+        # For the last lines; a child of the worker may keep the pipe open.
         thread.join(timeout=5)
     return status
 
 
 def start(workers, count, flags):
-    """Adds the processes of so many workers to a list, the chief's first.
+    """Starts workers and adds their processes to a list, the chief's first.
 
-    In sessions of their own: what a terminal sends arrives here, and once.
+    Each runs in its own session, so that signals of a terminal arrive only
+    here.
 
     Returns:
-      The threads that show what all but the chief complain of.
+      Threads that print the errors of all workers but the chief.
     """
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
-    # More threads than cores would get in each other's way.
+    # More threads than cores would be slower.
     threads = max(len(os.sched_getaffinity(0)) // count, 1)
     for number in range(count):
         task = {"type": "worker", "index": number}
@@ -93,14 +94,14 @@ def start(workers, count, flags):
 
 
 def _end_with_parent():
-    """Has a worker be stopped where this process is killed; on Linux."""
+    """Makes Linux stop a worker when this process is killed."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_ports(count):
-    """Returns numbers of ports that nobody uses at the moment."""
+    """Returns numbers of unused ports."""
     with contextlib.ExitStack() as stack:
         sockets = [
             stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -110,15 +111,15 @@ def _free_ports(count):
 
 
 def show(number, stream):
-    """Shows the lines of a worker, with its number."""
+    """Prints the lines of a worker, with its number."""
     for line in stream:
         print(f"worker {number}: {line}", end="", file=sys.stderr)
 
 
 def _forward_signals(workers):
-    """Has the workers answer what this process is asked to do.
+    """Forwards signals to the workers.
 
-    What it ignores, as under nohup, they ignore as well.
+    Signals that this process ignores, as under nohup, they ignore as well.
     """
 
     def forward(number, _):
@@ -132,10 +133,10 @@ def _forward_signals(workers):
 
 
 def wait(workers):
-    """Waits for all workers, for a while only once one has failed.
+    """Waits for all workers; for `SECONDS_TO_END` after one has failed.
 
     Returns:
-      Exit status of the first that failed, as a shell would give it, or 0.
+      Exit status of the first that failed, as in a shell, or 0.
     """
     failed, deadline = 0, None
     while any(worker.poll() is None for worker in workers):

@@ -1,7 +1,7 @@
 """The command line: flags -> settings -> a mode.
 
-Nothing here needs TensorFlow, which takes seconds to import: help, and what is
-wrong with a flag, are there at once.
+Help and errors in flags appear at once: nothing here imports TensorFlow, which
+takes seconds.
 """
 
 import contextlib
@@ -29,13 +29,71 @@ from train_loop.settings import (
 FLAGS = flags.FLAGS
 FIELDS = dataclasses.fields(Settings)
 
-# Ways to ask for help -> what about, if nothing is said.
+# Help flags -> their default topic.
 HELP = {"--help": "", "-help": "", "-h": "", "--helpfull": "all"}
+FALLBACK_HINT = " Run --help for all flags."
+# Flags of other programs -> what to use here.
+HABITS = {
+    **dict.fromkeys(("lr", "lr0", "base_lr"), "Use --learning_rate."),
+    **dict.fromkeys(("wd", "decay"), "Use --weight_decay."),
+    **dict.fromkeys(("bs", "batch", "b"), "Use --batch_size."),
+    **dict.fromkeys(
+        ("resume", "output", "output_dir", "out", "logdir"),
+        "Use --workdir=FOLDER: an existing run there resumes.",
+    ),
+    **dict.fromkeys(
+        ("pretrained", "checkpoint_path", "initial_checkpoint"),
+        "Use --weights=imagenet, timm/NAME or a file.",
+    ),
+    **dict.fromkeys(
+        ("amp", "fp16", "bf16", "half", "mixed_precision", "dtype"),
+        "Use --precision=mixed_bfloat16 or mixed_float16.",
+    ),
+    **dict.fromkeys(("drop_path", "drop_path_rate"), "Use --stochastic_depth."),
+    **dict.fromkeys(
+        ("num_classes", "nc", "classes"),
+        "Remove it: the data set defines the number of classes.",
+    ),
+    **dict.fromkeys(
+        ("device", "devices", "gpu", "gpus"),
+        "Use --strategy; CUDA_VISIBLE_DEVICES selects GPUs.",
+    ),
+    **dict.fromkeys(("arch", "model_name", "backbone"), "Use --model."),
+    **dict.fromkeys(("data", "data_path", "train_dir"), "Use --dataset."),
+    **dict.fromkeys(
+        ("imgsz", "img_size", "input_size", "crop_size"), "Use --image_size."
+    ),
+    **dict.fromkeys(("opt", "optim"), "Use --optimizer."),
+    **dict.fromkeys(("sched", "lr_schedule"), "Use --schedule."),
+    **dict.fromkeys(("warmup", "warmup_steps"), "Use --warmup_epochs."),
+    **dict.fromkeys(("smoothing", "ls"), "Use --label_smoothing."),
+    **dict.fromkeys(
+        ("clip_grad", "grad_clip", "max_grad_norm"), "Use --clip_norm."
+    ),
+    **dict.fromkeys(
+        ("grad_accum_steps", "accum_steps", "grad_accumulation"),
+        "Use --gradient_accumulation_steps.",
+    ),
+    **dict.fromkeys(
+        ("mixup", "cutmix", "aa", "auto_augment", "reprob", "hflip"),
+        "Use --augment=NAME,NAME; --help=augment lists the names.",
+    ),
+    **dict.fromkeys(("model_ema", "ema"), "Use --weight_average=ema."),
+    **dict.fromkeys(("patience",), "Use --early_stopping."),
+    **dict.fromkeys(
+        ("workers", "num_workers"),
+        "Remove it: the input pipeline uses all CPU cores.",
+    ),
+    **dict.fromkeys(("evaluate", "eval", "test"), "Use --mode=evaluate."),
+    **dict.fromkeys(
+        ("val_split", "val_fraction"), "Use --validation_fraction."
+    ),
+}
 
 
 def _define_flags():
-    """Makes a flag of every setting, and one of the mode."""
-    flags.DEFINE_string("mode", "train", "What to do.")
+    """Defines a flag for every setting, and one for the mode."""
+    flags.DEFINE_string("mode", "train", "Mode.")
     for field in FIELDS:
         is_bool = field.type is bool
         define = flags.DEFINE_bool if is_bool else flags.DEFINE_string
@@ -43,7 +101,7 @@ def _define_flags():
 
 
 def _help_topic(arguments):
-    """Returns what --help is asked about; None where it is not asked for."""
+    """Returns the topic of a help flag; None without one."""
     for argument in arguments:
         name, _, topic = argument.partition("=")
         if name in HELP:
@@ -55,7 +113,7 @@ def parse(argv):
     """Parses the command line.
 
     Raises:
-      UserError: it has a flag that there is none of, or something else.
+      UserError: it has an unknown flag, or an argument that is not a flag.
     """
     try:
         rest = FLAGS(_current_arguments(argv))[1:]
@@ -65,17 +123,27 @@ def parse(argv):
         if name in REMOVED:
             _, advice = REMOVED[name]
             raise UserError(f"--{name}: removed. {advice}") from error
-        hint = nearest(error.flagname, FLAGS)
         raise UserError(
-            f"--{error.flagname} is no flag{hint} --help names all"
+            f"--{error.flagname}: unknown flag.{_flag_hint(error.flagname)}"
         ) from error
     except flags.Error as error:
         reason = " ".join(str(error).removeprefix("ERROR:: ").split())
-        raise UserError(f"{reason}; --help explains all flags") from error
+        raise UserError(
+            f"{reason.rstrip('.')}. Run --help for all flags."
+        ) from error
     if rest:
         raise UserError(
-            f"{rest[0]!r} is not a flag; flags look like --dataset=digits"
+            f"{rest[0]!r}: not a flag. Write flags as in --dataset=digits."
         )
+
+
+def _flag_hint(name):
+    """Returns what to use instead of an unknown flag."""
+    name = name.replace("-", "_")
+    if name in HABITS:
+        return f" {HABITS[name]}"
+    flags_near = nearest(name, [name] if name in FLAGS else FLAGS)
+    return re.sub("( mean | or )", r"\1--", flags_near) or FALLBACK_HINT
 
 
 def _current_arguments(argv):
@@ -110,7 +178,7 @@ def _with_new_name(argument, warns):
 
 
 def read_settings():
-    """Returns the `Settings` that the flags give."""
+    """Returns the `Settings` of the explicit flags."""
     given = {
         field.name: FLAGS[flag_name(field.name)].value
         for field in FIELDS
@@ -120,31 +188,31 @@ def read_settings():
         modes = field.metadata["modes"]
         if field.name in given and modes and FLAGS.mode not in modes:
             raise UserError(
-                f"--{flag_name(field.name)} is for --mode="
-                f"{' or '.join(modes)}, and this is --mode={FLAGS.mode}"
+                f"--{flag_name(field.name)}: requires --mode="
+                f"{' or '.join(modes)}. Remove it from --mode={FLAGS.mode}."
             )
     return Settings(**given)
 
 
 def _import_mode(name):
-    """Returns the function of a mode, with all that it needs."""
+    """Returns the function of a mode, with TensorFlow set up for it."""
     if not MODES[name].takes_tensorflow:
         return MODES[name].function
     process.import_tensorflow()
     import tensorflow as tf
 
-    # TFDS and TensorFlow say much that is of no use here.
+    # TFDS and TensorFlow log much that does not concern the user.
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)
         tf.get_logger().setLevel("ERROR")
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
-        # Nor are the bars that Keras draws of downloads, into files.
+        # Keras's progress bars of downloads do not belong into files.
         tf.keras.utils.disable_interactive_logging()
     return MODES[name].function
 
 
 def main(argv):
-    """Runs the mode that the flags ask for; returns the exit status."""
+    """Runs the mode of the command line; returns the exit status."""
     try:
         with console.exit_on_interrupt():
             topic = _help_topic(argv[1:])
@@ -160,19 +228,19 @@ def main(argv):
         with exit_on_second_signal():
             run_mode(settings)
     except UserError as error:
-        # Names of files and classes in it may hold any characters.
+        # Names of files and classes may contain control characters.
         print(console.printable(f"error: {error}"), file=sys.stderr)
         return 1
     except StoppedError as error:
-        # Perhaps by the end of the terminal that would show it.
+        # The terminal that would show it may have closed.
         with contextlib.suppress(OSError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return error.status
     except KeyboardInterrupt:
-        print("error: stopped by the keyboard", file=sys.stderr)
+        print("error: interrupted by Ctrl-C", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Who read it has seen enough, as `| head` has.
+        # The reader of the output has closed it, such as `| head`.
         console.discard_output(sys.stdout)
         return 128 + signal.SIGPIPE
     except Exception as error:
@@ -190,8 +258,8 @@ _define_flags()
 def run_program():
     """Runs the program and ends the process with its exit status."""
     console.prepare_streams()
-    # All charts are drawn into files. With a backend that is not installed,
-    # such as a notebook's, matplotlib cannot even be imported.
+    # Charts are drawn into files only. With a backend that is not installed,
+    # such as a notebook's, matplotlib cannot be imported.
     os.environ["MPLBACKEND"] = "agg"
     sys.exit(main(sys.argv))
 

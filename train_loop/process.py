@@ -16,27 +16,26 @@ import time
 
 from train_loop.errors import UserError
 
-# Settings of Keras that this program runs with, whatever keras.json says.
+# Settings of Keras that override those in keras.json.
 KERAS_CONFIG = {
     "floatx": "float32",
     "epsilon": 1e-7,
     "image_data_format": "channels_last",
 }
 
-# Settings of Keras and TensorFlow that are ignored, as texts.
+# Ignored settings of Keras and TensorFlow, as text.
 overridden = []
 
 INSTRUCTIONS = "ONEDNN_MAX_CPU_ISA"
 ALL_BUT_AMX = "AVX512_CORE_FP16"
 AMX_NOTE = (
-    "This machine announces AMX and does not tell the sizes of its tiles; "
-    f"oneDNN runs without it ({INSTRUCTIONS}={ALL_BUT_AMX}), and bfloat16 more "
-    "slowly."
+    "This machine reports AMX without its tile sizes. oneDNN runs without AMX "
+    f"({INSTRUCTIONS}={ALL_BUT_AMX}), and bfloat16 is slower."
 )
 
 # void read(uint32 leaf, uint32 subleaf, uint32 registers[4])
-# As Linux passes arguments on x86-64: in edi, esi and rdx. cpuid overwrites
-# rbx, which belongs to the caller.
+# Linux passes arguments on x86-64 in edi, esi and rdx. cpuid overwrites rbx,
+# which belongs to the caller.
 _CPUID = bytes.fromhex(
     "53"  # push rbx
     "49 89 d0"  # mov r8, rdx
@@ -53,23 +52,23 @@ _CPUID = bytes.fromhex(
 _TILES = 0x1D
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-NAMES = {signal.SIGINT: "the keyboard"}
+NAMES = {signal.SIGINT: "Ctrl-C"}
 
-# Signals that arrive within this time are one request: some senders signal a
-# process and its group.
+# Signals within this time count as one: some senders signal a process and its
+# group.
 SECONDS_OF_ONE = 1.0
-# What ends the thread that waits for signals.
+# Ends the thread that waits for signals.
 NO_SIGNAL = 0
-# Signals belong to the process, and so does this record of them.
+# Signals are per process, and so is this record.
 _received = []
 
 
 def prepare():
-    """Makes oneDNN avoid AMX where it would fail, and TensorFlow say less.
+    """Makes oneDNN avoid broken AMX, and TensorFlow and matplotlib log less.
 
-    Keras runs on TensorFlow, unless this process has it already.
+    Keras uses the TensorFlow backend, unless it is imported already.
     """
-    # It tells of its caches of fonts.
+    # It logs its font caches.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     avoid_broken_amx(os.environ, read_cpuinfo(), read_cpuid)
     if "keras" not in sys.modules:
@@ -80,10 +79,10 @@ def prepare():
 def import_tensorflow():
     """Imports TensorFlow without the lines that its C++ code prints.
 
-    It prints them before it reads the level that is to hide them.
+    It prints them before it reads TF_CPP_MIN_LOG_LEVEL.
 
     Raises:
-      UserError: Keras cannot be imported with its environment.
+      UserError: Keras cannot be imported in this environment.
     """
     try:
         if "tensorflow" not in sys.modules:
@@ -110,8 +109,7 @@ def import_tensorflow():
 
 def _import_silently():
     was_enabled = gc.isenabled()
-    # There is no garbage among what it makes, and to look for some all the
-    # while takes a fifth of the time.
+    # The import creates no garbage; collecting takes a fifth of its time.
     gc.disable()
     try:
         with silenced():
@@ -123,9 +121,9 @@ def _import_silently():
 
 @contextlib.contextmanager
 def silenced():
-    """Keeps what C++ code says from standard error, and Python's as well.
+    """Discards standard error of C++ and Python code.
 
-    What goes wrong arrives as a Python exception all the same.
+    Errors still arrive as Python exceptions.
     """
     standard_error = os.dup(2)
     with open(os.devnull, "w") as nowhere:
@@ -138,16 +136,16 @@ def silenced():
 
 
 def use_tensorflow_backend(environment):
-    """Makes Keras 3 run on TensorFlow; before Keras is imported.
+    """Selects Keras 3 and its TensorFlow backend, before Keras is imported.
 
     Args:
-      environment: the variables; it is changed.
+      environment: environment variables; changed in place.
 
     Returns:
-      The settings that are ignored, as texts.
+      The ignored settings, as text.
     """
     found = []
-    # What TensorFlow takes for yes.
+    # The values that TensorFlow accepts as true.
     if environment.get("TF_USE_LEGACY_KERAS") in ("true", "True", "1"):
         found.append(
             f"TF_USE_LEGACY_KERAS={environment['TF_USE_LEGACY_KERAS']}"
@@ -169,7 +167,7 @@ def use_tensorflow_backend(environment):
 
 
 def _keras_json(environment):
-    """Returns (path, content) of the file that Keras reads when imported."""
+    """Returns (path, content) of the file that Keras reads at import."""
     home = os.path.expanduser("~")
     if not os.access(home, os.W_OK):
         home = "/tmp"
@@ -183,21 +181,21 @@ def _keras_json(environment):
 
 
 def amx_was_masked():
-    """Returns whether bfloat16 is slower here than AMX: see `AMX_NOTE`."""
+    """Returns whether AMX was disabled, see `AMX_NOTE`."""
     return os.environ.get(INSTRUCTIONS) == ALL_BUT_AMX and hides_tiles(
         read_cpuinfo(), read_cpuid
     )
 
 
 def avoid_broken_amx(environment, cpuinfo, read):
-    """Keeps oneDNN from AMX on machines that hide the sizes of its tiles.
+    """Disables AMX in oneDNN on machines that hide its tile sizes.
 
-    Some virtual machines announce AMX and mask the CPUID leaf with the sizes.
-    oneDNN then makes tiles of no size, and the first larger bfloat16 product
-    dies of an illegal instruction.
+    Some virtual machines report AMX and mask the CPUID leaf with the sizes.
+    oneDNN then creates empty tiles, and the first larger bfloat16 product ends
+    in an illegal instruction.
 
     Args:
-      environment: the variables; what the user has set there stays.
+      environment: environment variables; explicit values stay.
       cpuinfo: text of /proc/cpuinfo.
       read: see `read_cpuid`.
     """
@@ -206,7 +204,7 @@ def avoid_broken_amx(environment, cpuinfo, read):
 
 
 def hides_tiles(cpuinfo, read):
-    """Returns whether AMX is announced without the sizes of its tiles.
+    """Returns whether AMX is reported without its tile sizes.
 
     Args:
       cpuinfo: text of /proc/cpuinfo.
@@ -215,19 +213,19 @@ def hides_tiles(cpuinfo, read):
     if "amx_tile" not in cpuinfo.split():
         return False
     try:
-        # Past its highest leaf, a processor answers with another leaf.
+        # Above its highest leaf, a processor returns another leaf.
         highest_leaf = read(0, 0)[0]
         highest_palette = read(_TILES, 0)[0]
         sizes = read(_TILES, 1)[:3]
     except OSError:
-        # Nobody knows. To avoid good AMX costs bfloat16 some speed, and the
-        # variable gives it back; to trust bad AMX kills the process.
+        # Unknown. Avoiding working AMX costs bfloat16 some speed, which the
+        # variable restores; using broken AMX kills the process.
         return True
     return highest_leaf < _TILES or highest_palette < 1 or 0 in sizes
 
 
 def read_cpuinfo():
-    """Returns the text of /proc/cpuinfo, empty where there is none."""
+    """Returns the text of /proc/cpuinfo; "" without this file."""
     try:
         return pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -235,13 +233,13 @@ def read_cpuinfo():
 
 
 def read_cpuid(leaf, subleaf):
-    """Returns what the x86-64 processor says of itself, on Linux.
+    """Returns registers of the x86-64 instruction CPUID, on Linux.
 
     Returns:
       The registers (eax, ebx, ecx, edx) as ints.
 
     Raises:
-      OSError: where the kernel lets no process make code.
+      OSError: the kernel does not allow executable memory.
     """
     access = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
     page = mmap.mmap(-1, len(_CPUID), prot=access)
@@ -255,10 +253,10 @@ def read_cpuid(leaf, subleaf):
 
 
 class StoppedError(Exception):
-    """A signal asked to stop.
+    """A signal requested the end of the program.
 
     Args:
-      signal: which one, a `signal.Signals`.
+      signal: a `signal.Signals`.
       *hints: how to resume.
     """
 
@@ -269,16 +267,16 @@ class StoppedError(Exception):
 
     @property
     def status(self):
-        """The exit status that shells give such a process."""
+        """Exit status, as shells report it."""
         return 128 + self.signal
 
 
 @contextlib.contextmanager
 def recording_signals():
-    """Records signals for `received`, instead of ending the process.
+    """Records signals for `received` instead of ending the process.
 
-    A second one ends the process, see `exit_on_second_signal`. Outside the main
-    thread, where Python handles no signals, nothing changes.
+    A second signal ends it, see `exit_on_second_signal`. Outside of the main
+    thread, where Python handles no signals, this does nothing.
     """
     handled = {}
     if threading.current_thread() is threading.main_thread():
@@ -305,23 +303,23 @@ def recording_signals():
 
 
 def received():
-    """Returns the signal that has asked to stop, None without one."""
+    """Returns the first signal received; None without one."""
     return _received[0] if _received else None
 
 
 def check():
-    """Raises StoppedError where a signal has asked to stop."""
+    """Raises StoppedError after a signal."""
     if _received:
         raise StoppedError(_received[0])
 
 
 @contextlib.contextmanager
 def exit_on_second_signal():
-    """Lets a second signal end the process at once.
+    """Makes a second signal end the process at once.
 
-    Python runs handlers when a call of C++ returns, and a training step may
-    take minutes; a thread reads of every signal at once. In an interactive
-    session, Ctrl-C is left to Python: it ends the work, not the session.
+    Python runs handlers when a C++ call returns, and a training step may take
+    minutes, so a thread reads signals at once. In an interactive session,
+    Python handles Ctrl-C: it ends the work, not the session.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -343,7 +341,7 @@ def exit_on_second_signal():
 
 
 def _watch(arrived):
-    """Reads the numbers of signals; ends the process at the second request."""
+    """Reads signal numbers; ends the process at the second request."""
     first = None
     while (number := os.read(arrived, 1)[0]) != NO_SIGNAL:
         if number not in SIGNALS or _is_interactive(number):
@@ -356,7 +354,7 @@ def _watch(arrived):
 
 
 def _end(number):
-    """Ends the process in a line, which must not take any time."""
+    """Ends the process with one line, without blocking."""
     line = f"error: ended at once by a second signal, {number.name}\n"
     with contextlib.suppress(OSError):
         _, writable, _ = select.select([], [2], [], 0)

@@ -1,8 +1,8 @@
-"""Recipes: with which settings a data set is trained well.
+"""Recipes: named settings that train a data set well.
 
-A recipe says what it changes of the defaults in `settings.py`; what is given
-wins over it. Batch sizes are global, and learning rates belong to them.
-Figures of papers are theirs: nothing but the digits was trained here.
+A recipe overrides the defaults in `settings.py`; explicit settings override
+the recipe. Batch sizes are global, and learning rates belong to them.
+Published figures are those of the source: only the digits were trained here.
 """
 
 import dataclasses
@@ -13,22 +13,22 @@ from train_loop.settings import Settings, warn_once
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recipe:
-    """Named settings, where they come from, what they lead to and cost.
+    """Named settings with their source, result and cost.
 
     Args:
-      values: {setting: value} of what it changes, as a command line may have
-        them: what they are of takes seconds to import.
-      source: who made it.
-      expected: what it leads to, and who measured that.
-      cost: what the one who measured it spent.
-      left_out: what of the source is not done here.
+      values: {setting: value}, as on a command line: their types take seconds
+        to import.
+      source: paper or project that the settings come from.
+      result: accuracy, and who measured it.
+      cost: computation for that result.
+      excluded: what the source does and this project does not.
     """
 
     values: dict
     source: str
-    expected: str
+    result: str
     cost: str
-    left_out: str = ""
+    excluded: str = ""
 
     @functools.cached_property
     def settings(self):
@@ -36,8 +36,8 @@ class Recipe:
         return Settings(**self.values)
 
 
-# The recipe that --recipe=auto takes for data sets without one of their own.
-OTHERS = "pictures"
+# What --recipe=auto resolves to for data sets without their own recipe.
+GENERIC = "images"
 
 IMAGENET = {
     "dataset": "imagenet2012",
@@ -45,7 +45,7 @@ IMAGENET = {
     "epochs": 90,
     "learning_rate": 0.1,
 }
-# What all training was like before cosines and smoothed labels.
+# As before cosine schedules and label smoothing.
 CLASSIC = {
     **IMAGENET,
     "schedule": "step:0.1:30:60:80",
@@ -75,16 +75,16 @@ RSB_LONG = {
     "learning_rate": 0.005,
     "stochastic_depth": 0.05,
 }
-# Of timm's levels, 10 are the strongest; of torchvision's, which ours are, 30.
+# Magnitudes as in torchvision, up to 30; timm's go up to 10.
 RSB_CROP = "random_resized_crop,flip,rand_augment:2:{},mixup:{},cutmix:1"
-RSB_LEFT_OUT = (
-    "timm's RandAugment skips half of its operations by chance, varies their "
-    "strength, and has Invert and SolarizeAdd among them; its repeats of an "
-    "image are on different GPUs; its rate rises from 1e-4, ends at 1e-6, and "
-    "changes once per epoch."
+RSB_EXCLUDED = (
+    "timm's RandAugment applies each operation with probability 0.5, at a "
+    "random magnitude, and includes Invert and SolarizeAdd. timm's copies of "
+    "an image are on different GPUs. Its learning rate rises from 1e-4, ends "
+    "at 1e-6, and changes once per epoch."
 )
 
-# Data set -> the recipe that --recipe=auto takes for it; and more.
+# Those with the name of a data set are its default.
 RECIPES = {
     "digits": Recipe(
         {
@@ -102,7 +102,7 @@ RECIPES = {
             "checkpoint_every": 150,
         },
         source="This project.",
-        expected="99.4 % of the held-out images, mean of 3 seeds.",
+        result="99.4 % of held-out images, mean of 3 seeds, measured here.",
         cost="Less than a minute on 2 cores.",
     ),
     "signs_adam": Recipe(
@@ -123,14 +123,14 @@ RECIPES = {
             "The exercise on residual networks and hand signs (6 classes, 64 x "
             "64) of DeepLearning.AI's course on convolutional networks."
         ),
-        expected=(
+        result=(
             "Not measured: the images come with the course. Reported for its "
             "own network, trained longer: 95 % of 120 images."
         ),
         cost="10 epochs of 1,080 images at 64 x 64.",
-        left_out=(
-            "Pixels are normalized as everywhere here; the exercise's network "
-            "has its strides where resnet50_v1 has them."
+        excluded=(
+            "Pixels are normalized by mean and standard deviation. The "
+            "exercise's network has the strides of resnet50_v1."
         ),
     ),
     "cifar_he2015": Recipe(
@@ -153,21 +153,21 @@ RECIPES = {
             "He et al., 2015, https://arxiv.org/abs/1512.03385, section 4.2, "
             "for resnet20, 32, 44, 56 and 110; for 110 with --warmup_epochs=1."
         ),
-        expected=(
+        result=(
             "Not measured. Published: 91.25, 92.49, 92.83, 93.03 and 93.57 %, "
             "the last the best of 5 runs (mean 93.39)."
         ),
         cost="64,000 steps of 128 images at 32 x 32.",
-        left_out=(
-            "The paper subtracts the mean image, decays all parameters, and "
-            "trains 110 layers at a tenth of the learning rate until the error "
-            "is below 80 %; blocks begin as the identity here."
+        excluded=(
+            "The paper subtracts the mean image, applies weight decay to all "
+            "parameters, and trains 110 layers at a tenth of the learning rate "
+            "until the error is below 80 %. Blocks start as the identity here."
         ),
     ),
     "oxford_iiit_pet": Recipe(
         PETS,
         source="The recipe of imagenet2012, for more epochs of fewer images.",
-        expected=(
+        result=(
             "Not measured. Published for ResNet-50 from random weights: 81.5 % "
             "(as reprinted in BYOL, https://arxiv.org/abs/2006.07733, table 3)."
         ),
@@ -175,10 +175,10 @@ RECIPES = {
     ),
     "oxford_iiit_pet_tuning": Recipe(
         {**PETS, "train_split": "train[:90%]", "eval_split": "train[90%:]"},
-        source="That of oxford_iiit_pet.",
-        expected=(
-            "Not measured. For comparing settings: it evaluates on a tenth of "
-            "the training images and leaves the test split alone."
+        source="The recipe oxford_iiit_pet.",
+        result=(
+            "Not measured. For tuning: evaluates on a tenth of the training "
+            "images, not on the test split."
         ),
         cost="200 epochs of 3,312 images at 224 x 224.",
     ),
@@ -194,11 +194,11 @@ RECIPES = {
         },
         source=(
             "This project, after Kornblith et al., 2018, "
-            "https://arxiv.org/abs/1805.08974, who search rate and decay and "
-            "take 20,000 steps of 256 images."
+            "https://arxiv.org/abs/1805.08974, who search learning rate and "
+            "weight decay and train for 20,000 steps of 256 images."
         ),
-        expected=(
-            "Not measured. Published for such a search: 92.1 % (as reprinted "
+        result=(
+            "Not measured. Published for that search: 92.1 % (as reprinted "
             "in BYOL, https://arxiv.org/abs/2006.07733, table 3)."
         ),
         cost="30 epochs of 3,680 images at 224 x 224.",
@@ -207,10 +207,11 @@ RECIPES = {
         IMAGENET,
         source=(
             "Goyal et al., 2017, https://arxiv.org/abs/1706.02677; cosine and "
-            "label smoothing: He et al., 2018, https://arxiv.org/abs/1812.01187."
+            "label smoothing: He et al., 2018, "
+            "https://arxiv.org/abs/1812.01187."
         ),
-        expected=(
-            "Not measured. Published for such recipes: 76.1 to 76.7 % top-1 "
+        result=(
+            "Not measured. Published for similar recipes: 76.1 to 76.7 % top-1 "
             "(torchvision, Flax)."
         ),
         cost="90 epochs of 1.28 million images at 224 x 224.",
@@ -228,26 +229,26 @@ RECIPES = {
         source=(
             "He et al., 2015, https://arxiv.org/abs/1512.03385, section 3.4."
         ),
-        expected=(
+        result=(
             "Not measured. Published for one crop: 75.3 % top-1 "
             "(https://github.com/KaimingHe/deep-residual-networks)."
         ),
         cost="120 epochs of 1.28 million images at 224 x 224.",
-        left_out=(
-            "The paper crops images resized to 256 to 480 pixels, varies "
-            "colors along their principal components, subtracts the mean "
-            "image, decays all parameters, and lowers the rate where the error "
-            "stays; blocks begin as the identity here."
+        excluded=(
+            "The paper resizes images to 256 to 480 pixels before the crop, "
+            "augments colors by PCA, subtracts the mean image, applies weight "
+            "decay to all parameters, and lowers the learning rate on plateaus "
+            "of the error. Blocks start as the identity here."
         ),
     ),
     "imagenet_goyal2017": Recipe(
         {**CLASSIC, "batch_size": 8192, "base_batch_size": 256},
         source="Goyal et al., 2017, https://arxiv.org/abs/1706.02677.",
-        expected="Not measured. Published: 76.3 % top-1, median of 5 seeds.",
-        cost="Theirs: an hour on 256 P100 GPUs.",
-        left_out=(
-            "The paper's warm-up begins at the rate for 256 images, and its "
-            "batch norm sees 32 images at a time."
+        result="Not measured. Published: 76.3 % top-1, median of 5 seeds.",
+        cost="Published: an hour on 256 P100 GPUs.",
+        excluded=(
+            "The paper's warm-up starts at the learning rate for 256 images; "
+            "its batch norm uses 32 images per GPU."
         ),
     ),
     "imagenet_rsb_a1": Recipe(
@@ -259,9 +260,9 @@ RECIPES = {
             "label_smoothing": 0.1,
         },
         source=STRIKES_BACK.format("A1"),
-        expected="Not measured. Published: 80.4 % top-1.",
-        cost="Theirs: 110 hours on 4 V100 GPUs.",
-        left_out=RSB_LEFT_OUT,
+        result="Not measured. Published: 80.4 % top-1.",
+        cost="Published: 110 hours on 4 V100 GPUs.",
+        excluded=RSB_EXCLUDED,
     ),
     "imagenet_rsb_a2": Recipe(
         {
@@ -272,9 +273,9 @@ RECIPES = {
             "label_smoothing": 0,
         },
         source=STRIKES_BACK.format("A2"),
-        expected="Not measured. Published: 79.8 % top-1.",
-        cost="Theirs: 55 hours on 4 V100 GPUs.",
-        left_out=RSB_LEFT_OUT,
+        result="Not measured. Published: 79.8 % top-1.",
+        cost="Published: 55 hours on 4 V100 GPUs.",
+        excluded=RSB_EXCLUDED,
     ),
     "imagenet_rsb_a3": Recipe(
         {
@@ -287,12 +288,12 @@ RECIPES = {
             "label_smoothing": 0,
         },
         source=STRIKES_BACK.format("A3"),
-        expected=(
+        result=(
             "Not measured. Published: 78.1 % top-1 at --mode=evaluate "
             "--image_size=224."
         ),
-        cost="Theirs: 15 hours on 4 V100 GPUs.",
-        left_out=RSB_LEFT_OUT,
+        cost="Published: 15 hours on 4 V100 GPUs.",
+        excluded=RSB_EXCLUDED,
     ),
     "imagenet_torchvision_v2": Recipe(
         {
@@ -309,24 +310,23 @@ RECIPES = {
             "learning_rate": 0.5,
             "nesterov": False,
             "weight_decay": 2e-5,
-            "average": "ema",
+            "weight_average": "ema",
             "ema_decay": 0.999966,
         },
         source=(
             "torchvision's IMAGENET1K_V2, "
             "https://github.com/pytorch/vision/issues/3995."
         ),
-        expected=(
-            "Not measured. Published: 80.86 % top-1 at --mode=evaluate "
-            "--image_size=224, of averaged weights."
+        result=(
+            "Not measured. Published, with averaged weights: 80.86 % top-1 at "
+            "--mode=evaluate --image_size=224."
         ),
-        cost="Theirs: 42 hours on 8 GPUs.",
-        left_out=(
-            "torchvision's average takes in the weights of every 32nd step, as "
-            "much as here in 32 steps; its rate rises from a hundredth and "
-            "changes once per epoch; its blocks do not begin as the identity; "
-            "it decays the classifier's bias; its repeats of an image are on "
-            "different GPUs."
+        cost="Published: 42 hours on 8 GPUs.",
+        excluded=(
+            "torchvision updates its average every 32nd step. Its learning "
+            "rate rises from a hundredth and changes once per epoch. Its "
+            "blocks do not start as the identity, the classifier's bias has "
+            "weight decay, and copies of an image are on different GPUs."
         ),
     ),
     "mlperf_lars": Recipe(
@@ -345,36 +345,36 @@ RECIPES = {
             "https://github.com/mlcommons/logging: 5 epochs of warm-up, then "
             "13,137 steps."
         ),
-        expected=(
+        result=(
             "Not measured. Published: 75.9 % top-1, MLPerf's target, after 39 "
             "to 42 epochs."
         ),
-        cost="Theirs: 64 TPU v4 cores, time not given.",
-        left_out=(
-            "The reference's velocity holds the learning rate, its batch norm "
-            "sees 64 images at a time, it draws smaller crops (by TensorFlow's "
-            "operation), and subtracts the mean color without scaling."
+        cost="Published: 64 TPU v4 cores, time not published.",
+        excluded=(
+            "The reference's momentum includes the learning rate, its batch "
+            "norm uses 64 images per device, its crops (TensorFlow's) are "
+            "smaller, and it subtracts the mean color without scaling."
         ),
     ),
-    OTHERS: Recipe(
+    GENERIC: Recipe(
         {"batch_size": 32, "epochs": 100, "learning_rate": 0.05},
-        source="That of imagenet2012, for more epochs of fewer images.",
-        expected="Depends on the images.",
-        cost="Depends on the images.",
+        source="The recipe of imagenet2012, with more epochs for fewer images.",
+        result="Not measured.",
+        cost="100 epochs of your images at 224 x 224.",
     ),
 }
 
-# Earlier name -> the name of today.
-RENAMED = {"pets_scratch": "oxford_iiit_pet"}
+# Earlier names of recipes -> current names.
+RENAMED = {"pets_scratch": "oxford_iiit_pet", "pictures": GENERIC}
 
 
 def current_name(name):
-    """Returns the name of a recipe, with a warning if an earlier one is given.
+    """Returns the current name of a recipe, with a warning for an earlier one.
 
     Args:
-      name: of `--recipe`, which may be unknown, or None.
+      name: value of `--recipe`, which may be unknown, or None.
     """
     if name not in RENAMED:
         return name
-    warn_once(f"--recipe={name}: renamed. Use --recipe={RENAMED[name]}.")
+    warn_once(f"--recipe={name}: renamed to {RENAMED[name]}. Use the new name.")
     return RENAMED[name]

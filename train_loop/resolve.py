@@ -1,7 +1,7 @@
-"""Which value of a setting wins, resolved before anything is built.
+"""Resolution of settings, before anything is built.
 
-defaults <- recipe <- what the weights are of, and were trained with
-         <- the run's own file <- explicit values
+The last one wins: defaults, recipe, weights (their model and preprocessing),
+`flags.txt` of an existing run, explicit settings.
 """
 
 import difflib
@@ -12,16 +12,16 @@ from resnet_layers import Normalization, find_weights
 from train_loop.data.datasets import DATASETS
 from train_loop.data.decode import INTERPOLATIONS
 from train_loop.errors import UserError, check_choice, first_few
-from train_loop.recipes import OTHERS, RECIPES, RENAMED, current_name
+from train_loop.recipes import GENERIC, RECIPES, RENAMED, current_name
 from train_loop.settings import Settings, default_values, to_text
 from train_loop.training.optimizers import OPTIONS, options_of
 from train_loop.training.update import AVERAGES
 from train_loop.workdir import Workdir
 
-# Of a run, and of what is asked of the modes that ask for more.
+# Of a run's settings, and of those of some modes.
 DEFAULTS = Settings(**default_values())
 MODE_DEFAULTS = Settings(**default_values(of_modes=True))
-# Fields of `Preprocessing`, from the texts in `flags.txt`.
+# Fields of `Preprocessing` in `flags.txt`, and how to read their text.
 PREPROCESSING_FLAGS = {
     "normalization": Normalization.of_text,
     "image_size": int,
@@ -31,17 +31,17 @@ PREPROCESSING_FLAGS = {
 
 
 def resolve(given):
-    """Fills in everything that was not given, before anything is built.
+    """Returns explicit settings with all others filled in.
 
     Args:
-      given: `Settings`, some of them.
+      given: explicit `Settings`.
 
     Returns:
-      `Settings` without gaps, but for those that mean something by None.
+      Complete `Settings`; None remains where it has a meaning.
 
     Raises:
-      UserError: an existing run was made with another value, or one of the
-        values is not possible beside the others.
+      UserError: a fixed setting of an existing run differs, or settings
+        cannot be combined.
     """
     given = replace(given, recipe=current_name(given.recipe))
     given = _with_full_paths(given)
@@ -49,30 +49,30 @@ def resolve(given):
     if given.workdir is not None:
         workdir = Workdir.of(given.workdir)
         if not workdir.is_run:
-            # Whoever writes to a run finds out whether that is possible.
+            # Evaluation of an existing run may only need to read.
             workdir.check_writable()
         earlier = Settings.read(workdir.flags)
         recipe = RENAMED.get(earlier.recipe, earlier.recipe)
         earlier = replace(earlier, recipe=recipe)
         if earlier.recipe not in (None, *RECIPES):
             print(
-                f"warning: {workdir.flags}: --recipe={earlier.recipe}: no "
-                "longer a recipe, ignored; the settings it had stay"
+                f"warning: {workdir.flags}: --recipe={earlier.recipe}: "
+                "removed recipe, ignored. The run keeps its settings."
             )
             earlier = replace(earlier, recipe=None)
         _check_compatible(given, earlier)
     if given.recipe == "auto":
-        # Of an existing run, its own; of a new one, it is the default.
+        # An existing run keeps its own.
         given = replace(given, recipe=None)
     known = given.over(earlier)
     if given.epochs is not None and given.steps is None:
-        # Not those that the run was planned for.
+        # Explicit epochs override the steps of the existing run.
         known = replace(known, steps=None)
     dataset = known.dataset or DEFAULTS.dataset
     recipe = known.recipe or DEFAULTS.recipe
     check_choice("--recipe", recipe, ["auto", *RECIPES])
     if recipe == "auto":
-        recipe = dataset if dataset in RECIPES else OTHERS
+        recipe = dataset if dataset in RECIPES else GENERIC
     base = RECIPES[recipe].settings.over(DEFAULTS)
     base = _for_optimizer(known, base, recipe)
     if not earlier.given and (known.weights or base.weights):
@@ -85,31 +85,31 @@ def resolve(given):
 
 
 def check_run_or_new(given):
-    """Finds a mistyped --workdir out before it becomes a run of the default.
+    """Finds a mistyped --workdir before it becomes a run on the default data.
 
     Args:
-      given: `Settings`, some of them.
+      given: explicit `Settings`.
 
     Raises:
-      UserError: the workdir that is given is no run, and nothing that is
-        given says what a new one would be of.
+      UserError: --workdir is not an existing run, and no setting describes a
+        new one.
     """
     if given.workdir is None or Workdir.of(given.workdir).is_run:
         return
-    says_something = (
+    describes_run = (
         field.metadata["fixed"] and field.name in given.given
         for field in fields(Settings)
     )
-    if any(says_something):
+    if any(describes_run):
         return
     workdir = Workdir.of(given.workdir)
     runs = {path.name: str(path) for path in workdir.runs_beside()}
     near = difflib.get_close_matches(workdir.path.name, runs, n=3)
     names = [runs[name] for name in near or runs]
-    hint = f"There {'is' if len(names) == 1 else 'are'} {first_few(names)}. "
+    hint = f" Runs beside it: {first_few(names)}." if names else ""
     raise UserError(
-        f"{workdir} is no run that could go on. {hint if names else ''}To "
-        "start one there, say on which images: --dataset=digits, for example"
+        f"--workdir={workdir}: not an existing run.{hint} Pass one, or add "
+        "--dataset to start a run there, such as --dataset=digits."
     )
 
 
@@ -123,9 +123,9 @@ def locate_weights(settings):
 
 
 def _with_flags_beside(found):
-    """Returns a `WeightsInfo` with what only the `flags.txt` of a run says.
+    """Returns a `WeightsInfo` completed from the `flags.txt` of a run.
 
-    So it is of runs whose `config.json` names no architecture.
+    For runs whose `config.json` has no architecture.
     """
     flags = {} if found.variant else flags_beside(found.path)
     if not flags:
@@ -147,18 +147,18 @@ def _with_flags_beside(found):
 
 
 def flags_beside(path):
-    """Returns {name: text} of the `flags.txt` of a run, {} without one.
+    """Returns {name: text} of the `flags.txt` of a run; {} without one.
 
     Args:
-      path: a `pathlib.Path` of the run's folder, of its checkpoints, of one of
-        them, or of another file in it.
+      path: `pathlib.Path` of the run's folder, its checkpoints, a checkpoint
+        or another file in it.
     """
     for folder in (path, *path.parents[:2]):
         flags = folder / "flags.txt"
         if flags.is_file():
-            # A damaged one is read as far as possible.
+            # A damaged file is read as far as possible.
             text = flags.read_bytes().decode(errors="replace")
-            # Other ends of lines may be in the names of files.
+            # Other line separators may be in the names of files.
             lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
             pairs = (line.removeprefix("--").partition("=") for line in lines)
             return {name: text for name, _, text in pairs}
@@ -166,7 +166,7 @@ def flags_beside(path):
 
 
 def _with_full_paths(given):
-    """Lets whoever goes on with the run stand in another folder."""
+    """Makes paths absolute: a run may resume from another folder."""
     paths = {}
     for name, names in (
         ("dataset", DATASETS),
@@ -184,27 +184,26 @@ def _with_full_paths(given):
 
 
 def _check_compatible(given, earlier):
-    """Raises UserError where an existing run was made with another value."""
+    """Raises UserError if a fixed setting of an existing run differs."""
     if not earlier.given:
         return
     for field in fields(Settings):
         value = getattr(given, field.name)
         made_with = getattr(earlier, field.name)
         if field.name == "dataset" and _are_paths(value, made_with):
-            # It may have been moved. Whether it is the same one, its contents
-            # will tell.
+            # It may have been moved; its content is compared later.
             continue
         if field.metadata["fixed"] and value not in (None, "auto", made_with):
-            way = f"one from its weights: --weights={given.workdir}"
+            new_run = f" with --weights={given.workdir}"
             if field.name in ("model", "weights"):
-                way = "a new one"
-            made = f"with --{field.name}={to_text(made_with)}"
+                new_run = ""
+            made = f"has --{field.name}={to_text(made_with)}"
             if made_with is None:
-                made = f"without --{field.name}"
+                made = f"has no --{field.name}"
             raise UserError(
-                f"{given.workdir} is a run {made}, and --{field.name}="
-                f"{to_text(value)} was given; leave the flag out to go on with "
-                f"that run, or name another --workdir for {way}"
+                f"--{field.name}={to_text(value)}: fixed on resume, and the "
+                f"run {given.workdir} {made}. Remove the flag, or start a new "
+                f"run in another --workdir{new_run}."
             )
     if (
         given.augment
@@ -212,10 +211,9 @@ def _check_compatible(given, earlier):
         and earlier.unfreeze_after_epochs is None
     ):
         raise UserError(
-            f"{given.workdir} is a run on embeddings, made once of images as "
-            "they are, and --augment was given; leave the flag out to go on "
-            "with that run, or name another --workdir for one from its "
-            f"weights: --weights={given.workdir}"
+            f"--augment: cannot be combined with the run {given.workdir}, "
+            "which trains on cached embeddings. Remove the flag, or start a "
+            f"new run in another --workdir with --weights={given.workdir}."
         )
 
 
@@ -225,35 +223,37 @@ def _are_paths(*datasets):
 
 
 def _for_optimizer(known, base, recipe):
-    """Returns a recipe's settings, as far as they are for the optimizer.
+    """Returns a recipe's settings without those of another optimizer.
 
     Raises:
-      UserError: an option is given that the optimizer does not take, or an
-        optimizer without a rate of its own.
+      UserError: the optimizer does not use an explicit option, or has no
+        explicit learning rate.
     """
     name = known.optimizer or base.optimizer
-    takes = options_of(name)
+    options = options_of(name)
     for option in OPTIONS:
-        if getattr(known, option) is not None and option not in takes:
+        if getattr(known, option) is not None and option not in options:
             raise UserError(
-                f"--{option}={getattr(known, option)} is not for --optimizer="
-                f"{name}, which takes {', '.join(f'--{o}' for o in takes)}; "
-                "leave it out, or take another optimizer"
+                f"--{option}={getattr(known, option)}: cannot be combined with "
+                f"--optimizer={name}, which uses "
+                f"{', '.join(f'--{o}' for o in options)}. Remove it, or use "
+                "another optimizer."
             )
     if name == base.optimizer:
         return base
     if known.learning_rate is None:
         raise UserError(
-            f"--optimizer={name} needs a --learning_rate: {base.learning_rate} "
-            f"is what the recipe {recipe} has for {base.optimizer}"
+            f"--optimizer={name}: requires --learning_rate. The recipe "
+            f"{recipe} has {base.learning_rate} for {base.optimizer}; set one "
+            f"for {name}."
         )
     return replace(base, base_batch_size=None, **dict.fromkeys(OPTIONS))
 
 
 def _from_weights(known, base):
-    """Returns the settings that weights bring along, so far as known.
+    """Returns the settings that weights define, as far as known.
 
-    Those of a recipe are of its model, if nothing else is given.
+    The weights of a recipe belong to its model, unless --model is explicit.
     """
     if known.weights is None:
         known = replace(
@@ -262,31 +262,29 @@ def _from_weights(known, base):
     _, model, found = locate_weights(known)
     if known.model is not None and model not in (None, known.model):
         raise UserError(
-            f"--weights={known.weights} are of {model}, and --model="
-            f"{known.model} was given; leave the flag out, or name other "
-            "weights"
+            f"--model={known.model}: --weights={known.weights} are of {model}. "
+            "Remove the flag, or use other weights."
         )
     if found.interpolation not in (None, *INTERPOLATIONS):
         if known.interpolation is None:
             raise UserError(
-                f"--weights={known.weights} were trained with interpolation "
-                f"{found.interpolation}, which is none of "
-                f"{', '.join(INTERPOLATIONS)}; choose one of these with "
-                "--interpolation"
+                f"--weights={known.weights}: trained with unsupported "
+                f"interpolation {found.interpolation}. Set --interpolation to "
+                f"{' or '.join(INTERPOLATIONS)}."
             )
         found = found._replace(interpolation=None)
-    # Orientation is a property of the images, not of the weights.
+    # Orientation belongs to the images, not to the weights.
     found = found._replace(exif_orientation=None)
     channels = found.normalization and len(found.normalization.mean)
     return Settings(model=model, channels=channels, **found._asdict())
 
 
 def _check_unfreezing(settings):
-    """Raises UserError where there is nothing, or no time, to unfreeze."""
+    """Raises UserError if there is nothing, or no time, to unfreeze."""
     if settings.unfreeze_after_epochs is not None and settings.freeze == "none":
         raise UserError(
-            f"--unfreeze_after_epochs={settings.unfreeze_after_epochs:g} needs "
-            "something frozen: name it, such as --freeze=backbone"
+            f"--unfreeze_after_epochs={settings.unfreeze_after_epochs:g}: "
+            "requires --freeze. Add it, such as --freeze=backbone."
         )
     if settings.unfrozen_learning_rate is None:
         return
@@ -298,49 +296,48 @@ def _check_unfreezing(settings):
 
 
 def _check_average(settings):
-    """Raises UserError where an average is to decide that there is none of."""
+    """Raises UserError if --keep_best uses an average that is not kept."""
     kind = settings.keep_best.partition("_")[0]
     if kind in AVERAGES and kind != settings.weight_average:
         raise UserError(
-            f"--keep_best={settings.keep_best} is of an average, and this run "
-            f"has --weight_average={settings.weight_average}; take "
-            f"--weight_average={kind}, or "
-            "another metric"
+            f"--keep_best={settings.keep_best}: requires --weight_average="
+            f"{kind}, not {settings.weight_average}. Change one of them."
         )
 
 
 def _check_effective(given, base, resolved):
-    """Raises UserError where something is given that nothing uses."""
+    """Raises UserError if an explicit setting has no effect."""
     for name, needed, value in (
         ("ema_decay", "weight_average", "ema"),
         ("max_rollbacks", "on_nonfinite", "rollback"),
     ):
-        wanted, actual = getattr(given, name), getattr(resolved, needed)
-        # What a file of flags repeats was given by nobody.
-        if wanted not in (None, getattr(base, name)) and actual != value:
+        explicit, actual = getattr(given, name), getattr(resolved, needed)
+        # A --flagfile repeats all settings, defaults too.
+        if explicit not in (None, getattr(base, name)) and actual != value:
             raise UserError(
-                f"--{name}={wanted} is for --{needed}={value}, and this run "
-                f"has --{needed}={actual}; leave it out, or take that"
+                f"--{name}={explicit}: requires --{needed}={value}, not "
+                f"{actual}. Remove it, or add --{needed}={value}."
             )
 
 
 def _resolve_embeddings(settings, is_augmented):
     """Decides whether embeddings are cached.
 
-    Those of augmented images would differ every time. What is unfrozen later
-    sees augmented images then.
+    Embeddings of augmented images would differ each time. Layers that are
+    unfrozen later train on augmented images.
     """
     is_frozen = settings.freeze == "backbone"
-    thaws = settings.unfreeze_after_epochs is not None
+    unfreezes = settings.unfreeze_after_epochs is not None
     cached = settings.cached_embeddings
     if cached is None:
         cached = is_frozen and not is_augmented
     if not cached:
         return replace(settings, cached_embeddings=False)
-    if not is_frozen or (is_augmented and not thaws):
+    if not is_frozen or (is_augmented and not unfreezes):
         raise UserError(
-            "--cached_embeddings needs --freeze=backbone and no --augment: "
-            "what the backbone makes of an image must stay the same"
+            "--cached_embeddings: requires --freeze=backbone without "
+            "--augment, so that the embedding of an image never changes. "
+            "Change one of them."
         )
-    augment = settings.augment if thaws else ()
+    augment = settings.augment if unfreezes else ()
     return replace(settings, cached_embeddings=True, augment=augment)

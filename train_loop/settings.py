@@ -1,4 +1,4 @@
-"""Settings: everything that makes up a run, as one value."""
+"""Settings: all flags of a run as one frozen value."""
 
 import dataclasses
 import functools
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from train_loop.training.schedules import Schedule
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-# Types of settings that have a smallest and a largest value.
+# Types of settings with bounds.
 NUMBERS = (int, float)
 
 
-# Settings of earlier versions -> the default that they had, which is what
-# happens today, and what to use now.
+# Removed settings -> their default, which is today's behavior, and what to use
+# instead.
 REMOVED = {
     **dict.fromkeys(
         ("kernel_products", "fused_batch_norm", "fold_batch_norm"),
@@ -31,8 +31,7 @@ REMOVED = {
     ),
     "constant_weights": (
         "False",
-        "It is no part of --fast_paths. In Python, use "
-        "classifier.make_weights_constant().",
+        "In Python, use classifier.make_weights_constant().",
     ),
 }
 
@@ -49,7 +48,7 @@ OLD_NAMES = {
 
 
 class _Unset:
-    """What stands for a value that is to be as if nobody had given it."""
+    """An explicit "none": resets a setting of an existing run."""
 
     def __bool__(self):
         return False
@@ -62,9 +61,10 @@ UNSET = _Unset()
 
 
 def setting(
-    help_text,
+    summary,
     default=None,
     *,
+    details="",
     at_least=-math.inf,
     at_most=math.inf,
     **options,
@@ -72,31 +72,34 @@ def setting(
     """Returns a field of `Settings`.
 
     Args:
-      help_text: what it is, for `--help`; with the names of a table in it
-        where it has {TABLE}, as `tables` says.
-      default: its value where it is not given; recipes may differ.
-      at_least: the smallest number that is possible.
-      at_most: the largest number that is possible.
-      **options: `choices`, the names that are possible; `fixed=True`, an
-        existing run cannot change it; `absent`, what a `flags.txt` from before
-        this setting existed means; `modes`, those that it is for, where it is
-        not for all; `of_run=False`, it is no part of what repeats a run, as
-        those for some modes are not;
-        `group`, of those in `--help` that begins with it; `tables`, {TABLE:
-        names} in the help text.
+      summary: at most eight words for the overview of `--help`.
+      default: value without a flag; recipes may differ.
+      details: text for `--help=FLAG`, with {TABLE} for the names in a table.
+      at_least: smallest number.
+      at_most: largest number.
+      **options: `choices`, the accepted names; `metavar`, what kind of text is
+        expected; `fixed=True`, an existing run cannot change it; `absent`, its
+        value in a `flags.txt` that is older than the setting; `modes`, those
+        that use it, if not all do; `of_run=False`, it is not needed to repeat
+        a run (nor are the settings of some modes); `group`, the first setting
+        of a group in `--help`; `expert=True`, listed last there; `tables`,
+        {TABLE: names} for the details.
     """
     return dataclasses.field(
         default=None,
         metadata={
-            "help": help_text,
+            "summary": summary,
+            "details": details,
             "default": default,
             "bounds": Bounds(at_least, at_most),
             "choices": None,
+            "metavar": None,
             "fixed": False,
             "of_run": not options.get("modes"),
             "absent": None,
             "modes": (),
             "group": None,
+            "expert": False,
             "tables": {},
             **options,
         },
@@ -135,206 +138,243 @@ def with_new_names(values, warns=True):
 
 @functools.cache
 def warn_once(line):
-    """Prints a warning the first time that a program comes to it."""
+    """Prints a warning, once per process."""
     print(f"warning: {line}")
 
 
 @_accept_old_names
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that makes up a run, or the part of it that somebody gave.
+    """All flags of a run, or the explicit ones among them.
 
-    None stands for what was not given: `resolve` fills it in. Each setting is
-    the flag of the same name, and `--help` explains it. Values may be given
-    as they are, or as the text of a command line; one that is not possible
-    raises a `UserError`. What an existing run need not have, "none" takes away
-    (`can_be_unset`).
+    Every setting is the flag of the same name; the command-line reference
+    explains them. A setting that is None gets its value from the run, the
+    weights, the recipe or the default. Values are accepted as they are or as
+    text of a command line.
 
+    Example:
+        ```python
         Settings(dataset="photos", model="resnet18", epochs=5)
+        ```
+
+    Raises:
+      UserError: a value is not accepted.
     """
 
     dataset: str = setting(
-        "One of: {DATASETS}. Or any image-classification set of "
-        "TFDS; or a folder with train/CLASS/IMAGE and test/CLASS/IMAGE, in any "
-        "capitals, or CLASS/IMAGE; or an .h5 file with train_set_x, "
-        "train_set_y and list_classes; or a .csv or .tsv file with the columns "
-        "image (or path, filename, ...; relative to it), label (or class, "
-        "...), and split, if wanted.",
+        "Name, folder, .h5 or .csv file.",
         "digits",
+        details="One of {DATASETS}; the name of a TFDS image-classification "
+        "data set; a folder with train/CLASS/IMAGE and test/CLASS/IMAGE, or "
+        "CLASS/IMAGE; an .h5 file with train_set_x, train_set_y and "
+        "list_classes; or a .csv or .tsv file with the columns image (or path, "
+        "filename), label (or class) and, optionally, split.",
+        metavar="NAME|PATH",
         fixed=True,
         group="data",
         tables={"DATASETS": Names("train_loop.data.datasets:DATASETS")},
     )
     train_split: str = setting(
-        "What to train on, in the split language of TFDS, such as train[:90%].",
+        "Training split, such as train[:90%].",
         "train",
+        details="TFDS split syntax, for every kind of data set.",
+        metavar="SPLIT",
         fixed=True,
     )
     eval_split: str = setting(
-        "What to evaluate on, such as train[90%:]. Default: validation, val or "
-        "test, whichever is there, or a part of train.",
+        "Evaluation split, such as train[90%:].",
+        details="TFDS split syntax. Default: validation, val or test, "
+        "whichever exists, or --validation_fraction of the training split.",
+        metavar="SPLIT",
         fixed=True,
     )
     validation_fraction: float = setting(
-        "How much of the training images is kept for evaluation where there is "
-        "no split for it; of each class the same part. 0: train on everything, "
-        "evaluate on nothing.",
+        "Held-out fraction of each class.",
         0.2,
+        details="For a data set without an evaluation split. 0: train on all "
+        "images and skip evaluation.",
         at_least=0,
         at_most=1,
         fixed=True,
     )
     skip_bad_images: bool = setting(
-        "Look through all images first, leave out those that cannot be "
-        "decoded, and name them in bad_images.jsonl (--mode=data prints them). "
-        "Else the first one ends the run. Of several workers, all leave out "
-        "what is broken for one; what breaks later on one of them ends all.",
+        "Skip images that cannot be decoded.",
         False,
+        details="Decodes all images before training, skips broken ones and "
+        "lists them in bad_images.jsonl (--mode=data prints them). Without it, "
+        "the first broken image ends the run. With several workers, an image "
+        "that is broken for one is skipped by all; one that breaks later ends "
+        "all of them.",
     )
     cache: str = setting(
-        "Keeps the files of images in memory, or in the run's folder, where "
-        "several workers share one copy. auto: in memory, if they fit into 256 "
-        "MiB.",
+        "Where image files are cached.",
         "auto",
+        details="disk caches in the run's folder, where several workers share "
+        "one copy. auto: memory if the files fit into 256 MiB, else none.",
         choices=Names("train_loop.data.cache:CACHES", "auto"),
     )
     data_service: str = setting(
-        "Address of a tf.data service, such as grpc://host:5050, whose workers "
-        "decode and augment JPEG and PNG files. The order of images then "
-        "depends on their speed."
+        "tf.data service, such as grpc://host:5050.",
+        details="Its workers decode and augment JPEG and PNG files. The order "
+        "of images then depends on the speed of the workers.",
+        metavar="URL",
+        expert=True,
     )
     data_dir: str = setting(
-        "Where TFDS keeps prepared data. Default: TFDS's own (TFDS_DATA_DIR, "
-        "or tensorflow_datasets in the home directory)."
+        "TFDS folder of prepared data sets.",
+        details="Default: TFDS_DATA_DIR, or tensorflow_datasets in the home "
+        "directory.",
+        metavar="PATH",
     )
     manual_dir: str = setting(
-        "Where files are that TFDS cannot download, such as ImageNet's. "
-        "Default: downloads/manual in data_dir."
+        "Folder of manually downloaded archives.",
+        details="For data sets that TFDS cannot download, such as ImageNet. "
+        "Default: downloads/manual in --data_dir.",
+        metavar="PATH",
     )
     workdir: str = setting(
-        "Folder for everything that the run writes. An existing run goes on "
-        "from its last checkpoint, with its own flags. Default: a new folder "
-        "in runs/.",
+        "The run's folder; an existing run resumes.",
+        details="An existing run resumes from its last checkpoint with its own "
+        "settings. Default: a new folder in runs/.",
+        metavar="PATH",
         of_run=False,
     )
     recipe: str = setting(
-        "Named settings, for all that is not given: {RECIPES}; auto: the "
-        "dataset's own; help: prints what they are, as --mode=recipes does.",
+        "Named defaults of all other flags.",
         "auto",
+        details="One of {RECIPES}. auto: the recipe of the data set. help: "
+        "list them, as --mode=recipes does.",
+        metavar="NAME",
         fixed=True,
         tables={"RECIPES": Names("train_loop.recipes:RECIPES")},
     )
 
     model: str = setting(
-        "The network, by timm's name: resnet18, resnet50d, resnext50_32x4d. "
-        "The README lists all. By default what --weights are of.",
+        "Model, by its name in timm.",
         "resnet50",
+        details="Such as resnet18, resnet50d or resnext50_32x4d; the model zoo "
+        "of the documentation lists all. Default with --weights: their model, "
+        "if known.",
         choices=Names("resnet_layers:VARIANTS"),
         fixed=True,
         group="model",
     )
     weights: str = setting(
-        "What to start from: a file (.safetensors or .pth of torchvision or "
-        "timm, .h5 of keras.applications, .keras or .weights.h5 of ours), a "
-        "folder as timm or Keras Hub keep it, the folder of a run, imagenet "
-        "(downloads keras.applications' file), or timm/NAME or keras/NAME "
-        "(from the Hugging Face hub; an existing path of that name wins). A "
-        "classifier for another number of classes is replaced. Default: "
-        "random weights.",
+        "Initial weights: file, run or timm/NAME.",
+        details="A file (.safetensors or .pth of torchvision or timm, .h5 of "
+        "keras.applications, .keras or .weights.h5 of this project), a folder "
+        "of timm or Keras Hub, the folder of a run, imagenet (downloads the "
+        "file of keras.applications), or timm/NAME or keras/NAME (downloads "
+        "from the Hugging Face Hub, unless a path of this name exists). A "
+        "classifier for other classes is replaced. Default: random weights.",
+        metavar="PATH|NAME",
         fixed=True,
     )
     freeze: str = setting(
-        "What training leaves as it is, weights and statistics: none, stem, "
-        "stage1 (and the stem), stage2 and so on, or backbone (all but the "
-        "classifier).",
+        "Frozen: none, stem, stageN, backbone.",
         "none",
+        details="Training does not change their weights and batch-norm "
+        "statistics. stage2: the stem and the stages up to 2. backbone: all "
+        "layers but the classifier.",
+        metavar="NAME",
         fixed=True,
     )
     cached_embeddings: bool = setting(
-        "Ask a frozen backbone once what it makes of each image, cropped as "
-        "for evaluation, and train the classifier on the answers, until "
-        "--unfreeze_after_epochs. Default: with --freeze=backbone, unless "
-        "--augment is given.",
+        "Compute frozen embeddings only once.",
+        details="The classifier trains on embeddings of images that are "
+        "cropped as for evaluation, until --unfreeze_after_epochs. Default: "
+        "true with --freeze=backbone and without --augment.",
         fixed=True,
     )
     unfreeze_after_epochs: float = setting(
-        "Train what --freeze names as well after so many epochs: a second "
-        "phase, with a warm-up and a schedule of its own. Default: never.",
+        "Epochs until --freeze ends.",
+        details="A second phase then trains all layers, with its own warm-up "
+        "and schedule. Default: never.",
         at_least=0,
         fixed=True,
     )
     frozen_batch_norm: bool = setting(
-        "Leave parameters and statistics of all batch norms as they are.",
+        "Freeze all batch norms.",
         False,
+        details="Their parameters and their statistics.",
         fixed=True,
     )
     synchronized_batch_norm: bool = setting(
-        "Batch statistics over all replicas: slower, and right for few images "
-        "per replica.",
+        "Batch statistics over all replicas.",
         False,
+        details="Slower; helps with few images per replica.",
     )
     precision: str = setting(
-        "What the network computes in. Variables and loss stay float32. With "
-        "mixed_float16 the loss is scaled, as high as gradients stay finite.",
+        "Precision of computations.",
         "float32",
+        details="Variables and loss are always float32. mixed_float16 uses "
+        "dynamic loss scaling.",
         choices=PRECISIONS,
         fixed=True,
     )
 
     image_size: int = setting(
-        "Height and width that images are brought to; by default what "
-        "--weights were trained with.",
+        "Image height and width, in pixels.",
         224,
+        details="Default with --weights: the size that they were trained with.",
         at_least=1,
         fixed=True,
         group="preprocessing",
     )
     channels: int = setting(
-        "Channels of the model's images: 3 (RGB) or 1 (gray; images are "
-        "converted). The first convolution of --weights is fitted to them. By "
-        "default those of --weights.",
+        "Channels: 3 (RGB) or 1 (grayscale).",
         3,
+        details="Images are converted. The first convolution of --weights is "
+        "adapted. Default with --weights: their channels.",
         choices=(1, 3),
         fixed=True,
         absent=3,
     )
     crop_fraction: float = setting(
-        "Evaluation takes the middle of an image: this part of its shorter "
-        "side; by default what --weights were trained with.",
+        "Center crop of evaluation.",
         0.875,
+        details="Side of the crop as a fraction of the image's shorter side. "
+        "Default with --weights: the fraction that they were trained with.",
         at_least=0.01,
         at_most=1,
     )
     interpolation: str = setting(
-        "How images are resized; by default as --weights were trained.",
+        "Interpolation for resizing.",
         "bilinear",
+        details="Default with --weights: the one that they were trained with.",
         choices=Names("train_loop.data.decode:INTERPOLATIONS"),
     )
     exif_orientation: bool = setting(
-        "Decode image files as viewers show them: rotated and mirrored as "
-        "their EXIF orientation says, transparent pixels blended with white. "
-        "Images of TFDS are always decoded as they are stored.",
+        "Apply the EXIF orientation.",
         True,
+        details="Image files are decoded as viewers show them, with "
+        "transparent pixels on white. Images of TFDS are always decoded as "
+        "stored.",
         absent=False,
+        expert=True,
     )
-    # Its name, for the type takes TensorFlow.
+    # Named, not imported: its type needs TensorFlow.
     normalization: "Normalization" = setting(
-        "What the model gets: {NORMALIZATIONS} (RGB of zero mean and unit "
-        "variance, BGR of zero mean, or RGB from -1 to 1), or three means and "
-        "three standard deviations on the scale from 0 to 255, M:M:M:S:S:S, "
-        "with :bgr behind them for that order, or M:S for --channels=1; by "
-        "default what --weights were trained with.",
+        "Normalization of the input.",
         "imagenet",
+        details="One of {NORMALIZATIONS} (RGB of zero mean and unit variance; "
+        "BGR of zero mean; RGB from -1 to 1), or means and standard deviations "
+        "on the scale from 0 to 255: M:M:M:S:S:S, with :bgr at the end for BGR "
+        "order, or M:S with --channels=1. Default with --weights: the "
+        "normalization that they were trained with.",
+        metavar="NAME|NUMBERS",
         fixed=True,
         tables={"NORMALIZATIONS": Names("resnet_layers:NORMALIZATIONS")},
     )
     augment: tuple = setting(
-        "What varies the training images, in this order, with commas between; "
-        "empty for nothing. First a crop: {CROPS}. Then any of: "
-        "{AUGMENTATIONS}. Last what blends whole batches, one of them drawn "
-        "for each: {MIXES}. The numbers may be left out; in brackets, what "
-        "they are then.",
+        "Augmentations.",
         ("random_resized_crop", "flip"),
+        details="In order, separated by commas; empty: none. A crop comes "
+        "first: {CROPS}. Then any of: {AUGMENTATIONS}. Operations that mix "
+        "images of a batch come last; of several, each batch uses one at "
+        "random: {MIXES}. Numbers are optional; their defaults are in "
+        "parentheses.",
+        metavar="NAME,NAME",
         tables={
             name: Names(
                 f"train_loop.data.transforms:{name}",
@@ -344,9 +384,10 @@ class Settings:
         },
     )
     augment_repeats: int = setting(
-        "How often an image stands in a batch, augmented in another way each "
-        "time.",
+        "Differently augmented copies per batch.",
         1,
+        details="Repeated augmentation: each image occurs this many times in "
+        "its batch, augmented differently each time.",
         at_least=1,
     )
 
@@ -358,37 +399,44 @@ class Settings:
         group="training",
     )
     epochs: float = setting(
-        "How often to go through the training images.", 100.0, at_least=0
+        "Passes over the training images.",
+        100.0,
+        at_least=0,
     )
     steps: int = setting(
-        "How many optimizer updates to do; wins over --epochs.", at_least=1
+        "Optimizer updates; overrides --epochs.",
+        at_least=1,
     )
     learning_rate: float = setting(
-        "Highest learning rate, for this batch size, or for --base_batch_size.",
+        "Peak learning rate.",
         0.05,
+        details="For --batch_size or, if specified, for --base_batch_size.",
         at_least=0,
     )
     base_batch_size: int = setting(
-        "Batch size that --learning_rate is for: it is multiplied by "
-        "batch_size / base_batch_size. Default: the rate is taken as it is.",
+        "Batch size of --learning_rate.",
+        details="The learning rate is multiplied by batch_size / "
+        "base_batch_size. Default: no scaling.",
         at_least=1,
     )
     unfrozen_learning_rate: float = setting(
-        "Highest learning rate after --unfreeze_after_epochs. "
-        "Default: a tenth of "
+        "Peak learning rate after unfreezing.",
+        details="After --unfreeze_after_epochs. Default: a tenth of "
         "--learning_rate.",
         at_least=0,
     )
     backbone_lr_factor: float = setting(
-        "Factor on the learning rate of everything but the classifier.",
+        "Learning-rate factor of the backbone.",
         1.0,
+        details="Multiplies the learning rate of all layers but the "
+        "classifier.",
         at_least=0,
     )
     optimizer: str = setting(
-        "What updates the weights; in brackets, the flags that it takes and "
-        "what they are by default: {OPTIMIZERS}. Another one than the recipe's "
-        "needs a --learning_rate of its own.",
+        "Optimizer.",
         "sgd",
+        details="With its flags and their defaults: {OPTIMIZERS}. An optimizer "
+        "that differs from the recipe's requires --learning_rate.",
         choices=Names("train_loop.training.optimizers:OPTIMIZERS"),
         fixed=True,
         tables={
@@ -399,39 +447,40 @@ class Settings:
         },
     )
     momentum: float = setting(
-        "How much of its velocity a step keeps, of the optimizers that have "
-        "one.",
+        "Momentum coefficient (sgd, rmsprop, lars).",
         at_least=0,
         at_most=0.999999,
     )
-    nesterov: bool = setting(
-        "Take the step with the velocity of the next one; see --optimizer."
-    )
+    nesterov: bool = setting("Nesterov momentum (sgd, lars).")
     beta_1: float = setting(
-        "How much of its mean of gradients a step keeps; see --optimizer.",
+        "First-moment decay (Adam, LAMB).",
         at_least=0,
         at_most=0.999999,
+        expert=True,
     )
     beta_2: float = setting(
-        "How much of its mean of squared gradients a step keeps; see "
-        "--optimizer.",
+        "Second-moment decay (Adam, LAMB).",
         at_least=0,
         at_most=0.999999,
+        expert=True,
     )
     epsilon: float = setting(
-        "What is added to the root of that mean, which the step is divided by "
-        "(by rmsprop to the mean itself).",
+        "Denominator term (Adam, LAMB, rmsprop).",
+        details="Added to the root of the second moment; by rmsprop, to the "
+        "second moment itself.",
         at_least=1e-16,
+        expert=True,
     )
-    # Its name, for the type takes TensorFlow.
+    # Named, not imported: its type needs TensorFlow.
     schedule: "Schedule" = setting(
-        "How the learning rate goes on after the warm-up: {SCHEDULES}. Numbers "
-        "may be left out; in brackets, what they are then. END and START are "
-        "parts of the highest rate; the epochs of step are those of the run, "
-        "30:60:80 if omitted. After --unfreeze_after_epochs, only "
-        "later epochs of "
-        "step lower --unfrozen_learning_rate.",
+        "Learning-rate schedule.",
         "cosine",
+        details="After the warm-up, one of {SCHEDULES}. Numbers are optional; "
+        "their defaults are in parentheses. END and START are fractions of the "
+        "peak learning rate. The epochs of step count from the start of the "
+        "run (30:60:80 if omitted); after --unfreeze_after_epochs, only later "
+        "ones lower --unfrozen_learning_rate.",
+        metavar="NAME:NUMBERS",
         tables={
             "SCHEDULES": Names(
                 "train_loop.training.schedules:SCHEDULES",
@@ -440,199 +489,236 @@ class Settings:
         },
     )
     warmup_epochs: float = setting(
-        "Epochs in which the learning rate rises from 0; at most half of the "
-        "run.",
+        "Epochs of linear warm-up from 0.",
         5.0,
+        details="At most half of the run.",
         at_least=0,
     )
     weight_decay: float = setting(
-        "Strength of the L2 penalty on kernels, whose gradient goes through "
-        "the optimizer as the loss's does; with adamw and lamb, of the decay "
-        "beside the gradient.",
+        "Weight decay of kernels.",
         1e-4,
+        details="An L2 penalty, whose gradient passes through the optimizer; "
+        "with adamw and lamb, decoupled weight decay. Biases and parameters of "
+        "norms have none.",
         at_least=0,
     )
     loss: str = setting(
-        "What is minimised: the cross entropy of a softmax over the classes, "
-        "or the mean of one of a sigmoid for each class, which takes all the "
-        "classes in a blended image to be there. Predictions are a softmax "
-        "either way.",
+        "Cross-entropy: softmax or sigmoid.",
         "softmax",
+        details="sigmoid: mean binary cross-entropy over the classes; each "
+        "class in a mixed image counts as present. Predictions are a softmax "
+        "with both.",
         choices=Names("train_loop.training.losses:LOSSES"),
         fixed=True,
     )
     class_weights: str = setting(
-        "balanced: in training, all classes count alike together, however many "
-        "images they have.",
+        "Class weights of the training loss.",
         "none",
+        details="balanced: inversely proportional to the number of images of "
+        "the class.",
         choices=Names("train_loop.training.losses:CLASS_WEIGHTS"),
     )
     label_smoothing: float = setting(
-        "Label-smoothing factor. With --loss=sigmoid it only raises the "
-        "fraction of a mixed image above which a class counts as present.",
+        "Label-smoothing factor.",
         0.1,
+        details="With --loss=sigmoid it only raises the fraction of a mixed "
+        "image above which a class counts as present.",
         at_least=0,
         at_most=1,
     )
     clip_norm: float = setting(
-        "The longest that the gradients of all weights together may be; longer "
-        "ones are shortened, after those of all replicas were summed. Default: "
-        "any.",
+        "Maximum global gradient norm.",
+        details="Larger gradients are scaled down, after the sum over all "
+        "replicas. Default: no clipping.",
         at_least=1e-6,
     )
     gradient_accumulation_steps: int = setting(
-        "Take each batch in this many pieces, one after another, and update "
-        "once: for batches that do not fit into memory. Batch norm sees the "
-        "pieces.",
+        "Micro-batches per step.",
         1,
+        details="Each batch is split into micro-batches, whose gradients are "
+        "summed for one update: less memory for the same update. Batch norm "
+        "uses the statistics of each micro-batch.",
         at_least=1,
     )
     weight_average: str = setting(
-        "Keeps a mean of the weights and statistics over many steps, which is "
-        "evaluated beside them, and taken by the other modes: {AVERAGES} (ema: "
-        "the newest count most; swa: the last quarter of all steps).",
+        "Average of weights over steps.",
         "none",
+        details="ema: exponential moving average (--ema_decay). swa: mean over "
+        "the last quarter of the steps. The average is evaluated beside the "
+        "weights of the last step, and the default of the other modes.",
         choices=Names("train_loop.training.update:AVERAGES", "none"),
         fixed=True,
-        tables={"AVERAGES": Names("train_loop.training.update:AVERAGES")},
     )
     ema_decay: float = setting(
-        "How much of the mean stays at each step, with --weight_average=ema.",
+        "Decay of --weight_average=ema.",
         0.9999,
+        details="Smaller in the first steps.",
         at_least=0,
         at_most=1,
     )
     stochastic_depth: float = setting(
-        "How likely the last block is left out for an image, in training; the "
-        "others' likelihoods rise to it. 0: none is.",
+        "Drop-path rate of the last block.",
         0.0,
+        details="Stochastic depth: the rate rises linearly from the first "
+        "block to the last.",
         at_least=0,
         at_most=0.99,
         fixed=True,
     )
     seed: int = setting(
-        "All randomness derives from it.",
+        "Random seed.",
         0,
+        details="Initial weights, order of images, augmentation and drop path "
+        "derive from it.",
         at_least=0,
         at_most=2**31 - 1,
         fixed=True,
     )
 
     strategy: str = setting(
-        "Where to compute.",
+        "Distribution strategy.",
         "mirrored",
         choices=Names("train_loop.training.strategies:STRATEGIES"),
         group="devices",
     )
     cluster: str = setting(
-        "How the workers of --strategy=multi_worker find each other: tf_config "
-        "(the environment variable TF_CONFIG) or slurm (one task a node, or "
-        "--gpus-per-task).",
+        "How workers find each other.",
         "tf_config",
+        details="For --strategy=multi_worker. tf_config: environment variable "
+        "TF_CONFIG. slurm: one task per node, or --gpus-per-task.",
+        metavar="NAME",
     )
     virtual_devices: int = setting(
-        "Split the CPU into this many devices, to try replicas without GPUs.",
+        "Virtual devices to split the CPU into.",
+        details="Tries several replicas on a machine without GPUs.",
         at_least=1,
+        expert=True,
     )
     jit_compile: str = setting(
-        "Have XLA compile the way from images to gradients. auto: on GPUs and "
-        "TPUs; on CPUs it is slower.",
+        "Compile training with XLA.",
         "auto",
+        details="Forward and backward pass. auto: on GPUs and TPUs. On CPUs, "
+        "XLA is slower.",
         choices=("auto", "true", "false"),
     )
     gradient_checkpointing: bool = setting(
-        "Train with less memory, more slowly: the blocks keep nothing but "
-        "their inputs, and run once more for the gradients.",
+        "Recompute activations to save memory.",
         False,
+        details="Each block keeps only its input and runs again in the "
+        "backward pass: same results, about a third more computation.",
     )
     fast_paths: bool = setting(
-        "Faster implementations, whose results differ only by rounding: the "
-        "fused kernel for batch norms; on CPUs, matrix products for the "
-        "gradients of 1x1 and some other kernels; outside of training, batch "
-        "norms folded into the convolutions before them. false: plain "
-        "TensorFlow operations, to compare with.",
+        "Use faster implementations.",
         True,
+        details="Fused batch norm; on CPUs, matrix products for gradients of "
+        "1x1 and some other kernels; outside of training, batch norms folded "
+        "into convolutions. Results differ by rounding only. false: plain "
+        "TensorFlow operations, as a reference.",
         absent=True,
+        expert=True,
     )
     deterministic: bool = setting(
-        "Make a GPU repeat a run bit by bit, more slowly. A CPU always does.",
+        "Bitwise reproducible training on GPUs.",
         False,
+        details="Slower. Training on CPUs is always reproducible.",
     )
 
     report_every: int = setting(
-        "Steps between two reports.", 100, at_least=1, group="reports"
+        "Steps between reports.",
+        100,
+        at_least=1,
+        group="reports",
     )
     evaluate_every: int = setting(
-        "Steps between two evaluations. Default: an epoch.", at_least=1
+        "Steps between evaluations.",
+        details="Default: one epoch.",
+        at_least=1,
     )
     checkpoint_every: int = setting(
-        "Steps between two checkpoints. Default: an epoch, at most 500.",
+        "Steps between checkpoints.",
+        details="Default: one epoch, at most 500 steps.",
         at_least=1,
     )
     keep_checkpoints: int = setting(
-        "How many of the newest checkpoints to keep.", 3, at_least=1
+        "Number of recent checkpoints to keep.",
+        3,
+        at_least=1,
     )
     keep_best: str = setting(
-        "Keeps the checkpoint of the evaluation that was best by this metric, "
-        "too; every evaluation is saved then.",
+        "Metric of the best checkpoint.",
         "none",
+        details="Every evaluation is saved; the best checkpoint is kept beside "
+        "the recent ones.",
         choices=Names("train_loop.training.checkpoints:MORE_IS_BETTER", "none"),
     )
     early_stopping: int = setting(
-        "End after this many evaluations in a row that were no better than the "
-        "best, by --keep_best or else by accuracy. With "
-        "--unfreeze_after_epochs, "
-        "those after it count.",
+        "Patience: evaluations without improvement.",
+        details="Training ends after so many evaluations in a row that are not "
+        "better than the best, by --keep_best or else by accuracy. After "
+        "--unfreeze_after_epochs, the count starts again. Default: never.",
         at_least=1,
     )
     on_nonfinite: str = setting(
-        "What to do where loss or weights are not finite, or beyond all "
-        "reason. rollback: go on from the last checkpoint, without the images "
-        "that did it.",
+        "If loss or weights diverge.",
         "stop",
+        details="For values that are not finite or exceed any plausible "
+        "magnitude. rollback: resume from the last checkpoint and skip the "
+        "batches that caused it.",
         choices=("stop", "rollback"),
+        expert=True,
     )
     max_rollbacks: int = setting(
-        "How often a run goes back, before it gives up.", 3, at_least=1
+        "Rollbacks before the run ends.",
+        3,
+        at_least=1,
+        expert=True,
     )
     histograms: bool = setting(
-        "Show the weights in TensorBoard, as histograms, at every evaluation.",
+        "Weight histograms in TensorBoard.",
         False,
+        details="At every evaluation.",
+        expert=True,
     )
     show_predictions: bool = setting(
-        "Show confusion matrix, precision-recall curves and mistakes in "
-        "TensorBoard, once the run is at its end.",
+        "Evaluation figures in TensorBoard.",
         True,
+        details="Confusion matrix, precision-recall curves and misclassified "
+        "images, at the end of the run.",
     )
     profile_steps: range = setting(
-        "Record what the devices do from one step to another, such as 100:110, "
-        "for TensorBoard's profile (pip install tensorboard-plugin-profile).",
+        "Steps to profile, such as 100:110.",
+        details="For TensorBoard's profile page (pip install "
+        "tensorboard-plugin-profile).",
+        metavar="FIRST:LAST",
         of_run=False,
+        expert=True,
     )
 
-    # What is asked of a run that is there.
+    # Settings of the modes that use an existing run.
     use_weight_average: bool = setting(
-        "Take the averaged weights of a run that keeps some "
-        "(--weight_average).",
+        "Use averaged weights, if available.",
         True,
+        details="See --weight_average.",
         modes=("evaluate", "compare", "predict", "export"),
         group="modes",
     )
     checkpoint: int | str = setting(
-        "Step of the checkpoint to take; or best: that of the best evaluation, "
-        "by --keep_best, which keeps it, or else by accuracy. Default: the "
-        "last.",
+        "Checkpoint to use.",
+        details="best: that of the best evaluation, by --keep_best or else by "
+        "accuracy. Default: the last.",
+        metavar="STEP|best",
         modes=("evaluate", "compare", "predict", "export"),
     )
     class_names: str = setting(
-        "Text file with the names of the classes of --weights, one on each "
-        "line, in the order of the logits. Default: those beside the weights, "
-        "ImageNet's for 1,000 classes, or those of the data set that they are "
-        "evaluated on.",
+        "Text file with class names of --weights.",
+        details="One name per line, in the order of the logits. Default: the "
+        "names beside the weights, ImageNet's for 1,000 classes, or those of "
+        "the data set of the evaluation.",
+        metavar="PATH",
         modes=("evaluate", "compare", "predict"),
     )
     test_time_augmentation: str = setting(
-        "What a model sees of each image; its answers are averaged.",
+        "Views to average predictions over.",
         "none",
         choices=Names(
             "train_loop.evaluation.predictions:TEST_TIME_AUGMENTATIONS"
@@ -640,31 +726,39 @@ class Settings:
         modes=("evaluate", "compare"),
     )
     calibration_split: str = setting(
-        "Split to fit a temperature on, which makes confidences honest; one "
-        "that was neither trained on nor is measured.",
+        "Split to fit a softmax temperature on.",
+        details="Must differ from the training and the evaluation split.",
+        metavar="SPLIT",
         modes=("evaluate",),
     )
     report: str = setting(
-        "Name of the report's folder in the run's. Default: report, and what "
-        "differs from the run, such as report-image_size=288.",
+        "Name of the report's folder.",
+        details="In the run's folder. Default: report, with what differs from "
+        "the run, such as report-image_size=288.",
+        metavar="NAME",
         modes=("evaluate", "compare"),
     )
     with_: str = setting(
-        "What to compare with: another run, a file of weights, imagenet, or "
+        "Run or weights to compare with.",
+        details="The folder of a run, a file of weights, imagenet or "
         "timm/NAME.",
+        metavar="PATH|NAME",
         modes=("compare",),
     )
     images: str = setting(
-        "Pictures to name, or to try what is exported on: files, folders and "
-        "globs such as 'photos/*.jpg', with commas between; or - for a list "
-        "on standard input, a name a line. Default of an export: some that "
-        "the run was evaluated on.",
+        "Image files, folders or globs.",
+        details="Separated by commas, such as 'photos/*.jpg'; or - to read "
+        "names from standard input, one per line. An export is verified on "
+        "them. Default of an export: some images of the evaluation split.",
+        metavar="PATHS",
         modes=("predict", "export"),
     )
     format: str = setting(
-        "What --mode=predict prints, one of: {PREDICTION_FORMATS} (default: "
-        "table). What --mode=export writes, with commas between: {FORMATS} "
+        "Output format of predict and of export.",
+        details="Of --mode=predict, one of {PREDICTION_FORMATS} (default: "
+        "table). Of --mode=export, some of {FORMATS}, separated by commas "
         "(default: saved_model).",
+        metavar="NAME",
         modes=("predict", "export"),
         tables={
             "PREDICTION_FORMATS": Names(
@@ -674,59 +768,67 @@ class Settings:
         },
     )
     top_k: int = setting(
-        "How many classes an answer names, of predict and of an exported "
-        "saved_model.",
+        "Classes per prediction.",
         5,
+        details="Of predict and of an exported SavedModel.",
         at_least=1,
         modes=("predict", "export"),
     )
     explain: bool = setting(
-        "Draw where in each picture its first prediction was seen (Grad-CAM).",
+        "Draw Grad-CAM of the top class.",
         False,
         modes=("predict",),
     )
     explain_dir: str = setting(
-        "Folder for what --explain draws. Default: explanations/ in the run's.",
+        "Folder for --explain.",
+        details="Default: explanations/ in the run's folder.",
+        metavar="PATH",
         modes=("predict",),
     )
     export_dir: str = setting(
-        "Folder for what is exported. Default: export/ in the run's.",
+        "Folder for the exported files.",
+        details="Default: export/ in the run's folder.",
+        metavar="PATH",
         modes=("export",),
     )
     benchmark: str = setting(
-        "What --mode=benchmark measures, with commas between: {TASKS}. Memory "
-        "is that of the process so far: ask for one at a time to know what "
-        "each takes. Training with --freeze is timed on images, even where a "
-        "run would cache the embeddings of a frozen backbone, and with all of "
-        "it frozen, even where --unfreeze_after_epochs would train it later.",
+        "What to measure.",
         "train",
+        details="Any of {TASKS}, separated by commas. Memory is the peak of "
+        "the process so far: measure one at a time to tell them apart. "
+        "Training with --freeze is measured on images, without cached "
+        "embeddings, and before --unfreeze_after_epochs.",
+        metavar="NAMES",
         modes=("benchmark",),
         tables={"TASKS": Names("train_loop.benchmark.tasks:TASKS")},
     )
     benchmark_data: str = setting(
-        "What it is measured on: synthetic, one batch of noise that nobody "
-        "reads or prepares, so that only the model counts; or real, the "
-        "images of --dataset, read and augmented as in a run; a --workdir "
-        "that is named then keeps what --cache=disk and --skip_bad_images "
-        "write. Default: real with a --dataset or the --workdir of a run, "
-        "else synthetic.",
+        "Synthetic batches, or real images.",
+        details="synthetic: one batch of noise, without an input pipeline. "
+        "real: the images of --dataset, read and augmented as in training; "
+        "--cache=disk and --skip_bad_images then write to --workdir. Default: "
+        "real with --dataset or the --workdir of a run, else synthetic.",
         choices=("synthetic", "real"),
         modes=("benchmark",),
     )
     benchmark_rounds: int = setting(
-        "How many groups of steps are timed, behind those to warm up; a group "
-        "is one step, or as many as take a quarter of a second.",
+        "Timed groups of steps.",
         20,
+        details="After the warm-up. A group is one step, or as many as take a "
+        "quarter of a second.",
         at_least=1,
         modes=("benchmark",),
+        expert=True,
     )
     benchmark_file: str = setting(
-        "A file for all numbers of a benchmark, as JSON. Default: none.",
+        "JSON file for all numbers.",
+        details="Default: none.",
+        metavar="PATH",
         modes=("benchmark",),
     )
 
     def __post_init__(self):
-        # Names last, for some of them take TensorFlow.
+        # Settings with named choices last: some of these import TensorFlow.
         for field in sorted(fields(self), key=lambda f: f.type not in NUMBERS):
             value = getattr(self, field.name)
             if value is not None:
@@ -734,7 +836,7 @@ class Settings:
 
     @property
     def given(self):
-        """{name: value} of all that is not None."""
+        """{name: value} of all explicit settings."""
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -743,7 +845,7 @@ class Settings:
 
     @property
     def preprocessing(self):
-        """What images go through, a `resnet_layers.Preprocessing`."""
+        """The preprocessing of images, a `resnet_layers.Preprocessing`."""
         from resnet_layers import Preprocessing
 
         normalization = self.normalization
@@ -758,12 +860,12 @@ class Settings:
         )
 
     def over(self, other):
-        """Returns what is given here, and beside it what another one gives."""
+        """Returns the settings of another value, overridden by these."""
         given = {n: None if v is UNSET else v for n, v in self.given.items()}
         return dataclasses.replace(other, **given)
 
     def texts(self):
-        """Returns {name: text} of what repeats the run."""
+        """Returns {name: text} of the settings that repeat the run."""
         return {
             field.name: to_text(getattr(self, field.name))
             for field in fields(self)
@@ -772,9 +874,9 @@ class Settings:
         }
 
     def changes(self, now):
-        """Returns {name: (text, text of now)} of what others repeat otherwise.
+        """Returns {name: (text, new text)} of settings that differ in `now`.
 
-        Empty where these are no settings at all.
+        Empty if no setting is explicit.
         """
         if not self.given:
             return {}
@@ -792,30 +894,29 @@ class Settings:
 
     @classmethod
     def read(cls, path):
-        """Returns the settings in a file of `write`; none without a file.
+        """Returns the settings in a file of `write`; empty without a file.
 
-        A setting that no longer exists is ignored, with a warning unless its
-        value was what happens today.
+        Removed settings are ignored, with a warning unless their value is
+        today's behavior.
 
         Raises:
           UserError: the file is damaged.
         """
         if not path.is_file():
             return cls()
-        # What is no text is no flag.
         lines = read_lines(path)
         flags = [
             re.fullmatch("--([a-z_0-9]+)=(.*)", line, re.DOTALL)
             for line in lines
         ]
         if None in flags or not flags:
-            fault = "it is empty"
+            fault = "empty"
             if flags:
                 fault = f"not a flag: {lines[flags.index(None)][:80]!r}"
             raise UserError(
-                f"{path} is damaged: {fault}. Restore it from a backup, or "
+                f"{path}: damaged ({fault}). Restore it from a backup, or "
                 f"start a new run from the weights: --weights={path.parent} "
-                "and its --model"
+                "and its --model."
             )
         texts = {flag[1]: flag[2] for flag in flags}
         texts = with_new_names(texts, warns=False)
@@ -823,9 +924,7 @@ class Settings:
         for name in texts.keys() - known.keys():
             text = texts.pop(name)
             if REMOVED.get(name, (None,))[0] != text:
-                warn_once(
-                    f"{path}: --{name}={text}: no longer a setting, ignored"
-                )
+                warn_once(f"{path}: --{name}={text}: removed setting, ignored.")
         return cls(**{**known, **texts})
 
 
@@ -839,12 +938,12 @@ def default_values(of_modes=False):
 
 
 def scaled_learning_rate(learning_rate, batch_size, base_batch_size):
-    """Returns the learning rate of a batch size, in proportion to it.
+    """Returns the learning rate for a batch size, by linear scaling.
 
     Args:
-      learning_rate: that of `base_batch_size`.
-      batch_size: in use.
-      base_batch_size: None for a learning rate that is used as it is.
+      learning_rate: for `base_batch_size` images.
+      batch_size: global batch size of the run.
+      base_batch_size: None for a learning rate that is not scaled.
 
     Source: Goyal et al., 2017, https://arxiv.org/abs/1706.02677.
     """
@@ -852,19 +951,32 @@ def scaled_learning_rate(learning_rate, batch_size, base_batch_size):
 
 
 def can_be_unset(field):
-    """Whether a run that was made with it can go on without it."""
+    """Whether "none" resets the setting of an existing run."""
     options = field.metadata
     is_needed = options["default"] is not None or options["fixed"]
     return options["of_run"] and not is_needed and field.type is not bool
 
 
 def flag_name(name):
-    """Returns the flag of a setting: `with_` would be a word of Python's."""
+    """Returns the flag of a setting: `with` is a keyword of Python."""
     return name.removesuffix("_")
 
 
+def _convert(field, value):
+    """Returns a value in its field's type, if it is accepted."""
+    flag = f"--{flag_name(field.name)}"
+    if can_be_unset(field) and value in (UNSET, str(UNSET)):
+        return UNSET
+    value = CONVERTERS[field.type](flag, value)
+    if field.metadata["choices"] is not None:
+        check_choice(flag, value, field.metadata["choices"])
+    if field.type in NUMBERS:
+        field.metadata["bounds"].check(flag, value)
+    return value
+
+
 def to_text(value):
-    """Returns a setting as a command line has it."""
+    """Returns a setting as it is written on a command line."""
     if type(value) is tuple:
         return ",".join(map(str, value))
     if isinstance(value, range):
@@ -877,38 +989,25 @@ def to_text(value):
 def _normalization_text(value):
     from resnet_layers import NORMALIZATIONS
 
-    for name, row in NORMALIZATIONS.items():
-        if value == row:
+    for name, normalization in NORMALIZATIONS.items():
+        if value == normalization:
             return name
     order = ["bgr"] if value.bgr else []
     numbers = [repr(number) for number in (*value.mean, *value.stddev)]
     return ":".join([*numbers, *order])
 
 
-def _convert(field, value):
-    """Returns the value of a field in the field's type, if it is possible."""
-    flag = f"--{flag_name(field.name)}"
-    if can_be_unset(field) and value in (UNSET, str(UNSET)):
-        return UNSET
-    value = CONVERTERS[field.type](flag, value)
-    if field.metadata["choices"] is not None:
-        check_choice(flag, value, field.metadata["choices"])
-    if field.type in NUMBERS:
-        field.metadata["bounds"].check(flag, value)
-    return value
-
-
 def _to_str(flag, value):
     text = os.fspath(value)
-    # TensorFlow takes no other names. Images are read without it.
+    # TensorFlow opens no other names. Images are read without it.
     shown = text.encode(errors="backslashreplace").decode()
     if shown != text and flag != "--images":
         raise UserError(
             f"{flag}={shown}: must be UTF-8. Rename the file or folder."
         )
-    # What else ends a line elsewhere is a letter in `flags.txt`.
+    # Other line separators of Unicode are characters in `flags.txt`.
     if "\n" in text or "\r" in text:
-        raise UserError(f"{flag}={text!r} has two lines; it takes one")
+        raise UserError(f"{flag}={text!r}: must be one line.")
     return text
 
 
@@ -919,7 +1018,7 @@ def _to_int(flag, value):
             return int(value if isinstance(value, str | int) else number)
     except (ValueError, TypeError, OverflowError):
         pass
-    raise UserError(f"{flag}={value} is not possible; it takes a whole number")
+    raise UserError(f"{flag}={value}: must be an integer.")
 
 
 def _to_checkpoint(flag, value):
@@ -930,10 +1029,7 @@ def _to_checkpoint(flag, value):
     except UserError:
         step = 0
     if step < 1:
-        raise UserError(
-            f"{flag}={value} is not possible; it takes a step, from 1 on, or "
-            "best"
-        )
+        raise UserError(f"{flag}={value}: must be a step from 1 on, or best.")
     return step
 
 
@@ -941,16 +1037,14 @@ def _to_float(flag, value):
     try:
         return float(value)
     except (ValueError, TypeError):
-        raise UserError(
-            f"{flag}={value} is not possible; it takes a number"
-        ) from None
+        raise UserError(f"{flag}={value}: must be a number.") from None
 
 
 def _to_bool(flag, value):
     values = {"true": True, "false": False, "1": True, "0": False}
     text = str(value).lower()
     if text not in values:
-        raise UserError(f"{flag}={value} is not possible; it takes true, false")
+        raise UserError(f"{flag}={value}: must be true or false.")
     return values[text]
 
 
@@ -981,7 +1075,7 @@ def _to_normalization(flag, value):
 
 
 def _to_range(flag, value):
-    """Both ends are in it, as "100:110" says; in Python, a `range`."""
+    """Both ends of "100:110" are included; Python may pass a `range`."""
     if isinstance(value, range):
         return value
     try:
@@ -990,13 +1084,13 @@ def _to_range(flag, value):
         first, last = 0, 0
     if not 1 <= first <= last:
         raise UserError(
-            f"{flag}={value} is not possible; it takes the first and the last "
-            "step, such as 100:110"
+            f"{flag}={value}: must be the first and the last step, such as "
+            "100:110."
         )
     return range(first, last + 1)
 
 
-# Type of a field -> (flag, value or text) -> value.
+# Type of a setting -> (flag, value or text) -> value.
 CONVERTERS = {
     str: _to_str,
     int: _to_int,

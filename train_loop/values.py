@@ -1,4 +1,4 @@
-"""Values of settings: their bounds, their choices, and calls as text."""
+"""Values of settings: bounds, choices, and functions with numbers."""
 
 import functools
 import inspect
@@ -12,40 +12,40 @@ from train_loop.errors import UserError, check_choice
 
 
 class Bounds(NamedTuple):
-    """The smallest and the largest number that a value may be."""
+    """The smallest and the largest accepted number."""
 
     low: float = -math.inf
     high: float = math.inf
 
-    def check(self, what, value):
-        """Raises UserError for a number that is not within, or no number.
+    def check(self, subject, value):
+        """Raises UserError unless a number is finite and within the bounds.
 
         Args:
-          what: that has the value, such as "--batch_size".
+          subject: flag or argument with this value, such as "--batch_size".
           value: an int or a float.
         """
         if math.isfinite(value) and self.low <= value <= self.high:
             return
-        raise UserError(f"{what}={value} is not possible; it takes {self}")
+        raise UserError(f"{subject}={value}: must be {self}.")
 
     def __str__(self):
         if self.high < math.inf:
-            return f"a number from {self.low:g} to {self.high:g}"
+            return f"between {self.low:g} and {self.high:g}"
         if self.low > -math.inf:
-            return f"a number of at least {self.low:g}"
-        return "a number"
+            return f"at least {self.low:g}"
+        return "a finite number"
 
 
 class Names(Collection):
-    """The names in a table, which is imported when they are asked for.
+    """The names in a table that is imported at first use.
 
-    Flags can be read without it: what it stands for needs TensorFlow, which
-    takes seconds.
+    Tables may need TensorFlow, which takes seconds to import; flags are
+    defined without it.
 
     Args:
-      place: of the table, "module:TABLE".
-      *others: names that are possible besides, in front.
-      spelled: "module:function" that makes of a name how it is written.
+      place: "module:TABLE".
+      *others: further names, which come first.
+      spelled: "module:function" that formats a name of the table.
     """
 
     def __init__(self, place, *others, spelled="builtins:str"):
@@ -75,13 +75,13 @@ class _Named(NamedTuple):
 
 
 class Call(_Named):
-    """A row of a table of functions, with numbers for its parameters.
+    """An entry of a table of functions, with numbers for its parameters.
 
-    As text it is `NAME` or `NAME:NUMBER:NUMBER`, such as `step:0.1:30:60:80`.
+    Its text is `NAME` or `NAME:NUMBER:NUMBER`, such as `step:0.1:30:60:80`.
     The numbers are the function's `parameters_of`, in the order of its
-    signature, which has the defaults of those that are not given.
+    signature, which has the defaults of omitted ones.
 
-    A subclass names the `flag` that has such texts, and the `table`, {name:
+    A subclass sets `flag`, whose texts these are, and `table`, {name:
     function}.
     """
 
@@ -92,22 +92,22 @@ class Call(_Named):
 
     @classmethod
     def parse(cls, text):
-        """Returns what a text describes.
+        """Returns the call that a text describes.
 
         Raises:
-          UserError: there is none of that name, or a number is not possible.
+          UserError: the name is unknown, or a number is not accepted.
         """
         flag, table = cls.flag, cls.table
         name, *numbers = text.strip().split(":")
         check_choice(flag, name, table)
         parameters = list(parameters_of(table[name]).items())
-        if takes_more(table[name]):
+        if accepts_more(table[name]):
             parameters += parameters[-1:] * (len(numbers) - len(parameters))
         if len(numbers) > len(parameters):
             raise UserError(
-                f"{flag}={text} has {len(numbers)} numbers; it takes "
-                f"{call_usage(name, table[name])}, and fewer where the last "
-                "ones are left out"
+                f"{flag}={text}: too many numbers ({len(numbers)}). Use "
+                f"{call_usage(name, table[name])}; trailing numbers may be "
+                "omitted."
             )
         arguments = []
         for number, (parameter, hint) in zip(numbers, parameters, strict=False):
@@ -116,8 +116,8 @@ class Call(_Named):
                 value = kind(number)
             except ValueError as error:
                 raise UserError(
-                    f"{flag}={text}: {parameter}={number} is not a "
-                    f"{'whole ' * (kind is int)}number"
+                    f"{flag}={text}: {parameter}={number} must be "
+                    f"{'an integer' if kind is int else 'a number'}."
                 ) from error
             bounds.check(f"{flag}={text}: {parameter}", value)
             arguments.append(value)
@@ -127,8 +127,8 @@ class Call(_Named):
         return ":".join([self.name, *map(repr, self.arguments)])
 
     @property
-    def row(self):
-        """The function, which takes numbers for its parameters."""
+    def entry(self):
+        """The table's function, which accepts numbers for its parameters."""
         return self.table[self.name]
 
 
@@ -142,20 +142,20 @@ def parameters_of(function):
     }
 
 
-def takes_more(function):
+def accepts_more(function):
     """Whether the last parameter stands for any number of numbers."""
     *_, last = inspect.signature(function).parameters.values()
     return last.kind is last.VAR_POSITIONAL
 
 
 def call_usage(name, function):
-    """Returns how a call is written, as NAME:NUMBER (its default)."""
+    """Returns how a call is written: NAME:PARAMETER (its default)."""
     parameters = inspect.signature(function).parameters
     names = list(parameters_of(function))
     if not names:
         return name
     words = ":".join([name, *map(str.upper, names)])
-    if takes_more(function):
+    if accepts_more(function):
         words += f":{names.pop().upper()}..."
     defaults = ":".join(f"{parameters[each].default:.3g}" for each in names)
     return f"{words} ({defaults})"

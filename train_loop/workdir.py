@@ -1,4 +1,4 @@
-"""The folder of a run: the names of its files, and how they are written."""
+"""A run's folder: file names, and how files are written."""
 
 import contextlib
 import dataclasses
@@ -15,15 +15,15 @@ import filelock
 
 from train_loop.errors import UserError
 
-# Format of a run's folder -> what training computes differently from there on.
+# Format of a run's folder -> what training computes differently since then.
 FORMATS = {
     1: "",
     2: (
-        "the order of images, random crops, resizing, MixUp and CutMix under "
+        "the order of images, random crops, resizing, MixUp and CutMix with "
         "--augment_repeats, and the targets of --loss=sigmoid"
     ),
 }
-# How the folders begin that files are written in until they are complete.
+# Prefix of folders that hold files until they are complete.
 UNFINISHED = ".unfinished-"
 SECONDS_OF_OTHERS = 24 * 60 * 60
 
@@ -40,7 +40,7 @@ class Workdir:
 
     @classmethod
     def of(cls, path):
-        """Returns the folder of this name; `~` is the home directory."""
+        """Returns the folder at a path; `~` is the home directory."""
         return cls(pathlib.Path(os.path.expanduser(path)))
 
     def __str__(self):
@@ -53,21 +53,21 @@ class Workdir:
 
     @property
     def data(self):
-        """Which examples the run began with, and the names of its classes."""
+        """Names of the classes, and the examples that the run began with."""
         return self.path / "data.json"
 
     def read_data(self):
-        """Returns the value in `data`, see `train_loop.data.split.Data`.
+        """Returns the content of `data`, see `train_loop.data.split.Data`.
 
         Raises:
-          UserError: there is no such file, or it is damaged.
+          UserError: the file is missing or damaged.
         """
         try:
             return read_json(self.data, "class_names", "splits")
         except UserError as error:
             raise UserError(
-                f"{error}, or start a new run from the weights of this one: "
-                f"--weights={self}"
+                f"{error} Or start a new run from the weights of this one: "
+                f"--weights={self}."
             ) from error
 
     @property
@@ -76,7 +76,7 @@ class Workdir:
         return self.path / "config.json"
 
     def write_config(self, config):
-        """Writes what `resnet_layers.make_config` returns, and the format."""
+        """Writes the result of `resnet_layers.make_config`, and the format."""
         config = {**config, "format_version": max(FORMATS)}
         write_text(self.config, json.dumps(config, indent=2) + "\n")
 
@@ -88,36 +88,35 @@ class Workdir:
         return read_json(self.config, "format_version")["format_version"]
 
     def check_format(self):
-        """Raises UserError where the run cannot be trained any further.
+        """Raises UserError if the run's format cannot be trained further.
 
-        It would resume with other arithmetic than it began with. Its weights
-        stay readable.
+        It would resume with different arithmetic. Its weights stay readable.
         """
         version = self.format_version
         if version == max(FORMATS):
             return
         changes = "; ".join(FORMATS[n] for n in FORMATS if n > version)
         if version not in FORMATS:
-            changes = "which only a newer version of this program knows"
+            changes = "what only a newer version of this program knows"
         raise UserError(
             f"--workdir={self}: a run of format {version} cannot be trained "
             f"further; format {max(FORMATS)} changes {changes}. Start a new "
-            f"run from its weights: --weights={self}"
+            f"run from its weights: --weights={self}."
         )
 
     @property
     def metrics(self):
-        """A line of JSON per report."""
+        """Reports, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def skipped_batches(self):
-        """The batches that training skips, a JSON object a line."""
+        """Batches that training skips, one JSON object per line."""
         return self.path / "left_out.jsonl"
 
     @property
     def history(self):
-        """A line of JSON for every change of the settings on the way."""
+        """Changes of settings on resume, one JSON object per line."""
         return self.path / "history.jsonl"
 
     @property
@@ -130,7 +129,7 @@ class Workdir:
 
     @property
     def bad_images(self):
-        """A line of JSON per image that cannot be decoded."""
+        """Images that cannot be decoded, one JSON object per line."""
         return self.path / "bad_images.jsonl"
 
     @property
@@ -139,12 +138,12 @@ class Workdir:
 
     @property
     def counts(self):
-        """How many images there are of each class, as CSV."""
+        """Number of images per class, as CSV."""
         return self.path / "class_counts.csv"
 
     @property
     def duplicates(self):
-        """Which images are exact duplicates of others, as CSV."""
+        """Exact duplicates among the images, as CSV."""
         return self.path / "duplicates.csv"
 
     @property
@@ -165,12 +164,12 @@ class Workdir:
 
     @property
     def is_run(self):
-        # False also for a path that there cannot be.
+        # False also for an invalid path.
         return os.path.isfile(self.flags)
 
     @property
     def steps(self):
-        """The steps that there are checkpoints of, in order."""
+        """Steps of the checkpoints, in order."""
         # TensorFlow takes seconds to import.
         from resnet_layers.weights.files import list_checkpoints
 
@@ -181,43 +180,42 @@ class Workdir:
         return any(self.checkpoints.glob("*.index"))
 
     def runs_beside(self):
-        """Returns the folders of runs that lie beside this one."""
+        """Returns the folders of runs beside this one."""
         flags = self.path.absolute().parent.glob("*/flags.txt")
         return [self.path.with_name(path.parent.name) for path in sorted(flags)]
 
     def check_writable(self):
-        """See the function of this name."""
+        """Raises UserError if no file can be written here."""
         check_writable("--workdir", self.path)
 
     def check_free(self):
-        """Raises UserError where another process is training there."""
+        """Raises UserError if another process is training here."""
         if self.path.is_dir():
             with self.locked():
                 pass
 
     @contextlib.contextmanager
     def locked(self):
-        """Keeps a second process from training in the same folder."""
+        """Prevents a second process from training in the same folder."""
         _make_folder(self.path)
         try:
             with _in_use(self.path):
                 yield
         except filelock.Timeout as error:
             raise UserError(
-                f"another process is training in {self}; wait for it, stop "
-                "it, or give this one a --workdir of its own"
+                f"--workdir={self}: another process is training here. Wait "
+                "for it, stop it, or use another --workdir."
             ) from error
 
 
 def check_writable(flag, path):
-    """Finds out before any long work, and without leaving a trace.
+    """Raises UserError if no file can be written to a folder.
+
+    Leaves no file behind.
 
     Args:
-      flag: that names the folder.
-      path: of the folder, which may not exist yet.
-
-    Raises:
-      UserError: no file can be written there.
+      flag: flag with the folder's path.
+      path: path of the folder, which may not exist yet.
     """
     path = existing = pathlib.Path(path)
     try:
@@ -229,20 +227,20 @@ def check_writable(flag, path):
         tempfile.TemporaryDirectory(dir=existing).cleanup()
     except OSError as error:
         raise UserError(
-            f"{flag}={path} cannot be written ({error.strerror}: {existing}); "
-            "name a folder that can be"
+            f"{flag}={path}: cannot be written ({error.strerror}: {existing}). "
+            "Use another folder."
         ) from error
 
 
 @contextlib.contextmanager
 def temporary_folder(parent):
-    """Makes a folder that no other process writes to or removes.
+    """Creates a folder that no other process writes to or removes.
 
     Folders of killed processes are removed; those of other machines after a
-    day, because some shared disks lock for one machine only.
+    day, because locks of some shared disks hold for one machine only.
 
     Args:
-      parent: the `pathlib.Path` of the folder that it is in.
+      parent: `pathlib.Path` of its parent folder.
 
     Yields:
       The path of the folder, which is removed at the end.
@@ -250,16 +248,16 @@ def temporary_folder(parent):
     _make_folder(parent)
     prefix = f"{UNFINISHED}{platform.node()}-"
     for rest in parent.glob(f"{UNFINISHED}*"):
-        # A timeout is one of these.
+        # filelock.Timeout is an OSError.
         with contextlib.suppress(OSError):
             age = time.time() - rest.stat().st_mtime
-            # Another machine may have a longer name that begins like this one.
+            # Another machine's name may start with this one's.
             is_own = rest.name.rpartition("-")[0] == prefix.removesuffix("-")
             if is_own or age > SECONDS_OF_OTHERS:
                 with _in_use(rest):
                     shutil.rmtree(rest, ignore_errors=True)
-    # Before it is locked, another process may take the new one for a rest;
-    # and some disks know no locks.
+    # Another process may remove the new folder before it is locked, and some
+    # disks have no locks.
     for _ in range(3):
         folder = pathlib.Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
         lock = _in_use(folder)
@@ -275,15 +273,15 @@ def temporary_folder(parent):
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """Lets a file or a folder appear under its name when it is complete.
+    """Writes a file or a folder that appears when it is complete.
 
     Args:
-      path: its name.
+      path: its final path.
 
     Yields:
-      The path to write to in the meantime. What stood under the name before
-      stays there if writing fails, whatever way the process ends, a power cut
-      included; a folder is missing for the moment between two renames.
+      The path to write to. The previous file or folder stays if writing fails,
+      however the process ends, a power cut included; a folder is missing for
+      the moment between two renames.
     """
     path = pathlib.Path(path)
     with temporary_folder(path.parent) as temporary:
@@ -293,17 +291,17 @@ def atomic_write(path):
 
 
 def move_synced(unfinished, path):
-    """Gives a file or a folder its name, once the disk has all of it.
+    """Moves a file or a folder once all its data is on the disk.
 
     Args:
-      unfinished: what it is called so far, in a folder of `temporary_folder`.
-      path: its name; what has it is replaced.
+      unfinished: its path in a folder of `temporary_folder`.
+      path: its final path; an existing file or folder is replaced.
     """
     sync(unfinished)
     while True:
         if unfinished.is_dir():
-            # To remove it may take long, and half of it shall not be found
-            # under its name.
+            # Moved first: removal may take long, and no half of the folder
+            # should be found at its path.
             replaced = tempfile.mkdtemp(dir=unfinished.parent)
             with contextlib.suppress(FileNotFoundError):
                 os.replace(path, pathlib.Path(replaced, path.name))
@@ -311,14 +309,14 @@ def move_synced(unfinished, path):
             os.replace(unfinished, path)
             break
         except OSError as error:
-            # Another process has written a folder of this name meanwhile.
+            # Another process has written this folder meanwhile.
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
     _sync_entries(path.parent)
 
 
 def sync(path):
-    """Returns when the disk has a file, or a folder with all that is in it."""
+    """Flushes a file, or a folder with its content, to the disk."""
     if path.is_dir():
         for each in path.iterdir():
             sync(each)
@@ -329,21 +327,21 @@ def sync(path):
 
 
 def write_text(path, text):
-    """Writes a text file, whole or not at all."""
+    """Writes a text file atomically."""
     with atomic_write(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def made_from(folder, origin):
-    """Lets a folder appear when it is complete, with its origin in it.
+    """Writes a folder that appears when it is complete, with its origin.
 
     Args:
-      folder: its path.
-      origin: what it is made from; a value for JSON.
+      folder: its final path.
+      origin: what its content derives from; a value for JSON.
 
     Yields:
-      The folder to write to in the meantime.
+      The folder to write to.
     """
     with temporary_folder(folder.parent) as temporary:
         unfinished = temporary / folder.name
@@ -351,13 +349,13 @@ def made_from(folder, origin):
         yield unfinished
         record = {"origin": origin, "bytes": _sizes(unfinished)}
         (unfinished / "origin.json").write_text(json.dumps(record))
-        # Another process may have been faster, and may be reading its own.
+        # Another process may have been faster, and may read its folder.
         if not is_made_from(folder, origin):
             move_synced(unfinished, folder)
 
 
 def is_made_from(folder, origin):
-    """Tells whether a folder is there, complete, and made from `origin`."""
+    """Tells whether a folder is complete and derives from `origin`."""
     records = read_json_lines(folder / "origin.json")
     if not records:
         return False
@@ -374,29 +372,29 @@ def _sizes(folder):
 
 
 def read_json(path, *keys):
-    """Returns the value in a file of JSON.
+    """Returns the content of a JSON file.
 
     Args:
-      path: of the file.
-      *keys: what is in it, if it is whole.
+      path: path of the file.
+      *keys: keys that it must have.
 
     Raises:
-      UserError: there is no such file, or it is damaged.
+      UserError: the file is missing or damaged.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         for key in keys:
             if not isinstance(value, dict) or key not in value:
-                raise ValueError(f"it has no {key}")
+                raise ValueError(f"no key {key}")
         return value
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); put it back from a copy"
+            f"{path}: cannot be read ({error}). Restore it from a backup."
         ) from error
 
 
 def read_json_lines(path):
-    """Returns the complete records of a file that may be missing."""
+    """Returns the complete records of a file; none without the file."""
     records = []
     with contextlib.suppress(FileNotFoundError):
         for line in read_lines(path):
@@ -406,13 +404,13 @@ def read_json_lines(path):
 
 
 def append_json_line(path, record):
-    """Appends a record to a file of `read_json_lines`, and to the disk."""
+    """Appends a record to a file of `read_json_lines`, and flushes it."""
     with path.open("ab+") as file:
         begin = file.tell()
         if begin:
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
-                # Half of a line stays one line.
+                # An incomplete line stays a line of its own.
                 file.write(b"\n")
         file.write(json.dumps(record).encode() + b"\n")
         file.flush()
@@ -422,10 +420,10 @@ def append_json_line(path, record):
 
 
 def read_lines(path):
-    """Returns the lines of a text file, without what ends them.
+    """Returns the lines of a text file, without line ends.
 
-    That is a newline, and nothing else that `str.splitlines` takes for the end
-    of a line. What is no UTF-8 is replaced.
+    Only newlines end a line, unlike in `str.splitlines`. Bytes that are not
+    UTF-8 are replaced.
     """
     text = pathlib.Path(path).read_bytes().decode(errors="replace")
     *lines, rest = text.split("\n")
@@ -438,7 +436,7 @@ def _in_use(folder):
 
 
 def _make_folder(path):
-    """Makes a folder and those above it, and syncs their entries."""
+    """Creates a folder and its parents, and flushes their entries."""
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for each in missing:
@@ -446,8 +444,8 @@ def _make_folder(path):
 
 
 def _sync_entries(folder):
-    """Returns when the disk has the names of what is in a folder."""
-    # Not all systems can open one, and not all file systems can sync it.
+    """Flushes the names of the files in a folder to the disk."""
+    # Not all systems can open a folder, and not all file systems can sync it.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

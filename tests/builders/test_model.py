@@ -128,7 +128,7 @@ def test_weights_that_tell_nothing_take_names_and_model(weights):
     assert classifier.class_names[999].startswith("toilet tissue")
     for arguments, expected in (
         ((path,), "does not tell which model it is for; name the --model"),
-        ((path, "resnet19"), "did you mean resnet"),
+        ((path, "resnet19"), "Did you mean resnet"),
         (
             (path, "resnet18", ["cat", "dog"]),
             "1000 classes, and 2 names. Pass as many with --class_names=FILE",

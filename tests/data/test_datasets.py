@@ -178,7 +178,7 @@ def test_mistaken_names_are_one_clear_line(tmp_path):
     (tmp_path / "empty").mkdir()
     for name, expected in {
         "cifar": "cifar10",
-        "digit": "did you mean digits",
+        "digit": "Did you mean digits",
         str(tmp_path / "nowhere"): "is not there, neither a folder",
         str(tmp_path / "none.h5"): "none.h5",
         str(tmp_path / "broken.h5"): "cannot be read as an HDF5 file",

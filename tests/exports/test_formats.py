@@ -163,9 +163,9 @@ def test_nets_that_torch_has_not_are_one_clear_line(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("tflite", "did you mean|It takes: saved_model, keras, litert"),
-        ("onnx,torch", "--format=torch is unknown"),
-        ("", "It takes: saved_model"),
+        ("tflite", "Did you mean|Use one of: saved_model, keras, litert"),
+        ("onnx,torch", "--format=torch: unknown"),
+        ("", "Use one of: saved_model"),
     ],
 )
 def test_unknown_formats_are_one_clear_line(text, expected):

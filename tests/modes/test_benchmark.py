@@ -251,9 +251,12 @@ def contents(folder):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["--benchmark=fly"], "--benchmark=fly is unknown. It takes: train"),
-        (["--benchmark_file=/dev/null/b"], "--benchmark_file=/dev/null cannot"),
-        (["--benchmark_data=unreal"], "takes: synthetic, real"),
+        (["--benchmark=fly"], "--benchmark=fly: unknown. Use one of: train"),
+        (
+            ["--benchmark_file=/dev/null/b"],
+            "--benchmark_file=/dev/null: ",
+        ),
+        (["--benchmark_data=unreal"], "Use one of: synthetic, real"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(given, expected, run):

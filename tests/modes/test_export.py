@@ -169,13 +169,13 @@ def test_card_tells_which_weights_there_are_and_their_measures(
     [
         ([], "needs the --workdir of a run"),
         (["--workdir=tests"], "has no flags.txt"),
-        (["--format=tflite"], f"It takes: {', '.join(EXPORT_FORMATS)}"),
-        (["--format=json"], "--format=json is unknown"),
+        (["--format=tflite"], f"Use one of: {', '.join(EXPORT_FORMATS)}"),
+        (["--format=json"], "--format=json: unknown"),
         (
             ["--workdir=x", "--export_dir=/proc"],
-            "--export_dir=/proc cannot be written",
+            "--export_dir=/proc: cannot be written",
         ),
-        (["--explain"], "--explain is for --mode=predict, and this is"),
+        (["--explain"], "--explain: requires --mode=predict"),
     ],
 )
 def test_mistakes_are_one_clear_line(

@@ -389,7 +389,7 @@ def test_temperature_is_fitted_on_other_images(trained, run):
         (["--image_size=0"], "at least"),
         (["--report=checkpoints"], "holds something else"),
         (["--eval_split=missing"], "--eval_split=missing cannot be read"),
-        (["--with=x"], "--with is for --mode=compare"),
+        (["--with=x"], "--with: requires --mode=compare"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(flags, expected, trained, run):

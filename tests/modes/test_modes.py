@@ -136,7 +136,7 @@ def test_mistyped_workdir_is_one_clear_line(workdir, run):
         status, _, err = run(f"--mode={mode}", f"--workdir={workdir}")
         assert status == 1
         [line] = err.splitlines()
-        assert "is no run that could go on" in line
+        assert "not an existing run" in line
     assert not workdir.exists()
 
 

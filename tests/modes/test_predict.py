@@ -147,12 +147,12 @@ def test_explanations_are_drawn(trained, photos, given, run, tmp_path):
         (["--workdir=RUN"], "needs some --images"),
         (["--workdir=RUN", "--images=*.gif"], "--images=*.gif matches no file"),
         (["--workdir=tests", "--images=README.md"], "has no flags.txt"),
-        (["--format=onnx", "--images=x"], "It takes: table, json, csv"),
+        (["--format=onnx", "--images=x"], "Use one of: table, json, csv"),
         (["--top_k=0"], "--top_k=0"),
-        (["--export_dir=x"], "--export_dir is for --mode=export, and this is"),
+        (["--export_dir=x"], "--export_dir: requires --mode=export"),
         (
             ["--workdir=RUN", "--images=x", "--explain", "--explain_dir=/proc"],
-            "--explain_dir=/proc cannot be written",
+            "--explain_dir=/proc: cannot be written",
         ),
     ],
 )
@@ -181,6 +181,6 @@ def test_flags_of_another_mode_start_no_training(flag, run, tmp_path):
     status, _, err = run(f"--workdir={tmp_path / 'new'}", f"--{flag}")
     assert status == 1
     assert err.startswith(
-        f"error: --{flag.split('=')[0]} is for --mode=predict"
+        f"error: --{flag.split('=')[0]}: requires --mode=predict"
     )
     assert not (tmp_path / "new").exists()

@@ -187,7 +187,7 @@ def test_tasks_of_slurm_are_known_by_their_nodes(
         ("slurm", "found no Slurm"),
         ("kubernetes:job-name=resnet:2", "must be tf_config .* Set TF_CONFIG"),
         ("gce:project/zone/group", "and pass --cluster=tf_config"),
-        ("slurn", "did you mean slurm"),
+        ("slurn", "Did you mean slurm"),
     ],
 )
 def test_cluster_that_is_not_there_is_one_clear_line(

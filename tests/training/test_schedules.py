@@ -124,12 +124,12 @@ def test_schedules_come_back_from_their_text(text, canonical):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cosin", "did you mean cosine"),
-        ("step:30:60:80", "factor=30.0 .* from 0 to 1"),
-        ("step:0.1:30:x", "epoch=x is not a number"),
-        ("step:0.1:-1", "epoch=-1.0 .* at least 0"),
-        ("cosine:0:1", "has 2 numbers; it takes cosine:END"),
-        ("constant:1", "it takes constant, and fewer"),
+        ("cosin", "Did you mean cosine"),
+        ("step:30:60:80", "factor=30.0: must be between 0 and 1"),
+        ("step:0.1:30:x", "epoch=x must be a number"),
+        ("step:0.1:-1", "epoch=-1.0: must be at least 0"),
+        ("cosine:0:1", "too many numbers .2.. Use cosine:END"),
+        ("constant:1", "Use constant; trailing"),
     ],
 )
 def test_what_is_not_possible_is_one_clear_line(text, message):

@@ -21,7 +21,7 @@ from train_loop.console import print_warnings
 from train_loop.data.tfds import imagenet_class_names, with_imagenet_words
 from train_loop.errors import UserError, check_choice, first_few
 from train_loop.prediction.classifier import Classifier
-from train_loop.recipes import OTHERS
+from train_loop.recipes import GENERIC
 from train_loop.resolve import locate_weights, resolve
 from train_loop.settings import Settings
 from train_loop.training.checkpoints import Evaluations
@@ -329,7 +329,7 @@ def _pretrained_classifier(weights, model, class_names, data_names):
     settings = resolve(
         Settings(
             weights=weights,
-            recipe=OTHERS,
+            recipe=GENERIC,
             model=model,
             **beside.get("preprocessing", {}),
         )

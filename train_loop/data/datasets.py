@@ -274,8 +274,8 @@ def spelling_warnings(class_names):
 def _unknown(name):
     known = [*DATASETS, *tfds.list_builders()]
     return UserError(
-        f"--dataset={name} is neither a folder nor known to TFDS"
-        f"{nearest(name, known)} It takes: {', '.join(DATASETS)}, an "
+        f"--dataset={name}: neither a folder nor a TFDS data set."
+        f"{nearest(name, known)} Use one of: {', '.join(DATASETS)}, an "
         "image-classification set of TFDS, a folder with a folder of images "
         "per class, an .h5 file, or a .csv or .tsv file with the columns image "
         "and label"

@@ -97,9 +97,9 @@ class Operation(values.Call):
     @property
     def function(self):
         """The function, which takes only what comes before its parameters."""
-        parameters = values.parameters_of(self.row)
+        parameters = values.parameters_of(self.entry)
         named = zip(parameters, self.arguments, strict=False)
-        return functools.partial(self.row, **dict(named))
+        return functools.partial(self.entry, **dict(named))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,15 @@
-"""The modes of the program, a function each."""
+"""The modes of the program, one function each."""
 
 import pkgutil
 from typing import NamedTuple
 
 
 class Mode(NamedTuple):
-    """What a mode does, in words, and where its function is.
+    """A mode's summary for `--help`, and where its function is.
 
-    `place` is "module:function". What a mode needs takes seconds to import,
-    so that it is imported when it is run, and not when flags are read.
-    `takes_tensorflow` is whether it needs that.
+    `place` is "module:function". Its imports take seconds, so it is imported
+    when it runs, not when flags are parsed. `takes_tensorflow` is whether it
+    requires TensorFlow.
     """
 
     summary: str
@@ -18,45 +18,45 @@ class Mode(NamedTuple):
 
     @property
     def function(self):
-        """A function of the `Settings` that were given."""
+        """A function of the explicit `Settings`."""
         return pkgutil.resolve_name(self.place)
 
 
 MODES = {
     "train": Mode(
-        "trains to the last step, from the last checkpoint",
+        "train a model, or resume from the last checkpoint",
         "train_loop.modes.train:train",
     ),
     "evaluate": Mode(
-        "writes a report on a run, or on weights",
+        "evaluate a run or weights, and write a report",
         "train_loop.modes.evaluate:evaluate",
     ),
     "compare": Mode(
-        "compares a run with another, or weights (--with)",
+        "compare a run with another, or with weights",
         "train_loop.modes.evaluate:compare",
     ),
     "predict": Mode(
-        "names what is on the pictures that --images lists",
+        "classify the images of --images",
         "train_loop.modes.predict:predict",
     ),
     "export": Mode(
-        "writes a run's model for other programs",
+        "export a model: SavedModel, LiteRT, ONNX, ...",
         "train_loop.modes.export:export",
     ),
     "data": Mode(
-        "looks through all images, counts them and draws some",
+        "check and count all images, and draw some",
         "train_loop.modes.data:look_at_data",
     ),
     "summary": Mode(
-        "prints what a model costs",
+        "count parameters and multiply-adds of a model",
         "train_loop.modes.benchmark:summarize",
     ),
     "benchmark": Mode(
-        "measures how fast a model is here, and could be",
+        "measure the speed of a model on this machine",
         "train_loop.modes.benchmark:benchmark",
     ),
     "recipes": Mode(
-        "lists the recipes, what they lead to and cost",
+        "list recipes: settings, result, cost, source",
         "train_loop.help:list_recipes",
         takes_tensorflow=False,
     ),

@@ -24,7 +24,7 @@ from train_loop.benchmark.tasks import TASKS, Timer, results_table
 from train_loop.builders.model import check_image_size
 from train_loop.console import text_table
 from train_loop.errors import UserError, check_choice
-from train_loop.recipes import OTHERS
+from train_loop.recipes import GENERIC
 from train_loop.resolve import (
     DEFAULTS,
     MODE_DEFAULTS,
@@ -64,7 +64,7 @@ def with_image_size(given):
     size, stem = given.image_size, VARIANTS[given.model].arguments.get("stem")
     if size is None and isinstance(stem, str):
         size = STEM_IMAGE_SIZES.get(stem)
-    return replace(given, recipe=OTHERS, image_size=size)
+    return replace(given, recipe=GENERIC, image_size=size)
 
 
 def _classes(workdir):

@@ -102,10 +102,10 @@ def describe(run):
         )
         print(f"From here on: {changes}")
     recipe = RECIPES[settings.recipe]
-    left_out = f" Left out: {recipe.left_out}" * bool(recipe.left_out)
+    excluded = f" Excluded: {recipe.excluded}" * bool(recipe.excluded)
     print(
-        f"Recipe {settings.recipe}, if left as it is: {recipe.expected} "
-        f"Source: {recipe.source}{left_out}"
+        f"Recipe {settings.recipe}, unchanged: {recipe.result} "
+        f"Source: {recipe.source}{excluded}"
     )
 
 

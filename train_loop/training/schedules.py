@@ -158,7 +158,7 @@ class Schedule(values.Call):
         span = Span(
             warmup_steps, max(steps - warmup_steps, 1), steps_per_epoch, begun
         )
-        after = self.row(learning_rate, span, *self.arguments)
+        after = self.entry(learning_rate, span, *self.arguments)
         return WarmedUp(after, warmup_steps)
 
 
