@@ -7,9 +7,9 @@ import shutil
 import signal
 from typing import NamedTuple
 
-# A core for each of two test processes: more threads get in each other's way.
+# One core for each of two test processes: more threads are slower.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-# Tests are no worker of whatever started them, and draw their own bars.
+# Tests are not a worker of their parent process, and draw their own bars.
 for name in {*os.environ}:
     if name in ("TF_CONFIG", "TQDM_DISABLE") or name.startswith("SLURM_"):
         del os.environ[name]
@@ -35,19 +35,19 @@ tf.random.set_seed(7)
 
 
 def pytest_collection_modifyitems(items):
-    """Puts first what shares a long fixture: processes split what is last."""
+    """Puts tests of a slow fixture first, so that processes share the rest."""
     items.sort(key=lambda item: item.path.name != "test_resume.py")
 
 
 def pytest_collection_finish():
-    """Spares the garbage collector what importing has made."""
+    """Excludes imported objects from garbage collection."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Gives every test the same random numbers, whatever ran before it.
+    """Seeds every test, so that it does not depend on earlier ones.
 
     Keras takes its initializers' seeds from Python's. TensorFlow's own seed is
     left alone: what is under test draws without state, and setting the seed
@@ -59,7 +59,7 @@ def seed():
 
 @pytest.fixture
 def default_signals():
-    """Gives signals Python's handlers; what nohup starts ignores some.
+    """Sets Python's signal handlers: a parent such as nohup ignores some.
 
     For tests that send some, to this process or to one that they start.
     """
@@ -84,7 +84,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def workdir(tmp_path):
-    """Returns where a run may write; there is nothing yet."""
+    """Returns a path for a run, without a folder."""
     return tmp_path / "run"
 
 
@@ -95,9 +95,9 @@ SHOWN = {
 
 @pytest.fixture(scope="session", autouse=True)
 def quick():
-    """Spares tests that train what most of a short run would be."""
+    """Disables figures and graphs, most of the time of a short run."""
     with pytest.MonkeyPatch.context() as patch:
-        # Figures for TensorBoard; `shown` has them.
+        # Figures for TensorBoard; the fixture `shown` restores them.
         for name in SHOWN:
             patch.setattr(reports, name, lambda *_: None)
         # Every evaluation traces how an image is decoded: here, the first.
@@ -108,14 +108,14 @@ def quick():
 
 @pytest.fixture
 def shown(monkeypatch):
-    """Draws what a run in this process draws for TensorBoard."""
+    """Restores the figures for TensorBoard."""
     for name, function in SHOWN.items():
         monkeypatch.setattr(reports, name, function)
 
 
 @pytest.fixture
 def small_net(monkeypatch):
-    """Makes `resnet_tiny` tinier."""
+    """Makes `resnet_tiny` smaller."""
     shrink(monkeypatch)
 
 
@@ -177,7 +177,7 @@ def run(capsys):
 
 
 class Ended(NamedTuple):
-    """How a program ended."""
+    """Exit status and output of a program."""
 
     status: int
     out: str

@@ -1,4 +1,4 @@
-"""How far one walks through the project: four counts, found without running it.
+"""Four counts of the layout, from the source.
 
 python tests/layout_counts.py
 """
@@ -15,7 +15,7 @@ FILES = sorted(
     for path in (ROOT / package).rglob("*.py")
 )
 TRAIN = "train_loop.modes.train"
-# Where an image goes once it is in a batch: the step, its inputs, the model.
+# Path of an image in a batch: the step, its inputs, the model.
 ENTRIES = (".Trainer.train", ".Classifier.logits", ".ResNet.call")
 
 
@@ -30,7 +30,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 @functools.cache
 def imported(name, late=False):
-    """Returns {name in a module: full name of what it imports}."""
+    """Returns {name in a module: full name of the import}."""
     inside = {
         node
         for function in ast.walk(TREES[name])
@@ -62,7 +62,7 @@ def imports_of(name, late=False):
 
 
 def reached(starts, following):
-    """Returns all that is reached from some, where `following` is next."""
+    """Returns everything reachable by `following`."""
     found, ahead = set(), [*starts]
     while ahead:
         if (name := ahead.pop()) not in found:
@@ -90,7 +90,7 @@ def definitions():
 
 
 def resolve(expression, owner):
-    """Returns what an expression of a function means, or None."""
+    """Returns the object that an expression refers to, or None."""
     first, *rest = ast.unparse(expression).split(".")
     module = module_of(owner)
     if first in ("self", "cls"):
@@ -100,14 +100,14 @@ def resolve(expression, owner):
         return ".".join([start, *rest])
     if not rest:
         return None
-    # A variable's name says what it is: `self.store` is some `Store`.
+    # Names of variables are names of classes: `self.store` is a `Store`.
     kind, name = map(re.escape, [first, *rest][-2:])
     ends = re.compile(rf"\.\w*{kind}\.{name}$", re.IGNORECASE)
     return next(filter(ends.search, definitions()), None)
 
 
 def receivers(owner):
-    """Returns the functions and classes that `settings` are handed to."""
+    """Returns functions and classes that `settings` are passed to."""
     found = []
     for call in ast.walk(definitions()[owner]):
         if isinstance(call, ast.Call):
@@ -119,7 +119,7 @@ def receivers(owner):
 
 
 def references(owner):
-    """Returns the functions, methods and tables of data that one names."""
+    """Returns functions, methods and tables that a function refers to."""
     names = [
         resolve(node, owner) or ""
         for node in ast.walk(definitions()[owner])

@@ -1,4 +1,4 @@
-"""Streams that nobody reads any more, and terminals that are none."""
+"""Closed streams, terminals, and text for both."""
 
 import contextlib
 import io
@@ -15,19 +15,19 @@ from train_loop.console import progress_bar
 
 
 def unread():
-    """Returns a text stream whose reader has gone, as `| head` does."""
+    """Returns a text stream whose reader has closed it, as `| head` does."""
     reader, writer = os.pipe()
     os.close(reader)
     return open(writer, "w", buffering=1)
 
 
 def full():
-    """Returns a text stream onto a disk that is full."""
+    """Returns a text stream on a full disk."""
     return open("/dev/full", "w", buffering=1)
 
 
 @pytest.mark.parametrize("make", [unread, full])
-def test_work_goes_on_where_nobody_takes_what_it_says(make, monkeypatch):
+def test_work_continues_when_output_is_closed(make, monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, make())
     with pytest.raises(OSError, match="Broken pipe|No space left"):
@@ -40,12 +40,12 @@ def test_work_goes_on_where_nobody_takes_what_it_says(make, monkeypatch):
             sys.stdout.flush()
             done.append(number)
     assert done == [0, 1, 2]
-    # Nothing is left that would fail at the end of the process.
+    # Nothing remains that would fail at the end of the process.
     sys.stdout.close()
     sys.stderr.close()
 
 
-def test_lasting_streams_say_what_they_are_told(capsys):
+def test_outlived_streams_pass_text_on(capsys):
     with console.outliving_streams():
         print("a line")
         assert sys.stdout.encoding
@@ -59,9 +59,9 @@ def bar_on(stream):
 
 
 def all_on(screen):
-    """Returns what a terminal shows in the end; it comes in pieces."""
+    """Returns the complete output on a terminal, which arrives in parts."""
     seen = b""
-    # Reading fails where there is no more, and nobody who could write.
+    # Reading fails at the end, when no writer is left.
     with open(screen, "rb", buffering=0) as file, contextlib.suppress(OSError):
         while piece := file.read(1000):
             seen += piece
@@ -79,19 +79,19 @@ def test_bars_are_drawn_on_terminals_only():
     assert b"2/2" in all_on(screen)
 
 
-def test_others_draw_no_bars_into_files(monkeypatch):
+def test_third_party_bars_are_not_drawn_into_files(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(os, "environ", {})
     console.prepare_streams()
     assert os.environ == {"TQDM_DISABLE": "1"}
-    # Whoever follows the file sees lines as they come.
+    # Lines appear in the file at once.
     print("a line")
     assert sys.stdout.buffer.getvalue() == b"a line\n"
 
 
 def started(script, redirection="", **variables):
-    """Returns what becomes of a Python script that a shell starts."""
+    """Returns the result of a Python script that a shell starts."""
     return subprocess.run(
         ["sh", "-c", f'"$0" -c "$1" {redirection}', sys.executable, script],
         capture_output=True,
@@ -100,7 +100,7 @@ def started(script, redirection="", **variables):
     )
 
 
-def test_streams_that_are_closed_lead_nowhere():
+def test_closed_streams_discard_output():
     script = """
 import os, sys
 from train_loop import console
@@ -109,7 +109,7 @@ print("a line")
 print("an error", file=sys.stderr)
 with console.exit_on_interrupt(), console.outliving_streams():
     print("a line")
-# Files that are opened later do not become standard output.
+# Files that are opened later must not become standard output.
 sys.exit(40 + (os.open(os.devnull, os.O_RDONLY) > 2))
 """
     result = started(script, "<&- >&- 2>&-")
@@ -124,7 +124,7 @@ sys.exit(40 + (os.open(os.devnull, os.O_RDONLY) > 2))
         ("utf-8", "猫 é\n".encode()),
     ],
 )
-def test_what_an_encoding_lacks_is_written_in_escapes(
+def test_characters_outside_the_encoding_become_escapes(
     encoding, expected, monkeypatch
 ):
     stream = io.TextIOWrapper(io.BytesIO(), encoding)

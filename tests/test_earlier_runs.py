@@ -1,4 +1,4 @@
-"""What earlier versions wrote stays readable: runs, weights, exports.
+"""Runs, weights and exports of earlier versions stay readable.
 
 `fixtures/format_1` was made by the last version without a `config.json`:
 digits, ResNet-tiny, 240 steps of momentum with an average of the weights and a
@@ -20,7 +20,7 @@ from train_loop.data.datasets import open_digits
 from train_loop.workdir import Workdir
 
 FORMAT_1 = pathlib.Path(__file__).parent / "fixtures" / "format_1"
-# Kernels differ between processors.
+# Kernels differ between CPUs.
 TOLERANCE = 1e-3
 
 
@@ -31,7 +31,7 @@ def recorded():
 
 @pytest.fixture(scope="module")
 def digits():
-    """The files of the eight images that logits were recorded for."""
+    """Files of the eight images with recorded logits."""
     split = open_digits().splits["test"]
     numbers = tf.constant(split.indices[:8])
     return [image.numpy() for image in split.store.read(numbers)["image"]]
@@ -49,7 +49,7 @@ def prepared(classifier, digits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["average", "weights"])
-def test_logits_of_an_earlier_run_stay(name, recorded, digits):
+def test_logits_of_an_earlier_run_are_unchanged(name, recorded, digits):
     run = FORMAT_1 / "run"
     classifier = load_classifier(run, averaged=name == "average")
     logits = classifier.logits(prepared(classifier, digits))
@@ -60,7 +60,7 @@ def test_logits_of_an_earlier_run_stay(name, recorded, digits):
 @pytest.mark.parametrize(
     "name", ["export/keras/model.keras", "model.weights.h5"]
 )
-def test_logits_of_earlier_files_of_weights_stay(name, recorded, digits):
+def test_logits_of_earlier_weights_are_unchanged(name, recorded, digits):
     model = VARIANTS["resnet_tiny"](num_classes=10)
     model.build((None, 16, 16, 3))
     load_weights(model, FORMAT_1 / name)
@@ -95,7 +95,7 @@ def test_earlier_classifiers_decode_files_as_they_are_stored(source):
 
 @pytest.mark.slow
 def test_earlier_run_is_evaluated_as_before(earlier, run):
-    """But for a setting that no longer exists, which is a line."""
+    """A removed setting is a warning."""
     with (earlier / "flags.txt").open("a") as file:
         file.write("--crop_scale=0.08,1\n")
     ended = run("--mode=evaluate", f"--workdir={earlier}")
@@ -130,7 +130,7 @@ def test_earlier_run_predicts_exports_and_compares(
     assert exported.status == 0, exported.err
 
 
-def test_earlier_run_is_not_trained_any_further(earlier, run):
+def test_earlier_run_cannot_be_trained_further(earlier, run):
     files = {p: p.read_bytes() for p in earlier.rglob("*") if p.is_file()}
     ended = run(f"--workdir={earlier}", "--steps=250")
     assert ended.status == 1
@@ -143,7 +143,7 @@ def test_earlier_run_is_not_trained_any_further(earlier, run):
 
 
 @pytest.mark.slow
-def test_finished_earlier_run_is_left_as_it_is(earlier, run):
+def test_finished_earlier_run_stays_unchanged(earlier, run):
     ended = run(f"--workdir={earlier}")
     assert ended.status == 0, ended.err
     assert "Nothing was left to do" in ended.out
@@ -169,14 +169,14 @@ def test_new_run_starts_from_an_earlier_one(earlier, workdir):
     assert config["num_classes"] == len(config["label_names"])
 
 
-def test_run_of_a_newer_format_is_not_trained_any_further(earlier):
+def test_run_of_a_newer_format_cannot_be_trained_further(earlier):
     (earlier / "config.json").write_text('{"format_version": 99}')
     with pytest.raises(UserError, match="only a newer version") as error:
         Workdir.of(earlier).check_format()
     assert "format 99" in str(error.value)
 
 
-def test_recipe_that_no_longer_exists_is_ignored_with_a_line(earlier, run):
+def test_removed_recipe_is_ignored_with_a_warning(earlier, run):
     flags = (earlier / "flags.txt").read_text()
     text = flags.replace("--recipe=digits", "--recipe=numerals")
     (earlier / "flags.txt").write_text(text)
@@ -185,7 +185,7 @@ def test_recipe_that_no_longer_exists_is_ignored_with_a_line(earlier, run):
     assert "--recipe=numerals: removed recipe, ignored" in ended.out
 
 
-def test_setting_of_today_is_known_of_an_earlier_run(earlier):
+def test_newer_setting_has_a_value_in_an_earlier_run(earlier):
     settings = Settings.read(Workdir.of(earlier).flags)
     assert (settings.channels, settings.exif_orientation) == (3, False)
     with pytest.raises(UserError, match="channels"):

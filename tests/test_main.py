@@ -133,7 +133,7 @@ def test_help_of_a_group_explains_its_flags_and_no_others(run):
         assert re.findall(r"^--\S+", output, re.MULTILINE) == everything
 
 
-def test_every_setting_says_what_it_may_be(run):
+def test_help_of_a_flag_has_its_marks_and_choices(run):
     for field in dataclasses.fields(Settings):
         _, output, _ = run(f"--help={flag_name(field.name)}")
         assert output.startswith(help_module.usage(field))
@@ -212,7 +212,7 @@ def test_old_names_of_flags_work_with_a_warning(tmp_path, run):
     )
 
 
-def test_modes_are_where_their_table_says():
+def test_table_of_modes_points_to_functions():
     for mode in MODES.values():
         assert mode.function.__doc__
 
@@ -236,7 +236,9 @@ def test_modes_are_where_their_table_says():
         (MemoryError(), "memory"),
     ],
 )
-def test_shortages_are_one_clear_line(run, monkeypatch, error, expected):
+def test_exhausted_memory_and_disk_are_one_clear_line(
+    run, monkeypatch, error, expected
+):
     def run_out(settings):
         raise error
 
@@ -247,13 +249,13 @@ def test_shortages_are_one_clear_line(run, monkeypatch, error, expected):
     assert re.match(f"error: .*{expected}", line)
 
 
-def test_errors_of_this_program_are_not_hidden(run, monkeypatch):
+def test_bugs_keep_their_traceback(run, monkeypatch):
     monkeypatch.setattr(train, "train", lambda settings: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("--steps=1")
 
 
-def test_flags_that_are_given_become_settings(run, monkeypatch):
+def test_explicit_flags_become_settings(run, monkeypatch):
     seen = []
     monkeypatch.setattr(train, "train", seen.append)
     run("--steps=3", "--nodeterministic", "--augment=flip,mixup:0.4")
@@ -265,7 +267,7 @@ def test_flags_that_are_given_become_settings(run, monkeypatch):
 HEAVY = ("tensorflow", "keras", "numpy", "sklearn", "matplotlib", "PIL")
 
 
-def test_nothing_heavy_is_imported_for_help_a_list_or_a_mistake():
+def test_help_and_errors_import_nothing_heavy():
     script = f"""
 import sys
 from train_loop import main
@@ -285,7 +287,7 @@ sys.exit(statuses != [0, 0, 1, 1, 1, 1])
 
 
 def start(*arguments, **options):
-    """Starts the program in a process of its own."""
+    """Starts the program in a new process."""
     return subprocess.Popen(
         [sys.executable, "-m", "train_loop.main", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -297,14 +299,14 @@ def start(*arguments, **options):
 
 @pytest.fixture
 def long_import(tmp_path, monkeypatch):
-    """Has programs import a TensorFlow that takes for ever."""
+    """Replaces TensorFlow by a module whose import never ends."""
     path = os.pathsep.join([str(tmp_path), *sys.path])
     monkeypatch.setenv("PYTHONPATH", path)
     library = tmp_path / "tensorflow.py"
     library.write_text("import sys\nprint('importing')\nsys.stdin.read()\n")
 
 
-def test_keyboard_ends_imports_in_a_line(long_import, default_signals):
+def test_ctrl_c_during_imports_is_one_line(long_import, default_signals):
     process = start("--steps=1", stdin=subprocess.PIPE)
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
@@ -313,7 +315,7 @@ def test_keyboard_ends_imports_in_a_line(long_import, default_signals):
     assert process.returncode == 130
 
 
-def test_ignored_keyboard_stays_ignored_in_imports(
+def test_ignored_ctrl_c_stays_ignored_during_imports(
     long_import, default_signals
 ):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -322,5 +324,5 @@ def test_ignored_keyboard_stays_ignored_in_imports(
     process.send_signal(signal.SIGINT)
     process.stdin.close()
     assert process.wait(timeout=60) == 1
-    # It came to the end of that import, which has nothing in it.
+    # The import ended; the module is empty.
     assert "cannot be imported" in process.stderr.read()

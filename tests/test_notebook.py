@@ -1,4 +1,4 @@
-"""The notebook for newcomers: what it makes, and what is kept in it."""
+"""The notebook for newcomers: its code and its kept outputs."""
 
 import ast
 import importlib
@@ -25,7 +25,7 @@ def code_cells(notebook):
 
 
 def kinds(notebook):
-    """Returns what each cell puts out: text, pictures."""
+    """Returns the kinds of output of each cell: text, images."""
     return {
         cell.id: [
             sorted(output.get("data", [output.output_type]))
@@ -57,7 +57,7 @@ def test_notebook_was_run_from_top_to_bottom(kept):
     assert 'MODEL = "resnet50"' in amounts
 
 
-def test_what_is_kept_shows_a_network_that_learned(kept):
+def test_kept_outputs_show_a_model_that_learned(kept):
     [report] = [
         output.text
         for cell in code_cells(kept)
@@ -68,8 +68,8 @@ def test_what_is_kept_shows_a_network_that_learned(kept):
     assert float(re.search(r"Accuracy +([\d.]+) %", report)[1]) > 80
 
 
-def test_cells_import_what_there_is_and_set_what_may_be_set(kept):
-    """What can be told without running them."""
+def test_cells_use_existing_names_and_settings(kept):
+    """Checked without running them."""
     lines = TransformerManager().transform_cell
     cells = [ast.parse(lines(cell.source)) for cell in code_cells(kept)]
     nodes = [node for cell in cells for node in ast.walk(cell)]
@@ -102,9 +102,9 @@ def test_cells_import_what_there_is_and_set_what_may_be_set(kept):
 @pytest.mark.slow
 @pytest.mark.long
 def test_notebook_runs(kept, tmp_path, monkeypatch):
-    """Of everything less than in what is kept, but for the cells."""
+    """With fewer images and steps than the kept outputs."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    # What a kernel runs first; no name of it may reach the cells.
+    # Code that the kernel runs first; cells must not see its names.
     startup = tmp_path / "ipython/profile_default/startup"
     startup.mkdir(parents=True)
     (startup / "shrink.py").write_text(f"exec({SHRINK!r}, {{}})")
@@ -130,5 +130,5 @@ def test_notebook_runs(kept, tmp_path, monkeypatch):
     exported = runs / "pictures/export"
     assert (exported / "saved_model/1/saved_model.pb").is_file()
     assert (exported / "model_card.md").is_file()
-    # What is kept in the notebook is of the notebook as it is.
+    # Kept outputs belong to the current cells.
     assert kinds(notebook) == kinds(kept)

@@ -1,4 +1,4 @@
-"""AMX without tiles, other backends of Keras, and TensorFlow's chatter."""
+"""AMX without tile sizes, other Keras backends, and TensorFlow's log."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from train_loop.process import (
 )
 
 AMX = "vendor_id\t: GenuineIntel\nflags\t\t: fpu amx_bf16 amx_tile amx_int8\n"
-# What Intel's Sapphire Rapids says: palette 1 has 8 tiles of 16 rows of 64
+# CPUID of Intel's Sapphire Rapids: palette 1 has 8 tiles of 16 rows of 64
 # bytes, 8 KiB together.
 LEAVES = {
     (0, 0): (0x20, 0x756E6547, 0x6C65746E, 0x49656E69),
@@ -42,32 +42,32 @@ HIDDEN = [
 
 
 def variables(cpuinfo, leaves, **variables):
-    """Returns which variables such a machine ends up with."""
+    """Returns the environment variables that are set on such a machine."""
     avoid_broken_amx(variables, cpuinfo, lambda *leaf: leaves[leaf])
     return variables
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
-def test_amx_is_avoided_where_the_tiles_have_no_size(hidden):
+def test_amx_is_disabled_without_tile_sizes(hidden):
     avoided = {INSTRUCTIONS: ALL_BUT_AMX}
     assert variables(AMX, LEAVES | hidden) == avoided
 
 
-def test_amx_is_used_where_the_tiles_have_sizes():
+def test_amx_is_used_with_tile_sizes():
     assert variables(AMX, LEAVES) == {}
 
 
 @pytest.mark.parametrize("cpuinfo", ["", AMX.replace("amx_tile", "avx2")])
-def test_nothing_is_read_where_amx_is_not_announced(cpuinfo):
+def test_cpuid_is_not_read_without_amx(cpuinfo):
     assert variables(cpuinfo, leaves={}) == {}
 
 
-def test_what_the_user_has_set_stays():
+def test_explicit_environment_variable_stays():
     own = {INSTRUCTIONS: "DEFAULT"}
     assert variables(AMX, LEAVES | HIDDEN[0], **own) == own
 
 
-def test_amx_is_avoided_where_no_process_can_make_code(monkeypatch):
+def test_amx_is_disabled_without_executable_memory(monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
@@ -85,7 +85,7 @@ def test_amx_is_avoided_where_no_process_can_make_code(monkeypatch):
         (LEAVES, ALL_BUT_AMX, False),
     ],
 )
-def test_the_note_is_for_machines_that_amx_was_masked_on(
+def test_note_is_shown_only_where_amx_was_disabled(
     monkeypatch, leaves, value, masked
 ):
     monkeypatch.setenv(INSTRUCTIONS, value)
@@ -100,11 +100,11 @@ def test_the_note_is_for_machines_that_amx_was_masked_on(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
     reason="The code is for Linux on x86-64.",
 )
-def test_the_processor_says_who_made_it():
+def test_cpuid_returns_the_vendor():
     vendor = re.search(r"vendor_id\s*: (\w+)", read_cpuinfo())[1]
     _, ebx, ecx, edx = read_cpuid(0, 0)
     assert struct.pack("<3I", ebx, edx, ecx).decode() == vendor
-    # The subleaf arrives as well: leaf 0xD has the size of all state in its
+    # The subleaf is passed too: leaf 0xD has the size of all state in its
     # subleaf 0 and of one component, AVX's 256 bytes, in its subleaf 2.
     assert read_cpuid(0xD, 2)[0] == 256
 
@@ -126,7 +126,7 @@ def test_the_processor_says_who_made_it():
         ({}, "not a dictionary", []),
     ],
 )
-def test_keras_runs_on_tensorflow_whatever_it_is_asked_for(
+def test_keras_uses_tensorflow_whatever_the_environment(
     variables, config, found, tmp_path
 ):
     if config:
@@ -140,7 +140,7 @@ def test_keras_runs_on_tensorflow_whatever_it_is_asked_for(
 
 
 @pytest.mark.slow
-def test_tensorflow_is_imported_when_all_is_set_and_without_a_word(tmp_path):
+def test_tensorflow_is_imported_after_setup_and_silently(tmp_path):
     """But for one, where Keras would have run on something else.
 
     Nor does Pillow say a word of a damaged file, or matplotlib of how long its
@@ -187,14 +187,14 @@ except ValueError:
     assert last == "Errors are seen again."
 
 
-def test_layers_refuse_another_backend_of_keras(monkeypatch):
+def test_layers_reject_another_keras_backend(monkeypatch):
     check_backend()
     monkeypatch.setattr(keras.config, "backend", lambda: "jax")
     with pytest.raises(ImportError, match="this process has Keras on jax"):
         check_backend()
 
 
-def test_layers_refuse_keras_2(monkeypatch):
+def test_layers_reject_keras_2(monkeypatch):
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
     with pytest.raises(ImportError, match="TF_USE_LEGACY_KERAS must be 0"):
         check_backend()

@@ -11,12 +11,12 @@ from resnet_layers import VARIANTS, save_safetensors
 from train_loop import Run, Settings
 from train_loop.recipes import RECIPES
 
-# Each once, whatever it is called.
+# Recipes that differ in more than numbers.
 DIFFERENT = {recipe: name for name, recipe in RECIPES.items()}
 
 
 def kind(recipe):
-    """Returns what a recipe does, but for its numbers."""
+    """Returns the parts of a recipe, without its numbers."""
     settings = recipe.settings
     return (
         settings.optimizer,
@@ -33,8 +33,8 @@ KINDS = {kind(recipe): recipe for recipe in reversed(DIFFERENT)}
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Returns a folder of a few pictures of two classes."""
+def images_folder(tmp_path_factory):
+    """Returns a folder with a few images of two classes."""
     folder = tmp_path_factory.mktemp("pictures")
     write_folder(folder, {"train/cat": 6, "train/dog": 6})
     return folder
@@ -42,7 +42,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def untraced():
-    """Lets steps run as plain Python: to trace them takes far longer."""
+    """Runs steps eagerly, which is faster than tracing them."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -52,7 +52,7 @@ def untraced():
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config")
 @pytest.mark.usefixtures("untraced", "small_net")
 @pytest.mark.parametrize("recipe", KINDS.values(), ids=DIFFERENT.get)
-def test_recipe_takes_two_steps(tmp_path, pictures, recipe):
+def test_recipe_trains_for_two_steps(tmp_path, images_folder, recipe):
     """With its own optimizer, schedule, loss and augmentation."""
     weights = {}
     if "weights" in recipe.values:
@@ -63,7 +63,7 @@ def test_recipe_takes_two_steps(tmp_path, pictures, recipe):
     run = Run.create(
         Settings(
             recipe=DIFFERENT[recipe],
-            dataset=pictures,
+            dataset=images_folder,
             model="resnet_tiny",
             image_size=8,
             batch_size=4,
@@ -85,7 +85,7 @@ def test_recipe_takes_two_steps(tmp_path, pictures, recipe):
         np.any(variable.numpy() != value)
         for variable, value in zip(variables, before, strict=True)
     ]
-    # At the very first, where no block does anything yet, some kernels rest.
+    # In the first step blocks are identities, and some kernels do not move.
     assert np.mean(moved) > 0.5
     for name in ("optimizer", "schedule", "loss", "augment"):
         assert (
@@ -94,7 +94,7 @@ def test_recipe_takes_two_steps(tmp_path, pictures, recipe):
         )
 
 
-def test_recipes_say_where_they_come_from_and_what_they_cost():
+def test_recipes_have_source_result_and_cost():
     for name, recipe in RECIPES.items():
         for text in (recipe.source, recipe.result, recipe.cost):
             assert text.endswith("."), name
@@ -102,7 +102,7 @@ def test_recipes_say_where_they_come_from_and_what_they_cost():
 
 
 def listed(output):
-    """Returns {recipe: its row} of a table."""
+    """Returns {recipe: cells} of a table."""
     rows = [line for line in output.splitlines()[1:] if line[:1].strip()]
     return {row.split()[0]: row.split()[1:] for row in rows}
 

@@ -1,4 +1,4 @@
-"""Which of several values wins."""
+"""Resolution of settings: which value wins."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from train_loop.resolve import (
 from train_loop.settings import warn_once
 
 
-def test_recipe_wins_over_defaults_and_what_is_given_over_both():
+def test_recipe_overrides_defaults_and_explicit_settings_both():
     resolved = resolve(Settings(seed=3, learning_rate=0.7))
     digits = RECIPES["digits"].settings
     assert resolved.recipe == "digits"
@@ -49,11 +49,11 @@ def test_data_set_has_its_own_recipe(tmp_path):
         resolve(Settings(recipe="imagenet"))
 
 
-def test_only_what_means_something_by_none_is_left_open():
+def test_only_settings_where_none_has_a_meaning_stay_none():
     open_settings = {
         name
         for name, field in Settings.__dataclass_fields__.items()
-        # What is asked of a run is no part of it.
+        # Settings of modes are not part of a run.
         if not field.metadata["modes"] and name not in resolve(Settings()).given
     }
     assert open_settings == {
@@ -81,7 +81,7 @@ def test_only_what_means_something_by_none_is_left_open():
 
 @pytest.fixture
 def earlier(tmp_path):
-    """Returns the folder of a run that was resolved before."""
+    """Returns the folder of an existing run."""
     resolved = resolve(Settings(image_size=16, steps=30, weight_decay=0.5))
     resolved.write(tmp_path / "flags.txt")
     return tmp_path
@@ -93,7 +93,7 @@ def test_run_keeps_its_own_settings(earlier):
     assert resolved.weight_decay == 0.25
 
 
-def test_epochs_win_over_the_steps_that_a_run_was_planned_for(earlier):
+def test_explicit_epochs_override_the_steps_of_a_run(earlier):
     resolved = resolve(Settings(workdir=earlier, epochs=2))
     assert (resolved.steps, resolved.epochs) == (None, 2.0)
 
@@ -111,7 +111,7 @@ def test_epochs_win_over_the_steps_that_a_run_was_planned_for(earlier):
         ("data_service", "grpc://host:5050"),
     ],
 )
-def test_what_a_run_need_not_have_can_be_taken_away(name, value, tmp_path):
+def test_none_resets_optional_settings_of_a_run(name, value, tmp_path):
     resolve(Settings(**{name: value})).write(tmp_path / "flags.txt")
     resolved = resolve(Settings(workdir=tmp_path))
     assert getattr(resolved, name) == value
@@ -121,7 +121,7 @@ def test_what_a_run_need_not_have_can_be_taken_away(name, value, tmp_path):
     assert getattr(resolve(Settings(workdir=tmp_path)), name) is None
 
 
-def test_what_every_run_has_cannot_be_taken_away():
+def test_none_is_rejected_for_required_settings():
     with pytest.raises(UserError, match="--epochs=none: must be"):
         Settings(epochs="none")
 
@@ -142,7 +142,7 @@ def test_mistyped_workdir_does_not_become_a_run_of_digits(tmp_path, others):
         assert expected in str(error.value)
         assert str(error.value).startswith(f"--workdir={tmp_path / name}: ")
         assert "\n" not in str(error.value)
-    # What says what a new run is to be, or that there is one, is no mistake.
+    # A setting that describes a new run, or an existing run, is accepted.
     for given in ({"dataset": "digits"}, {"model": "resnet18"}):
         check_run_or_new(Settings(workdir=tmp_path / "S1", **given))
     check_run_or_new(Settings(workdir=tmp_path / "S", **others))
@@ -170,29 +170,29 @@ def test_mistyped_workdir_does_not_become_a_run_of_digits(tmp_path, others):
     ],
     ids=lambda change: [*change][-1],
 )
-def test_run_is_not_mixed_with_another(earlier, change):
+def test_fixed_settings_of_a_run_cannot_change(earlier, change):
     name, value = [*change.items()][-1]
     with pytest.raises(
         UserError, match="new run in another --workdir"
     ) as error:
         resolve(Settings(workdir=earlier, **change))
     assert f"--{name}=" in str(error.value)
-    # The weights of a run go on into another one, of the same model.
+    # A new run of the same model may start from the weights.
     goes_on = name not in ("model", "weights")
     assert str(error.value).endswith(f"--weights={earlier}.") == goes_on
     assert f"{value}" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_run_on_embeddings_stays_one(tmp_path):
+def test_run_on_embeddings_rejects_augmentation(tmp_path):
     resolve(Settings(freeze="backbone")).write(tmp_path / "flags.txt")
     assert resolve(Settings(workdir=tmp_path)).cached_embeddings
     with pytest.raises(UserError, match=f"--weights={tmp_path}"):
         resolve(Settings(workdir=tmp_path, augment="flip"))
 
 
-def test_places_of_a_run_may_change_but_not_its_data_set(tmp_path):
-    """Whether it is the same one there, its contents tell later."""
+def test_paths_of_a_run_may_change_but_not_its_data_set(tmp_path):
+    """The content is compared later."""
     (tmp_path / "new").mkdir()
     run = tmp_path / "run"
     resolve(Settings(dataset=tmp_path / "old")).write(run / "flags.txt")
@@ -203,36 +203,36 @@ def test_places_of_a_run_may_change_but_not_its_data_set(tmp_path):
         resolve(Settings(workdir=run, dataset="cifar10"))
 
 
-def test_run_may_be_named_again_as_it_is(earlier):
+def test_flags_of_a_run_may_be_repeated(earlier):
     given = Settings(
         workdir=earlier, recipe="auto", cache="auto", image_size=16
     )
     assert resolve(given).recipe == "digits"
 
 
-def test_run_keeps_the_recipe_that_is_not_its_data_sets(tmp_path):
+def test_run_keeps_a_recipe_of_another_data_set(tmp_path):
     given = Settings(recipe="imagenet_goyal2017", weight_average="swa")
     resolve(given).write(tmp_path / "flags.txt")
     again = resolve(Settings(workdir=tmp_path, recipe="auto"))
     assert again.recipe == "imagenet_goyal2017"
     assert again.base_batch_size == 256
-    # Nor is what a file of flags repeats taken for something new.
+    # A --flagfile that repeats settings changes nothing.
     assert resolve(again).texts() == again.texts()
 
 
-def test_whoever_goes_on_may_stand_in_another_folder(tmp_path, monkeypatch):
+def test_run_resumes_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
     resolved = resolve(Settings(dataset="pictures", data_dir="data"))
     assert resolved.dataset == str(tmp_path / "pictures")
     assert resolved.data_dir == str(tmp_path / "data")
-    # A row of a table stays one.
+    # A named data set stays a name.
     (tmp_path / "digits").mkdir()
     assert resolve(Settings()).dataset == "digits"
 
 
 def weights_of_timm(folder, architecture="resnet50d", **config):
-    """Writes weights with a config beside them; nobody reads the tensors."""
+    """Writes weights with a config beside them, without tensors."""
     path = folder / "model.safetensors"
     save_file({}, path)
     content = {"architecture": architecture, "pretrained_cfg": config}
@@ -249,8 +249,8 @@ TIMM = {
 }
 
 
-def test_weights_bring_their_preprocessing(tmp_path):
-    """Any numbers, between the recipe and what is given."""
+def test_weights_define_the_preprocessing(tmp_path):
+    """They override the recipe; explicit settings override them."""
     weights = weights_of_timm(tmp_path, **TIMM)
     resolved = resolve(Settings(weights=weights))
     expected = Normalization((25.5, 51.0, 76.5), (127.5, 127.5, 63.75))
@@ -259,8 +259,8 @@ def test_weights_bring_their_preprocessing(tmp_path):
     assert resolved.preprocessing == (expected, 16, 0.95, "bicubic", True)
 
 
-def test_weights_bring_their_model(tmp_path):
-    """Between the recipe, which has one for the digits, and what is given."""
+def test_weights_define_the_model(tmp_path):
+    """It overrides the recipe; an explicit model overrides it."""
     weights = weights_of_timm(tmp_path, **TIMM)
     for path in (weights, tmp_path):
         assert resolve(Settings(weights=path)).model == "resnet50d"
@@ -274,14 +274,14 @@ def test_weights_bring_their_model(tmp_path):
     assert "--model=resnet50: " in line
 
 
-def test_weights_of_no_variant_are_refused_whatever_the_model(tmp_path):
+def test_weights_of_unknown_architecture_are_rejected(tmp_path):
     weights = weights_of_timm(tmp_path, "ecaresnet50d_pruned", **TIMM)
     for given in ({}, {"model": "resnet50"}):
         with pytest.raises(UserError, match="architecture ecaresnet50d_pruned"):
             resolve(Settings(weights=weights, **given))
 
 
-def test_weights_of_no_known_variant_go_into_any_model(tmp_path):
+def test_weights_without_architecture_load_into_any_model(tmp_path):
     (tmp_path / "model.safetensors").touch()
     recipe = RECIPES["digits"].settings.model
     assert resolve(Settings(weights=tmp_path)).model == recipe
@@ -289,7 +289,7 @@ def test_weights_of_no_known_variant_go_into_any_model(tmp_path):
     assert resolve(given).model == "resnet18"
 
 
-def test_a_run_keeps_its_model_whatever_its_weights_are_by_now(tmp_path):
+def test_run_keeps_its_model_when_its_weights_change(tmp_path):
     weights = weights_of_timm(tmp_path, **TIMM)
     run = tmp_path / "run"
     run.mkdir()
@@ -300,7 +300,7 @@ def test_a_run_keeps_its_model_whatever_its_weights_are_by_now(tmp_path):
         resolve(Settings(workdir=run, model="resnet18"))
 
 
-def test_preprocessing_stays_with_the_run_and_those_that_start_from_it(
+def test_preprocessing_stays_with_a_run_and_its_successors(
     tmp_path,
 ):
     resolved = resolve(Settings(weights=weights_of_timm(tmp_path, **TIMM)))
@@ -308,7 +308,7 @@ def test_preprocessing_stays_with_the_run_and_those_that_start_from_it(
     (run / "checkpoints").mkdir(parents=True)
     resolved.write(run / "flags.txt")
     (run / "checkpoints/ckpt-2.index").touch()
-    # Nobody looks at the weights again.
+    # The weights are not read again.
     (tmp_path / "model.safetensors").unlink()
     for given in (
         Settings(workdir=run),
@@ -321,7 +321,7 @@ def test_preprocessing_stays_with_the_run_and_those_that_start_from_it(
         resolve(Settings(weights=run, model="resnet50"))
 
 
-def test_preprocessing_that_there_is_none_of_is_not_guessed(tmp_path):
+def test_unsupported_interpolation_is_not_guessed(tmp_path):
     weights = weights_of_timm(tmp_path, **{**TIMM, "interpolation": "lanczos"})
     with pytest.raises(UserError, match="Set --interpolation to"):
         resolve(Settings(weights=weights))
@@ -360,7 +360,7 @@ def test_preprocessing_that_there_is_none_of_is_not_guessed(tmp_path):
         ),
     ],
 )
-def test_what_does_not_go_together_is_one_clear_line(
+def test_conflicting_settings_are_one_clear_line(
     given, message, pytestconfig, monkeypatch
 ):
     monkeypatch.chdir(pytestconfig.rootpath)
@@ -378,7 +378,7 @@ def test_what_does_not_go_together_is_one_clear_line(
         ({"freeze": "backbone", "augment": ""}, True, ""),
         ({"freeze": "backbone", "cached_embeddings": False}, False, "shift"),
         ({"freeze": "stage1"}, False, "shift"),
-        # What is thawed later sees varied images then.
+        # Layers that unfreeze later train on augmented images.
         ({"freeze": "backbone", "unfreeze_after_epochs": 1}, True, "shift"),
         (
             {
@@ -392,7 +392,7 @@ def test_what_does_not_go_together_is_one_clear_line(
         ),
     ],
 )
-def test_frozen_backbones_are_asked_once_unless_images_vary(
+def test_embeddings_are_cached_unless_images_are_augmented(
     given, cached, augment
 ):
     resolved = resolve(Settings(**given))
@@ -401,7 +401,7 @@ def test_frozen_backbones_are_asked_once_unless_images_vary(
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_say_only_what_they_change(name, monkeypatch):
+def test_recipes_hold_only_what_differs_from_defaults(name, monkeypatch):
     found = WeightsInfo(pathlib.Path("resnet50.h5"), None, Preprocessing())
     monkeypatch.setattr(resolve_module, "find_weights", lambda *_: found)
     recipe = RECIPES[name]
@@ -445,7 +445,7 @@ def test_earlier_name_of_a_recipe_is_resolved(workdir, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_weights_of_a_recipe_bring_along_what_they_need(monkeypatch):
+def test_weights_of_a_recipe_use_its_model(monkeypatch):
     asked = []
 
     def find(*names):
@@ -464,7 +464,7 @@ def test_weights_of_a_recipe_bring_along_what_they_need(monkeypatch):
     assert resolved.crop_fraction == 0.5
 
 
-def test_channels_come_from_weights_unless_given(monkeypatch):
+def test_channels_come_from_weights_unless_explicit(monkeypatch):
     grey = Normalization((117.0,), (57.0,))
     found = WeightsInfo(
         pathlib.Path("grey.safetensors"), "resnet18", Preprocessing(grey)
@@ -481,7 +481,7 @@ def test_channels_come_from_weights_unless_given(monkeypatch):
     assert resolve(Settings()).channels == 3
 
 
-def test_options_of_another_optimizer_are_refused():
+def test_options_of_another_optimizer_are_rejected():
     given = {"optimizer": "adamw", "learning_rate": 0.001}
     resolved = resolve(Settings(**given, beta_2=0.99))
     assert resolved.beta_2 == 0.99
@@ -492,13 +492,13 @@ def test_options_of_another_optimizer_are_refused():
         resolve(Settings(epsilon=0.1))
 
 
-def test_rate_of_a_recipe_is_for_its_optimizer():
+def test_learning_rate_of_a_recipe_is_for_its_optimizer():
     message = (
         "--optimizer=adam: requires --learning_rate. .* digits has 0.1 for sgd"
     )
     with pytest.raises(UserError, match=message):
         resolve(Settings(optimizer="adam"))
-    # Nor are its options.
+    # So are its options.
     recipe = {"recipe": "imagenet_goyal2017", "learning_rate": 0.001}
     assert resolve(Settings(**recipe)).base_batch_size == 256
     resolved = resolve(Settings(**recipe, optimizer="lamb"))
@@ -509,8 +509,8 @@ def test_rate_of_a_recipe_is_for_its_optimizer():
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/ckpt-3"])
-def test_flags_tell_what_weights_of_an_earlier_run_are(place, tmp_path):
-    """Its `config.json`, if any, names no architecture."""
+def test_flags_describe_weights_of_an_earlier_run(place, tmp_path):
+    """Its `config.json`, if any, has no architecture."""
     checkpoint = tf.train.Checkpoint(model=tf.Variable(1.0))
     checkpoint.write(str(tmp_path / "checkpoints/ckpt-3"))
     flags = tmp_path / "flags.txt"
@@ -535,6 +535,6 @@ def test_flags_tell_what_weights_of_an_earlier_run_are(place, tmp_path):
     with pytest.raises(UserError) as error:
         find()
     assert "\n" not in str(error.value)
-    # What the config says wins.
+    # The config wins.
     write_config(tmp_path / "config.json", "resnet18", ["a"], expected)
     assert find()[1:] == ("resnet18", expected)

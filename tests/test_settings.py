@@ -15,7 +15,7 @@ from train_loop.settings import OLD_NAMES, to_text
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
 
-def test_nothing_is_said_by_itself():
+def test_default_settings_are_all_unset():
     assert Settings().given == {}
 
 
@@ -40,7 +40,7 @@ def test_values_have_the_types_of_their_fields():
     assert isinstance(settings.steps, int)
 
 
-def test_nobody_writes_to_settings():
+def test_settings_are_frozen():
     settings = Settings(steps=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.steps = 4
@@ -76,13 +76,13 @@ def test_nobody_writes_to_settings():
         ({"normalization": "1:2:3:1:1:nan"}, "M:M:M:S:S:S"),
     ],
 )
-def test_what_is_not_possible_is_one_clear_line(values, message):
+def test_invalid_values_are_one_clear_line(values, message):
     with pytest.raises(UserError, match=message) as error:
         Settings(**values)
     assert "\n" not in str(error.value)
 
 
-def test_every_setting_has_help_and_bounds_that_hold_its_default():
+def test_every_setting_has_help_and_a_valid_default():
     for name, field in FIELDS.items():
         summary, details = (field.metadata[n] for n in ("summary", "details"))
         assert summary.endswith("."), name
@@ -96,7 +96,7 @@ def test_every_setting_has_help_and_bounds_that_hold_its_default():
     }
 
 
-def test_what_is_given_wins_over_another():
+def test_explicit_settings_override_others():
     settings = Settings(steps=3, seed=1).over(Settings(seed=2, epochs=5))
     assert settings == Settings(steps=3, seed=1, epochs=5)
 
@@ -116,7 +116,7 @@ def test_file_gives_the_same_settings_again(tmp_path, name):
 def test_file_is_a_flagfile(tmp_path):
     path = tmp_path / "flags.txt"
     Settings(seed=3, augment=(), deterministic=True, workdir="x").write(path)
-    # The folder is no part of what repeats a run.
+    # The folder is not needed to repeat a run.
     assert path.read_text().splitlines() == [
         "--augment=",
         "--seed=3",
@@ -127,20 +127,20 @@ def test_file_is_a_flagfile(tmp_path):
 ENDS_OF_LINES = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
 
 
-def test_letters_that_end_lines_elsewhere_stay_in_a_value(tmp_path):
+def test_unicode_line_separators_stay_in_a_value(tmp_path):
     path = tmp_path / "flags.txt"
     dataset = "".join(f"a{end}--seed=5" for end in ENDS_OF_LINES)
     settings = Settings(seed=3, dataset=dataset).over(DEFAULTS)
     settings.write(path)
     assert Settings.read(path) == settings
     assert flags_beside(tmp_path) == settings.texts()
-    # An editor of Windows has saved it.
+    # Saved by a Windows editor.
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     assert Settings.read(path) == settings
     assert flags_beside(tmp_path) == settings.texts()
 
 
-def test_removed_settings_matter_only_with_other_values(tmp_path, capsys):
+def test_removed_settings_warn_only_of_changed_behavior(tmp_path, capsys):
     path = tmp_path / "flags.txt"
     lines = ["--seed=3", "--kernel_products=True", "--fused_batch_norm=True"]
     path.write_text("".join(f"{line}\n" for line in lines))
@@ -183,7 +183,7 @@ def test_earlier_file_has_old_names_for_good(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_missing_file_says_nothing(tmp_path):
+def test_missing_file_is_empty_settings(tmp_path):
     assert Settings.read(tmp_path / "flags.txt") == Settings()
 
 
@@ -205,7 +205,7 @@ def test_damaged_file_is_rejected(tmp_path, content, fault):
 
 
 @pytest.mark.parametrize("name", NORMALIZATIONS)
-def test_normalization_of_a_name_is_written_by_its_name(name):
+def test_named_normalization_is_written_by_its_name(name):
     assert Settings(normalization=name).normalization == NORMALIZATIONS[name]
     assert to_text(NORMALIZATIONS[name]) == name
 

@@ -1,4 +1,4 @@
-"""The folder of a run: whole files or none, and one process at a time."""
+"""A run's folder: atomic files, and one process at a time."""
 
 import json
 import os
@@ -51,10 +51,10 @@ def contents(folder):
     }
 
 
-def test_home_is_found(monkeypatch, tmp_path):
+def test_tilde_is_the_home_directory(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Workdir.of("~/runs/1").path == tmp_path / "runs/1"
-    # A folder's name, where there is no such user.
+    # A literal folder name if the user is unknown.
     assert Workdir.of("~nobody-here/1").path == pathlib.Path("~nobody-here/1")
 
 
@@ -82,15 +82,13 @@ def test_all_names_are_different():
 
 
 @pytest.mark.parametrize("missing", ["", "run", "a/b/run"])
-def test_trying_whether_a_folder_can_be_written_leaves_no_trace(
-    tmp_path, missing
-):
+def test_check_writable_leaves_no_file(tmp_path, missing):
     Workdir(tmp_path / missing).check_writable()
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["file", "file/run", "file/a/run"])
-def test_folder_below_a_file_is_refused(tmp_path, name):
+def test_folder_below_a_file_is_rejected(tmp_path, name):
     file = tmp_path / "file"
     file.write_text("mine")
     workdir = Workdir(tmp_path / name)
@@ -103,7 +101,7 @@ def test_folder_below_a_file_is_refused(tmp_path, name):
     assert file.read_text() == "mine"
 
 
-def test_name_that_is_too_long_is_refused(tmp_path):
+def test_too_long_name_is_rejected(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         Workdir(tmp_path / ("a" * 300)).check_writable()
 
@@ -112,7 +110,7 @@ def test_name_that_is_too_long_is_refused(tmp_path):
     not hasattr(os, "geteuid") or os.geteuid() == 0,
     reason="root may write anywhere",
 )
-def test_folder_of_somebody_else_is_refused(tmp_path):
+def test_folder_of_another_user_is_rejected(tmp_path):
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(UserError, match=str(tmp_path)):
@@ -121,7 +119,7 @@ def test_folder_of_somebody_else_is_refused(tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_second_process_is_refused_and_a_third_one_is_not(tmp_path):
+def test_second_process_is_rejected_until_the_first_ends(tmp_path):
     workdir = Workdir(tmp_path / "run")
     refused = rf"--workdir={workdir}: another process is training here"
     with workdir.locked():
@@ -159,14 +157,14 @@ def test_killed_process_leaves_no_lock(tmp_path):
         workdir.check_free()
 
 
-def test_folder_that_is_not_there_is_free(tmp_path):
+def test_missing_folder_is_free(tmp_path):
     Workdir(tmp_path / "run").check_free()
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("interruption", INTERRUPTIONS)
 @pytest.mark.parametrize("old", [None, "old"])
-def test_file_is_written_whole_or_not_at_all(tmp_path, old, interruption):
+def test_file_is_written_atomically(tmp_path, old, interruption):
     path = tmp_path / "below/data.json"
     if old:
         write_text(path, old)
@@ -177,9 +175,7 @@ def test_file_is_written_whole_or_not_at_all(tmp_path, old, interruption):
     assert contents(tmp_path) == {"below/data.json": "new"}
 
 
-def test_kill_before_the_file_has_its_name_leaves_the_old_one(
-    tmp_path, monkeypatch
-):
+def test_kill_before_the_rename_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "data.json"
     write_text(path, "old")
 
@@ -196,7 +192,7 @@ def test_kill_before_the_file_has_its_name_leaves_the_old_one(
 
 @pytest.mark.parametrize("interruption", INTERRUPTIONS)
 @pytest.mark.parametrize("old", [{}, {"a": "old", "c/d": "old"}])
-def test_folder_is_written_whole_or_not_at_all(tmp_path, old, interruption):
+def test_folder_is_written_atomically(tmp_path, old, interruption):
     folder = tmp_path / "cache"
     for name, text in old.items():
         write_text(folder / name, text)
@@ -204,16 +200,16 @@ def test_folder_is_written_whole_or_not_at_all(tmp_path, old, interruption):
         write_folder(folder, {"a": "half"}, interruption)
     assert contents(tmp_path) == {f"cache/{name}": old[name] for name in old}
     write_folder(folder, {"b": "new"})
-    # Nothing of the old one is mixed with the new one.
+    # Old and new files are not mixed.
     assert contents(tmp_path) == {"cache/b": "new"}
 
 
-def test_half_of_a_removed_folder_is_never_found(tmp_path, monkeypatch):
+def test_partly_removed_folder_is_never_visible(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     write_text(folder / "a", "old")
 
     def kill(path, **_):
-        # Nothing is removed before the new one is in its place.
+        # Nothing is removed before the new folder is in place.
         assert contents(folder) == {"a": "new"}
         raise KeyboardInterrupt
 
@@ -226,8 +222,8 @@ def test_half_of_a_removed_folder_is_never_found(tmp_path, monkeypatch):
     assert contents(folder) == {"a": "new"}
 
 
-def test_writers_of_one_name_do_not_meet(tmp_path):
-    """The first of two is still at it when the second one is done."""
+def test_two_writers_of_one_name_do_not_interfere(tmp_path):
+    """The second ends while the first still writes."""
     path, folder = tmp_path / "data.json", tmp_path / "cache"
     with atomic_write(path) as unfinished, unfinished.open("w") as file:
         file.write("fir")
@@ -244,7 +240,7 @@ def test_writers_of_one_name_do_not_meet(tmp_path):
     assert found == {"data.json": "first", "cache/images.bin": "first"}
 
 
-def test_second_copy_of_the_same_leaves_the_first_one(tmp_path):
+def test_second_equal_copy_keeps_the_first(tmp_path):
     folder = tmp_path / "cache"
     with made_from(folder, "images") as unfinished:
         (unfinished / "images.bin").write_text("second")
@@ -254,8 +250,10 @@ def test_second_copy_of_the_same_leaves_the_first_one(tmp_path):
 
 
 @pytest.mark.parametrize("machine", ["other-machine", f"{platform.node()}-2"])
-def test_rests_of_other_machines_are_removed_after_a_day(machine, tmp_path):
-    """Whether they are still at work cannot be seen on every disk."""
+def test_unfinished_folders_of_other_machines_are_removed_after_a_day(
+    machine, tmp_path
+):
+    """Locks of other machines are not visible on every disk."""
     rest = tmp_path / f".unfinished-{machine}-x"
     write_text(rest / "file", "half")
     write_text(tmp_path / "file", "new")
@@ -271,7 +269,7 @@ def test_folder_that_appears_during_the_swap_is_replaced(tmp_path, monkeypatch):
     of_others = ["other's"]
 
     def late(source, target):
-        # Another process was a moment faster.
+        # Another process was faster.
         if target == folder and of_others:
             write_text(folder / "a", of_others.pop())
         replace(source, target)
@@ -290,7 +288,7 @@ def test_nothing_is_written_through_a_planted_link(tmp_path):
     assert not (tmp_path / "file").is_symlink()
 
 
-def test_rests_of_a_killed_process_are_removed(tmp_path):
+def test_unfinished_folders_of_a_killed_process_are_removed(tmp_path):
     program = (
         "import pathlib, sys;"
         "from train_loop.workdir import atomic_write;"
@@ -307,7 +305,7 @@ def test_rests_of_a_killed_process_are_removed(tmp_path):
     ) as process:
         assert process.stdout.readline() == "half\n"
         write_text(tmp_path / "other", "new")
-        # It lives: that is not a rest.
+        # Its process is alive.
         assert "half" in contents(tmp_path).values()
         process.kill()
         process.wait()
@@ -317,7 +315,7 @@ def test_rests_of_a_killed_process_are_removed(tmp_path):
 
 @pytest.fixture
 def synced(monkeypatch):
-    """Returns names that the disk has been asked to keep, and renamed ones."""
+    """Returns the names of flushed and of renamed files, in order."""
     events, fsync, replace = [], os.fsync, os.replace
 
     def noted_fsync(descriptor):
@@ -340,10 +338,10 @@ needs_proc = pytest.mark.skipif(
 
 
 @needs_proc
-def test_disk_has_all_of_a_file_before_its_name(tmp_path, synced):
+def test_file_is_flushed_before_its_rename(tmp_path, synced):
     write_text(tmp_path / "new/run/data.json", "{}")
     assert synced == [
-        # The folders that are new, in those that they are in.
+        # New folders, flushed in their parents.
         ("sync", "new"),
         ("sync", tmp_path.name),
         ("sync", "data.json"),
@@ -353,7 +351,7 @@ def test_disk_has_all_of_a_file_before_its_name(tmp_path, synced):
 
 
 @needs_proc
-def test_disk_has_all_of_a_folder_before_its_name(tmp_path, synced):
+def test_folder_is_flushed_before_its_rename(tmp_path, synced):
     with made_from(tmp_path / "cache", "origin") as unfinished:
         (unfinished / "below").mkdir()
         (unfinished / "below/images.bin").touch()
@@ -365,16 +363,16 @@ def test_disk_has_all_of_a_folder_before_its_name(tmp_path, synced):
 
 
 @needs_proc
-def test_disk_has_every_line_of_json(tmp_path, synced):
+def test_every_json_line_is_flushed(tmp_path, synced):
     path = tmp_path / "metrics.jsonl"
     for step in (1, 2):
         append_json_line(path, {"step": step})
-    # A name is new once.
+    # A name is flushed once.
     names = ["metrics.jsonl", tmp_path.name, "metrics.jsonl"]
     assert synced == [("sync", name) for name in names]
 
 
-def test_line_behind_half_a_line_is_not_lost(tmp_path):
+def test_line_after_an_incomplete_line_is_kept(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_text('{"step": 1}\n{"st')
     append_json_line(path, {"step": 2})
@@ -388,7 +386,7 @@ def test_only_a_newline_ends_a_line(tmp_path):
     assert read_lines(path) == ["a\u2028\x85\x0b\x0c\x1cb", "c", "", "d"]
 
 
-def test_copy_knows_what_it_is_made_from(tmp_path):
+def test_copy_records_its_origin(tmp_path):
     folder, origin = tmp_path / "cache", {"identity": "a", "changed": 1}
     files = {"images.bin": "all"}
 
@@ -413,7 +411,7 @@ def test_copy_knows_what_it_is_made_from(tmp_path):
     assert is_made_from(folder, origin)
     assert contents(folder).keys() == {"images.bin", "origin.json"}
     assert not is_made_from(folder, {**origin, "changed": 2})
-    # One that is out of date stays until the next one is complete.
+    # An outdated copy stays until the next one is complete.
     with pytest.raises(KeyboardInterrupt):
         make("other", KeyboardInterrupt)
     assert is_made_from(folder, origin)
@@ -421,7 +419,7 @@ def test_copy_knows_what_it_is_made_from(tmp_path):
     assert is_made_from(folder, "other")
 
 
-def test_lines_that_are_not_complete_are_left_out(tmp_path):
+def test_incomplete_lines_are_skipped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert read_json_lines(path) == []
     records = [{"step": 1}, {"step": 2}]
