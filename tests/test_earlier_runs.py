@@ -102,8 +102,8 @@ def test_earlier_run_is_evaluated_as_before(earlier, run):
     assert ended.status == 0, ended.err
     warnings = re.findall("warning: .*--crop_scale.*", ended.out)
     assert warnings == [
-        f"warning: {earlier / 'flags.txt'}: --crop_scale=0.08,1: no longer a "
-        "setting, ignored"
+        f"warning: {earlier / 'flags.txt'}: --crop_scale=0.08,1: removed "
+        "setting, ignored."
     ]
     report = json.loads((earlier / "report/report.json").read_text())
     # The last line of its metrics.jsonl.
