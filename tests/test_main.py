@@ -149,6 +149,8 @@ def test_help_of_a_flag_has_its_marks_and_choices(run):
     assert "--steps INT [none resets it on resume]\n" in output
     _, output, _ = run("--help=top_k")
     assert "--top_k INT [--mode=predict, export]\n" in output
+    _, output, _ = run("--help=mode")
+    assert all(f"  --mode={name} " in output for name in MODES)
     _, output, _ = run("--help=dataset")
     assert "oxford_iiit_pet" in output
     _, output, _ = run("--help=augment")

@@ -52,13 +52,15 @@ MORE = """\
 
 
 def help_text(topic=""):
-    """Returns what `--help=TOPIC` prints: a group, a flag or "all".
+    """Returns what `--help=TOPIC` prints: "mode", a group, a flag or "all".
 
     Raises:
       UserError: the topic is unknown.
     """
     if not topic:
         return "\n".join([EXAMPLES, _modes(), *_overview(), MORE])
+    if topic == "mode":
+        return _modes()
     groups, fields = grouped(), dataclasses.fields(Settings)
     flags = {flag_name(field.name): [field] for field in fields}
     topics = {"all": itertools.chain(*groups.values()), **flags, **groups}
@@ -119,7 +121,8 @@ def accepted(field):
 def default(field):
     """Returns the default of a setting; "" without one."""
     value = field.metadata["default"]
-    return "" if value is None else to_text(value)
+    text = "" if value is None else to_text(value)
+    return text.lower() if field.type is bool else text
 
 
 def recipe_defaults(field):
@@ -165,7 +168,7 @@ def _overview():
 def _brief_default(field):
     """Returns a default in brackets; that of most switches is off."""
     text = default(field)
-    return f"[{text}]" if text and text != "False" else ""
+    return f"[{text}]" if text and text != "false" else ""
 
 
 def _columns(texts, column):

@@ -654,8 +654,9 @@ class Settings:
     early_stopping: int = setting(
         "Patience: evaluations without improvement.",
         details="Training ends after so many evaluations in a row that are not "
-        "better than the best, by --keep_best or else by accuracy. After "
-        "--unfreeze_after_epochs, the count starts again. Default: never.",
+        "better than the best, by --keep_best or else by accuracy. With "
+        "--unfreeze_after_epochs, only evaluations after it count. Default: "
+        "never.",
         at_least=1,
     )
     on_nonfinite: str = setting(
