@@ -1,6 +1,6 @@
-"""Benchmarks: each compares ways of doing the same in one run."""
+"""Benchmarks: each compares several implementations in one run."""
 
-# Prepares the process before anything imports TensorFlow.
+# Must configure the process before TensorFlow is imported.
 from train_loop import process
 
 process.import_tensorflow()

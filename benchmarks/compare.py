@@ -1,32 +1,34 @@
-"""Measures ours beside its peers: the same work, in turn, ratios with spread.
+"""Compares this project with Keras and timm: the same work, alternating.
 
     python -m benchmarks.compare [--model resnet18 resnet50] [--what train]
         [--precision float32 bfloat16] [--batch_size 32] [--image_size 224]
         [--peers ours keras_fit] [--rounds 3] [--output compare.json]
 
-Every measurement has a process of its own, and the peers take turns (A B C, A
-B C, ...), so that what else the machine does strikes all alike. Ratios are
-taken within a round, and their median is told with the smallest and largest.
-On a machine with a GPU all of them take it. Peers that are not installed are
-left out; torch and timm come with the extra `parity`.
+Each measurement runs in a new process. The implementations alternate (A B C, A
+B C, ...), so that other load on the machine affects all of them alike. Ratios
+are computed within a round; the table shows their median, minimum and maximum.
+All implementations use a GPU if the machine has one. Implementations that are
+not installed are skipped; torch and timm come with the extra `parity`.
 
-images/s     median over the rounds (smallest to largest)
-ours is      how many times as fast ours is in the same round
-memory       of the process at its most; of the GPU where there is one
-first step   seconds to its end, from the start of the process, and from the
+images/s     median of the rounds (minimum to maximum)
+our speedup  speed of this project relative to the implementation in the same
+             round
+memory       peak memory of the process, or of the GPU
+first step   seconds to its end, since the start of the process and since the
              end of the imports
 
-Each prepares one batch of noise beforehand; ours gets bytes, as in a run, and
-normalises them in the step, the others get them normalised. On a GPU, ours
-copies them from the host in each step of prediction, as --mode=predict does.
-All train with momentum (Nesterov, 0.9) and weight decay, the cross entropy of
-1,000 classes, and labels that are not smoothed.
+Each implementation prepares one batch of noise in advance. This project
+receives uint8 pixels, as in a run, and normalizes them in the step; the others
+receive normalized images. On a GPU, this project copies the images from the
+host in each step of prediction, as --mode=predict does. All of them train with
+Nesterov momentum (0.9), weight decay and the cross-entropy of 1,000 classes
+without label smoothing.
 
-Nets of one name are not quite the same: ours and timm's resnet50 are v1.5,
-with the stride in the 3x3 convolutions; Keras's is v1, with the stride in the
-first 1x1, which takes about 5 % fewer multiply-adds, and has biases in front of
-its norms. `--model resnet50_keras` takes ours with Keras's strides; timm has no
-such net.
+Models of the same name differ slightly. The resnet50 of this project and of
+timm is v1.5, with strides in the 3x3 convolutions. That of Keras is v1, with
+strides in the first 1x1 convolutions and biases before the norms; it has about
+5 % fewer multiply-adds. `--model resnet50_keras` uses the strides of Keras in
+this project; timm has no equivalent.
 """
 
 import argparse
@@ -54,7 +56,7 @@ from train_loop.console import parser_of
 ROOT = pathlib.Path(__file__).parents[1]
 CLASSES = 1000
 WHAT = ("train", "predict")
-# Name here -> Keras's dtype policy.
+# Precision -> Keras dtype policy.
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 APPLICATIONS = {
     "resnet50": "ResNet50",
@@ -65,11 +67,11 @@ APPLICATIONS = {
     "resnet152_keras": "ResNet152",
 }
 LIBRARIES = ("tensorflow", "keras", "torch", "timm")
-RATE = 0.01
+LEARNING_RATE = 0.01
 
 
 class Case(NamedTuple):
-    """The work that all do."""
+    """The work that all implementations do."""
 
     model: str
     what: str
@@ -94,7 +96,7 @@ class Case(NamedTuple):
 
 
 class Laps:
-    """The times of a worker: of the first step, and of groups of steps."""
+    """Times of the first step and of groups of steps in a worker."""
 
     def __init__(self, case):
         self.case = case
@@ -103,30 +105,30 @@ class Laps:
         self.marks = []
 
     def imported(self):
-        """Notes that all libraries are there."""
+        """Records the end of the imports."""
         self.imports = time.perf_counter()
 
     def first(self):
-        """Notes the end of the first step; later calls say nothing."""
+        """Records the end of the first step; later calls have no effect."""
         if self.first_step is None:
             since = time.perf_counter() - self.imports
             self.first_step = {"process": process_age(), "imports": since}
 
     def lap(self):
-        """Notes the end of a group; returns whether another one is wanted."""
+        """Records the end of a group; returns whether to run another one."""
         self.marks.append(time.perf_counter())
-        # Behind the first mark comes a group to warm up.
+        # The first group after the first mark is the warm-up.
         return len(self.marks) < self.case.groups + 2
 
     def run(self, take):
-        """Times a function that does so many steps, to their end."""
+        """Times a function that runs a number of steps to their end."""
         take(1)
         self.first()
         while self.lap():
             take(self.case.group_steps)
 
     def numbers(self):
-        """Returns what a worker tells."""
+        """Returns the results of a worker, as values for JSON."""
         timed = itertools.pairwise(self.marks[1:])
         return {
             "step_seconds": [
@@ -138,7 +140,7 @@ class Laps:
 
 
 def ours(case, laps):
-    """Runs the step of a run, or the one of --mode=predict."""
+    """Runs a training step of a run, or a step of --mode=predict."""
     import train_loop
 
     train_loop.process.import_tensorflow()
@@ -158,14 +160,14 @@ def ours(case, laps):
         )
         task = TASKS[case.what](settings, is_synthetic=True)
         if case.batch_size == 1:
-            # What it is for; training does not use it.
+            # Recommended for single images; training does not use it.
             task.classifier.make_weights_constant()
         laps.run(task.take)
     return _tensorflow_device()
 
 
 def keras_fit(case, laps, jit_compile=False):
-    """Runs `fit` or `predict` of keras.applications' model."""
+    """Runs `fit` or `predict` of a keras.applications model."""
     keras, model = _keras_model(case, laps)
     import tensorflow as tf
 
@@ -173,7 +175,7 @@ def keras_fit(case, laps, jit_compile=False):
     if case.what == "predict":
         model.compile(jit_compile=jit_compile)
 
-        # One call for a group: what a call costs by itself is not a step's.
+        # One call per group, to exclude the overhead of a call.
         dataset = tf.data.Dataset.from_tensors(images).repeat()
 
         def take(count):
@@ -183,7 +185,7 @@ def keras_fit(case, laps, jit_compile=False):
         return _tensorflow_device()
 
     class Clock(keras.callbacks.Callback):
-        """Takes the time where Keras has the numbers of an epoch."""
+        """Records the time at the end of each epoch."""
 
         def on_train_batch_end(self, batch, logs=None):
             laps.first()
@@ -208,12 +210,12 @@ def keras_fit(case, laps, jit_compile=False):
 
 
 def keras_fit_jit(case, laps):
-    """Runs the same, compiled by XLA."""
+    """Runs `keras_fit` compiled by XLA."""
     return keras_fit(case, laps, jit_compile=True)
 
 
 def keras_loop(case, laps):
-    """Runs a plain loop over keras.applications' model."""
+    """Runs a plain loop with a keras.applications model."""
     import tensorflow as tf
 
     keras, model = _keras_model(case, laps)
@@ -247,17 +249,17 @@ def keras_loop(case, laps):
 
 
 def torch_eager(case, laps, prepare=lambda torch, model: model):
-    """Runs timm's model, channels last."""
+    """Runs a timm model, channels last."""
     import timm
     import torch
 
     laps.imported()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # As TensorFlow does by itself on GPUs that can.
+    # TensorFlow also uses TF32 by default on GPUs that support it.
     torch.set_float32_matmul_precision(
         "high" if device == "cuda" else "highest"
     )
-    # Convolutions are chosen by trying, as TensorFlow does.
+    # Selects convolution algorithms by trial, as TensorFlow does.
     torch.backends.cudnn.benchmark = True
     is_bfloat16 = case.precision == "bfloat16"
     model = timm.create_model(case.model, num_classes=CLASSES)
@@ -269,7 +271,7 @@ def torch_eager(case, laps, prepare=lambda torch, model: model):
     if case.what == "predict":
         model = model.eval()
         if is_bfloat16:
-            # The faster way: weights are not cast again in each step.
+            # Faster than autocast, which casts the weights in each step.
             model, images = model.bfloat16(), images.bfloat16()
         model = prepare(torch, model)
 
@@ -283,7 +285,7 @@ def torch_eager(case, laps, prepare=lambda torch, model: model):
         loss = torch.nn.CrossEntropyLoss()
         optimizer = torch.optim.SGD(
             model.parameters(),
-            lr=RATE,
+            lr=LEARNING_RATE,
             momentum=0.9,
             nesterov=True,
             weight_decay=1e-4,
@@ -308,16 +310,16 @@ def torch_eager(case, laps, prepare=lambda torch, model: model):
 
 
 def torch_compile(case, laps):
-    """Runs the same, compiled."""
+    """Runs `torch_eager` compiled."""
     return torch_eager(case, laps, lambda torch, model: torch.compile(model))
 
 
-class Peer(NamedTuple):
-    """Somebody who does a `Case`.
+class Implementation(NamedTuple):
+    """An implementation of a `Case`.
 
-    `run` takes a `Case` and `Laps`, and returns what device it took.
-    `libraries` must be installed, and `models` are those that it has; None for
-    all.
+    `run` is a function of a `Case` and `Laps` that returns facts about the
+    device. `libraries` are required packages, `models` the supported models;
+    None for all.
     """
 
     title: str
@@ -326,36 +328,38 @@ class Peer(NamedTuple):
     models: tuple | None = None
 
 
-PEERS = {
-    "ours": Peer("ours", ours, ("tensorflow",)),
-    "keras_fit": Peer(
+IMPLEMENTATIONS = {
+    "ours": Implementation("this project", ours, ("tensorflow",)),
+    "keras_fit": Implementation(
         "keras.applications, `fit` or `predict`",
         keras_fit,
         ("tensorflow",),
         tuple(APPLICATIONS),
     ),
-    "keras_fit_jit": Peer(
-        "the same, `jit_compile`",
+    "keras_fit_jit": Implementation(
+        "the same with `jit_compile`",
         keras_fit_jit,
         ("tensorflow",),
         tuple(APPLICATIONS),
     ),
-    "keras_loop": Peer(
-        "keras.applications, a plain loop",
+    "keras_loop": Implementation(
+        "keras.applications, plain loop",
         keras_loop,
         ("tensorflow",),
         tuple(APPLICATIONS),
     ),
-    "torch_eager": Peer("torch + timm", torch_eager, ("torch", "timm")),
-    "torch_compile": Peer(
+    "torch_eager": Implementation(
+        "torch + timm", torch_eager, ("torch", "timm")
+    ),
+    "torch_compile": Implementation(
         "torch + timm, `torch.compile`", torch_compile, ("torch", "timm")
     ),
 }
 
 
 def _keras_model(case, laps):
-    """Returns Keras, and its model for a case."""
-    # Says less; and nothing of AMX where that would end the process.
+    """Returns Keras and its model for a case."""
+    # Silences TensorFlow, and disables AMX where it crashes the process.
     import train_loop
 
     train_loop.process.import_tensorflow()
@@ -374,7 +378,7 @@ def _keras_model(case, laps):
 
 def _keras_optimizer(keras):
     return keras.optimizers.SGD(
-        RATE, momentum=0.9, nesterov=True, weight_decay=1e-4
+        LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=1e-4
     )
 
 
@@ -395,20 +399,20 @@ def _tensorflow_device():
 
 
 def work(name, case):
-    """Measures a peer in this process; prints what it finds."""
+    """Measures an implementation in this process; prints JSON."""
     laps = Laps(case)
-    device = PEERS[name].run(case, laps)
+    device = IMPLEMENTATIONS[name].run(case, laps)
     print(json.dumps({**laps.numbers(), **device}))
 
 
 def measure(name, case):
-    """Measures a peer in a process of its own; returns what that tells.
+    """Measures an implementation in a new process; returns its results.
 
     Raises:
-      ChildProcessError: with the last thing that it said.
+      ChildProcessError: with the last line of standard error.
     """
-    # Here, and the worker by its path: the package of the benchmarks imports
-    # TensorFlow, which is not every worker's.
+    # The package `benchmarks` imports TensorFlow, which some workers must not.
+    # So this import is local, and the worker starts from the path of this file.
     from benchmarks.programs import run_python
 
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -422,23 +426,24 @@ def measure(name, case):
     return json.loads(printed.splitlines()[-1])
 
 
-def missing(peer, case):
-    """Returns why a peer is left out of a case, "" where it is not."""
-    for library in peer.libraries:
+def missing(implementation, case):
+    """Returns why an implementation is skipped, "" if it is not."""
+    for library in implementation.libraries:
         if importlib.util.find_spec(library) is None:
             return f"{library} is not installed"
-    if peer.models is not None and case.model not in peer.models:
+    models = implementation.models
+    if models is not None and case.model not in models:
         return f"it has no {case.model}"
     return ""
 
 
 def compare(case, names, rounds, measure=measure):
-    """Measures all in turn; returns {name: what each round found}."""
+    """Measures all implementations; returns {name: results of each round}."""
     found = {}
     for name in names:
-        reason = missing(PEERS[name], case)
+        reason = missing(IMPLEMENTATIONS[name], case)
         if reason:
-            print(f"{name} is left out: {reason}", flush=True)
+            print(f"Skipping {name}: {reason}.", flush=True)
         else:
             found[name] = []
     for number in range(rounds):
@@ -446,18 +451,18 @@ def compare(case, names, rounds, measure=measure):
             try:
                 found[name].append(measure(name, case))
             except ChildProcessError as error:
-                print(f"{name} is left out: {error}", flush=True)
+                print(f"Skipping {name}: {error}", flush=True)
                 del found[name]
         print(f"{case}: round {number + 1} of {rounds}", flush=True)
     return found
 
 
 def summarize(case, found):
-    """Returns {name: numbers} of what all rounds found.
+    """Returns {name: summary} of the results of all rounds.
 
     Args:
       case: a `Case`.
-      found: {name: [what a worker told, for each round]}.
+      found: {name: [results of a worker, for each round]}.
     """
     seconds = {
         name: [statistics.median(each["step_seconds"]) for each in rounds]
@@ -467,7 +472,7 @@ def summarize(case, found):
     for name, rounds in found.items():
         rates = [case.batch_size / each for each in seconds[name]]
         summary[name] = {
-            "images_per_second": spread(rates),
+            "images_per_second": median_and_range(rates),
             "first_step_seconds": {
                 since: statistics.median(
                     each["first_step_seconds"][since] for each in rounds
@@ -483,12 +488,12 @@ def summarize(case, found):
         if "ours" in seconds:
             pairs = zip(seconds[name], seconds["ours"], strict=True)
             ratios = [theirs / own for theirs, own in pairs]
-            summary[name]["ours_is_faster"] = spread(ratios)
+            summary[name]["ours_is_faster"] = median_and_range(ratios)
     return summary
 
 
-def spread(values):
-    """Returns the median of some numbers, and the ends."""
+def median_and_range(values):
+    """Returns the median, the minimum and the maximum of some numbers."""
     return {
         "median": statistics.median(values),
         "least": min(values),
@@ -497,28 +502,29 @@ def spread(values):
 
 
 def markdown(cases):
-    """Returns a table for the README.
+    """Returns a Markdown table.
 
     Args:
-      cases: [(`Case`, `summarize`'s numbers)].
+      cases: [(`Case`, result of `summarize`)].
     """
     lines = [
-        "| what | by | images/s | ours is | memory | first step |",
+        "| task | implementation | images/s | our speedup | memory | "
+        "first step |",
         "|---|---|---|---|---|---|",
     ]
     for case, summary in cases:
         for name, numbers in summary.items():
             ratio = "-"
             if name != "ours" and "ours_is_faster" in numbers:
-                ratio = f"{spread_text(numbers['ours_is_faster'], '{:.2f}')}x"
+                ratio = f"{range_text(numbers['ours_is_faster'], '{:.2f}')}x"
             kind = "peak_memory_bytes"
             if "peak_device_memory_bytes" in numbers:
                 kind = "peak_device_memory_bytes"
             first = numbers["first_step_seconds"]
             cells = [
                 str(case),
-                PEERS[name].title,
-                spread_text(numbers["images_per_second"], "{:.4g}"),
+                IMPLEMENTATIONS[name].title,
+                range_text(numbers["images_per_second"], "{:.4g}"),
                 ratio,
                 f"{numbers[kind] / 1e9:.2f} GB",
                 f"{first['process']:.1f} s, {first['imports']:.1f} s",
@@ -527,38 +533,46 @@ def markdown(cases):
     return "\n".join(lines)
 
 
-def spread_text(numbers, form):
-    """Returns what `spread` found as text, each number in a form."""
+def range_text(numbers, form):
+    """Returns the result of `median_and_range` as text."""
     median, least, most = map(form.format, numbers.values())
     return f"{median} ({least} to {most})"
 
 
 def read_options(arguments):
-    """Returns what the command line says."""
+    """Returns the parsed command line."""
 
     def names(table):
         return {"choices": [*table], "nargs": "+"}
 
     parser = parser_of("python -m benchmarks.compare", __doc__)
     add = parser.add_argument
-    add("--model", nargs="+", default=["resnet50"], help="By timm's names.")
+    add("--model", nargs="+", default=["resnet50"], help="Names of variants.")
     add("--what", **names(WHAT), default=["train"])
     add("--precision", **names(PRECISIONS), default=["float32"])
-    add("--batch_size", type=int, nargs="+", default=[32], help="Per step.")
-    add("--image_size", type=int, nargs="+", default=[224], help="Side.")
-    add("--peers", **names(PEERS), default=[*PEERS])
-    add("--rounds", type=int, default=3, help="Turns of each.")
-    add("--groups", type=int, default=3, help="Timed groups of steps.")
-    add("--group_steps", type=int, default=3, help="Steps of a group.")
-    add("--output", type=pathlib.Path, help="A file for all, as JSON.")
-    # What a process of its own is told.
-    add("--worker", choices=PEERS, help=argparse.SUPPRESS)
+    add("--batch_size", type=int, nargs="+", default=[32], help="Batch size.")
+    add(
+        "--image_size",
+        type=int,
+        nargs="+",
+        default=[224],
+        help="Height and width.",
+    )
+    add("--peers", **names(IMPLEMENTATIONS), default=[*IMPLEMENTATIONS])
+    add("--rounds", type=int, default=3, help="Measurements of each.")
+    add(
+        "--groups", type=int, default=3, help="Number of timed groups of steps."
+    )
+    add("--group_steps", type=int, default=3, help="Steps per group.")
+    add("--output", type=pathlib.Path, help="JSON file for all results.")
+    # For child processes.
+    add("--worker", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
     add("--case", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 def cases_of(options):
-    """Returns the `Case`s of all models with all sizes, and so on."""
+    """Returns a `Case` for each combination of the options."""
     return [
         Case(*each, options.groups, options.group_steps)
         for each in itertools.product(
@@ -592,7 +606,7 @@ def main(arguments=None):
         f"\n{host['processor']}, {host['cores']} cores "
         f"({', '.join(host['features'])}), {', '.join(sorted(devices))}; "
         + ", ".join(f"{name} {number}" for name, number in libraries.items())
-        + f". Medians of {options.rounds} rounds (smallest to largest)."
+        + f". Medians of {options.rounds} rounds (minimum to maximum)."
     )
     if options.output:
         value = {

@@ -1,10 +1,10 @@
-"""Exports a small network of every family in every format and precision.
+"""Exports a small model of every family in every format and precision.
 
     python -m benchmarks.export_formats [--models=resnet18,...] [--formats=...]
 
-Each has the stem, the blocks and the channels of its variant, but one block a
-stage, and random weights. The table has the largest difference of a logit, as
-a fraction of the logits' range; below it is a line for each file that failed.
+Each model has the stem, the blocks and the channels of its variant, but one
+block per stage and random weights. The table shows the largest difference of a
+logit, as a fraction of the logits' range. A line for each failed file follows.
 """
 
 import pathlib
@@ -25,36 +25,37 @@ from train_loop.prediction.classifier import Classifier
 FAMILIES = {
     "resnet18": "basic blocks",
     "resnet50": "bottleneck blocks",
-    "resnet50_v1": "the stride in the first convolution",
+    "resnet50_v1": "stride in the first convolution",
     "resnet50d": "deep stem, pooled shortcuts",
     "resnet26t": "tiered stem",
     "resnext50_32x4d": "grouped convolutions",
     "seresnet50": "squeeze-and-excitation",
     "ecaresnet26t": "efficient channel attention",
     "senet154": "3x3 shortcuts",
-    "resnetaa50": "average pooling in place of strides",
-    "resnetblur50": "blurring in front of strides",
-    "resnetrs50": "a stem that pools by a convolution",
+    "resnetaa50": "average pooling instead of strides",
+    "resnetblur50": "blur pooling before strides",
+    "resnetrs50": "stem with a strided convolution for pooling",
     "resnet50_gn": "group norm",
     "resnetv2_50": "pre-activation",
     "resnet50_v2": "pre-activation as in keras.applications",
     "resnetv2_50x1_bit": "BiT",
-    "resnet20": "for CIFAR",
+    "resnet20": "CIFAR variants",
 }
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("models", list(FAMILIES), "Variants to export.")
 flags.DEFINE_string("formats", ",".join(EXPORT_FORMATS), "Formats to write.")
 flags.DEFINE_integer("side", 64, "Side of the images.", lower_bound=32)
-flags.DEFINE_integer("num_images", 32, "How many images.", lower_bound=2)
+flags.DEFINE_integer("num_images", 32, "Number of images.", lower_bound=2)
 
 
 def small(name, images):
-    """Returns a `Classifier` of a variant with one block a stage.
+    """Returns a `Classifier` of a variant with one block per stage.
 
     Args:
-      name: of `VARIANTS`.
-      images: uint8 [n, size, size, 3]; the predictions for them differ.
+      name: a key of `VARIANTS`.
+      images: uint8 [n, size, size, 3]. The head is scaled so that their
+        predictions differ.
     """
     variant, size = VARIANTS[name], images.shape[1]
     stages = len(variant.arguments["stage_sizes"])
@@ -62,7 +63,7 @@ def small(name, images):
     model.build((None, size, size, 3))
     for variable in model.weights:
         if variable.name == "gamma":
-            # Else the residual branches would have no influence.
+            # Zeros would disable the residual branches.
             variable.assign(tf.ones_like(variable))
     classifier = Classifier(
         model,
@@ -89,18 +90,18 @@ def draw(count, size):
 
 
 def export(name, formats, images):
-    """Exports a network; returns {file: difference} and lines on failures."""
+    """Exports a model; returns {file: difference} and the failures."""
     classifier = small(name, images)
     files = [tf.io.encode_png(image).numpy() for image in images]
-    compared = ReferenceImages.predicted_by(classifier, files)
+    reference = ReferenceImages.predicted_by(classifier, files)
     bundle = Bundle(classifier, list(images))
     differences, failures = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for each in formats:
-            measured, failed = bundle.write(
-                each, pathlib.Path(folder), compared
+            metrics, failed = bundle.write(
+                each, pathlib.Path(folder), reference
             )
-            differences |= {file.name: file.drift for file in measured}
+            differences |= {file.name: file.drift for file in metrics}
             failures += failed
     return differences, failures
 
@@ -112,7 +113,7 @@ def main(_):
 
 
 def compare(models, formats, images):
-    """Prints the table of some variants in some formats."""
+    """Prints the table of variants and formats."""
     found = {}
     for name in models:
         found[name] = export(name, formats, images)

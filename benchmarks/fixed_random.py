@@ -1,29 +1,29 @@
-"""Random weights and images that are the same for ever, and how to compare."""
+"""Reproducible random weights and images, and a measure of differences."""
 
 import json
 import zlib
 
 import numpy as np
 
-# Of outputs, as a part of their spread.
+# Largest accepted difference of outputs, as a fraction of their range.
 TOLERANCE = 1e-4
 
 
 def random_weights(shapes):
-    """Returns {name: float32 array}, the same for a name and shape for ever.
+    """Returns {name: float32 array}, which depends on name and shape alone.
 
-    They keep what goes through a net near one, and leave nothing at 0 or 1
-    that would hide a mistake.
+    The weights keep activations near 1, and none of them is 0 or 1, which
+    could hide a mistake.
 
     Args:
-      shapes: {torch's name: shape}.
+      shapes: {name in torch: shape}.
     """
     return {name: _random(name, shape) for name, shape in shapes.items()}
 
 
 def _random(name, shape):
-    # Not `hash`, which differs from process to process. Uniform, of zero mean
-    # and unit variance: normal numbers take longer.
+    # Not `hash`, which differs between processes. The numbers are uniform with
+    # zero mean and unit variance, because normal ones take longer.
     random = np.random.default_rng(zlib.crc32(name.encode()))
     value = (random.random(shape, "float32") - np.float32(0.5)) * 12**0.5
     if len(shape) > 1:
@@ -36,19 +36,19 @@ def _random(name, shape):
 
 
 def images(side):
-    """Returns the images that every net sees: float32 [2, side, side, 3]."""
+    """Returns the test images, float32 [2, side, side, 3]."""
     return np.random.default_rng(0).normal(size=(2, side, side, 3)).astype("f")
 
 
 def digest(shapes):
-    """Returns a number for names and shapes of tensors, in any order."""
+    """Returns a checksum of names and shapes of tensors, in any order."""
     return zlib.crc32(json.dumps(sorted(shapes.items())).encode())
 
 
 def difference(values, expected):
-    """Returns the largest difference, as a part of the expected spread."""
+    """Returns the largest difference as a fraction of the expected range."""
     values, expected = np.asarray(values), np.asarray(expected)
-    spread = expected.max() - expected.min()
-    if values.shape != expected.shape or not spread > 0:
+    extent = expected.max() - expected.min()
+    if values.shape != expected.shape or not extent > 0:
         return float("inf")
-    return float(np.abs(values - expected).max() / spread)
+    return float(np.abs(values - expected).max() / extent)

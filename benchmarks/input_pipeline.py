@@ -1,16 +1,16 @@
-"""Measures how fast images are read, beside other ways of reading them.
+"""Measures the input pipeline, compared with other implementations.
 
     python -m benchmarks.input_pipeline [--pictures=FOLDER] [--rounds=5]
 
-Each way prepares the same JPEGs for training, from memory and on all cores:
-random resized crop to 224 x 224, flip, normalisation, batches of 64. The ways
-take turns, and the numbers are the medians of all rounds.
+Each implementation prepares the same JPEGs for training, from memory and on
+all cores: random resized crop to 224 x 224, flip, normalization, batches of
+64. The implementations alternate; the results are medians of all rounds.
 
-whole pipeline     what a run does on the host, order and seeds included
-and normalised     that, and what a run leaves to the device, on the CPU
-bare               decode_and_crop_jpeg and resize, nothing else
+whole pipeline     all that a run does on the host, including order and seeds
+and normalized     the same, and the normalization, which a run does on a device
+bare               decode_and_crop_jpeg and resize alone
 decode, then crop  as with images that TFDS has decoded
-Pillow             one picture after the other, in threads, torchvision's way
+Pillow             image by image in threads, as in torchvision
 """
 
 import concurrent.futures
@@ -38,11 +38,11 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "pictures",
     None,
-    "Folder with JPEGs, also in folders below. Default: 1,000 parts of "
-    "scikit-learn's two photos, of the size that ImageNet's have.",
+    "Folder with JPEGs, searched recursively. Default: 1,000 crops of the two "
+    "photos of scikit-learn, of ImageNet's size.",
 )
-flags.DEFINE_integer("count", 1000, "How many images to take.", lower_bound=64)
-flags.DEFINE_integer("rounds", 5, "How often each way is measured.")
+flags.DEFINE_integer("count", 1000, "Number of images.", lower_bound=64)
+flags.DEFINE_integer("rounds", 5, "Measurements of each implementation.")
 
 SIZE = 224
 NORMALIZATION = NORMALIZATIONS["imagenet"]
@@ -50,7 +50,7 @@ BATCH_SIZE = 64
 
 
 def read_images():
-    """Returns the bytes of the JPEGs to measure with."""
+    """Returns the bytes of the JPEGs."""
     if FLAGS.pictures:
         images = read_jpegs(FLAGS.pictures)
     else:
@@ -59,10 +59,13 @@ def read_images():
 
 
 def read_jpegs(folder):
-    """Returns the bytes of all JPEGs in a folder, also in folders below.
+    """Returns the bytes of all JPEGs in a folder and its subfolders.
 
-    By their contents: in ImageNet there is a PNG file that is called .JPEG.
-    Ends the program with a line where there is none.
+    JPEGs are recognized by content, because ImageNet has a PNG file named
+    .JPEG.
+
+    Raises:
+      SystemExit: there are no JPEGs.
     """
     images = [
         path.read_bytes()
@@ -72,16 +75,16 @@ def read_jpegs(folder):
     jpegs = [image for image in images if image.startswith(b"\xff\xd8")]
     if not jpegs:
         sys.exit(
-            f"error: there is no JPEG in {folder}, nor below it; name a folder "
-            "with .jpg, .jpeg or .JPEG files"
+            f"error: --pictures={folder}: no JPEG found. Pass a folder with "
+            ".jpg, .jpeg or .JPEG files."
         )
     if len(jpegs) < len(images):
-        print(f"{len(images) - len(jpegs)} files are no JPEGs and left out")
+        print(f"Skipping {len(images) - len(jpegs)} files that are not JPEGs.")
     return jpegs
 
 
 def whole_pipeline(images):
-    """Returns an endless iterator over batches, made as a run makes them."""
+    """Returns an endless iterator over the batches of a run."""
     labels = np.zeros(len(images), np.int64)
     split = Split.of_all(MemoryStore(tf.constant(images), labels))
     preprocessing = Preprocessing(NORMALIZATION, SIZE, 0.875, "bilinear")
@@ -93,7 +96,7 @@ def whole_pipeline(images):
 
 
 def and_normalized(images):
-    """Returns the same, with what the model gets."""
+    """Yields the same batches, normalized."""
     normalized = tf.function(normalize)
     for batch, _ in whole_pipeline(images):
         yield normalized(batch, NORMALIZATION)
@@ -105,7 +108,7 @@ def window_of(shape):
 
 
 def bare(images):
-    """Returns the same of decoding and resizing alone."""
+    """Returns an iterator that only decodes and resizes."""
 
     def prepare(encoded):
         window = tf.stack(window_of(tf.io.extract_jpeg_shape(encoded)))
@@ -116,7 +119,7 @@ def bare(images):
 
 
 def decode_then_crop(images):
-    """Returns the same of whole images, cropped when they are decoded."""
+    """Returns an iterator that crops after decoding."""
 
     def prepare(encoded):
         image = tf.io.decode_jpeg(encoded, channels=3)
@@ -140,7 +143,7 @@ def _batches(images, prepare):
 
 
 def pillow(images):
-    """Returns the same of Pillow and NumPy, in a thread per core."""
+    """Yields batches from Pillow and NumPy, with a thread per core."""
     mean = np.float32(NORMALIZATION.mean)
     stddev = np.float32(NORMALIZATION.stddev)
     random = np.random.default_rng(0)
@@ -175,9 +178,9 @@ def pillow(images):
                 yield np.stack(list(crops))
 
 
-WAYS = {
+IMPLEMENTATIONS = {
     "whole pipeline": whole_pipeline,
-    "and normalised": and_normalized,
+    "and normalized": and_normalized,
     "bare": bare,
     "decode, then crop": decode_then_crop,
     "Pillow": pillow,
@@ -189,11 +192,11 @@ def main(_):
     kilobytes = statistics.mean(map(len, images)) / 1000
     print(f"{len(images)} JPEGs of {kilobytes:.0f} kB, {os.cpu_count()} cores")
     steps = -(-len(images) // BATCH_SIZE)
-    rates = {name: [] for name in WAYS}
+    rates = {name: [] for name in IMPLEMENTATIONS}
     for number in range(FLAGS.rounds):
-        for name, make in WAYS.items():
-            # Made anew each time: a data set goes on reading ahead while
-            # another one is measured.
+        for name, make in IMPLEMENTATIONS.items():
+            # Created for each measurement, because a data set would prefetch
+            # during the measurement of another one.
             batches = make(images)
             for _ in range(3):
                 next(batches)
@@ -208,8 +211,8 @@ def main(_):
     for name, values in rates.items():
         rate = statistics.median(values)
         print(
-            f"{name:18} {rate:6.0f} images/s; the whole pipeline is "
-            f"{own / rate:.2f} times as fast"
+            f"{name:18} {rate:6.0f} images/s; speedup of the whole pipeline: "
+            f"{own / rate:.2f}x"
         )
 
 

@@ -1,11 +1,11 @@
-"""Times both ways to the gradients of kernels, layer by layer.
+"""Times the kernel gradients of convolutions by two methods, for each layer.
 
     python -m benchmarks.kernel_gradients [--model resnet50]
         [--dtype float32] [--batch_size 32] [--image_size 224] [--rounds 9]
 
-As a convolution and as matrix products, in turn, for all convolutions of a net
-but those of large kernels and those in groups, which are never products. What
-training takes on this machine is marked.
+The methods are a convolution and matrix products, which alternate. Large
+kernels and grouped convolutions are skipped, because they never use products.
+Marks show which layers use products in training on this machine.
 """
 
 import collections
@@ -23,14 +23,14 @@ Call = collections.namedtuple("Call", "inputs kernel strides padding")
 
 
 def read_options(arguments):
-    """Returns what the command line says."""
+    """Returns the parsed command line."""
     parser = parser_of("python -m benchmarks.kernel_gradients", __doc__)
     add = parser.add_argument
-    add("--model", default="resnet50", help="A row of VARIANTS.")
-    add("--dtype", default="float32", help="Of all tensors, or bfloat16.")
-    add("--batch_size", type=int, default=32, help="Images per step.")
+    add("--model", default="resnet50", help="Name of a variant.")
+    add("--dtype", default="float32", help="float32 or bfloat16.")
+    add("--batch_size", type=int, default=32, help="Batch size.")
     add("--image_size", type=int, default=224, help="Height and width.")
-    add("--rounds", type=int, default=9, help="Timed calls of each way.")
+    add("--rounds", type=int, default=9, help="Timed calls of each method.")
     return parser.parse_args(arguments)
 
 
@@ -41,7 +41,7 @@ def main(arguments=None):
     rows = [("inputs", "kernel", "strides", "layers", "ms", "products", "")]
     totals = collections.Counter()
     for call, count in tqdm(counts.items(), unit="layer"):
-        convolution, products, are_taken = measure(
+        convolution, products, is_used = measure(
             call, options.dtype, options.rounds
         )
         rows.append(
@@ -50,28 +50,28 @@ def main(arguments=None):
                 str(count),
                 f"{convolution * 1e3:.2f}",
                 f"{products * 1e3:.2f}",
-                "taken" if are_taken else "",
+                "used" if is_used else "",
             )
         )
         totals["as convolutions"] += count * convolution
         totals["as products"] += count * products
-        totals["as taken"] += count * (products if are_taken else convolution)
-        totals["as is best"] += count * min(products, convolution)
+        totals["as used"] += count * (products if is_used else convolution)
+        totals["as fastest"] += count * min(products, convolution)
     print(text_table(rows))
     for name, seconds in totals.items():
         print(f"all {name}: {seconds * 1e3:.1f} ms")
 
 
 def calls_of(model, shape):
-    """Returns the `Call` of each convolution that could be products, in order.
+    """Returns the `Call` of each convolution that can use matrix products.
 
     Args:
-      model: a `ResNet` that is not built.
-      shape: of its inputs.
+      model: a `ResNet` that is not built yet.
+      shape: shape of its inputs.
     """
     calls, convolve = [], convolutions.convolve
 
-    def remember(inputs, kernel, strides, padding, products):
+    def record(inputs, kernel, strides, padding, products):
         calls.append(
             Call(tuple(inputs.shape), tuple(kernel.shape), strides, padding)
         )
@@ -79,7 +79,7 @@ def calls_of(model, shape):
 
     model.build(shape)
     with (
-        mock.patch.object(convolutions, "convolve", remember),
+        mock.patch.object(convolutions, "convolve", record),
         tf.GradientTape(),
     ):
         tf.function(model).get_concrete_function(
@@ -89,31 +89,31 @@ def calls_of(model, shape):
 
 
 def measure(call, dtype, rounds):
-    """Returns seconds as a convolution, as products, and which one is taken."""
+    """Returns seconds as convolution and as products, and if these are used."""
     inputs, kernel = (
         tf.cast(tf.random.normal(shape), dtype)
         for shape in (call.inputs, call.kernel)
     )
     outputs = convolutions.convolve(inputs, kernel, *call[2:])
     upstream = tf.cast(tf.random.normal(outputs.shape), dtype)
-    ways = [
+    methods = [
         gradients_of(inputs, kernel, upstream, call, products)
         for products in (False, True)
     ]
     seconds = [[], []]
     for _ in range(rounds):
-        for way, spent in zip(ways, seconds, strict=True):
+        for method, laps in zip(methods, seconds, strict=True):
             began = time.perf_counter()
-            way(inputs).numpy()
-            spent.append(time.perf_counter() - began)
-    are_taken = convolutions.products_are_faster(
+            method(inputs).numpy()
+            laps.append(time.perf_counter() - began)
+    is_used = convolutions.products_are_faster(
         inputs.shape, kernel.shape, outputs.shape, call.strides
     )
-    return *map(statistics.median, seconds), are_taken
+    return *map(statistics.median, seconds), is_used
 
 
 def gradients_of(inputs, kernel, upstream, call, products):
-    """Returns a function of a convolution's inputs, warmed up."""
+    """Returns a warmed-up function that maps inputs to kernel gradients."""
 
     @tf.function(autograph=False)
     def gradients(inputs):

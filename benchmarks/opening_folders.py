@@ -1,13 +1,13 @@
-"""Measures what it takes to open a folder of many images: memory and time.
+"""Measures memory and time to open a folder of many images.
 
     python -m benchmarks.opening_folders [--images=1000000] [--classes=1000]
 
-The images are files of a byte, hard links of one another, in a temporary
-folder; opening does not look inside. Names have 20 letters, as ImageNet's.
+The images are hard links to a file of one byte in a temporary folder, because
+opening does not read them. Their names have 20 letters, as in ImageNet.
 
-open   seconds to list them, and to choose what to train and evaluate on
-bytes  an image, by which a new process grows at most until the first batch
-       of numbers is read
+open   seconds to list the images and to split them
+bytes  peak memory growth of a new process per image, until the first batch of
+       indices is read
 """
 
 import multiprocessing
@@ -20,13 +20,13 @@ import time
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("images", 1_000_000, "How many.", lower_bound=1)
-flags.DEFINE_integer("classes", 1_000, "In how many folders.", lower_bound=2)
-flags.DEFINE_string("folder", None, "Where to write; default: a temporary one.")
+flags.DEFINE_integer("images", 1_000_000, "Number of images.", lower_bound=1)
+flags.DEFINE_integer("classes", 1_000, "Number of folders.", lower_bound=2)
+flags.DEFINE_string("folder", None, "Parent of the temporary files.")
 
 
 def write(root, images, classes):
-    """Makes CLASS/IMAGE, as many of each class as possible."""
+    """Writes CLASS/IMAGE with classes of equal size."""
     for label in range(classes):
         folder = pathlib.Path(root, f"n{label:08}")
         folder.mkdir()
@@ -42,16 +42,16 @@ def write(root, images, classes):
 
 
 def measure(root):
-    """Returns (seconds, bytes) of opening a folder in this process."""
+    """Returns (seconds, bytes) to open a folder in this process."""
     import tensorflow as tf
 
     from train_loop.data.datasets import choose_splits, open_dataset
 
-    # What is loaded on first use does not count.
+    # Imports on first use do not count.
     with tempfile.TemporaryDirectory() as small:
         write(small, 20, 2)
         first_numbers(choose_splits(open_dataset(small)), tf)
-    # From here on the peak is counted anew.
+    # Resets the peak.
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before, began = kib("VmRSS"), time.perf_counter()
     data = choose_splits(open_dataset(root))
@@ -61,7 +61,7 @@ def measure(root):
 
 
 def first_numbers(data, tf):
-    """Reads what stands at the first positions, without the files."""
+    """Reads the first examples, but not their files."""
     for split in data.splits.values():
         count = tf.constant(min(8, split.num_examples), tf.int64)
         examples = split.read([0, 0], tf.constant(0, tf.int64), count)
@@ -80,7 +80,7 @@ def main(_):
             seconds, size = pool.apply(measure, (root,))
     print(
         f"{FLAGS.images:,} images of {FLAGS.classes:,} classes: open "
-        f"{seconds:.1f} s, {size / FLAGS.images:.0f} bytes an image"
+        f"{seconds:.1f} s, {size / FLAGS.images:.0f} bytes per image"
     )
 
 

@@ -1,22 +1,24 @@
-"""Compares every variant with the net of the same name in timm or torchvision.
+"""Compares every variant with the model of that name in timm or torchvision.
 
     pip install --editable '.[parity]'
     python -m benchmarks.parity [--names=resnet50,seresnet*] [--library=timm]
 
-The other library's net gets random weights, which are written to a file; ours
-reads the file, and both see the same random images. A row for each net:
+The third-party model gets random weights, which are written to a file. The
+variant loads the file, and both predict the same random images. The columns:
 
-parameters      trainable ones; a plus where they are not as many there
-multiply-adds   of ours, for one image of 224 x 224
-logits          largest difference, as a part of the spread of all logits
-features        the same of the stage's map where it is largest
-back            whether what ours writes loads there with `strict=True`, and
-                is the same to the last bit
+parameters      trainable parameters; a plus if the third-party model has a
+                different number
+multiply-adds   of the variant, for one image of 224 x 224
+logits          largest difference, as a fraction of the range of all logits
+features        the same for the feature map with the largest difference
+back            whether the third-party model loads the variant's weights with
+                `strict=True`, bitwise identical
 
-Deep nets without batch norm, BiT's, make much of the last digits of float32;
-`--dtype=float64` shows that it is no more than these.
+Deep models without batch norm (BiT) amplify rounding errors of float32;
+`--dtype=float64` shows that there is no other difference.
 
-Status 1 if any net differs, by more than 1e-4 or at all.
+The exit status is 1 if a model differs: outputs by more than 1e-4, or anything
+else.
 """
 
 import fnmatch
@@ -40,27 +42,29 @@ from resnet_layers import VARIANTS, load_weights, save_safetensors
 from train_loop.benchmark.model_costs import model_costs
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("names", ["*"], "Variants, by name or pattern.")
-flags.DEFINE_enum("library", "timm", ["timm", "torchvision"], "Compared with.")
+flags.DEFINE_list("names", ["*"], "Names or patterns of variants.")
+flags.DEFINE_enum(
+    "library", "timm", ["timm", "torchvision"], "Third-party library."
+)
 flags.DEFINE_integer("image_size", 64, "Height and width.", lower_bound=32)
 flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "float64"], "What both compute in."
+    "dtype", "float32", ["float32", "float64"], "dtype of both models."
 )
-flags.DEFINE_string("record", None, "A file for what the other library says.")
+flags.DEFINE_string("record", None, "JSON file for the third-party outputs.")
 
-# Logits, and values of each map, that `--record` writes down.
+# Numbers of logits and of feature-map values in the file of `--record`.
 RECORDED = 4
 
 
-def their_net(library, name):
-    """Returns the other library's net, or None where it has none."""
+def third_party_model(library, name):
+    """Returns the model of a library, or None if it has none."""
     try:
         import timm
         import torchvision
     except ImportError as error:
         sys.exit(
-            f"{error.name} is not installed: run `pip install --editable "
-            "'.[parity]'` and start again."
+            f"error: {error.name} is not installed. Install it: pip install "
+            "--editable '.[parity]'."
         )
     if library == "torchvision":
         if name not in torchvision.models.list_models(torchvision.models):
@@ -71,21 +75,21 @@ def their_net(library, name):
     return timm.create_model(name) if name in families else None
 
 
-def run_theirs(net, batch):
+def run_third_party(model, batch):
     """Returns (logits, feature maps) as arrays, channels last."""
     import torch
 
     x = torch.from_numpy(batch.transpose(0, 3, 1, 2))
     with torch.no_grad():
-        logits = net(x).numpy()
+        logits = model(x).numpy()
         maps = []
-        if hasattr(net, "forward_intermediates"):
-            _, (_, *maps) = net.forward_intermediates(x, norm=True)
+        if hasattr(model, "forward_intermediates"):
+            _, (_, *maps) = model.forward_intermediates(x, norm=True)
     return logits, [value.numpy().transpose(0, 2, 3, 1) for value in maps]
 
 
 def compare(name, theirs, folder):
-    """Returns {column: value} for one net."""
+    """Returns {column: value} of a variant."""
     import torch
 
     state = theirs.eval().state_dict()
@@ -99,7 +103,8 @@ def compare(name, theirs, folder):
         {**state, **{k: torch.from_numpy(v) for k, v in weights.items()}}
     )
     batch = images(FLAGS.image_size).astype(FLAGS.dtype)
-    logits, maps = run_theirs(theirs.to(getattr(torch, FLAGS.dtype)), batch)
+    theirs.to(getattr(torch, FLAGS.dtype))
+    logits, maps = run_third_party(theirs, batch)
     ours = VARIANTS[name](dtype=FLAGS.dtype)
     ours.build((None, FLAGS.image_size, FLAGS.image_size, 3))
     load_weights(ours, path)
@@ -121,7 +126,7 @@ def compare(name, theirs, folder):
         "same parameters": total.parameters == parameters,
         "multiply-adds": total.multiply_adds,
         "logits": difference(ours(batch), logits),
-        # torchvision shows none.
+        # torchvision has no feature maps.
         "features": max(
             (difference(*pair) for pair in zip(features, maps, strict=True)),
         )
@@ -138,7 +143,7 @@ def compare(name, theirs, folder):
 
 
 def row(name, found):
-    """Returns the line of one net."""
+    """Returns the row of a variant as text."""
     features = found["features"]
     return (
         f"{name:24}{found['parameters']:>13,}"
@@ -150,8 +155,8 @@ def row(name, found):
     )
 
 
-def holds(found):
-    """Tells whether a net is the other library's."""
+def is_equal(found):
+    """Returns whether the variant equals the third-party model."""
     largest = max(found["logits"], found["features"] or 0.0)
     return found["same parameters"] and found["back"] and largest <= TOLERANCE
 
@@ -164,22 +169,22 @@ def main(_):
     ]
     failed, recorded = [], {}
     print(
-        f"{'net':24}{'parameters':>13} {'multiply-adds':>9}{'logits':>8}"
+        f"{'model':24}{'parameters':>13} {'multiply-adds':>9}{'logits':>8}"
         f"{'features':>10}  back"
     )
     for name in names:
-        theirs = their_net(FLAGS.library, name)
+        theirs = third_party_model(FLAGS.library, name)
         if theirs is None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             found = compare(name, theirs, pathlib.Path(folder))
         print(row(name, found), flush=True)
         recorded[name] = found["recorded"]
-        if not holds(found):
+        if not is_equal(found):
             failed.append(name)
-        # Of the graphs that were traced.
+        # Frees the traced graphs.
         tf.keras.backend.clear_session()
-    print(f"{len(recorded) - len(failed)} of {len(recorded)} nets hold.")
+    print(f"{len(recorded) - len(failed)} of {len(recorded)} models are equal.")
     if FLAGS.record:
         text = json.dumps(recorded, indent=1)
         pathlib.Path(FLAGS.record).write_text(text + "\n", encoding="utf-8")

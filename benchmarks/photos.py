@@ -1,4 +1,4 @@
-"""JPEGs as ImageNet has them, of scikit-learn's photos; folders of them."""
+"""JPEGs of ImageNet's size, cropped from the photos of scikit-learn."""
 
 import io
 
@@ -10,7 +10,7 @@ WIDTH, HEIGHT = 500, 375
 
 
 def write_classes(folder, images):
-    """Writes the bytes of JPEGs as a data set of two classes, by turns."""
+    """Writes JPEG files as a data set of two alternating classes."""
     for number, content in enumerate(images):
         path = folder / f"{number % 2}/{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -18,7 +18,7 @@ def write_classes(folder, images):
 
 
 def parts_of_photos(count):
-    """Yields JPEGs of 500 x 375 pixels and about 60 kB, no two alike."""
+    """Yields different JPEGs of 500 x 375 pixels and about 60 kB each."""
     random = np.random.default_rng(0)
     photos = load_sample_images().images
     for number in range(count):

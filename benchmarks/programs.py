@@ -1,4 +1,4 @@
-"""Programs that a benchmark starts, each in a process of its own."""
+"""Child processes of benchmarks."""
 
 import pathlib
 import subprocess
@@ -8,15 +8,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def run_python(*arguments, cwd=ROOT, env=None):
-    """Runs Python to the end of what it is told; returns what it printed.
+    """Runs Python with some arguments, and returns its standard output.
 
     Args:
-      *arguments: of its command line.
-      cwd: the folder that it is started in, None for that of this process.
-      env: its environment, None for that of this process.
+      *arguments: command-line arguments.
+      cwd: working directory; None for that of this process.
+      env: environment; None for that of this process.
 
     Raises:
-      ChildProcessError: it failed; with the last thing that it said.
+      ChildProcessError: it failed, with its last line of standard error.
     """
     ended = subprocess.run(
         [sys.executable, *arguments],
@@ -27,6 +27,6 @@ def run_python(*arguments, cwd=ROOT, env=None):
         check=False,
     )
     if ended.returncode:
-        said = ended.stderr.strip().splitlines() or [f"{ended.returncode}"]
-        raise ChildProcessError(said[-1])
+        lines = ended.stderr.strip().splitlines() or [f"{ended.returncode}"]
+        raise ChildProcessError(lines[-1])
     return ended.stdout

@@ -1,17 +1,17 @@
-"""Measures how fast weights are read, and in how much memory beside a model's.
+"""Measures time and additional memory to load weights into a model.
 
     python -m benchmarks.reading_weights [--model=resnet152] [--rounds=7]
 
-A model is written in each format and read again. `load_weights` and reading
-the file's bytes alone take turns, both from the page cache; the numbers are
-the medians of all rounds.
+A model is written in each format and loaded again. `load_weights` alternates
+with reading the bytes of the file, both from the page cache; the results are
+medians of all rounds.
 
 load   seconds of `load_weights` into a built model
 bytes  seconds of `path.read_bytes()`
-ratio  of the two
-MiB    by which a new process, with the model in it, grows at most meanwhile
+ratio  ratio of the two
+MiB    peak memory growth of a new process that already contains the model
 
-The last line is `save_safetensors`, against writing the same bytes.
+The last line compares `save_safetensors` with writing the same bytes.
 """
 
 import multiprocessing
@@ -28,9 +28,9 @@ from resnet_layers import VARIANTS, load_weights, save_safetensors
 from train_loop.training.checkpoints import Checkpoints
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", "resnet152", "A row of VARIANTS.")
-flags.DEFINE_integer("rounds", 7, "How often each is measured.", lower_bound=1)
-flags.DEFINE_string("folder", None, "Where to write; default: a temporary one.")
+flags.DEFINE_string("model", "resnet152", "Name of a variant.")
+flags.DEFINE_integer("rounds", 7, "Number of measurements.", lower_bound=1)
+flags.DEFINE_string("folder", None, "Parent of the temporary files.")
 
 
 def save_keras(model, path):
@@ -47,7 +47,7 @@ def save_checkpoint(model, path):
     Checkpoints(path.parent, model, optimizer).save(1)
 
 
-# What is written where, and the file that holds the numbers.
+# Path -> writer, and the file that contains the numbers.
 FORMATS = {
     "model.safetensors": (save_safetensors, "model.safetensors"),
     "model.weights.h5": (save_weights_h5, "model.weights.h5"),
@@ -69,9 +69,9 @@ def seconds(function, *arguments):
 
 
 def memory(name, function, path):
-    """Returns by how many MiB this process grows at most in a function."""
+    """Returns the peak memory growth in MiB during a function."""
     model = build(name)
-    # From here on the peak is counted anew.
+    # Resets the peak.
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before = mib("VmRSS")
     function(model, path)
@@ -84,7 +84,7 @@ def mib(key):
 
 
 def report(label, function, alone, model, path):
-    """Prints a line; `alone` does the same with bytes and nothing else."""
+    """Prints a line; `alone` reads or writes only the bytes."""
     rows = [
         (seconds(function, model, path), seconds(alone))
         for _ in range(FLAGS.rounds)

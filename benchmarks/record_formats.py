@@ -1,27 +1,27 @@
-"""Measures ArrayRecord, at random, against TFRecord files, in windows.
+"""Compares random access to ArrayRecord with windows of TFRecord files.
 
     pip install array_record
     python -m benchmarks.record_formats [--count=4000] [--window_mib=512]
 
-TFDS writes both, and on Linux, where alone this runs, it brings ArrayRecord
-along. The same examples, about 110 kB of noise and a label, are read in a
-shuffled order, parsed and not decoded. The ways take turns, each time in a new
-process; the numbers are the medians of all rounds.
+TFDS writes both formats. On Linux, where alone this runs, TFDS installs
+ArrayRecord too. The same examples, about 110 kB of noise and a label, are read
+in shuffled order and parsed, but not decoded. The methods alternate, each in a
+new process; the results are medians of all rounds.
 
-TFRecord     what a run does: shuffles the files, cuts their sequence into
-             windows, reads a window from its beginning, shuffles it in memory
-             and reads the next one meanwhile
-ArrayRecord  reads the examples in any order, some tens of them in a call from
+TFRecord     as in a run: shuffles the files, cuts their sequence into windows,
+             reads a window sequentially, shuffles it in memory, and prefetches
+             the next one
+ArrayRecord  reads the examples in any order, several tens in each call from
              TensorFlow's graph to Python
 
 from start   seconds to the first batch of 256 of an epoch
-from middle  the same for a run that goes on in mid-epoch
-examples/s   over a whole epoch, the wait for its first batch included
-CPU s        that all cores spend on 1,000 examples: what decoding has less
-MiB          by which the process grows at most
+from middle  the same for a run that resumes in the middle of an epoch
+examples/s   over a whole epoch, including the wait for its first batch
+CPU s        CPU seconds of all cores per 1,000 examples
+MiB          peak memory growth of the process
 
-Cold files have been dropped from this machine's page cache; a virtual
-machine's host may hold them still.
+Cold files are dropped from the page cache of this machine; the host of a
+virtual machine may still cache them.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ from absl import app, flags
 from train_loop.data.split import shuffled
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("count", 4000, "How many examples.", lower_bound=512)
-flags.DEFINE_integer("files", 40, "How many files they are in.", lower_bound=1)
+flags.DEFINE_integer("count", 4000, "Number of examples.", lower_bound=512)
+flags.DEFINE_integer("files", 40, "Number of files.", lower_bound=1)
 flags.DEFINE_integer("window_mib", 512, "Size of a window.", lower_bound=1)
-flags.DEFINE_integer("per_call", 64, "Examples that a call to Python reads.")
-flags.DEFINE_integer("rounds", 3, "How often each way is measured.")
-flags.DEFINE_string("folder", None, "Where to write; default: a temporary one.")
+flags.DEFINE_integer("per_call", 64, "Examples per call to Python.")
+flags.DEFINE_integer("rounds", 3, "Measurements of each method.")
+flags.DEFINE_string("folder", None, "Parent of the temporary files.")
 
 BATCH_SIZE = 256
 READ_BUFFER_BYTES = 2**23
@@ -59,32 +59,32 @@ SEED = (1, 2)
 
 
 def array_record():
-    """Returns ArrayRecord's module for writing and its class for reading."""
+    """Returns the module and the reader class of ArrayRecord."""
     try:
         from array_record.python import array_record_data_source as source
         from array_record.python import array_record_module as module
     except ImportError:
         sys.exit(
-            "ArrayRecord is not installed: run `pip install array_record` "
-            "and start again."
+            "error: ArrayRecord is not installed. Install it: pip install "
+            "array_record."
         )
     return module, source.ArrayRecordDataSource
 
 
 def write(folder, count, files):
-    """Writes the same examples in both formats, as TFDS writes them.
+    """Writes the same examples in both formats, as TFDS does.
 
-    The label of an example is its number.
+    The label of an example is its index.
 
     Returns:
-      {name of a way: [(path, number of examples)]}.
+      {name of a method: [(path, number of examples)]}.
     """
     module, _ = array_record()
     random = np.random.default_rng(0)
-    written = {name: [] for name in WAYS}
+    written = {name: [] for name in METHODS}
     for labels in np.array_split(np.arange(count), files):
         name = f"train-{len(written['TFRecord']):05}-of-{files:05}"
-        paths = [str(folder / f"{name}.{way.lower()}") for way in WAYS]
+        paths = [str(folder / f"{name}.{each.lower()}") for each in METHODS]
         with contextlib.ExitStack() as stack:
             writers = [
                 tf.io.TFRecordWriter(paths[0]),
@@ -97,8 +97,8 @@ def write(folder, count, files):
                 record = example(random.bytes(max(int(size), 10_000)), label)
                 for writer in writers:
                     writer.write(record)
-        for way, path in zip(WAYS, paths, strict=True):
-            written[way].append((path, len(labels)))
+        for method, path in zip(METHODS, paths, strict=True):
+            written[method].append((path, len(labels)))
     return written
 
 
@@ -123,8 +123,8 @@ def in_windows(files, start, window_mib, per_call):
     del per_call
     paths, counts = zip(*files, strict=True)
     count = sum(counts)
-    share = window_mib * 2**20 / sum(map(os.path.getsize, paths))
-    window = min(round(share * count), count)
+    fraction = window_mib * 2**20 / sum(map(os.path.getsize, paths))
+    window = min(round(fraction * count), count)
     order = shuffled(tf.range(len(files)), SEED, len(files))
     paths = tf.gather(tf.constant(paths), order)
     ends = tf.cumsum(tf.gather(tf.constant(counts, tf.int64), order))
@@ -161,12 +161,12 @@ def at_random(files, start, window_mib, per_call):
       files: [(path, number of examples)].
       start: position of the first example.
       window_mib: unused.
-      per_call: how many examples a call to Python reads.
+      per_call: number of examples per call to Python.
     """
     del window_mib
     _, data_source = array_record()
-    # With the lengths, which TFDS knows, no file is opened in advance. The
-    # reader reads nothing ahead: it is set to random access by itself.
+    # The lengths, which TFDS knows, avoid opening all files in advance. The
+    # reader uses random access by default, without prefetching.
     source = data_source([f"{path}[0:{length}]" for path, length in files])
 
     def read(indices):
@@ -185,7 +185,7 @@ def at_random(files, start, window_mib, per_call):
     )
 
 
-WAYS = {"TFRecord": in_windows, "ArrayRecord": at_random}
+METHODS = {"TFRecord": in_windows, "ArrayRecord": at_random}
 
 
 def parse(records):
@@ -194,21 +194,21 @@ def parse(records):
     return tf.io.parse_single_example(records, FEATURES)
 
 
-def measure(way, files, start, window_mib, per_call, whole):
-    """Reads in this process; returns the row of numbers of `COLUMNS`.
+def measure(method, files, start, window_mib, per_call, whole):
+    """Reads in this process; returns {column: number}.
 
     Args:
-      way: one of `WAYS`.
+      method: a key of `METHODS`.
       files: [(path, number of examples)].
       start: position of the first example.
       window_mib: size of a window.
-      per_call: how many examples a call to Python reads.
-      whole: whether to read on after the first batch.
+      per_call: number of examples per call to Python.
+      whole: whether to read the whole epoch, not only the first batch.
     """
-    # What TensorFlow sets up once is not what is measured.
+    # Excludes one-time initialization of TensorFlow.
     list(tf.data.Dataset.range(2).batch(2))
     memory, seconds, processor = peak_mib(), time.perf_counter(), cpu_seconds()
-    examples = WAYS[way](files, start, window_mib, per_call)
+    examples = METHODS[method](files, start, window_mib, per_call)
     options = tf.data.Options()
     options.deterministic = True
     batches = iter(
@@ -233,7 +233,7 @@ def measure(way, files, start, window_mib, per_call, whole):
 
 
 def peak_mib():
-    # Not ru_maxrss: a process inherits that from the one that started it.
+    # Not ru_maxrss, which a process inherits from its parent.
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
@@ -244,7 +244,7 @@ def cpu_seconds():
 
 
 def set_cache(cache, files):
-    """Makes files cold or warm. Needs no rights and strikes no other files."""
+    """Makes files cold or warm, without privileges and for these files only."""
     for path, _ in files:
         with open(path, "rb") as file:
             if cache == "warm":
@@ -270,36 +270,38 @@ def main(_):
             f"{os.cpu_count()} cores",
             flush=True,
         )
-        for way, written in files.items():
+        for method, written in files.items():
             size = sum(os.path.getsize(path) for path, _ in written)
-            print(f"{way:11} {size / 1e6:.1f} MB on disk")
+            print(f"{method:11} {size / 1e6:.1f} MB on disk")
         compare(files)
 
 
 def compare(files):
-    """Prints what each way takes, and how much more TFRecord takes."""
-    rows = {(cache, way): [] for cache in CACHES for way in WAYS}
+    """Prints the results of each method, and the ratios of the two."""
+    rows = {(cache, method): [] for cache in CACHES for method in METHODS}
     for number in range(FLAGS.rounds):
-        for cache, way in rows:
+        for cache, method in rows:
             reading = FLAGS.window_mib, FLAGS.per_call
-            set_cache(cache, files[way])
-            row = in_new_process(way, files[way], 0, *reading, True)
-            set_cache(cache, files[way])
+            set_cache(cache, files[method])
+            row = in_new_process(method, files[method], 0, *reading, True)
+            set_cache(cache, files[method])
             middle = FLAGS.count // 2
-            resumed = in_new_process(way, files[way], middle, *reading, False)
-            rows[cache, way].append({**row, "middle": resumed["first"]})
+            resumed = in_new_process(
+                method, files[method], middle, *reading, False
+            )
+            rows[cache, method].append({**row, "middle": resumed["first"]})
         print(f"round {number + 1} of {FLAGS.rounds}", flush=True)
     print("                  from start  from middle  examples/s  CPU s   MiB")
     for cache in CACHES:
         medians = {}
-        for way in WAYS:
-            measured = rows[cache, way]
-            medians[way] = median = {
+        for method in METHODS:
+            measured = rows[cache, method]
+            medians[method] = median = {
                 name: statistics.median(row[name] for row in measured)
                 for name in measured[0]
             }
             print(
-                f"{cache}  {way:11} {median['first']:10.2f} s "
+                f"{cache}  {method:11} {median['first']:10.2f} s "
                 f"{median['middle']:10.2f} s {median['rate']:11.0f} "
                 f"{median['processor']:6.2f} {median['memory']:5.0f}"
             )

@@ -1,9 +1,9 @@
-"""Measures how long a report takes, and how much memory, without a network.
+"""Measures time and memory of a report, without a model.
 
     python -m benchmarks.report [--images=50000] [--classes=1000] [--skill=5]
 
-The predictions are drawn: of a model that is right the more often, the larger
---skill is. With 0, which is the slowest, it guesses.
+The predictions are random. A larger --skill makes more of them correct; 0,
+which is the slowest, makes them guesses.
 """
 
 import pathlib
@@ -20,13 +20,13 @@ from train_loop.evaluation.report import write_report
 from train_loop.evaluation.results import Results
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("images", 50_000, "How many images.", lower_bound=1)
-flags.DEFINE_integer("classes", 1000, "How many classes.", lower_bound=2)
-flags.DEFINE_float("skill", 5.0, "How much larger the right logit is.")
+flags.DEFINE_integer("images", 50_000, "Number of images.", lower_bound=1)
+flags.DEFINE_integer("classes", 1000, "Number of classes.", lower_bound=2)
+flags.DEFINE_float("skill", 5.0, "Margin of the label's logit.")
 
 
 def draw():
-    """Returns `Predictions` of a model that is often right."""
+    """Returns random `Predictions`."""
     random = np.random.default_rng(0)
     labels = random.integers(FLAGS.classes, size=FLAGS.images)
     logits = random.standard_normal((FLAGS.images, FLAGS.classes), np.float32)
@@ -41,17 +41,17 @@ def draw():
     )
 
 
-def timed(what, function, *arguments):
-    """Calls a function, and prints how long that took."""
+def timed(label, function, *arguments):
+    """Calls a function, and prints its time and the peak memory."""
     began = time.perf_counter()
     result = function(*arguments)
     seconds = time.perf_counter() - began
-    print(f"{what:30} {seconds:6.1f} s   {peak_gib():.2f} GiB", flush=True)
+    print(f"{label:30} {seconds:6.1f} s   {peak_gib():.2f} GiB", flush=True)
     return result
 
 
 def peak_gib():
-    # Not ru_maxrss: a process inherits that from the one that started it.
+    # Not ru_maxrss, which a process inherits from its parent.
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
 
@@ -59,10 +59,10 @@ def peak_gib():
 def main(argv):
     del argv
     print(
-        f"{FLAGS.images:,} predictions over {FLAGS.classes:,} classes, seconds "
-        "and memory so far (TensorFlow included)"
+        f"{FLAGS.images:,} predictions, {FLAGS.classes:,} classes; seconds and "
+        "peak memory so far (including TensorFlow)"
     )
-    predictions = timed("drawn", draw)
+    predictions = timed("random predictions", draw)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         began = time.perf_counter()
@@ -73,7 +73,7 @@ def main(argv):
             predictions.labels,
         )
         results = timed(
-            "numbers and their intervals",
+            "metrics and intervals",
             Results.of,
             predictions,
             temperature,
@@ -81,7 +81,7 @@ def main(argv):
         timed("files", write_report, folder / "report", results)
         seconds = time.perf_counter() - began
         page = (folder / "report/report.html").stat().st_size / 1e6
-        print(f"the whole report: {seconds:.1f} s; its page: {page:.1f} MB")
+        print(f"whole report: {seconds:.1f} s, report.html: {page:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
-"""Measures how time and memory grow with the size of the work.
+"""Measures how time and memory scale with the size of the work.
 
     python -m benchmarks.scaling [--sweep batch_size replicas] [--rounds 1]
         [--model resnet50] [--image_size 224] [--batch_size 32]
         [--output scaling.json] [--plot scaling.png]
 
-Every point is `--mode=benchmark` in processes of its own; the points of all
-sweeps take turns, once a round, and the medians count. A sweep changes one
-thing, and leaves the others as the flags say:
+Each point is `--mode=benchmark` in new processes. The points of all sweeps
+alternate, once per round; the results are medians. A sweep varies one quantity;
+flags set the others:
 
-batch_size   images of a step
+batch_size   images per step
 image_size   height and width
-depth        layers of ResNets of bottleneck blocks
+depth        layers of a ResNet with bottleneck blocks
 replicas     virtual devices of one process, which share the batch
 workers      processes of `train_loop.launch`, which share the batch
-data_set     JPEGs in a folder, read as a run reads them; with resnet_tiny
+data_set     JPEGs in a folder, read as in a run, for resnet_tiny
 
-An exponent is the slope of a straight line through the logarithms: 1 where
-twice the work takes twice the time, 0 where it takes the same. Of replicas and
-workers, the efficiency is the time of one divided by the time of several, on
-the same batch and the same cores: 1 where sharing is free. Memory is that of
-one process at its most, TensorFlow included (about half a GB).
+An exponent is the slope of a line fitted to the logarithms: 1 if twice the work
+takes twice the time, 0 if it takes the same time. The efficiency of replicas
+and workers is the time of one divided by the time of several, for the same
+batch on the same cores: 1 without overhead. Memory is the peak memory of one
+process, including TensorFlow (about half a GB).
 """
 
 import io
@@ -40,9 +40,9 @@ from train_loop.benchmark.machine import describe_host, versions
 from train_loop.console import parser_of
 
 MAIN = ("-m", "train_loop.main")
-# Pictures of the data set that is called 1, and their side.
-PICTURES, SIDE = 500, 64
-# What is measured -> its name in the file of `--mode=benchmark`.
+# Number of images of the data set 1, and their side.
+NUM_IMAGES, SIDE = 500, 64
+# Label -> function of a task's results in `--benchmark_file`.
 MEASURES = {
     "seconds per step": lambda m: m["step_seconds"]["median"],
     "seconds to the first step": lambda m: m["first_step_seconds"]["task"],
@@ -51,12 +51,12 @@ MEASURES = {
 
 
 class Sweep(NamedTuple):
-    """What is changed from point to point.
+    """A quantity that varies from point to point.
 
-    `command` maps a value, and a folder with pictures, to what Python is told
-    in front of the flags that all points share, and to flags that win over
-    these. `values` are numbers, in order. With `is_shared`, several do what
-    one did.
+    `command` maps a value and a folder for images to the arguments of Python
+    before the common flags, and to flags that override these. `values` are
+    numbers in ascending order. If `is_shared`, the value is the number of
+    devices or processes that share the same work.
     """
 
     values: tuple
@@ -65,7 +65,7 @@ class Sweep(NamedTuple):
 
 
 def with_flag(name):
-    """Returns a command that changes a flag."""
+    """Returns a `command` that sets a flag."""
     return lambda value, _: (MAIN, (f"--{name}={value}",))
 
 
@@ -83,9 +83,9 @@ def with_workers(value, _):
 
 def with_data_set(value, folder):
     data_set = folder / f"{value}"
-    # It stays for the rounds to come.
+    # Later rounds use it again.
     if not data_set.exists():
-        write_classes(data_set, pictures_of_noise(value * PICTURES))
+        write_classes(data_set, noise_images(value * NUM_IMAGES))
     return MAIN, (
         f"--dataset={data_set}",
         "--model=resnet_tiny",
@@ -104,7 +104,7 @@ SWEEPS = {
 }
 
 
-def pictures_of_noise(count):
+def noise_images(count):
     """Yields the bytes of JPEGs."""
     random = np.random.default_rng(0)
     for _ in range(count):
@@ -115,12 +115,12 @@ def pictures_of_noise(count):
 
 
 def measure(command, options, file):
-    """Measures a point; returns {measure: number}, or None with a line why.
+    """Measures a point; returns {label: number}, or prints why it failed.
 
     Args:
-      command: what a `Sweep` says.
-      options: what the command line says.
-      file: where the program may write its numbers.
+      command: the command of a `Sweep`.
+      options: the parsed command line.
+      file: path for the results of the benchmark.
     """
     program, changes = command
     try:
@@ -132,28 +132,28 @@ def measure(command, options, file):
             f"--model={options.model}",
             f"--image_size={options.image_size}",
             f"--batch_size={options.batch_size}",
-            # The last of several counts.
+            # The last value of a repeated flag counts.
             *changes,
         )
     except ChildProcessError as error:
-        print(f"left out: {error}", flush=True)
+        print(f"Skipping a point: {error}", flush=True)
         return None
     measured = json.loads(file.read_text())["train"]
     return {name: of(measured) for name, of in MEASURES.items()}
 
 
 def exponent(values, numbers):
-    """Returns the slope of the line through the logarithms, least squares."""
+    """Returns the slope of the least-squares line of the logarithms."""
     slope, _ = np.polyfit(np.log(values), np.log(numbers), 1)
     return float(slope)
 
 
 def summarize(sweep, points):
-    """Returns what the points of a sweep come to; None if all have failed.
+    """Returns the summary of a sweep; None if all of its points failed.
 
     Args:
       sweep: a `Sweep`.
-      points: {value: [{measure: number}, for each round]}.
+      points: {value: [{label: number}, for each round]}.
     """
     values = [value for value, rounds in points.items() if rounds]
     if not values:
@@ -178,7 +178,7 @@ def summarize(sweep, points):
 
 
 def draw(path, summaries):
-    """Draws all sweeps, a row each, on logarithmic axes."""
+    """Plots each sweep in a row, on logarithmic axes."""
     figure = Figure(
         figsize=(4 * len(MEASURES), 3 * len(summaries)), layout="constrained"
     )
@@ -188,29 +188,29 @@ def draw(path, summaries):
             numbers = summary[measure_name]
             axis.loglog(summary["values"], numbers, marker="o")
             axis.set_xticks(summary["values"], map(str, summary["values"]))
-            # So that what hardly grows looks like it.
+            # A wide range, so that slow growth looks slow.
             axis.set_ylim(min(numbers) / 2, max(numbers) * 2)
             ends = [min(numbers), max(numbers)]
             if ends[1] < 1.3 * ends[0]:
-                # They would stand on top of each other.
+                # The two labels would overlap.
                 ends = [statistics.median(numbers)]
             axis.set_yticks(ends, map("{:.3g}".format, ends))
             axis.minorticks_off()
             axis.set_xlabel(name)
             slope = summary.get("exponents", {}).get(measure_name)
-            told = "" if slope is None else f", exponent {slope:.2f}"
-            axis.set_title(f"{measure_name}{told}", fontsize=9)
+            suffix = "" if slope is None else f", exponent {slope:.2f}"
+            axis.set_title(f"{measure_name}{suffix}", fontsize=9)
     figure.savefig(path, dpi=120)
 
 
 def describe(name, summary):
-    """Returns the lines of a sweep's table."""
+    """Returns the table of a sweep as text."""
     lines = [f"{name:11}" + "".join(f"{v:>10}" for v in summary["values"])]
     for measure_name in MEASURES:
         numbers = "".join(f"{n:10.3g}" for n in summary[measure_name])
         slope = summary.get("exponents", {}).get(measure_name)
-        told = "" if slope is None else f"   exponent {slope:.2f}"
-        lines.append(f"  {measure_name:26}{numbers}{told}")
+        suffix = "" if slope is None else f"   exponent {slope:.2f}"
+        lines.append(f"  {measure_name:26}{numbers}{suffix}")
     if "efficiency" in summary:
         numbers = "".join(f"{n:10.3g}" for n in summary["efficiency"])
         lines.append(f"  {'efficiency':26}{numbers}")
@@ -218,21 +218,26 @@ def describe(name, summary):
 
 
 def read_options(arguments):
-    """Returns what the command line says."""
+    """Returns the parsed command line."""
     parser = parser_of("python -m benchmarks.scaling", __doc__)
     add = parser.add_argument
     add("--sweep", nargs="+", choices=[*SWEEPS], default=[*SWEEPS])
-    add("--values", type=int, nargs="+", help="Of one sweep, not its own.")
-    add("--model", default="resnet50", help="A row of VARIANTS.")
+    add("--values", type=int, nargs="+", help="Values of a single sweep.")
+    add("--model", default="resnet50", help="Name of a variant.")
     add("--image_size", type=int, default=224, help="Height and width.")
-    add("--batch_size", type=int, default=32, help="Images per step.")
-    add("--rounds", type=int, default=1, help="How often each point.")
-    add("--steps", type=int, default=5, help="Groups of steps of a point.")
-    add("--output", type=pathlib.Path, help="A file for all, as JSON.")
-    add("--plot", type=pathlib.Path, default="scaling.png", help="The plot.")
+    add("--batch_size", type=int, default=32, help="Batch size.")
+    add("--rounds", type=int, default=1, help="Measurements of each point.")
+    add("--steps", type=int, default=5, help="Timed groups of steps.")
+    add("--output", type=pathlib.Path, help="JSON file for all results.")
+    add(
+        "--plot",
+        type=pathlib.Path,
+        default="scaling.png",
+        help="PNG file for the plot.",
+    )
     options = parser.parse_args(arguments)
     if options.values and len(options.sweep) > 1:
-        parser.error("--values is for one --sweep; name that")
+        parser.error("--values: requires a single --sweep. Pass one.")
     return options
 
 
@@ -272,7 +277,7 @@ def main(arguments=None):
         options.output.write_text(json.dumps(value, indent=2) + "\n")
     if summaries:
         draw(options.plot, summaries)
-        print(f"Drawn in {options.plot}.")
+        print(f"The plot is in {options.plot}.")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""Times two settings of the program, a step each in turn.
+"""Compares the step time of two configurations, alternating step by step.
 
     python -m benchmarks.turns --second=--fast_paths=false \\
         -- --model=resnet50 --batch_size=32
     python -m benchmarks.turns --first=TF_CPU_ALLOCATOR_USE_BFC=1 \\
         -- --model=resnet50 --precision=mixed_bfloat16
 
-Behind the two hyphens stand flags of train_loop.main for both; `--first` and
-`--second` hold more of them, or variables of the environment, for one alone.
-Images are noise.
+The flags of train_loop.main after `--` are for both; `--first` and `--second`
+are flags or environment variables for one alone. Images are noise.
 
-Each of the two is a process that warms up, waits, and takes a step when it is
-told to: what else the machine does strikes both alike. Told is how many times
-as fast the first is, as the median of the turns, with the ends.
+Each configuration is a process that warms up and then runs a step on request,
+so that other load on the machine affects both alike. The result is the speedup
+of the first: the median of the turns, with the range.
 """
 
 import argparse
@@ -26,7 +25,7 @@ import time
 
 from tqdm import tqdm
 
-from benchmarks.compare import spread
+from benchmarks.compare import median_and_range
 from benchmarks.programs import ROOT
 from train_loop import main as program
 from train_loop.benchmark.tasks import TASKS
@@ -36,34 +35,34 @@ from train_loop.modes.benchmark import settings_to_measure
 
 
 def read_options(arguments):
-    """Returns what the command line says."""
+    """Returns the parsed command line."""
     parser = parser_of("python -m benchmarks.turns", __doc__)
     add = parser.add_argument
     side = {"type": split, "default": []}
-    add("--first", **side, help="--flag=value or VARIABLE=value, or several.")
-    add("--second", **side, help="The same for the other one.")
-    add("--what", choices=TASKS, default="train", help="What is done.")
-    add("--turns", type=int, default=9, help="Timed steps of each.")
-    add("flags", nargs="*", help="Those of train_loop.main, behind --.")
-    # What a process of its own is told.
+    add("--first", **side, help="--flag=value or VARIABLE=value; repeatable.")
+    add("--second", **side, help="The same for the second.")
+    add("--what", choices=TASKS, default="train", help="Task.")
+    add("--turns", type=int, default=9, help="Number of timed steps.")
+    add("flags", nargs="*", help="Flags of train_loop.main, after --.")
+    # For child processes.
     add("--waits", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.turns < 1:
-        parser.error(f"--turns={options.turns}: take at least 1")
+        parser.error(f"--turns={options.turns}: must be at least 1.")
     return options
 
 
 def split(text):
-    """Returns the flags and variables of a side.
+    """Returns the flags and environment variables in a text.
 
     Raises:
-      argparse.ArgumentTypeError: a word is neither.
+      argparse.ArgumentTypeError: a word is neither of them.
     """
     words = shlex.split(text)
     for word in words:
         if not word.startswith("-") and "=" not in word:
             raise argparse.ArgumentTypeError(
-                f"{word!r} is neither --flag=value nor VARIABLE=value"
+                f"{word!r}: must be --flag=value or VARIABLE=value."
             )
     return words
 
@@ -81,15 +80,15 @@ def main(arguments=None):
         for side in sides:
             side.warm_up()
         take_turns(sides, options.turns)
-    print(described(*(side.seconds for side in sides)))
+    print(describe(*(side.seconds for side in sides)))
 
 
 class Side:
-    """One of two settings, in a process that waits to be told to take a step.
+    """One of the two configurations, in a process that waits for requests.
 
     Args:
-      words: flags and variables of this one alone.
-      options: what the command line says.
+      words: its own flags and environment variables.
+      options: the parsed command line.
     """
 
     def __init__(self, words, options):
@@ -113,21 +112,21 @@ class Side:
         return self
 
     def __exit__(self, *raised):
-        # It may be gone, with a line that it never read.
+        # The process may have ended without reading its input.
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait()
 
     def warm_up(self):
-        """Takes the steps that trace, compile and allocate."""
+        """Runs the steps that trace, compile and allocate."""
         for _ in range(3):
             self.step()
 
     def step(self):
-        """Takes a step; returns the seconds that it took.
+        """Runs a step, and returns its seconds.
 
         Raises:
-          SystemExit: the process has ended; it has said why.
+          SystemExit: the process ended, and printed the reason.
         """
         with contextlib.suppress(BrokenPipeError):
             print(file=self.process.stdin, flush=True)
@@ -138,36 +137,38 @@ class Side:
 
 
 def take_turns(sides, count):
-    """Times so many steps of each side."""
+    """Times a number of steps of each side."""
     for turn in tqdm(range(count), unit="turn", disable=None):
-        # Who goes first changes: a step may leave something to the next one.
+        # The order alternates, because a step can affect the next one.
         for side in sides if turn % 2 else reversed(sides):
             side.seconds.append(side.step())
 
 
-def described(first, second):
-    """Returns what is told of the seconds of all steps of the two."""
-    ratio = spread([b / a for a, b in zip(first, second, strict=True)])
+def describe(first, second):
+    """Returns the result as text, from the seconds of all steps."""
+    ratio = median_and_range(
+        [b / a for a, b in zip(first, second, strict=True)]
+    )
     return (
         f"first {statistics.median(first):.4g} s, second "
-        f"{statistics.median(second):.4g} s for a step; the first is "
-        f"{ratio['median']:.2f} times as fast ({ratio['least']:.2f} to "
-        f"{ratio['most']:.2f} in {len(first)} turns)"
+        f"{statistics.median(second):.4g} s per step; speedup of the first: "
+        f"{ratio['median']:.2f}x ({ratio['least']:.2f} to {ratio['most']:.2f} "
+        f"in {len(first)} turns)"
     )
 
 
 def serve(what, flags, lines):
-    """Takes a step for each line, and prints the seconds that it took.
+    """Runs a step for each line of the input, and prints its seconds.
 
     Args:
-      what: one of `TASKS`.
-      flags: of train_loop.main.
-      lines: what tells it.
+      what: a key of `TASKS`.
+      flags: flags of train_loop.main.
+      lines: the input, whose content does not matter.
     """
-    answers = sys.stdout
+    output = sys.stdout
     with (
         tempfile.TemporaryDirectory() as folder,
-        # The program's own words are for the user.
+        # Other output of the program goes to the user.
         contextlib.redirect_stdout(sys.stderr),
     ):
         try:
@@ -182,7 +183,7 @@ def serve(what, flags, lines):
             began = time.perf_counter()
             take(1)
             seconds = time.perf_counter() - began
-            print(seconds, file=answers, flush=True)
+            print(seconds, file=output, flush=True)
 
 
 if __name__ == "__main__":

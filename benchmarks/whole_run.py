@@ -1,16 +1,16 @@
-"""Measures a whole run beside its bare step.
+"""Compares the speed of a whole run with that of its bare step.
 
     python -m benchmarks.whole_run [--model resnet50] [--rounds 3]
         [--batch_size 32] [--image_size 224] [--precision float32] [--steps 20]
 
-The run is `python -m train_loop.main` on JPEGs of 500 x 375 pixels, in a
-process of its own: it reads and augments them, counts metrics, moves its bar,
-reports to the console, TensorBoard and `metrics.jsonl`, and saves a checkpoint
-where half of the timed steps are done. Its time is that between two reports, as
-TensorBoard has it, behind those of as many steps to warm up as half of them.
+The run is `python -m train_loop.main` in a new process. It reads and augments
+JPEGs of 500 x 375 pixels, counts metrics, updates its progress bar, reports to
+the console, TensorBoard and `metrics.jsonl`, and saves a checkpoint after half
+of the timed steps. Its time is the difference of two reports in TensorBoard,
+after a warm-up of half as many steps.
 
-The bare step is that of `--mode=benchmark`, on noise that is in memory. The two
-take turns, and their ratio is taken within a round.
+The bare step is that of `--mode=benchmark` on synthetic images in memory. The
+two alternate, and their ratio is computed within a round.
 """
 
 import json
@@ -22,21 +22,21 @@ from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
 
-from benchmarks.compare import spread, spread_text
+from benchmarks.compare import median_and_range, range_text
 from benchmarks.photos import parts_of_photos, write_classes
 from benchmarks.programs import run_python
 from train_loop.benchmark.machine import describe_host, versions
 from train_loop.console import parser_of
 from train_loop.training.reports import TAGS
 
-PICTURES = 1000
+NUM_IMAGES = 1000
 
 
 def program(options, *flags):
     """Runs the trainer to its end.
 
     Raises:
-      SystemExit: it failed, with the last thing that it said.
+      SystemExit: it failed, with its last line of standard error.
     """
     try:
         run_python(
@@ -53,7 +53,7 @@ def program(options, *flags):
 
 
 def bare_step(options, folder):
-    """Returns the seconds of a step on noise, the median of a process."""
+    """Returns the median seconds of a step on synthetic images."""
     file = folder / "bare.json"
     program(
         options,
@@ -65,11 +65,11 @@ def bare_step(options, folder):
 
 
 def step_of_run(options, folder, number):
-    """Returns the seconds of a step of a run, with all that happens between."""
+    """Returns the seconds per step of a whole run."""
     workdir, half = folder / f"run{number}", options.steps // 2
     program(
         options,
-        f"--dataset={folder / 'pictures'}",
+        f"--dataset={folder / 'images'}",
         f"--workdir={workdir}",
         f"--steps={3 * half}",
         f"--report_every={half}",
@@ -80,48 +80,47 @@ def step_of_run(options, folder, number):
 
 
 def seconds_per_step(workdir):
-    """Returns the time from the first report to the last, for each step."""
+    """Returns the time from the first to the last report, per step."""
     events = EventAccumulator(str(workdir / "train"))
     events.Reload()
-    # Scalars of TensorFlow 2 are tensors to TensorBoard.
+    # TensorBoard stores the scalars of TensorFlow 2 as tensors.
     first, *_, last = events.Tensors(TAGS["images_per_second"])
     return (last.wall_time - first.wall_time) / (last.step - first.step)
 
 
 def read_options(arguments):
-    """Returns what the command line says."""
+    """Returns the parsed command line."""
     parser = parser_of("python -m benchmarks.whole_run", __doc__)
     add = parser.add_argument
-    add("--model", default="resnet50", help="A row of VARIANTS.")
-    add("--batch_size", type=int, default=32, help="Images per step.")
+    add("--model", default="resnet50", help="Name of a variant.")
+    add("--batch_size", type=int, default=32, help="Batch size.")
     add("--image_size", type=int, default=224, help="Height and width.")
-    add("--precision", default="float32", help="As the trainer takes it.")
-    add("--steps", type=int, default=20, help="Timed steps of each.")
-    add("--rounds", type=int, default=3, help="Turns of each.")
+    add("--precision", default="float32", help="Value of --precision.")
+    add("--steps", type=int, default=20, help="Number of timed steps.")
+    add("--rounds", type=int, default=3, help="Measurements of each.")
     return parser.parse_args(arguments)
 
 
 def main(arguments=None):
     options = read_options(arguments)
-    shares = []
+    ratios = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        write_classes(folder / "pictures", parts_of_photos(PICTURES))
+        write_classes(folder / "images", parts_of_photos(NUM_IMAGES))
         for number in range(options.rounds):
             bare = bare_step(options, folder)
             whole = step_of_run(options, folder, number)
-            shares.append(bare / whole)
+            ratios.append(bare / whole)
             print(
-                f"round {number + 1} of {options.rounds}: {bare:.3f} s for a "
-                f"bare step, {whole:.3f} s for one of a run",
+                f"round {number + 1} of {options.rounds}: bare step "
+                f"{bare:.3f} s, step of a run {whole:.3f} s",
                 flush=True,
             )
     host, libraries = describe_host(), versions("tensorflow", "keras")
     print(
         f"{options.model}, {options.precision}, batch {options.batch_size}, "
-        f"{options.image_size} x {options.image_size}: a run is "
-        f"{spread_text(spread(shares), '{:.3f}')} times as fast as its bare "
-        "step. "
+        f"{options.image_size} x {options.image_size}: speed of a run relative "
+        f"to its bare step {range_text(median_and_range(ratios), '{:.3f}')}. "
         f"{host['processor']}, {host['cores']} cores; "
         + ", ".join(f"{name} {version}" for name, version in libraries.items())
     )

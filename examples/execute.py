@@ -1,9 +1,8 @@
-"""Runs a notebook from top to bottom, as somebody would who has just come.
+"""Execution of a notebook from top to bottom, with its outputs kept in it.
 
     python -m examples.execute examples/train_your_own.ipynb
 
-runs it in an empty folder and keeps what its cells put out in it, for those
-who only look at it.
+executes it in an empty folder, and writes the outputs into the notebook.
 """
 
 import pathlib
@@ -15,12 +14,12 @@ import nbformat
 
 
 def execute(path, folder, **amounts):
-    """Returns a notebook with the outputs of a run.
+    """Executes a notebook and returns it with its outputs.
 
     Args:
-      path: of the notebook.
-      folder: where it runs.
-      **amounts: other values for names in the cell tagged "parameters".
+      path: path of the notebook.
+      folder: working directory of the execution.
+      **amounts: values that replace those of the cell tagged "parameters".
 
     Raises:
       nbclient.exceptions.CellExecutionError: a cell raised an error.
@@ -35,7 +34,7 @@ def execute(path, folder, **amounts):
         resources={"metadata": {"path": str(folder)}},
         timeout=600,
         record_timing=False,
-        # One output for what is printed bit by bit.
+        # Text that is printed in several pieces becomes one output.
         coalesce_streams=True,
     )
     client.execute()
@@ -45,14 +44,14 @@ def execute(path, folder, **amounts):
             cell.outputs = [
                 _without(folder, output)
                 for output in cell.outputs
-                # Progress bars are for those who watch.
+                # Progress bars are of no interest in a finished notebook.
                 if output.get("name") != "stderr"
             ]
     return notebook
 
 
 def _without(folder, output):
-    """Returns an output that does not tell where it was made."""
+    """Returns an output without the path of the working directory."""
     if output.output_type == "stream":
         output.text = output.text.replace(f"{folder}/", "")
     return output

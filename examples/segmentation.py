@@ -1,9 +1,9 @@
-"""Segments pets: a small U-Net made of our blocks.
+"""Segmentation of pets: a small U-Net built from our blocks.
 
-The encoder is a ResNet-18 with its feature maps C2 to C5; the decoder doubles
-the resolution, joins the encoder's map of that size, and refines both with a
-`BasicBlock`. Oxford-IIIT Pet has a mask for every picture: pet, background and
-the border between them.
+The encoder is a ResNet-18 with its feature maps C2 to C5. The decoder doubles
+the resolution, concatenates the encoder's map of that size, and refines both
+with a `BasicBlock`. Oxford-IIIT Pet has a mask for every image: pet, background
+and the border between them.
 
     python -m examples.segmentation --data_dir=FOLDER --steps=100
 """
@@ -17,7 +17,7 @@ from resnet_layers import VARIANTS, BasicBlock
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "Where TFDS keeps prepared data.")
 flags.DEFINE_integer("steps", 100, "Optimizer updates.", lower_bound=1)
-flags.DEFINE_integer("batch_size", 16, "Pictures per step.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 16, "Images per step.", lower_bound=1)
 flags.DEFINE_integer(
     "image_size", 128, "Height and width; a multiple of 32.", lower_bound=32
 )
@@ -26,7 +26,7 @@ NUM_CLASSES = 3
 
 
 def unet(num_classes):
-    """Returns a model: pictures to logits [batch, height, width, classes]."""
+    """Returns a model: images -> logits [batch, height, width, classes]."""
     inputs = tf.keras.Input([None, None, 3])
     encoder = VARIANTS["resnet18"](num_classes=None)
     *skips, x = encoder.features(inputs).values()
@@ -35,7 +35,7 @@ def unet(num_classes):
         x = tf.keras.layers.Concatenate()([x, skip])
         x = BasicBlock(filters=skip.shape[-1])(x)
     x = tf.keras.layers.Conv2D(num_classes, 1)(x)
-    # C2 has a quarter of the picture's height and width.
+    # C2 has a quarter of the image's height and width.
     outputs = tf.keras.layers.UpSampling2D(4, interpolation="bilinear")(x)
     return tf.keras.Model(inputs, outputs, name="resnet18_unet")
 
@@ -47,7 +47,7 @@ def training_batches(data_dir, image_size, batch_size):
         size = [image_size, image_size]
         image = tf.image.resize(example["image"], size) / 127.5 - 1.0
         mask = tf.image.resize(example["segmentation_mask"], size, "nearest")
-        # Masks count from 1; blank ones, of no class, become background.
+        # Labels of masks start at 1; 0, without a class, becomes background.
         mask = tf.where(mask == 0, tf.constant(2, tf.uint8), mask)
         return image, tf.cast(mask[..., 0], tf.int32) - 1
 

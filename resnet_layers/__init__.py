@@ -1,6 +1,13 @@
-"""Residual networks as Keras layers: blocks, whole models, weights.
+"""ResNets as Keras layers: blocks, models, and pretrained weights.
 
-from resnet_layers import VARIANTS, BasicBlock, BottleneckBlock, ResNet
+Example:
+  ```python
+  from resnet_layers import VARIANTS, BottleneckBlock
+
+  model = VARIANTS["resnet50d"](num_classes=37)
+  logits = model(images)  # [batch, height, width, 3] -> [batch, 37]
+  x = BottleneckBlock(filters=64, strides=2)(x)
+  ```
 """
 
 # ruff: noqa: E402
@@ -8,32 +15,33 @@ import os
 
 
 def check_backend():
-    """Raises ImportError where Keras runs on another backend than TensorFlow.
+    """Raises ImportError unless Keras runs on TensorFlow.
 
     The error of `tf.keras` names neither the backend nor the variable.
     """
-    advice = "Set it before Python starts, or before Keras is imported."
-    # What TensorFlow takes for yes.
-    if os.environ.get("TF_USE_LEGACY_KERAS") in ("true", "True", "1"):
+    moment = "before Python starts, or before Keras is imported."
+    # The values that TensorFlow accepts as true.
+    legacy = os.environ.get("TF_USE_LEGACY_KERAS")
+    if legacy in ("true", "True", "1"):
         raise ImportError(
-            "resnet_layers requires Keras 3: TF_USE_LEGACY_KERAS must be 0. "
-            f"{advice}"
+            f"TF_USE_LEGACY_KERAS={legacy}: must be 0, for Keras 3. Set it "
+            f"{moment}"
         )
     try:
         from keras.config import backend
 
-        found = backend()
+        backend_name = backend()
     except ImportError as error:
-        # The backend that it is to run on may not be installed.
-        found = os.environ.get("KERAS_BACKEND", f"another one ({error})")
-    if found != "tensorflow":
+        # The configured backend may not be installed.
+        backend_name = os.environ.get("KERAS_BACKEND", f"unknown ({error})")
+    if backend_name != "tensorflow":
         raise ImportError(
-            "resnet_layers requires Keras on TensorFlow, and this process has "
-            f"Keras on {found}: KERAS_BACKEND must be tensorflow. {advice}"
+            f"Keras backend={backend_name}: must be tensorflow. Set "
+            f"KERAS_BACKEND=tensorflow {moment}"
         )
 
 
-# Before anything imports Keras.
+# Before any import of Keras.
 check_backend()
 
 from resnet_layers.attention import (
@@ -103,11 +111,11 @@ __all__ = [
 
 
 def __getattr__(name):
-    """Returns what version 0.1.0 called by another name."""
+    """Returns what version 0.1.0 had under another name."""
     if name == "Found":
         return WeightsInfo
     if name == "in_phase":
-        # Custom blocks had to hand `training` on by it.
+        # Custom blocks used it to pass `training` on.
         return lambda training: (
             {} if training is None else {"training": training}
         )

@@ -1,5 +1,6 @@
-"""The values that constructors accept, and the errors for all others."""
+"""Checks of constructor arguments, and the errors for invalid ones."""
 
+import difflib
 import inspect
 import math
 import numbers
@@ -16,71 +17,71 @@ BOUNDS = {
 }
 
 
-def whole_number(name, value, optional=False, **bounds):
-    """Returns an integer of any library as Python's own.
+def integer(name, value, optional=False, **bounds):
+    """Returns an integer of any library as a Python int.
 
     Args:
-      name: what the caller calls the value.
-      value: what the caller gave.
-      optional: whether None is taken as well.
-      **bounds: limits, by name of `BOUNDS`; `at_least=1` where none is given.
+      name: name of the argument.
+      value: value of the argument.
+      optional: whether None is accepted too.
+      **bounds: limits, keyed as in `BOUNDS`; `at_least=1` by default.
 
     Raises:
-      ValueError: `value` is no integer, or true or false, or out of bounds.
+      ValueError: `value` is not an integer, is a bool, or is out of bounds.
     """
     if optional and value is None:
         return None
     bounds = bounds or {"at_least": 1}
     index = _index(value)
     if index is None or not _within(index, bounds):
-        accepted = f"a whole number {_in_words(bounds)}"
+        accepted = f"an integer, {_in_words(bounds)}"
         if optional:
             accepted += ", or None"
-        raise refusal(name, value, accepted)
+        raise argument_error(name, value, accepted)
     return index
 
 
-def whole_numbers(name, values):
+def integers(name, values):
     """Returns a list, tuple or array of positive integers as a tuple.
 
     Raises:
-      ValueError: it is something else, or empty.
+      ValueError: `values` is anything else, or empty.
     """
-    accepted = "a list or tuple of whole numbers, all at least 1"
+    accepted = "a list or tuple of integers, all at least 1"
     if not isinstance(values, (list, tuple, np.ndarray)) or len(values) == 0:
-        raise refusal(name, values, accepted)
+        raise argument_error(name, values, accepted)
     try:
-        return tuple(whole_number(name, value) for value in values)
+        return tuple(integer(name, value) for value in values)
     except ValueError:
-        raise refusal(name, values, accepted) from None
+        raise argument_error(name, values, accepted) from None
 
 
-def pair(name, value):
-    """Returns a positive integer, or two, for height and width, as two.
+def integer_pair(name, value):
+    """Returns one or two positive integers as (height, width).
 
     Raises:
-      ValueError: it is something else.
+      ValueError: `value` is anything else.
     """
     try:
         if not isinstance(value, (list, tuple)):
-            return (whole_number(name, value),) * 2
-        rows, columns = whole_numbers(name, value)
+            return (integer(name, value),) * 2
+        height, width = integers(name, value)
     except ValueError:
-        accepted = "a whole number at least 1, or two of them"
-        raise refusal(name, value, accepted) from None
-    return rows, columns
+        accepted = "an integer, at least 1, or two of them"
+        raise argument_error(name, value, accepted) from None
+    return height, width
 
 
 def number(name, value, **bounds):
     """Returns a finite number of any library as a Python float.
 
     Args:
-      name: what the caller calls the value.
-      value: what the caller gave.
-      **bounds: limits, by name of `BOUNDS`.
+      name: name of the argument.
+      value: value of the argument.
+      **bounds: limits, keyed as in `BOUNDS`.
 
     Raises:
-      ValueError: `value` is no real number, or out of bounds.
+      ValueError: `value` is not a real number, or is out of bounds.
     """
     if (
         not isinstance(value, numbers.Real)
@@ -88,50 +89,51 @@ def number(name, value, **bounds):
         or not math.isfinite(value)
         or not _within(value, bounds)
     ):
-        raise refusal(name, value, f"a finite number {_in_words(bounds)}")
+        accepted = f"a finite number, {_in_words(bounds)}"
+        raise argument_error(name, value, accepted)
     return float(value)
 
 
-def true_or_false(name, value):
-    """Returns a bool of any library as Python's own.
+def boolean(name, value):
+    """Returns a bool of any library as a Python bool.
 
     Raises:
-      ValueError: `value` is something else, even if it has a truth value.
+      ValueError: `value` is anything else, even if it has a truth value.
     """
     if not _is_bool(value):
-        raise refusal(name, value, "True or False")
+        raise argument_error(name, value, "True or False")
     return bool(value)
 
 
-def one_of(name, value, accepted):
+def one_of(name, value, choices):
     """Returns `value`, one of several strings, integers or None.
 
     Raises:
-      ValueError: it is none of `accepted`.
+      ValueError: `value` is not in `choices`.
     """
     named = value is None or isinstance(value, str)
     choice = value if named else _index(value)
-    if choice not in accepted or (choice is None and not named):
-        raise refusal(name, value, f"one of {tuple(accepted)}")
+    if choice not in choices or (choice is None and not named):
+        raise choice_error(name, value, choices)
     return choice
 
 
-def find_class(option, kind, table):
-    """Returns the class, or the function, that makes a part of a kind.
+def find_class(argument, kind, table):
+    """Returns the class or function that creates a layer.
 
     Args:
-      option: name of the argument.
-      kind: a name in `table`, or the class of a layer.
-      table: {name: what makes such a part}.
+      argument: name of the argument.
+      kind: a key of `table`, or a Keras layer class.
+      table: {name: class or function}.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: `kind` is anything else.
     """
     if inspect.isclass(kind) and issubclass(kind, tf.keras.layers.Layer):
         return kind
     if isinstance(kind, str):
-        # Configs have classes by the names that they are registered with, and
-        # Keras registers none of its own.
+        # A config stores a class by its registered name. Keras registers none
+        # of its own classes.
         found = (
             table.get(kind)
             or tf.keras.utils.get_registered_object(kind)
@@ -139,35 +141,49 @@ def find_class(option, kind, table):
         )
         if found is not None:
             return found
-    raise refusal(
-        option, kind, f"one of {tuple(table)}, or the class of a layer"
-    )
+    raise choice_error(argument, kind, table, "a layer class")
 
 
-def make(option, choice, table, **arguments):
-    """Returns a part that is chosen by name, class, or with arguments.
+def create_layer(argument, choice, table, **options):
+    """Creates a layer from a name, a class, or a dict with arguments.
 
     Args:
-      option: see `find_class`.
-      choice: a `kind` of `find_class`, or a dict with that as "kind" and
-        arguments for the part.
-      table: see `find_class`.
-      **arguments: for the part as well.
+      argument: name of the argument.
+      choice: a `kind` of `find_class`, or a dict with the kind as "kind" and
+        arguments of the layer.
+      table: {name: class or function}.
+      **options: more arguments of the layer; those in `choice` win.
 
     Raises:
-      ValueError: there is no such part, or it has no such argument.
+      ValueError: the kind, or an argument of the layer, is unknown.
     """
     if isinstance(choice, dict):
-        arguments |= choice
-        choice = arguments.pop("kind", None)
-    return find_class(option, choice, table)(**arguments)
+        options |= choice
+        choice = options.pop("kind", None)
+    return find_class(argument, choice, table)(**options)
 
 
-def refusal(name, value, accepted):
-    """Returns an error that says what was given, and what would be taken."""
-    return ValueError(
-        f"`{name}` must be {accepted}. Received: {name}={value!r}"
-    )
+def argument_error(name, value, accepted):
+    """Returns a ValueError that states the value and what is accepted."""
+    return ValueError(f"{name}={value!r}: must be {accepted}.")
+
+
+def choice_error(name, value, choices, alternative=None):
+    """Returns a ValueError for a value that is not one of some choices.
+
+    Args:
+      name: name of the argument.
+      value: value of the argument.
+      choices: accepted values; the nearest one is suggested.
+      alternative: what else is accepted, in words.
+    """
+    accepted = ", ".join(map(repr, choices))
+    if alternative:
+        accepted += f", or {alternative}"
+    strings = [choice for choice in choices if isinstance(choice, str)]
+    near = difflib.get_close_matches(str(value), strings, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"{name}={value!r}: must be one of {accepted}.{hint}")
 
 
 def _is_bool(value):
@@ -175,7 +191,7 @@ def _is_bool(value):
 
 
 def _index(value):
-    """Returns an integer of any library as Python's own, else None."""
+    """Returns an integer of any library as a Python int, else None."""
     try:
         return None if _is_bool(value) else operator.index(value)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Channel attention: what scales the channels at the end of a block."""
+"""Channel attention: squeeze-and-excitation, efficient channel attention."""
 
 import math
 
@@ -9,14 +9,18 @@ from resnet_layers.base import ImageLayer
 
 
 class ChannelAttention(ImageLayer, tf.keras.layers.Layer):
-    """The base of both: a scale from 0 to 1 for every channel.
+    """Base class of attention layers: scales each channel by a sigmoid.
 
-    A subclass builds its layers in `build_layers` and maps the mean over the
-    image, [batch, channels], to numbers of that shape in `weigh`.
+    A subclass creates its layers in `build_layers`. It maps the channel means,
+    [batch, channels], to the logits of the scales, of that shape, in `weigh`.
     """
 
     def weigh(self, means):
-        """Returns what the sigmoid makes scales of."""
+        """Returns the logits of the scales.
+
+        Args:
+          means: spatial mean of each channel, [batch, channels].
+        """
         raise NotImplementedError
 
     def compute_output_shape(self, input_shape):
@@ -31,17 +35,29 @@ class ChannelAttention(ImageLayer, tf.keras.layers.Layer):
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class SqueezeExcitation(ChannelAttention):
-    """Scales every channel by the mean of the whole image.
+    """Squeeze-and-excitation: scales channels by a two-layer bottleneck.
+
+    The layer averages each channel over the image, applies a dense layer with
+    ReLU, a dense layer with a sigmoid, and multiplies the channels by the
+    result. Inputs and outputs are [batch, height, width, channels] in the
+    compute dtype.
 
     Args:
-      ratio: width of the layer between, as a fraction of the channels, above 0
-        and at most 1; rounded to a multiple of 8, as timm does.
-      **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.
+      ratio: width of the hidden layer as a fraction of the channels, above 0
+        and at most 1. The width is rounded to a multiple of 8, as in timm.
+      **kwargs: `name`, `dtype` and the other arguments of
+        `keras.layers.Layer`.
 
     Raises:
-      ValueError: an argument has none of the values possible.
+      ValueError: `ratio` is out of range.
 
-    Source: Hu et al., 2017, https://arxiv.org/abs/1709.01507.
+    Source: Hu et al., 2017, <https://arxiv.org/abs/1709.01507>.
+
+    Example:
+      ```python
+      x = SqueezeExcitation(ratio=0.25)(x)
+      block = BottleneckBlock(64, attention={"kind": "se", "ratio": 0.25})
+      ```
     """
 
     def __init__(self, ratio=1 / 16, **kwargs):
@@ -65,22 +81,31 @@ class SqueezeExcitation(ChannelAttention):
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class EfficientChannelAttention(ChannelAttention):
-    """Scales every channel by what it and its neighbors are on average.
+    """Efficient channel attention: scales channels by a 1-D convolution.
 
-    Args:
-      **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.
+    The layer averages each channel over the image, convolves the means along
+    the channel axis, and multiplies the channels by the sigmoid. The kernel
+    size follows from the number of channels. Inputs and outputs are
+    [batch, height, width, channels] in the compute dtype. Its arguments are
+    those of `keras.layers.Layer`.
 
-    Source: Wang et al., 2019, https://arxiv.org/abs/1910.03151.
+    Source: Wang et al., 2019, <https://arxiv.org/abs/1910.03151>.
+
+    Example:
+      ```python
+      x = EfficientChannelAttention()(x)
+      block = BottleneckBlock(64, attention="eca")
+      ```
     """
 
     def build_layers(self, input_shape):
-        # The paper's equation 12: the nearest odd number, not below 3.
+        # Equation 12 of the paper: the nearest odd number, at least 3.
         size = int((math.log2(input_shape[-1]) + 1) / 2)
         self.conv = tf.keras.layers.Conv1D(
             filters=1,
             kernel_size=max(size + 1 - size % 2, 3),
             padding="same",
-            # Else it takes what Keras is set to.
+            # The default is Keras's global setting.
             data_format="channels_last",
             use_bias=False,
             trainable=self.trainable,

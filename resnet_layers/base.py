@@ -1,9 +1,9 @@
-"""The base of blocks, stems and nets: images in, layers of one kind inside."""
+"""Base classes of blocks, stems and models: image inputs, shared options."""
 
 import tensorflow as tf
 from keras.src.backend.common import global_state
 
-from resnet_layers.arguments import make, one_of, true_or_false
+from resnet_layers.arguments import boolean, create_layer, one_of
 from resnet_layers.convolutions import (
     HE_INITIALIZER,
     PaddedConv2D,
@@ -11,18 +11,19 @@ from resnet_layers.convolutions import (
 )
 from resnet_layers.normalization import NORMS
 from resnet_layers.pooling import ANTIALIASES
-from resnet_layers.serialization import KeepsFrozen, own_keywords
+from resnet_layers.serialization import FrozenConfigMixin, constructor_arguments
 
 SHAPES = {"compute_output_shape", "compute_output_spec"}
-# The methods that a symbolic shape must agree with, and a subclass may replace.
+# Methods that the symbolic shape depends on, and a subclass may override.
 CALLS = {"call", "embed", "features"}
 
 
-class ImageLayer(KeepsFrozen):
-    """A layer of images, [batch, height, width, channels]; no other input.
+class ImageLayer(FrozenConfigMixin):
+    """Base class of layers that accept images only.
 
-    It is built once, by `build_layers` of a subclass; a second `build` changes
-    nothing. It goes in front of the Keras class:
+    Inputs are [batch, height, width, channels]. A subclass implements
+    `build_layers`, which runs once; a second `build` changes nothing. List
+    this class before the Keras class:
 
         class Block(ImageLayer, tf.keras.Model):
     """
@@ -30,16 +31,16 @@ class ImageLayer(KeepsFrozen):
     _channels = None
 
     def __init_subclass__(cls, **kwargs):
-        """Gives a class that only has another `call` the shapes of that one.
+        """Derives output shapes from `call` where a subclass overrides it.
 
-        Keras would take those that the class inherits.
+        Otherwise Keras uses the inherited shape methods.
         """
         super().__init_subclass__(**kwargs)
         for parent in cls.__mro__:
             if SHAPES & vars(parent).keys():
                 return
             if CALLS & vars(parent).keys():
-                cls.compute_output_shape = _shape_of_the_call
+                cls.compute_output_shape = _output_shape_of_call
                 cls.compute_output_spec = tf.keras.Operation.compute_output_spec
                 return
 
@@ -49,7 +50,7 @@ class ImageLayer(KeepsFrozen):
         return super().__call__(*args, **kwargs)
 
     def build_layers(self, input_shape):
-        """Creates and builds what depends on the shape."""
+        """Creates and builds the layers that depend on the input shape."""
         raise NotImplementedError
 
     def build(self, input_shape):
@@ -57,7 +58,7 @@ class ImageLayer(KeepsFrozen):
         if self.built:
             return
         self.build_layers(input_shape)
-        self.freeze_what_is_built()
+        self.restore_frozen_layers()
         self._channels = input_shape[-1]
 
     def _check_images(self, shape):
@@ -68,11 +69,11 @@ class ImageLayer(KeepsFrozen):
             fits = shape.rank == 4 and shape[-1] in (self._channels, None)
         if not fits:
             channels = self._channels or "a known number of"
-            raise image_error(self, shape, f"of {channels} channels")
+            raise image_error(self, shape, f"with {channels} channels")
 
 
-def _shape_of_the_call(self, input_shape):
-    # The call uses layers that `build` makes.
+def _output_shape_of_call(self, input_shape):
+    # `call` uses layers that `build` creates.
     if not self.built:
         self.build(input_shape)
     inputs = tf.keras.KerasTensor(input_shape, dtype=self.compute_dtype)
@@ -81,28 +82,31 @@ def _shape_of_the_call(self, input_shape):
 
 
 class ConvModel(ImageLayer, tf.keras.Model):
-    """A model whose convolutions and norms have the same options.
+    """Base class of blocks, stems and models: convolution and norm options.
 
     Args:
-      norm: what normalizes: "batch" for `BatchNormalization`, "group" for
+      norm: normalization layer: "batch" for `BatchNormalization`, "group" for
         Keras's `GroupNormalization` with 32 groups (Wu and He, 2018,
-        https://arxiv.org/abs/1803.08494), the class of another layer, or a
-        dict with one of these as "kind" and arguments for it, such as
+        <https://arxiv.org/abs/1803.08494>), or a layer class. To set
+        arguments, pass a dict with one of these as "kind", for example
         `{"kind": "batch", "momentum": 0.99, "synchronized": True}`.
-      activation: as in Keras's layers.
-      preactivation: norm and activation in front of each convolution, none
-        after the sum: He et al., 2016, https://arxiv.org/abs/1603.05027.
-      antialias: what pools in place of the stride of a 3x3 convolution or of
-        the stem's pooling: "average", "blur" (see `BlurPool2D`) or None.
-      weight_standardization: see `StandardizedConv2D`.
-      use_bias: biases in the convolutions without a norm behind them; only nets
-        with `preactivation` have such.
-      kernel_initializer: of all convolutions, as in `keras.layers.Conv2D`.
-      kernel_regularizer: of all convolutions and of the classifier.
-      **kwargs: `name`, `dtype` and so on, for `keras.Model`.
+      activation: activation function, as in Keras layers.
+      preactivation: whether norm and activation precede each convolution, and
+        none follows the sum (ResNet V2, He et al., 2016,
+        <https://arxiv.org/abs/1603.05027>).
+      antialias: pooling that replaces the stride of 3x3 convolutions and of
+        the stem's pooling: "average", "blur" (`BlurPool2D`) or None.
+      weight_standardization: whether convolutions are `StandardizedConv2D`.
+      use_bias: whether convolutions without a following norm have biases. Only
+        models with `preactivation` have such convolutions.
+      kernel_initializer: initializer of convolution kernels, as in
+        `keras.layers.Conv2D`.
+      kernel_regularizer: regularizer of the kernels of convolutions and
+        classifier, as in `keras.layers.Conv2D`.
+      **kwargs: `name`, `dtype` and the other arguments of `keras.Model`.
 
     Raises:
-      ValueError: an argument has none of the values above.
+      ValueError: an argument is invalid.
     """
 
     def __init__(
@@ -120,13 +124,13 @@ class ConvModel(ImageLayer, tf.keras.Model):
         super().__init__(**kwargs)
         self.norm = norm
         self.activation = tf.keras.activations.get(activation)
-        self.preactivation = true_or_false("preactivation", preactivation)
+        self.preactivation = boolean("preactivation", preactivation)
         self.antialias = one_of("antialias", antialias, (None, *ANTIALIASES))
-        self.weight_standardization = true_or_false(
+        self.weight_standardization = boolean(
             "weight_standardization", weight_standardization
         )
-        self.use_bias = true_or_false("use_bias", use_bias)
-        # Configs, as one initializer makes the same numbers again and again.
+        self.use_bias = boolean("use_bias", use_bias)
+        # Stored as configs: a reused initializer returns the same numbers.
         self.kernel_initializer = tf.keras.initializers.serialize(
             tf.keras.initializers.get(kernel_initializer)
         )
@@ -136,21 +140,28 @@ class ConvModel(ImageLayer, tf.keras.Model):
 
     @property
     def layer_options(self):
-        """The arguments that make another model with the same options."""
-        names = own_keywords(ConvModel)
+        """Arguments that create another model with the same options."""
+        names = constructor_arguments(ConvModel)
         return {name: getattr(self, name) for name in names} | self._inherited
 
     @property
     def _inherited(self):
-        # A dtype policy reaches the layers below only when it is passed to
-        # them, and so does being frozen, where they are created later.
+        # Keras passes neither the dtype policy nor `trainable` to layers that
+        # are created later.
         return {"trainable": self.trainable, "dtype": self.dtype_policy}
 
-    def arguments_kept_elsewhere(self):
+    def config_overrides(self):
         return {"activation": tf.keras.activations.serialize(self.activation)}
 
     def new_conv(self, filters, kernel_size, strides=1, **kwargs):
-        """Returns a convolution, by default without bias."""
+        """Creates a convolution, by default without bias.
+
+        Args:
+          filters: number of output channels.
+          kernel_size: height and width of the kernel, odd.
+          strides: 1 or 2, or (height, width).
+          **kwargs: more arguments of `PaddedConv2D`.
+        """
         convolution = PaddedConv2D
         if self.weight_standardization:
             convolution = StandardizedConv2D
@@ -165,37 +176,42 @@ class ConvModel(ImageLayer, tf.keras.Model):
         )
 
     def new_norm(self, name, **kwargs):
-        """Returns a norm; `kwargs` are for the layer."""
-        return make(
+        """Creates a normalization layer.
+
+        Args:
+          name: name of the layer.
+          **kwargs: more arguments of the layer.
+        """
+        return create_layer(
             "norm", self.norm, NORMS, name=name, **self._inherited, **kwargs
         )
 
     def new_antialias(self, strides, name):
-        """Returns what pools in place of strides."""
+        """Creates the pooling layer that replaces a stride."""
         pool = ANTIALIASES[self.antialias]
         return pool(strides, name=name, dtype=self.dtype_policy)
 
     def build_layers(self, input_shape):
-        # A call with nothing but a shape builds every layer in it.
+        # A symbolic call builds every layer.
         inputs = tf.keras.KerasTensor(input_shape, dtype=self.compute_dtype)
         tf.keras.Operation.compute_output_spec(self, inputs)
 
 
 def identity(inputs, training=None):
-    """Stands for a layer that is absent."""
+    """Returns the inputs. It takes the place of an absent layer."""
     del training
     return inputs
 
 
 def resolve_training(training):
-    """Returns a `training` argument, that of the outer call in place of None.
+    """Resolves None to the `training` argument of the outer call.
 
-    Keras does it in `__call__`. It is for methods that a user's layer may call
-    directly, such as `super().call(inputs)` and `ResNet.features`: an explicit
-    None would hide the outer mode from every layer below.
+    Keras does this in `__call__` only. Methods that user code may call
+    directly, such as `super().call(inputs)` and `ResNet.features`, need it:
+    an explicit None hides the outer mode from the layers below.
 
     Args:
-      training: true, false, or None where the caller did not say.
+      training: True, False, or None if the caller did not pass it.
     """
     context = global_state.get_global_attribute("current_call_ctx")
     if training is None and context is not None:
@@ -204,14 +220,14 @@ def resolve_training(training):
 
 
 def image_error(layer, shape, accepted):
-    """Returns a ValueError for images of a wrong shape.
+    """Returns a ValueError for images of an unsupported shape.
 
     Args:
-      layer: that rejects them.
-      shape: theirs.
-      accepted: what it would have accepted.
+      layer: layer that rejects the images.
+      shape: shape of the images.
+      accepted: accepted shapes, in words.
     """
     return ValueError(
-        f"{layer.name} takes pictures [batch, height, width, channels], "
-        f"channels last, {accepted}. Received: shape={shape}"
+        f"{layer.name}: input shape {shape} is unsupported. Pass images "
+        f"[batch, height, width, channels], channels last, {accepted}."
     )

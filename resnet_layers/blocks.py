@@ -1,13 +1,13 @@
-"""The residual blocks, and the base of custom ones."""
+"""Residual blocks, and the base class of custom ones."""
 
 import tensorflow as tf
 
 from resnet_layers.arguments import (
-    make,
+    boolean,
+    create_layer,
+    integer,
+    integer_pair,
     one_of,
-    pair,
-    true_or_false,
-    whole_number,
 )
 from resnet_layers.attention import ATTENTIONS
 from resnet_layers.base import ConvModel, identity, resolve_training
@@ -32,53 +32,62 @@ SHORTCUTS = (
 
 
 class ResidualBlock(ConvModel):
-    r"""The base of all blocks: the shortcut, the sum, and what is in between.
+    r"""Base class of residual blocks: shortcut, sum, activation.
 
         x --+------- residual -> attention -> drop ---+-- + --> activation
              \                                       /
               +-- pool -> 1x1 conv -> norm, if needed
 
-    A custom block makes the layers of its residual branch in `__init__` and
-    applies them in `residual`; all else is done here:
-
-        class OneConvolution(ResidualBlock):
-            def __init__(self, filters, strides=1, **kwargs):
-                super().__init__(filters, strides, **kwargs)
-                self.conv1 = self.output_conv(5, strides=self.strides)
-                self.bn1 = self.last_norm("bn1")
-
-            def residual(self, x, training=None):
-                return self.bn1(self.conv1(x), training=training)
-
-        model = ResNet(block=OneConvolution, stage_sizes=(2, 2))
+    A custom block creates the layers of its residual branch in `__init__` and
+    applies them in `residual`. This class does the rest.
 
     Args:
-      filters: channels of the block.
-      strides: 1, or 2 to halve height and width; or two numbers for them.
-      dilation: of the 3x3 convolutions.
-      first_dilation: of the convolution that has the stride, or would have it,
-        if not `dilation`. With strides of 1 and another value than `dilation`,
-        dilation replaces a stride: the shortcut is then projected, and pooled,
-        as if there were one.
-      shortcut: how the shortcut matches another shape: "projection" by a 1x1
-        convolution (option B of the paper), "projection_3x3" where there is a
-        stride (SENet-154), "pooled_projection" by average pooling and a 1x1
-        convolution (ResNet-D, He et al., 2018,
-        https://arxiv.org/abs/1812.01187), or "zero_padding" (option A).
-      attention: what scales the channels at the end of the residual branch:
-        "se" for `SqueezeExcitation`, "eca" for `EfficientChannelAttention`,
-        the class of another layer, a dict with one of these as "kind" and
-        arguments for it, such as `{"kind": "se", "ratio": 0.25}`, or None.
-      stochastic_depth: probability that the residual branch is dropped for
-        an example in training, see `StochasticDepth`.
-      zero_last_gamma: start the last norm's gamma at zero, not one.
-      seed: of the examples that `stochastic_depth` drops.
-      **kwargs: the options of `ConvModel`, and `name`, `dtype` and so on.
+      filters: number of filters of the block. The output has
+        `filters * expansion` channels.
+      strides: 1, or 2 to halve height and width; or (height, width).
+      dilation: dilation rate of the 3x3 convolutions.
+      first_dilation: dilation rate of the convolution that has the stride;
+        `dilation` by default. If it differs from `dilation` and `strides` is
+        1, dilation replaces a stride. The shortcut is then projected (and
+        pooled) as with a stride.
+      shortcut: how the shortcut matches a new shape: "projection" (1x1
+        convolution, option B of the paper), "projection_3x3" (3x3 convolution
+        where there is a stride, SENet-154), "pooled_projection" (average
+        pooling and a 1x1 convolution, ResNet-D, He et al., 2018,
+        <https://arxiv.org/abs/1812.01187>) or "zero_padding" (option A).
+      attention: channel attention at the end of the residual branch: "se" for
+        `SqueezeExcitation`, "eca" for `EfficientChannelAttention`, a layer
+        class, or None. To set arguments, pass a dict with one of these as
+        "kind", for example `{"kind": "se", "ratio": 0.25}`.
+      stochastic_depth: probability that training drops the residual branch
+        for an example, at least 0 and below 1. See `StochasticDepth`.
+      zero_last_gamma: whether the last norm's gamma starts at 0. The block
+        then starts as the identity.
+      seed: integer seed of `stochastic_depth`, or None for a random one.
+      **kwargs: `norm`, `activation`, `preactivation`, `antialias`,
+        `weight_standardization`, `use_bias`, `kernel_initializer` and
+        `kernel_regularizer`, as in `ResNet`; `name`, `dtype` and the other
+        arguments of `keras.Model`.
 
     Raises:
-      ValueError: an argument has none of the values above.
+      ValueError: an argument is invalid.
 
-    Source: He et al., 2015, https://arxiv.org/abs/1512.03385, figure 2.
+    Source: He et al., 2015, <https://arxiv.org/abs/1512.03385>, figure 2.
+
+    Example:
+      ```python
+      class OneConvolution(ResidualBlock):
+          def __init__(self, filters, strides=1, **kwargs):
+              super().__init__(filters, strides, **kwargs)
+              self.conv1 = self.output_conv(5, strides=self.strides)
+              self.bn1 = self.last_norm("bn1")
+
+          def residual(self, x, training=None):
+              return self.bn1(self.conv1(x), training=training)
+
+
+      model = ResNet(block=OneConvolution, stage_sizes=(2, 2))
+      ```
     """
 
     expansion = 1
@@ -97,15 +106,15 @@ class ResidualBlock(ConvModel):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.filters = whole_number("filters", filters)
-        self.strides = pair("strides", strides)
-        self.dilation = whole_number("dilation", dilation)
+        self.filters = integer("filters", filters)
+        self.strides = integer_pair("strides", strides)
+        self.dilation = integer("dilation", dilation)
         self.first_dilation = self.dilation
         if first_dilation is not None:
-            self.first_dilation = whole_number("first_dilation", first_dilation)
+            self.first_dilation = integer("first_dilation", first_dilation)
         self.shortcut = one_of("shortcut", shortcut, SHORTCUTS)
         self.stochastic_depth = drop_rate(stochastic_depth)
-        self.zero_last_gamma = true_or_false("zero_last_gamma", zero_last_gamma)
+        self.zero_last_gamma = boolean("zero_last_gamma", zero_last_gamma)
         self.seed = seed_or_none(seed)
 
         self.pre_bn = self.attention = self.drop = identity
@@ -114,11 +123,13 @@ class ResidualBlock(ConvModel):
         self._chosen_attention = attention
         options = {"name": "attention", **self._inherited}
         if attention is not None:
-            self.attention = make("attention", attention, ATTENTIONS, **options)
+            self.attention = create_layer(
+                "attention", attention, ATTENTIONS, **options
+            )
         options["name"] = "drop"
         if self.stochastic_depth:
             self.drop = StochasticDepth(stochastic_depth, self.seed, **options)
-        # The stride is in the convolution, or in what pools after it.
+        # The stride is in the convolution, or in the pooling after it.
         self.conv_strides, self.pool = self.strides, identity
         if self.antialias and self.begins_resolution:
             self.conv_strides = 1
@@ -126,47 +137,55 @@ class ResidualBlock(ConvModel):
 
     @property
     def out_channels(self):
-        """Number of channels that the block returns."""
+        """Number of output channels."""
         return self.filters * self.expansion
 
     @property
     def begins_resolution(self):
-        """Whether there is a stride, or dilation has replaced it."""
+        """Whether the block has a stride, or dilation replaces one."""
         return set(self.strides) != {1} or self.dilation != self.first_dilation
 
     @property
     def projects(self):
-        """Whether a built block has a convolution in its shortcut."""
+        """Whether the shortcut of the built block has a convolution."""
         return self.projection_conv is not identity
 
-    def arguments_kept_elsewhere(self):
-        kept = super().arguments_kept_elsewhere()
+    def config_overrides(self):
+        kept = super().config_overrides()
         return {**kept, "attention": self._chosen_attention}
 
     def residual(self, x, training=None):
         """Applies the residual branch.
 
         Args:
-          x: the block's inputs; with `preactivation`, after norm and
+          x: inputs of the block; with `preactivation`, after norm and
             activation.
-          training: what `call` has resolved; here None is inference.
+          training: whether batch norm uses batch statistics. None means
+            False here: `call` has resolved it.
+
+        Returns:
+          [batch, ceil(height / strides), ceil(width / strides), out_channels].
         """
         raise NotImplementedError
 
     def output_conv(self, kernel_size, **kwargs):
-        """Returns a convolution to the channels that the block returns.
+        """Creates a convolution with `out_channels` filters.
 
-        It ends the residual branch, or the shortcut.
+        It ends the residual branch or the shortcut.
+
+        Args:
+          kernel_size: height and width of the kernel, odd.
+          **kwargs: more arguments of `PaddedConv2D`.
         """
-        # It needs a bias where no norm follows.
+        # Without a following norm, the convolution needs a bias.
         kwargs["use_bias"] = self.use_bias and self.preactivation
         return self.new_conv(self.out_channels, kernel_size, **kwargs)
 
-    # Its name in version 0.1.0, for custom blocks.
+    # The name in version 0.1.0, for custom blocks.
     last_conv = output_conv
 
     def last_norm(self, name):
-        """Returns the norm that ends the residual branch."""
+        """Creates the norm that ends the residual branch."""
         if self.preactivation:
             return identity
         # A zero gamma at the end of the residual branch makes the block begin
@@ -185,14 +204,14 @@ class ResidualBlock(ConvModel):
         dtype = {"dtype": self.dtype_policy}
         is_strided = set(self.strides) != {1}
         widens = input_shape[-1] != self.out_channels
-        # Pre-activation nets keep the shortcut free of weights where they can.
+        # Pre-activation models project only where the width changes.
         projects = widens or self.begins_resolution and not self.preactivation
         if self.shortcut == "zero_padding" or not projects:
             if input_shape[-1] > self.out_channels:
                 raise ValueError(
-                    "With `shortcut` 'zero_padding', which adds channels, the "
-                    f"input of {self.name} must have at most "
-                    f"{self.out_channels}. Received: shape={input_shape}"
+                    "shortcut='zero_padding': requires an input of at most "
+                    f"{self.out_channels} channels; {self.name} received shape "
+                    f"{input_shape}. Use shortcut='projection'."
                 )
             if widens or is_strided:
                 self.shortcut_pool = ZeroPaddedShortcut(
@@ -225,7 +244,8 @@ class ResidualBlock(ConvModel):
         """Applies the block.
 
         Args:
-          inputs: [batch, height, width, channels].
+          inputs: images or features, [batch, height, width, channels], of any
+            float or integer dtype.
           training: whether batch norm uses and updates batch statistics.
 
         Returns:
@@ -233,7 +253,7 @@ class ResidualBlock(ConvModel):
           in the compute dtype of the block's policy.
         """
         training = resolve_training(training)
-        # Images of integers as well.
+        # Integer images are accepted too.
         x = inputs = tf.cast(inputs, self.compute_dtype)
         if self.preactivation:
             x = self.activation(self.pre_bn(inputs, training=training))
@@ -246,8 +266,8 @@ class ResidualBlock(ConvModel):
         return x if self.preactivation else self.activation(x)
 
     def convolutions_with_norms(self):
-        """Returns [(convolution, the norm right behind it)]."""
-        # In a custom block, they may be anywhere.
+        """Returns [(convolution, the norm that follows it)]."""
+        # Unknown for a custom block.
         if type(self) not in (BasicBlock, BottleneckBlock):
             return []
         return [
@@ -262,21 +282,32 @@ class ResidualBlock(ConvModel):
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class BasicBlock(ResidualBlock):
-    r"""Two 3x3 convolutions and a shortcut: the block of ResNet-18 and 34.
+    r"""Basic block of ResNet-18 and ResNet-34: two 3x3 convolutions.
 
         x --+-- 3x3 conv, bn, relu --> 3x3 conv, bn --+-- + --> relu
              \                                       /
               +------- 1x1 conv, bn, if needed -----+
 
+    Maps [batch, height, width, channels] to
+    [batch, ceil(height / strides), ceil(width / strides), filters], in the
+    compute dtype.
+
     Args:
-      filters: channels of both convolutions, and of the output.
-      strides: of the first convolution: 1, or 2 to halve height and width.
-      **kwargs: see `ResidualBlock`.
+      filters: number of filters of both convolutions.
+      strides: stride of the first convolution: 1, or 2 to halve height and
+        width; or (height, width).
+      **kwargs: the other arguments of `ResidualBlock`.
 
     Raises:
-      ValueError: an argument has none of the values possible.
+      ValueError: an argument is invalid.
 
-    Source: He et al., 2015, https://arxiv.org/abs/1512.03385, figure 5.
+    Source: He et al., 2015, <https://arxiv.org/abs/1512.03385>, figure 5.
+
+    Example:
+      ```python
+      x = BasicBlock(filters=64)(x)
+      x = BasicBlock(filters=128, strides=2, attention="se")(x)
+      ```
     """
 
     def __init__(self, filters, strides=1, **kwargs):
@@ -301,30 +332,41 @@ class BasicBlock(ResidualBlock):
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class BottleneckBlock(ResidualBlock):
-    r"""A 1x1, a 3x3 and a 1x1 convolution with a shortcut: ResNet-50's block.
+    r"""Bottleneck block of ResNet-50: 1x1, 3x3 and 1x1 convolution.
 
         x --+-- 1x1, bn, relu --> 3x3, bn, relu --> 1x1, bn --+-- + --> relu
              \                                               /
               +----------- 1x1 conv, bn, if needed ---------+
 
+    Maps [batch, height, width, channels] to
+    [batch, ceil(height / strides), ceil(width / strides), 4 * filters], in the
+    compute dtype.
+
     Args:
-      filters: channels inside the block; it returns four times as many.
-      strides: 1, or 2 to halve height and width.
-      groups: groups of the 3x3 convolution: ResNeXt, Xie et al., 2016,
-        https://arxiv.org/abs/1611.05431.
-      base_width: channels of a group inside the block, for 64 filters; more
-        than 64 in one group is a Wide ResNet, Zagoruyko and Komodakis, 2016,
-        https://arxiv.org/abs/1605.07146.
-      first_reduction: divisor of the first convolution's channels: 2 in
+      filters: number of filters inside the block. The output has four times as
+        many channels.
+      strides: 1, or 2 to halve height and width; or (height, width).
+      groups: number of groups of the 3x3 convolution (ResNeXt, Xie et al.,
+        2016, <https://arxiv.org/abs/1611.05431>).
+      base_width: width of each group where `filters` is 64. More than 64 with
+        one group is a Wide ResNet (Zagoruyko and Komodakis, 2016,
+        <https://arxiv.org/abs/1605.07146>).
+      first_reduction: divisor of the first convolution's filters: 2 in
         SENet-154.
-      stride_site: which convolution has the stride: "3x3" (known as v1.5,
-        more accurate) or "1x1", the first one (v1, as in the paper).
-      **kwargs: see `ResidualBlock`.
+      stride_site: convolution with the stride: "3x3" (known as v1.5, more
+        accurate) or "1x1" (the first one, v1, as in the paper).
+      **kwargs: the other arguments of `ResidualBlock`.
 
     Raises:
-      ValueError: an argument has none of the values above.
+      ValueError: an argument is invalid, or the block would have no filters.
 
-    Source: He et al., 2015, https://arxiv.org/abs/1512.03385, figure 5.
+    Source: He et al., 2015, <https://arxiv.org/abs/1512.03385>, figure 5.
+
+    Example:
+      ```python
+      x = BottleneckBlock(filters=64)(x)  # [..., 256]
+      x = BottleneckBlock(filters=128, strides=2, groups=32, base_width=4)(x)
+      ```
     """
 
     expansion = 4
@@ -340,18 +382,18 @@ class BottleneckBlock(ResidualBlock):
         **kwargs,
     ):
         super().__init__(filters, strides, **kwargs)
-        self.groups = whole_number("groups", groups)
-        self.base_width = whole_number("base_width", base_width)
-        self.first_reduction = whole_number("first_reduction", first_reduction)
+        self.groups = integer("groups", groups)
+        self.base_width = integer("base_width", base_width)
+        self.first_reduction = integer("first_reduction", first_reduction)
         self.stride_site = one_of("stride_site", stride_site, ("3x3", "1x1"))
         inner = self.filters * self.base_width // 64 * self.groups
         first = inner // self.first_reduction
         if first < 1:
             raise ValueError(
-                "`filters` * `base_width` must be at least 64 for each "
-                f"`first_reduction`. Received: filters={filters!r}, "
-                f"base_width={base_width!r}, "
-                f"first_reduction={first_reduction!r}"
+                f"filters={filters!r}, base_width={base_width!r}, "
+                f"first_reduction={first_reduction!r}: filters * base_width "
+                "must be at least 64 * first_reduction. Increase filters or "
+                "base_width."
             )
         strides1, strides2, dilation2 = (
             (self.conv_strides, 1, self.dilation)

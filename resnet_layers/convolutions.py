@@ -1,16 +1,16 @@
-"""Convolutions that pad both sides alike, and their gradients."""
+"""Convolutions with symmetric padding, and their gradients."""
 
 import tensorflow as tf
 from tensorflow.python.eager import record
 
-from resnet_layers.arguments import one_of, pair, true_or_false, whole_number
-from resnet_layers.serialization import KeepsArguments
+from resnet_layers.arguments import boolean, integer, integer_pair, one_of
+from resnet_layers.serialization import ConfigMixin
 
-# Sizes of kernels whose gradients may be matrix products.
-MOST_PLACES = 9
+# Largest kernel whose gradients may be matrix products.
+MAX_KERNEL_POSITIONS = 9
 # He et al., "Delving Deep into Rectifiers", 2015,
-# https://arxiv.org/abs/1502.01852, with the fan-out, as in torchvision and
-# timm: the variance of the gradients stays the same from layer to layer.
+# https://arxiv.org/abs/1502.01852. The fan-out, as in torchvision and timm,
+# keeps the variance of the gradients constant from layer to layer.
 HE_INITIALIZER = {
     "class_name": "VarianceScaling",
     "config": {
@@ -22,28 +22,42 @@ HE_INITIALIZER = {
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class PaddedConv2D(KeepsArguments, tf.keras.layers.Conv2D):
-    """A convolution without bias that pads both sides of an image alike.
+class PaddedConv2D(ConfigMixin, tf.keras.layers.Conv2D):
+    """2-D convolution with symmetric padding, by default without bias.
 
-    With stride 2, Keras's own "same" padding puts its zeros on the right and
-    at the bottom only, and images are shifted by a pixel for weights trained
-    elsewhere. Here `(kernel_size - 1) // 2` zeros go on every side, as in
-    PyTorch. Output shapes are those of "same".
+    With stride 2, Keras's "same" padding adds zeros at the right and the
+    bottom only, which shifts images by a pixel for third-party weights. This
+    layer adds `(kernel_size - 1) // 2` zeros on every side, as in PyTorch. It
+    maps [batch, height, width, channels] to
+    [batch, ceil(height / strides), ceil(width / strides), filters], in the
+    compute dtype.
 
     Args:
       filters: number of output channels.
-      kernel_size: an odd number.
-      strides: step between outputs, for both directions.
-      data_format: "channels_last", whatever Keras's own setting says.
-      **kwargs: `keras.layers.Conv2D`'s other arguments.
+      kernel_size: height and width of the kernel, odd; or (height, width).
+      strides: stride along both axes, or (height, width).
+      padding: "same".
+      data_format: "channels_last", whatever Keras's global setting is.
+      dilation_rate: dilation rate along both axes, or (height, width).
+      groups: number of groups.
+      use_bias: whether the layer adds a bias.
+      kernel_initializer: He initialization with fan-out by default (He et al.,
+        2015, <https://arxiv.org/abs/1502.01852>).
+      **kwargs: the other arguments of `keras.layers.Conv2D`.
 
     Attributes:
-      kernel_products: whether matrix products may take the place of a slower
-        convolution in the kernel's gradients, the same but for rounding. It
-        stands in no config.
+      kernel_products: whether matrix products may replace slower convolutions
+        in the gradients of the kernel. Results differ by rounding only. Not
+        saved in the config.
 
     Raises:
-      ValueError: an even kernel size, another padding, channels first, or
+      ValueError: an argument is invalid, for example an even `kernel_size` or
+        channels first.
+
+    Example:
+      ```python
+      x = PaddedConv2D(filters=64, kernel_size=7, strides=2)(images)
+      ```
         another value that is not possible.
     """
 
@@ -61,35 +75,34 @@ class PaddedConv2D(KeepsArguments, tf.keras.layers.Conv2D):
         **kwargs,
     ):
         super().__init__(
-            whole_number("filters", filters),
-            pair("kernel_size", kernel_size),
-            strides=pair("strides", strides),
+            integer("filters", filters),
+            integer_pair("kernel_size", kernel_size),
+            strides=integer_pair("strides", strides),
             padding=one_of("padding", padding, ("same",)),
             data_format=one_of("data_format", data_format, ("channels_last",)),
-            dilation_rate=pair("dilation_rate", dilation_rate),
-            groups=whole_number("groups", groups),
-            use_bias=true_or_false("use_bias", use_bias),
+            dilation_rate=integer_pair("dilation_rate", dilation_rate),
+            groups=integer("groups", groups),
+            use_bias=boolean("use_bias", use_bias),
             kernel_initializer=kernel_initializer,
             **kwargs,
         )
         if any(size % 2 == 0 for size in self.kernel_size):
             raise ValueError(
-                "`kernel_size` must be odd. "
-                f"Received: kernel_size={kernel_size!r}"
+                f"kernel_size={kernel_size!r}: must be odd. Use 1, 3, 5 or 7."
             )
         self.kernel_products = True
 
     def convolution_op(self, inputs, kernel):
-        # Not by way of Keras, which compiles convolutions with groups on CPUs
-        # with XLA: that fails on two replicas, and is not needed any more.
+        # Keras compiles grouped convolutions on CPUs with XLA, which fails on
+        # two replicas and is no longer needed.
         padding = "SAME"
         if set(self.strides) != {1}:
             padding = "VALID"
-            rows, columns = [(size - 1) // 2 for size in self.kernel_size]
+            height, width = [(size - 1) // 2 for size in self.kernel_size]
             inputs = tf.pad(
-                inputs, [[0, 0], [rows, rows], [columns, columns], [0, 0]]
+                inputs, [[0, 0], [height, height], [width, width], [0, 0]]
             )
-        # Without a tape, as in an export, it is a plain convolution.
+        # Without a tape, for example in an export, use a plain convolution.
         if (
             self.trainable
             and set(self.dilation_rate) == {1}
@@ -109,13 +122,13 @@ class PaddedConv2D(KeepsArguments, tf.keras.layers.Conv2D):
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class StandardizedConv2D(PaddedConv2D):
-    """A convolution whose kernels have mean 0 and variance 1 when it runs.
+    """2-D convolution with weight standardization.
 
-    The kernel of every output channel is standardized on its own. The
-    arguments are those of `PaddedConv2D`.
+    Each call standardizes the kernel of every output channel to mean 0 and
+    variance 1. Arguments and shapes are those of `PaddedConv2D`.
 
-    Source: Qiao et al., 2019, https://arxiv.org/abs/1903.10520; as in BiT,
-    Kolesnikov et al., 2019, https://arxiv.org/abs/1912.11370.
+    Source: Qiao et al., 2019, <https://arxiv.org/abs/1903.10520>; as in BiT,
+    Kolesnikov et al., 2019, <https://arxiv.org/abs/1912.11370>.
     """
 
     def convolution_op(self, inputs, kernel):
@@ -127,22 +140,22 @@ class StandardizedConv2D(PaddedConv2D):
 
 
 def convolve(inputs, kernel, strides, padding, products=True):
-    """Convolves, and computes the kernel's gradients before the inputs'.
+    """Convolves, and computes kernel gradients before input gradients.
 
-    TensorFlow takes them in any order. Where kernels wait, so does all that
-    their gradients need: a seventh of the memory that training takes.
+    TensorFlow runs them in any order. While kernel gradients wait, so do the
+    tensors that they need: a seventh of the memory of training.
 
     Args:
-      inputs: float tensor [batch, rows, columns, channels].
-      kernel: tensor [height, width, channels / groups, filters], of odd sizes
-        and of the inputs' dtype.
-      strides: (rows, columns) between outputs.
-      padding: "SAME" or "VALID"; "SAME" with strides of 1 alone.
-      products: whether the kernel's gradients may be matrix products, where
+      inputs: float tensor [batch, height, width, channels].
+      kernel: tensor [height, width, channels / groups, filters] in the dtype
+        of the inputs, with odd height and width.
+      strides: (height, width).
+      padding: "SAME" (only with strides of 1) or "VALID".
+      products: whether kernel gradients may be matrix products, where
         `products_are_faster`.
 
     Returns:
-      Tensor [batch, rows, columns, filters].
+      Tensor [batch, height, width, filters].
     """
     inputs, kernel = map(tf.convert_to_tensor, (inputs, kernel))
     steps, sizes = [1, *strides, 1], tf.shape(inputs)
@@ -153,26 +166,26 @@ def convolve(inputs, kernel, strides, padding, products=True):
             if products and products_are_faster(
                 inputs.shape, kernel.shape, upstream.shape, strides
             ):
-                of_kernel = _by_products(
+                kernel_gradients = _matmul_kernel_gradients(
                     inputs, upstream, kernel.shape, strides, padding
                 )
             else:
-                of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                kernel_gradients = tf.raw_ops.Conv2DBackpropFilter(
                     input=inputs,
                     filter_sizes=tf.shape(kernel),
                     out_backprop=upstream,
                     strides=steps,
                     padding=padding,
                 )
-            with tf.control_dependencies([of_kernel]):
-                of_inputs = tf.raw_ops.Conv2DBackpropInput(
+            with tf.control_dependencies([kernel_gradients]):
+                input_gradients = tf.raw_ops.Conv2DBackpropInput(
                     input_sizes=sizes,
                     filter=kernel,
                     out_backprop=upstream,
                     strides=steps,
                     padding=padding,
                 )
-            return of_inputs, of_kernel
+            return input_gradients, kernel_gradients
 
         return tf.nn.conv2d(inputs, kernel, steps, padding), gradients
 
@@ -180,17 +193,18 @@ def convolve(inputs, kernel, strides, padding, products=True):
 
 
 def products_are_faster(inputs, kernel, outputs, strides):
-    """Tells whether matrix products compute a kernel's gradients faster.
+    """Returns whether matrix products compute kernel gradients faster.
 
-    On CPUs they do, if not on all and by as much (`python -m
-    benchmarks.kernel_gradients`): those of 1x1 kernels are one product, and
-    those of 3x3 kernels nine, which pay where the map is small beside its
-    channels.
+    On CPUs they do; how much depends on the CPU (`python -m
+    benchmarks.kernel_gradients`). A 1x1 kernel needs one product. A 3x3 kernel
+    needs nine, which pay off where the feature map is small compared with its
+    number of channels.
 
     Args:
-      inputs: static shape of the convolution's inputs; so are `kernel` and
-        `outputs`.
-      strides: (rows, columns) between outputs.
+      inputs: static shape of the convolution's inputs.
+      kernel: static shape of its kernel.
+      outputs: static shape of its outputs.
+      strides: (height, width).
     """
     devices = {
         device.device_type for device in tf.config.list_logical_devices()
@@ -200,80 +214,85 @@ def products_are_faster(inputs, kernel, outputs, strides):
     height, width, channels, _ = kernel
     if height * width == 1:
         return True
-    rows, columns = outputs[1:3]
-    return 4 * rows * columns // (strides[0] * strides[1]) < channels
+    height, width = outputs[1:3]
+    return 4 * height * width // (strides[0] * strides[1]) < channels
 
 
 def can_be_products(inputs, kernel, strides):
-    """Tells whether a kernel's gradients can be a few matrix products.
+    """Returns whether kernel gradients can be a few matrix products.
 
-    Those of groups and of large kernels are not, nor those that need
-    unknown sides.
+    Grouped and large kernels are excluded. So are unknown heights and widths
+    where they matter.
 
     Args:
-      inputs: static shape of the convolution's inputs; so is `kernel`.
-      strides: (rows, columns) between outputs.
+      inputs: static shape of the convolution's inputs.
+      kernel: static shape of its kernel.
+      strides: (height, width).
     """
     height, width, channels, _ = kernel
     return (
         channels == inputs[3]
-        and height * width <= MOST_PLACES
+        and height * width <= MAX_KERNEL_POSITIONS
         and (_is_pointwise(kernel[:2], strides) or None not in inputs[1:3])
     )
 
 
 def _is_pointwise(kernel_sides, strides):
-    """Tells whether each output is made of the pixel in its place."""
+    """Returns whether each output depends on a single input pixel."""
     return {*kernel_sides, *strides} == {1}
 
 
-def _by_products(inputs, upstream, kernel_shape, strides, padding):
-    """Returns the gradients of a kernel, a matrix product for each place in it.
+def _matmul_kernel_gradients(inputs, upstream, kernel_shape, strides, padding):
+    """Computes kernel gradients, one matrix product for each position.
 
     Args:
-      inputs: tensor [batch, rows, columns, channels].
-      upstream: gradients of the outputs [batch, rows, columns, filters].
+      inputs: tensor [batch, height, width, channels].
+      upstream: gradients of the outputs, [batch, height, width, filters].
       kernel_shape: static shape of the kernel.
-      strides: (rows, columns) between outputs.
+      strides: (height, width).
       padding: "SAME" or "VALID".
     """
     height, width, channels, filters = kernel_shape
     upstream_matrix = tf.reshape(upstream, [-1, filters])
     products = [
         tf.linalg.matmul(
-            tf.reshape(seen, [-1, channels]), upstream_matrix, transpose_a=True
+            tf.reshape(pixels, [-1, channels]),
+            upstream_matrix,
+            transpose_a=True,
         )
-        for seen in _seen_by_places(
+        for pixels in _pixels_by_position(
             inputs, upstream.shape[1:3], (height, width), strides, padding
         )
     ]
     return tf.reshape(tf.stack(products), kernel_shape)
 
 
-def _seen_by_places(inputs, sides, kernel_sides, strides, padding):
-    """Yields what each place in a kernel is multiplied by, row by row.
+def _pixels_by_position(inputs, sides, kernel_sides, strides, padding):
+    """Yields the input pixels that each kernel position multiplies.
 
-    Strided slices are slow in TensorFlow: here, the rows and columns between
-    two strides lie on axes of their own.
+    Positions come row by row. Strided slices are slow in TensorFlow, so the
+    pixels between two strides are moved to axes of their own.
 
     Args:
-      inputs: tensor [batch, rows, columns, channels].
-      sides: (rows, columns) of the outputs, each of the tensors' [batch, rows,
-        columns, channels] too.
+      inputs: tensor [batch, height, width, channels].
+      sides: (height, width) of the outputs, and of each yielded tensor
+        [batch, height, width, channels].
       kernel_sides: (height, width).
-      strides: (rows, columns) between outputs.
+      strides: (height, width).
       padding: "SAME" or "VALID".
     """
     if _is_pointwise(kernel_sides, strides):
         yield inputs
         return
     paddings, grid = [[0, 0]], [-1]
-    for given, side, size, stride in zip(
+    for input_side, side, size, stride in zip(
         inputs.shape[1:3], sides, kernel_sides, strides, strict=True
     ):
         before = (size - 1) // 2 if padding == "SAME" else 0
-        steps = max(side + (size - 1) // stride, -(-(before + given) // stride))
-        paddings.append([before, steps * stride - given - before])
+        steps = max(
+            side + (size - 1) // stride, -(-(before + input_side) // stride)
+        )
+        paddings.append([before, steps * stride - input_side - before])
         grid += [steps, stride]
     channels = inputs.shape[3]
     if any(map(any, paddings)):

@@ -1,45 +1,50 @@
-"""Batch normalization, fused, and folded into convolutions."""
+"""Batch normalization on the fused kernel, and its folding."""
 
 from functools import partial
 
 import tensorflow as tf
 
-from resnet_layers.arguments import number, true_or_false
+from resnet_layers.arguments import boolean, number
 from resnet_layers.convolutions import PaddedConv2D
-from resnet_layers.serialization import KeepsArguments
+from resnet_layers.serialization import ConfigMixin
 
 FUSED_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
-    """Keras's batch normalization, run on TensorFlow's fused kernel.
+class BatchNormalization(ConfigMixin, tf.keras.layers.BatchNormalization):
+    """Batch normalization on TensorFlow's fused kernel.
 
-    Keras 3 computes batch normalization on TensorFlow from five separate
-    operations; the fused kernel does the same in one pass over the data. The
-    numbers, moving statistics included, are Keras's.
+    On TensorFlow, Keras 3 computes batch normalization with five operations.
+    The fused kernel does it in one pass over the data. Outputs and moving
+    statistics match Keras's layer.
 
-    The kernel is used for 4-D, channels-last inputs in float32, bfloat16 or
-    float16, with float32 variables, that are neither masked nor synchronized
-    over replicas nor renormalized. Everything else goes through Keras's own
-    code.
+    The layer uses the kernel for 4-D channels-last inputs in float32, bfloat16
+    or float16, with float32 variables, unless they are masked, synchronized
+    over replicas or renormalized. All other inputs go through Keras's code.
 
     Args:
-      momentum: weight of the old value in the moving statistics. 0.9 is what
-        PyTorch calls a momentum of 0.1, and what ResNets are trained with
-        everywhere but in `keras.applications` (0.99).
-      epsilon: added to the variance.
-      synchronized: compute batch statistics over all replicas.
-      **kwargs: `keras.layers.BatchNormalization`'s other arguments.
+      momentum: momentum of the moving statistics, from 0 to 1: the weight of
+        the old value. 0.9 is PyTorch's momentum of 0.1 and the usual value for
+        ResNets; `keras.applications` uses 0.99.
+      epsilon: small number added to the variance, at least 0.
+      synchronized: whether to compute batch statistics over all replicas.
+      **kwargs: the other arguments of `keras.layers.BatchNormalization`.
 
     Attributes:
-      fused: whether the kernel is used where it can be. It stands in no
+      fused: whether to use the fused kernel where possible. Not saved in the
         config.
 
     Raises:
-      ValueError: an argument has none of the values possible.
+      ValueError: an argument is invalid.
 
-    Source: Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167.
+    Source: Ioffe and Szegedy, 2015, <https://arxiv.org/abs/1502.03167>.
+
+    Example:
+      ```python
+      x = BatchNormalization()(x)
+      model = ResNet(norm={"kind": "batch", "synchronized": True})
+      ```
     """
 
     def __init__(
@@ -48,13 +53,18 @@ class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
         super().__init__(
             momentum=number("momentum", momentum, at_least=0, at_most=1),
             epsilon=number("epsilon", epsilon, at_least=0),
-            synchronized=true_or_false("synchronized", synchronized),
+            synchronized=boolean("synchronized", synchronized),
             **kwargs,
         )
         self.fused = True
 
     def runs_fused(self, inputs, mask=None):
-        """Tells whether a call on `inputs` will use the fused kernel."""
+        """Returns whether a call on `inputs` uses the fused kernel.
+
+        Args:
+          inputs: tensor that the layer would normalize.
+          mask: mask of the call, or None.
+        """
         return (
             self.fused
             and len(inputs.shape) == 4
@@ -71,10 +81,10 @@ class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
 
         Args:
           inputs: [batch, height, width, channels], or any shape that Keras's
-            layer takes.
-          training: true to normalize with the batch's own statistics and to
-            update the moving ones; a layer with `trainable = False` always
-            uses the moving ones, as in Keras.
+            layer accepts.
+          training: True to normalize with batch statistics and to update the
+            moving ones. As in Keras, a layer with `trainable = False` always
+            uses the moving statistics.
           mask: as in Keras's layer.
 
         Returns:
@@ -84,8 +94,8 @@ class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
             return super().call(inputs, training=training, mask=mask)
         channels = inputs.shape[-1]
         use_batch_statistics = bool(training and self.trainable)
-        # The raw operation, because the public wrapper raises epsilon to
-        # 1.001e-5, an old cuDNN limit.
+        # The raw operation: the public wrapper raises epsilon to 1.001e-5, an
+        # old cuDNN limit.
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=self.gamma if self.scale else tf.ones(channels),
@@ -100,8 +110,8 @@ class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
         return outputs
 
     def _update_moving_statistics(self, inputs, mean, variance):
-        # A graph has two of these for each layer: what is known is computed
-        # here, not there.
+        # A graph has two of these for each layer. Compute constants here, not
+        # in the graph.
         count = inputs.shape[:-1].num_elements()
         if count is None:
             count = tf.size(inputs, tf.int64) // inputs.shape[-1]
@@ -109,7 +119,7 @@ class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
         fresh = 1.0 - self.momentum
         for moving, value, weight in (
             (self.moving_mean, mean, fresh),
-            # The kernel returns the unbiased variance, Keras keeps the biased
+            # The kernel returns the unbiased variance. Keras stores the biased
             # one.
             (self.moving_variance, variance, fresh * (count - 1) / count),
         ):
@@ -119,7 +129,7 @@ class BatchNormalization(KeepsArguments, tf.keras.layers.BatchNormalization):
 
 NORMS = {
     "batch": BatchNormalization,
-    # Of 32 groups; Keras has another epsilon than all other libraries.
+    # With 32 groups. The epsilon is that of the other libraries, not Keras's.
     "group": partial(
         tf.keras.layers.GroupNormalization, groups=32, epsilon=1e-5
     ),
@@ -127,25 +137,33 @@ NORMS = {
 
 
 def fold_batch_norms(model):
-    """Folds batch norms into convolutions: faster inference, no more training.
+    """Folds batch norms into convolutions for faster inference.
 
-    The factor of a batch norm right behind a convolution goes into the kernel,
-    and its offset becomes a bias, which TensorFlow adds within the convolution,
-    with a ReLU behind it. Not folded are norms in front of a convolution, as in
-    pre-activation, those of custom blocks, and those without gamma or beta. The
-    logits are the same but for rounding.
+    The scale of a batch norm that follows a convolution moves into the kernel.
+    Its offset becomes a bias, which TensorFlow fuses with the convolution and
+    the ReLU. Logits change by rounding only. You cannot train the model any
+    further: folded norms behave the same in training and in inference.
+
+    Some norms stay as they are: norms in front of a convolution (as in
+    pre-activation), norms of custom blocks, and norms without gamma or beta.
 
     Args:
-      model: a built `ResNet`; it is changed. Folded norms are the same in
-        training and in inference.
+      model: a built `ResNet`. It is changed in place.
+
+    Example:
+      ```python
+      model.build((None, 224, 224, 3))
+      load_weights(model, "resnet50.safetensors")
+      fold_batch_norms(model)
+      ```
     """
     for conv, norm in foldable_batch_norms(model):
         factor = norm.gamma / tf.sqrt(norm.moving_variance + norm.epsilon)
-        # The convolution has no bias: it would not outlive the norm.
+        # The convolution has no bias of its own: the norm would remove it.
         norm.beta.assign(norm.beta - norm.moving_mean * factor)
         conv.kernel.assign(conv.kernel * factor)
-        # The layer stays in the model and adds what is left. Its variables say
-        # the same, for a copy or a file.
+        # The layer stays in the model and adds the offset. Its variables say
+        # so too, for a copy or a file.
         norm.gamma.assign(tf.ones_like(norm.gamma))
         norm.moving_mean.assign(tf.zeros_like(norm.moving_mean))
         norm.moving_variance.assign(
@@ -155,10 +173,10 @@ def fold_batch_norms(model):
 
 
 def foldable_batch_norms(model):
-    """Yields (convolution, the batch norm right behind it) of a `ResNet`."""
+    """Yields the foldable (convolution, batch norm) pairs of a `ResNet`."""
     for conv, norm in model.convolutions_with_norms():
-        # The factor of a standardized kernel would be lost, and other norms
-        # have no statistics of their own.
+        # Standardization would remove a scale of the kernel. Other norms have
+        # no moving statistics.
         if (
             type(conv) is PaddedConv2D
             and isinstance(norm, BatchNormalization)

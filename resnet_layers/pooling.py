@@ -1,45 +1,48 @@
-"""Pooling layers that Keras lacks, and the shape that a stride leaves."""
+"""Pooling layers that Keras lacks, and output shapes of strides."""
 
 import tensorflow as tf
 
-from resnet_layers.arguments import one_of, pair, whole_number
-from resnet_layers.serialization import KeepsArguments
+from resnet_layers.arguments import integer, integer_pair, one_of
+from resnet_layers.serialization import ConfigMixin
 
 PADDINGS = ("infinity", "zeros", "edges")
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class PaddedMaxPooling2D(KeepsArguments, tf.keras.layers.Layer):
-    """The maximum over 3x3 pixels, with a pixel of padding on every side.
+class PaddedMaxPooling2D(ConfigMixin, tf.keras.layers.Layer):
+    """3x3 max pooling with symmetric padding.
 
-    Keras's own "same" pads the right and the bottom only.
+    Keras's "same" padding pads the right and the bottom only. This layer pads
+    every side by one pixel. It maps [batch, height, width, channels] to
+    [batch, ceil(height / strides), ceil(width / strides), channels].
 
     Args:
-      strides: step between outputs, for both directions or each.
-      padding: "infinity", so that what is padded never wins, as in PyTorch;
-        "zeros", as in `keras.applications` and BiT; or "edges", the outermost
-        pixels again: the same maxima as "infinity", slower, but without a
-        number outside the range of the inputs, which quantization to int8
-        would take for an activation. After a ReLU all three agree.
-      **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.
+      strides: stride along both axes, or (height, width).
+      padding: "infinity" (padding never wins, as in PyTorch), "zeros" (as in
+        `keras.applications` and BiT) or "edges" (repeats the border pixels).
+        "edges" gives the maxima of "infinity", more slowly, but adds no number
+        outside the range of the inputs, which int8 quantization would mistake
+        for an activation. After a ReLU all three agree.
+      **kwargs: `name`, `dtype` and the other arguments of
+        `keras.layers.Layer`.
 
     Raises:
-      ValueError: an argument has none of the values possible.
+      ValueError: an argument is invalid.
     """
 
     def __init__(self, strides=2, padding="infinity", **kwargs):
         super().__init__(**kwargs)
-        self.strides = pair("strides", strides)
+        self.strides = integer_pair("strides", strides)
         self.padding = one_of("padding", padding, PADDINGS)
 
     def compute_output_shape(self, input_shape):
         return strided_shape(input_shape, self.strides)
 
     def call(self, inputs):
-        """Maps [batch, height, width, channels] to ceil(side / stride)."""
+        """Maps [batch, height, width, channels] to the strided shape."""
         x = inputs
         if self.padding == "edges":
-            # Every runtime has these operations, unlike a symmetric padding.
+            # Every runtime supports these operations, unlike symmetric padding.
             x = tf.concat([x[:, :1], x, x[:, -1:]], axis=1)
             x = tf.concat([x[:, :, :1], x, x[:, :, -1:]], axis=2)
         else:
@@ -50,37 +53,47 @@ class PaddedMaxPooling2D(KeepsArguments, tf.keras.layers.Layer):
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class BlurPool2D(KeepsArguments, tf.keras.layers.Layer):
-    """The mean over 3x3 pixels with weights of 1, 2, 1 in each direction.
+class BlurPool2D(ConfigMixin, tf.keras.layers.Layer):
+    """3x3 binomial blur with a stride: anti-aliased downsampling.
 
-    A stride after it loses no detail that would come back as a pattern.
+    The weights are 1, 2, 1 along each axis, and borders are reflected. The
+    blur removes the detail that a stride would alias. The layer maps
+    [batch, height, width, channels] to
+    [batch, ceil(height / strides), ceil(width / strides), channels].
 
     Args:
-      strides: step between outputs, for both directions or each.
-      **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.
+      strides: stride along both axes, or (height, width).
+      **kwargs: `name`, `dtype` and the other arguments of
+        `keras.layers.Layer`.
 
     Raises:
-      ValueError: an argument has none of the values possible.
+      ValueError: `strides` is invalid, or an image is smaller than 2 x 2.
 
-    Source: Zhang, 2019, https://arxiv.org/abs/1904.11486.
+    Source: Zhang, 2019, <https://arxiv.org/abs/1904.11486>.
+
+    Example:
+      ```python
+      x = BlurPool2D(strides=2)(x)
+      model = ResNet(antialias="blur")
+      ```
     """
 
     def __init__(self, strides=2, **kwargs):
         super().__init__(**kwargs)
-        self.strides = pair("strides", strides)
+        self.strides = integer_pair("strides", strides)
 
     def build(self, input_shape):
         if 1 in input_shape[1:3]:
             raise ValueError(
-                f"{self.name} mirrors the pixel beside the border, and needs "
-                f"pictures of at least 2 x 2. Received: shape={input_shape}"
+                f"{self.name}: input shape {input_shape} is unsupported. Pass "
+                "images of at least 2 x 2 pixels."
             )
 
     def compute_output_shape(self, input_shape):
         return strided_shape(input_shape, self.strides)
 
     def call(self, inputs):
-        """Maps [batch, height, width, channels] to ceil(side / stride)."""
+        """Maps [batch, height, width, channels] to the strided shape."""
         rows, columns = self.strides
         x = tf.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT")
         x = x[:, :-2:rows] + 2 * x[:, 1:-1:rows] + x[:, 2::rows]
@@ -93,20 +106,21 @@ class BlurPool2D(KeepsArguments, tf.keras.layers.Layer):
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class AverageAhead(KeepsArguments, tf.keras.layers.Layer):
-    """Averages every pixel with those further down and right.
+class AverageAhead(ConfigMixin, tf.keras.layers.Layer):
+    """Averages each pixel with those `distance` further down and right.
 
-    It is what 2x2 average pooling makes of the pixels that a stride keeps.
-    timm has the same but for the last pixels, which it averages with zeros.
+    The result is that of 2x2 average pooling at the pixels that a stride
+    keeps. timm differs at the last pixels only, which it averages with zeros.
 
     Args:
-      distance: in pixels.
-      **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.
+      distance: distance in pixels.
+      **kwargs: `name`, `dtype` and the other arguments of
+        `keras.layers.Layer`.
     """
 
     def __init__(self, distance, **kwargs):
         super().__init__(**kwargs)
-        self.distance = whole_number("distance", distance)
+        self.distance = integer("distance", distance)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -114,34 +128,35 @@ class AverageAhead(KeepsArguments, tf.keras.layers.Layer):
     def call(self, inputs):
         """Maps [batch, height, width, channels] to the same shape."""
         x, distance = inputs, self.distance
-        # Pixels at the end have none ahead: they count twice, that is, alone.
+        # The last pixels have none ahead: the mean is the pixel itself.
         x = (x + tf.concat([x[:, distance:], x[:, -distance:]], 1)) / 2
         ahead = tf.concat([x[:, :, distance:], x[:, :, -distance:]], 2)
         return (x + ahead) / 2
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class ZeroPaddedShortcut(KeepsArguments, tf.keras.layers.Layer):
-    """Skips pixels, and adds channels of zeros: the paper's option A.
+class ZeroPaddedShortcut(ConfigMixin, tf.keras.layers.Layer):
+    """Parameter-free shortcut: strides, and zero channels (option A).
 
     Args:
-      channels: of the output; not fewer than the input's.
-      strides: step between the pixels that are kept.
-      **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.
+      channels: number of output channels, at least that of the input.
+      strides: stride along both axes, or (height, width).
+      **kwargs: `name`, `dtype` and the other arguments of
+        `keras.layers.Layer`.
 
-    Source: He et al., 2015, https://arxiv.org/abs/1512.03385, section 3.3.
+    Source: He et al., 2015, <https://arxiv.org/abs/1512.03385>, section 3.3.
     """
 
     def __init__(self, channels, strides=1, **kwargs):
         super().__init__(**kwargs)
-        self.channels = whole_number("channels", channels)
-        self.strides = pair("strides", strides)
+        self.channels = integer("channels", channels)
+        self.strides = integer_pair("strides", strides)
 
     def compute_output_shape(self, input_shape):
         return *strided_shape(input_shape, self.strides)[:3], self.channels
 
     def call(self, inputs):
-        """Maps [batch, height, width, channels] to ceil(side / stride)."""
+        """Maps [batch, height, width, channels] to the strided shape."""
         rows, columns = self.strides
         x = inputs[:, ::rows, ::columns]
         missing = self.channels - x.shape[-1]
@@ -150,30 +165,30 @@ class ZeroPaddedShortcut(KeepsArguments, tf.keras.layers.Layer):
 
 
 def average_pooling(strides, **kwargs):
-    """Returns Keras's layer that averages what a stride would step over.
+    """Creates average pooling over windows of the size of the stride.
 
-    Pixels at the border are averaged with those only that there are.
+    At the border, the mean includes the pixels inside the image only.
     """
     return tf.keras.layers.AveragePooling2D(
         strides,
         strides,
         padding="same",
-        # Else it takes what Keras is set to.
+        # The default is Keras's global setting.
         data_format="channels_last",
         **kwargs,
     )
 
 
-# What pools in place of the stride of a convolution or of a maximum.
+# Pooling that replaces the stride of a convolution or of max pooling.
 ANTIALIASES = {"average": average_pooling, "blur": BlurPool2D}
 
 
 def strided_shape(input_shape, strides):
-    """Returns the shape of images after strides, as "same" padding has it.
+    """Returns the output shape of a stride with "same" padding.
 
     Args:
       input_shape: (batch, height, width, channels).
-      strides: for height and width.
+      strides: (height, width).
     """
     batch, *sides, channels = input_shape
     sides = [

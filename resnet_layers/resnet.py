@@ -1,28 +1,30 @@
-"""ResNets: stem, stages of blocks, pooling, classifier."""
+"""The ResNet model: stem, stages of blocks, pooling, classifier."""
 
 import difflib
 import functools
 import math
 import random
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from resnet_layers.arguments import (
+    argument_error,
+    boolean,
+    choice_error,
     find_class,
+    integer,
+    integers,
     one_of,
-    refusal,
-    true_or_false,
-    whole_number,
-    whole_numbers,
 )
 from resnet_layers.base import ConvModel, identity, resolve_training
 from resnet_layers.blocks import BasicBlock, BottleneckBlock
 from resnet_layers.convolutions import PaddedConv2D
 from resnet_layers.normalization import BatchNormalization
-from resnet_layers.serialization import own_keywords
-from resnet_layers.stem import STEMS, Stem, least_filters, stem_reduction
+from resnet_layers.serialization import constructor_arguments
+from resnet_layers.stem import STEMS, Stem, min_filters, stem_reduction
 from resnet_layers.stochastic_depth import drop_rate, seed_or_none
 
 BLOCKS = {"basic": BasicBlock, "bottleneck": BottleneckBlock}
@@ -30,48 +32,80 @@ BLOCKS = {"basic": BasicBlock, "bottleneck": BottleneckBlock}
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
 class ResNet(ConvModel):
-    """A residual network: stem, stages of blocks, pooling, classifier.
+    """ResNet: stem, stages of residual blocks, global pooling, classifier.
 
-    Every stage but the first has half the height and width of the one before.
+    The model maps images [batch, height, width, channels] to logits
+    [batch, num_classes]. Each stage after the first halves height and width.
+    `VARIANTS` has named configurations. The model is a `keras.Model`: build it
+    with a shape or call it on images, then use `compile` and `fit` as usual.
 
     Args:
-      block: "basic", "bottleneck", or the class of a `ResidualBlock`; or one
-        of these for each stage.
+      block: "basic", "bottleneck", or a subclass of `ResidualBlock`; or one of
+        these for each stage.
       stage_sizes: number of blocks in each stage.
-      num_classes: number of logits; None for no classifier, so that the model
-        returns the mean of the last feature map.
-      width: filters of the blocks of the first stage, and of the stem if that
-        does not say; every further stage has twice those of the one before.
-        32 makes every layer of a ResNet-50 half as wide. Or the filters of
-        each stage.
+      num_classes: number of classes; None for no classifier, so that the model
+        returns [batch, channels] embeddings.
+      width: filters of the blocks in the first stage, and of the stem unless
+        `stem` sets them. Each later stage doubles them. For example, 32 halves
+        every layer of a ResNet-50. Or a list with the filters of each stage.
       stem: "imagenet", "deep", "tiered" or "small", or a dict with one of
-        these as "kind" and other arguments of `Stem`.
-      downsample: which block takes the stride: the "first" of every stage but
-        the first, or the "last" of every stage but the last.
-      output_stride: how many pixels of the input's side make one of the last
-        stage's, from what the stem makes (4) by doublings to what stem and
-        stages make together (32). Where it is smaller than that, dilations
-        replace strides, for segmentation. None for strides alone.
-      stochastic_depth: of the last block; the others' rise to it evenly from
-        0. See `StochasticDepth`.
-      seed: int that the blocks' seeds of stochastic depth follow from, or None
-        to draw them.
-      trainable: see `keras.Model`.
-      **kwargs: the options of `ConvModel`; arguments for all blocks, see
+        these as "kind" and arguments of `Stem`.
+      downsample: block with the stride: the "first" of each stage after the
+        first, or the "last" of each stage before the last.
+      output_stride: input pixels per output pixel of the last stage, along
+        each axis: the stem's (4), doubled up to the full stride of the model
+        (32). Where it is smaller than the full stride, dilations replace
+        strides, for segmentation. None keeps all strides.
+      stochastic_depth: drop probability of the last block, at least 0 and
+        below 1. It grows linearly from 0 at the first block. See
+        `StochasticDepth`.
+      seed: integer that the seeds of stochastic depth derive from, or None for
+        random ones.
+      trainable: whether the weights are trainable, as in `keras.Model`.
+      **kwargs: options of all layers (below); arguments of all blocks, see
         `ResidualBlock` and `BottleneckBlock`; `name` and `dtype`.
 
+        - `norm`: normalization layer: "batch" (default), "group" (32 groups,
+          Wu and He, 2018, <https://arxiv.org/abs/1803.08494>), a layer class,
+          or a dict with one of these as "kind" and arguments of the layer.
+        - `activation`: activation function, "relu" by default.
+        - `preactivation`: whether norm and activation precede each convolution
+          (ResNet V2, He et al., 2016, <https://arxiv.org/abs/1603.05027>).
+        - `antialias`: pooling that replaces strides: "average", "blur"
+          (`BlurPool2D`) or None (default).
+        - `weight_standardization`: whether convolutions are
+          `StandardizedConv2D`.
+        - `use_bias`: whether convolutions without a following norm have
+          biases, True by default.
+        - `kernel_initializer`: initializer of convolution kernels.
+        - `kernel_regularizer`: regularizer of the kernels of convolutions and
+          classifier.
+
     Attributes:
-      remat: true for gradient checkpointing, which trains with less memory:
-        all blocks but the last keep their inputs only, and run once more for
-        the gradients. It changes no result, and is in no config.
-      fast_paths: false for Keras's own batch norm and TensorFlow's own kernel
-        gradients in all layers, to compare with. Results are the same but for
-        rounding. It is in no config.
+      gradient_checkpointing: whether training recomputes activations to save
+        memory (Chen et al., 2016, <https://arxiv.org/abs/1604.06174>). All
+        blocks but the last store their inputs only, and run again for the
+        gradients. Results are bitwise identical. False by default; not saved
+        in the config.
+      fast_paths: whether layers use the fused batch norm, and matrix products
+        for kernel gradients. False selects Keras's batch norm and TensorFlow's
+        kernel gradients, for comparison. Results differ by rounding only. True
+        by default; not saved in the config.
 
     Raises:
-      ValueError: an argument has none of the values above.
+      ValueError: an argument is invalid or unknown.
 
-    Source: He et al., 2015, https://arxiv.org/abs/1512.03385, table 1.
+    Source: He et al., 2015, <https://arxiv.org/abs/1512.03385>, table 1.
+
+    Example:
+      ```python
+      model = ResNet(block="basic", stage_sizes=(2, 2, 2, 2), num_classes=10)
+      logits = model(images)  # [batch, height, width, 3] -> [batch, 10]
+
+      model = ResNet(stem="deep", attention="se", stochastic_depth=0.1)
+      model.freeze("stage2")
+      model.compile("adam", "sparse_categorical_crossentropy")
+      ```
     """
 
     def __init__(
@@ -88,7 +122,7 @@ class ResNet(ConvModel):
         trainable=True,
         **kwargs,
     ):
-        stage_sizes = whole_numbers("stage_sizes", stage_sizes)
+        stage_sizes = integers("stage_sizes", stage_sizes)
         blocks = [
             find_class("block", name, BLOCKS)
             for name in _for_each_stage("block", block, stage_sizes)
@@ -97,19 +131,17 @@ class ResNet(ConvModel):
         super().__init__(**kwargs)
         self.block = block
         self.stage_sizes = stage_sizes
-        self.num_classes = whole_number(
-            "num_classes", num_classes, optional=True
-        )
+        self.num_classes = integer("num_classes", num_classes, optional=True)
         stem_options = stem if isinstance(stem, dict) else {"kind": stem}
         kind = stem_options.get("kind")
         if kind not in list(STEMS):
-            raise refusal("stem", stem, f"one of {tuple(STEMS)}, or a dict")
+            raise choice_error("stem", stem, STEMS, "a dict with such a kind")
         if isinstance(width, (list, tuple, np.ndarray)):
-            self.width = whole_numbers("width", width)
+            self.width = integers("width", width)
             widths = _for_each_stage("width", self.width, stage_sizes)
         else:
-            least = least_filters(kind)
-            self.width = whole_number("width", width, at_least=least)
+            at_least = min_filters(kind)
+            self.width = integer("width", width, at_least=at_least)
             widths = [self.width * 2**i for i in range(len(stage_sizes))]
         self.downsample = one_of("downsample", downsample, ("first", "last"))
         reduction = stem_reduction(kind)
@@ -119,30 +151,30 @@ class ResNet(ConvModel):
         )
         self.stochastic_depth = drop_rate(stochastic_depth)
         self.seed = seed_or_none(seed)
-        self.remat = False
+        self.gradient_checkpointing = False
         self._fast_paths = True
-        true_or_false("trainable", trainable)
+        boolean("trainable", trainable)
 
         self.stem = Stem(
             **{"filters": widths[0], **stem_options},
             **self.layer_options,
             name="stem",
         )
-        # A tuple: tf.train.Checkpoint silently skips the lists and dicts of a
-        # Keras model.
+        # A tuple, because tf.train.Checkpoint silently skips the lists and
+        # dicts of a Keras model.
         self.blocks = tuple(
-            blocks[place.stage](
-                widths[place.stage],
-                **place.arguments,
+            blocks[position.stage](
+                widths[position.stage],
+                **position.arguments,
                 **self.layer_options,
                 **block_options,
-                name=f"stage{place.stage + 1}_block{place.index + 1}",
+                name=f"stage{position.stage + 1}_block{position.index + 1}",
             )
-            for place in self._places()
+            for position in self._positions()
         )
-        # What their arguments have become: numbers are Python's own.
+        # From the config of a block, where numbers are Python's own.
         config = self.blocks[0].get_config()
-        self._kept_elsewhere = {
+        self._config_overrides = {
             "stem": stem,
             **{option: config[option] for option in block_options},
         }
@@ -151,7 +183,7 @@ class ResNet(ConvModel):
             self.post_bn = self.new_norm("post_bn")
         self.head = None
         if self.num_classes is not None:
-            # Logits in the precision of the variables, so that the loss is
+            # Logits keep the precision of the variables, so that the loss is
             # exact under mixed precision.
             self.head = tf.keras.layers.Dense(
                 self.num_classes,
@@ -162,17 +194,33 @@ class ResNet(ConvModel):
                 dtype=self.dtype_policy.variable_dtype,
                 name="head",
             )
-        # Reaches all layers, and through the blocks what these build later.
+        # Applies to all layers, and through the blocks to their later layers.
         self.trainable = bool(trainable)
 
     @property
     def fast_paths(self):
+        """Whether layers use the fused batch norm and matrix products."""
         return self._fast_paths
 
     @fast_paths.setter
-    def fast_paths(self, are_on):
-        self._fast_paths = are_on
+    def fast_paths(self, enabled):
+        self._fast_paths = enabled
         self._switch_fast_paths()
+
+    @property
+    def remat(self):
+        """Deprecated name of `gradient_checkpointing`."""
+        _warn_of_remat()
+        return self.gradient_checkpointing
+
+    @remat.setter
+    def remat(self, enabled):
+        _warn_of_remat()
+        self.gradient_checkpointing = enabled
+
+    def __dir__(self):
+        # Keras reads every attribute when it saves, which would warn.
+        return [name for name in super().__dir__() if name != "remat"]
 
     def _switch_fast_paths(self):
         for layer in self._flatten_layers():
@@ -183,7 +231,7 @@ class ResNet(ConvModel):
 
     @property
     def reduction(self):
-        """How many pixels of the input's side make one of the last stage's."""
+        """Input pixels per output pixel of the last stage, along each axis."""
         return self.stem.reduction * math.prod(
             b.strides[0] for b in self.blocks
         )
@@ -198,7 +246,7 @@ class ResNet(ConvModel):
         if self.head is not None:
             self.head.build((shape[0], shape[-1]))
         if not self.fast_paths:
-            # In the layers of the shortcuts too, which are new.
+            # Includes the layers of the shortcuts, which `build` creates.
             self._switch_fast_paths()
 
     def compute_output_shape(self, input_shape):
@@ -207,62 +255,69 @@ class ResNet(ConvModel):
         return input_shape[0], self.num_classes
 
     def compute_output_spec(self, inputs, training=None):
-        # Not the default, which takes the policy's compute dtype.
+        # The default would use the policy's compute dtype.
         shape = self.compute_output_shape(inputs.shape)
         return tf.keras.KerasTensor(shape, dtype=self.variable_dtype)
 
     def call(self, inputs, training=None):
-        """Classifies images.
+        """Computes logits.
 
         Args:
-          inputs: [batch, height, width, channels], normalized as in training.
+          inputs: images, [batch, height, width, channels], of any float or
+            integer dtype, normalized as in training.
           training: whether batch norm uses and updates batch statistics.
 
         Returns:
-          Logits, [batch, num_classes], in the policy's variable dtype; without
-          a classifier the embedding, [batch, channels].
+          Logits, [batch, num_classes], in the policy's variable dtype. Without
+          a classifier, embeddings [batch, channels].
         """
         x = self.embed(inputs, training=training)
         return x if self.head is None else self.head(x)
 
     def embed(self, inputs, training=None):
-        """Returns the mean of the last feature map: what the classifier sees.
+        """Computes embeddings: the spatial mean of the last feature map.
 
-        It takes tensors, and `keras.Input`s as well, like `features`.
+        It accepts tensors and `keras.Input`s, like `features`.
 
         Args:
-          inputs: [batch, height, width, channels], normalized as in training.
+          inputs: images, [batch, height, width, channels], normalized as in
+            training.
           training: whether batch norm uses and updates batch statistics.
 
         Returns:
-          [batch, channels] in the policy's variable dtype, whether or not the
-          model has a classifier.
+          Embeddings, [batch, channels], in the policy's variable dtype. They
+          are the inputs of the classifier, if the model has one.
         """
         *_, x = self.features(inputs, training=training).values()
-        # The mean of thousands of numbers wants more digits than bfloat16 has.
+        # bfloat16 is too coarse for a mean of thousands of numbers.
         x = tf.keras.ops.cast(x, self.variable_dtype)
         return tf.keras.ops.mean(x, axis=[1, 2])
 
     def features(self, inputs, training=None):
-        """Returns the last feature map of every stage: the pyramid.
+        """Computes the last feature map of each stage: the feature pyramid.
 
-        It takes tensors, and `keras.Input`s as well:
+        It accepts tensors and `keras.Input`s:
 
-            inputs = tf.keras.Input([None, None, 3])
-            backbone = tf.keras.Model(inputs, resnet.features(inputs))
+        ```python
+        inputs = tf.keras.Input([None, None, 3])
+        backbone = tf.keras.Model(inputs, resnet.features(inputs))
+        ```
 
-        Its layers are then named after the net, "resnet50_stage1_block1", so
-        that a model may have two: nets of one variant need names of their own.
+        With a `keras.Input`, it renames the layers after the model, for
+        example "resnet50_stage1_block1". A functional model can then contain
+        two ResNets; give two of the same variant different names.
 
         Args:
-          inputs: [batch, height, width, channels].
+          inputs: images, [batch, height, width, channels], normalized as in
+            training.
           training: whether batch norm uses and updates batch statistics.
 
         Returns:
-          {"P2": tensor, ... "P5": tensor}, as Keras Hub's backbones name them,
-          in the order of the stages, each [batch, height, width, channels] and
-          before the next stage's stride. With `preactivation`, only the last
-          one has been through norm and activation.
+          A dict of feature maps, ordered by stage. The keys are "P2", "P3" and
+          so on, as in Keras Hub's backbones. Each map is
+          [batch, height, width, channels] in the compute dtype, before the
+          next stride. With `preactivation`, only the last map has passed norm
+          and activation.
         """
         if not self.built:
             self.build(inputs.shape)
@@ -271,12 +326,17 @@ class ResNet(ConvModel):
         training = resolve_training(training)
         x = self.stem(inputs, training=training)
         maps = {}
-        for place, block in zip(self._places(), self.blocks, strict=True):
-            if place.begins_stage:
+        for position, block in zip(self._positions(), self.blocks, strict=True):
+            if position.begins_stage:
                 maps[f"P{len(maps) + 2}"] = x
-            # The last one's gradients come first, while it is still there.
-            again = self.remat and training and block is not self.blocks[-1]
-            if again and tf.is_tensor(x):
+            # The activations of the last block are still in memory when its
+            # gradients begin.
+            recompute = (
+                self.gradient_checkpointing
+                and training
+                and block is not self.blocks[-1]
+            )
+            if recompute and tf.is_tensor(x):
                 x = _checkpointed(block, x, training)
             else:
                 x = block(x, training=training)
@@ -285,18 +345,28 @@ class ResNet(ConvModel):
         return {**maps, f"P{len(maps) + 2}": x}
 
     def with_classes(self, num_classes, **changes):
-        """Returns a copy of the model with a classifier of its own.
+        """Creates a copy of the model with a new classifier.
 
-        The backbone has the same weights, statistics and frozen parts, and is
-        apart from this one's: training one does not move the other.
+        The backbone of the copy has the same weights, statistics and frozen
+        layers. The two models share no variables.
 
         Args:
-          num_classes: see `ResNet`.
-          **changes: other arguments than this model's, `name` for one, that
-            leave the backbone's weights as they are.
+          num_classes: number of classes, or None for no classifier.
+          **changes: other arguments of `ResNet` to change, for example `name`.
+            They must leave the weights of the backbone as they are.
+
+        Returns:
+          A `ResNet`, built if this one is.
 
         Raises:
-          ValueError: an argument has none of the values possible.
+          ValueError: an argument is invalid.
+
+        Example:
+          ```python
+          model = VARIANTS["resnet50"]()
+          ...
+          pets = model.with_classes(37, name="pets")
+          ```
         """
         config = {**self.get_config(), "num_classes": num_classes, **changes}
         copy = type(self).from_config(config)
@@ -310,24 +380,24 @@ class ResNet(ConvModel):
 
     @property
     def parts(self):
-        """Names that `freeze` takes, from the input to the classifier."""
+        """Names that `freeze` accepts, from the input to the classifier."""
         stages = [f"stage{i + 1}" for i in range(len(self.stage_sizes))]
         return ["stem", *stages, "backbone"]
 
     def freeze(self, part):
-        """Keeps everything from the input to a part as it is in training.
+        """Freezes all layers from the input up to a part.
 
-        Neither weights nor batch-norm statistics move, and no gradients are
-        computed for them. Call it before the optimizer is built. To undo it,
-        set `trainable` to False and then to True: where it is True already,
-        Keras does nothing.
+        Training changes neither their weights nor their batch-norm statistics,
+        and computes no gradients for them. Freeze before you create the
+        optimizer. To unfreeze, set `trainable` to False and then to True: where
+        it is already True, Keras ignores the assignment.
 
         Args:
-          part: one of `parts`; "stage2", say, freezes the stem and the first
-            two stages, "backbone" all but the classifier.
+          part: one of `parts`. For example, "stage2" freezes the stem and the
+            first two stages; "backbone" freezes all but the classifier.
 
         Raises:
-          ValueError: `part` is none of those.
+          ValueError: `part` is unknown.
         """
         one_of("part", part, self.parts)
         stages = self.parts.index(part)
@@ -337,26 +407,27 @@ class ResNet(ConvModel):
             layer.trainable = False
 
     def freeze_batch_norm(self):
-        """Keeps all batch norms, parameters and statistics, as they are.
+        """Freezes all batch norms, parameters and statistics.
 
         Raises:
-          ValueError: the model is not built, and not all of them are there.
+          ValueError: the model is not built, so some layers do not exist yet.
         """
         if not self.built:
             raise ValueError(
-                f"{self.name} must be built before its batch norms are frozen"
+                f"{self.name}: must be built before its batch norms are "
+                "frozen. Call model.build((None, 224, 224, 3))."
             )
         for layer in self._flatten_layers():
             if isinstance(layer, BatchNormalization):
                 layer.trainable = False
 
-    def arguments_kept_elsewhere(self):
-        return {**super().arguments_kept_elsewhere(), **self._kept_elsewhere}
+    def config_overrides(self):
+        return {**super().config_overrides(), **self._config_overrides}
 
     def convolutions_with_norms(self):
-        """Returns [(convolution, the norm right behind it)], None for no layer.
+        """Returns [(convolution, the norm that follows it)]; None for no layer.
 
-        Those of custom blocks are not among them.
+        Layers of custom blocks are not included.
         """
         parts = (self.stem, *self.blocks)
         return [
@@ -368,8 +439,8 @@ class ResNet(ConvModel):
         layers = [self.stem, *self.blocks]
         return [*layers, self.post_bn] if self.preactivation else layers
 
-    def _places(self):
-        return _place_blocks(
+    def _positions(self):
+        return _block_positions(
             self.stage_sizes,
             self.downsample,
             self.stem.reduction,
@@ -379,69 +450,84 @@ class ResNet(ConvModel):
         )
 
     def _name_layers_apart(self):
-        """Puts the model's name in front of its layers', once.
+        """Prefixes the names of the layers with the model's name, once.
 
-        A functional model takes no name twice, and may be made of two nets.
-        Variables keep the paths that they were built with.
+        Names in a functional model must be unique, and it may contain two
+        ResNets. Variables keep the paths that they were built with.
         """
         prefix = f"{self.name}_"
         for layer in self.layers:
             layer.name = prefix + layer.name.removeprefix(prefix)
 
 
+def _warn_of_remat():
+    warnings.warn(
+        "ResNet.remat: deprecated. Use ResNet.gradient_checkpointing.",
+        DeprecationWarning,
+        # Points at the caller of the property.
+        stacklevel=3,
+    )
+
+
 def _for_each_stage(name, value, stage_sizes):
-    """Returns a value, or one for each stage, as one for each stage."""
+    """Returns a list with one value for each stage."""
     if not isinstance(value, (list, tuple)):
         return [value] * len(stage_sizes)
     if len(value) != len(stage_sizes):
-        raise refusal(name, value, f"one, or one for each of {stage_sizes}")
+        accepted = f"a single value, or {len(stage_sizes)}, one for each stage"
+        raise argument_error(name, value, accepted)
     return value
 
 
 def _take_block_options(blocks, arguments):
-    """Returns the arguments for the blocks, removed from a ResNet's."""
-    ours = _keywords(ResNet)
-    # These follow from a block's place in the net.
-    placed = ("filters", "strides", "dilation", "first_dilation")
-    theirs = [
+    """Removes the arguments of the blocks from a ResNet's and returns them."""
+    resnet_arguments = _keywords(ResNet)
+    # The position of a block determines these.
+    positional = ("filters", "strides", "dilation", "first_dilation")
+    block_arguments = [
         name
         for name in _keywords(blocks[0])
         if all(name in _keywords(block) for block in blocks)
-        and name not in (*ours, *placed)
+        and name not in (*resnet_arguments, *positional)
     ]
-    _check_keywords(ResNet, arguments, [*ours, *theirs])
-    return {name: arguments.pop(name) for name in theirs if name in arguments}
+    _check_keywords(ResNet, arguments, [*resnet_arguments, *block_arguments])
+    return {
+        name: arguments.pop(name)
+        for name in block_arguments
+        if name in arguments
+    }
 
 
 @functools.cache
 def _keywords(layer_class):
-    """Returns the names of all keywords that a layer class accepts."""
+    """Returns the names of all arguments that a layer class accepts."""
     names = []
     for parent in layer_class.__mro__:
-        names += own_keywords(parent)
+        names += constructor_arguments(parent)
         if parent is tf.keras.layers.Layer:
             break
-    # What layers of a `Sequential` also accept is in no signature.
+    # Layers of a `Sequential` accept it too, outside their signatures.
     return tuple(dict.fromkeys([*names, "input_shape"]))
 
 
-def _check_keywords(layer_class, given, accepted):
-    """Raises ValueError where a name in {name: value} is not accepted."""
-    for name, value in given.items():
+def _check_keywords(layer_class, arguments, accepted):
+    """Raises ValueError for an argument that is not accepted."""
+    for name, value in arguments.items():
         if name not in accepted:
-            nearest = difflib.get_close_matches(name, accepted) or ["none"]
+            near = difflib.get_close_matches(name, accepted, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
             raise ValueError(
-                f"`{name}` is not taken by {layer_class.__name__}; nearest: "
-                f"{', '.join(nearest)}. It takes {', '.join(accepted)}. "
-                f"Received: {name}={value!r}"
+                f"{name}={value!r}: unknown argument of "
+                f"{layer_class.__name__}.{hint} Use one of "
+                f"{', '.join(accepted)}."
             )
 
 
-class _Place(NamedTuple):
-    """The place of a block in the net, and the arguments that follow from it.
+class _BlockPosition(NamedTuple):
+    """Position of a block in the model, and the arguments that it determines.
 
-    Stages and blocks count from 0. `begins_stage` tells whether the map before
-    the block is the last one of its stage.
+    Stages and blocks count from 0. `begins_stage`: whether the feature map
+    before the block is the last one of its stage.
     """
 
     stage: int
@@ -450,27 +536,27 @@ class _Place(NamedTuple):
     arguments: dict
 
 
-def _place_blocks(
+def _block_positions(
     stage_sizes, downsample, reduction, output_stride, stochastic_depth, seed
 ):
-    """Yields the `_Place` of every block.
+    """Yields the `_BlockPosition` of every block.
 
     Args:
       stage_sizes: number of blocks in each stage.
       downsample: "first" or "last", see `ResNet`.
-      reduction: pixels of the input's side for one of the stem's.
-      output_stride: its maximum; from there on, dilations replace strides.
+      reduction: input pixels per output pixel of the stem.
+      output_stride: maximum reduction, after which dilations replace strides;
         None for no maximum.
-      stochastic_depth: of the last block; it rises evenly from 0.
-      seed: that the blocks' seeds follow from, or None for none.
+      stochastic_depth: drop probability of the last block.
+      seed: integer that the seeds of the blocks derive from, or None.
     """
     seeds = random.Random(seed)
     steps = max(sum(stage_sizes) - 1, 1)
-    position, dilation = 0, 1
+    count, dilation = 0, 1
     for stage, size in enumerate(stage_sizes):
         for index in range(size):
-            # The first block of every stage but the first, or the last of
-            # every stage but the last.
+            # The first block of each stage after the first, or the last block
+            # of each stage before the last.
             begins = (
                 stage > 0 and index == 0
                 if downsample == "first"
@@ -478,7 +564,7 @@ def _place_blocks(
             )
             strides, first_dilation = 1, dilation
             if begins and output_stride and reduction * 2 > output_stride:
-                # What follows the omitted stride looks twice as far.
+                # A doubled dilation keeps the receptive field.
                 dilation *= 2
             elif begins:
                 reduction *= 2
@@ -487,28 +573,28 @@ def _place_blocks(
                 "strides": strides,
                 "dilation": dilation,
                 "first_dilation": first_dilation,
-                "stochastic_depth": stochastic_depth * position / steps,
+                "stochastic_depth": stochastic_depth * count / steps,
                 "seed": None if seed is None else seeds.randrange(2**31),
             }
-            yield _Place(stage, index, begins, arguments)
-            position += 1
+            yield _BlockPosition(stage, index, begins, arguments)
+            count += 1
 
 
 def _checkpointed(layer, inputs, training):
     """Calls a layer with gradient checkpointing.
 
-    Of the call only the inputs are kept; it runs again for the gradients. The
-    second call has the state of the first one: it draws the same random
-    numbers, and does not move batch-norm statistics a second time, as it would
-    under `tf.recompute_grad` and `keras.remat`.
+    The forward pass stores the inputs only. The layer runs again for the
+    gradients, from the state of the first call: it draws the same random
+    numbers and does not update batch-norm statistics twice, as
+    `tf.recompute_grad` and `keras.remat` would.
 
     Args:
-      layer: a built Keras layer or model of one input and one output.
+      layer: a built Keras layer or model with one input and one output.
       inputs: a tensor.
-      training: true or false. None could be another mode the second time.
+      training: True or False. None might resolve differently the second time.
 
     Returns:
-      What `layer(inputs, training=training)` returns.
+      The result of `layer(inputs, training=training)`.
 
     Source: Chen et al., 2016, https://arxiv.org/abs/1604.06174.
     """
@@ -524,9 +610,9 @@ def _checkpointed(layer, inputs, training):
         return outputs
 
     @tf.custom_gradient
-    def call_twice(inputs, *weights):
+    def call_with_recomputation(inputs, *weights):
         def gradients(upstream):
-            # TensorFlow would merge two equal calls.
+            # Otherwise TensorFlow merges the two equal calls.
             late = _zero_after(upstream)
             again = [weight + tf.cast(late, weight.dtype) for weight in weights]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -536,7 +622,7 @@ def _checkpointed(layer, inputs, training):
 
         return call(inputs, weights), gradients
 
-    outputs = call_twice(inputs, *weights)
+    outputs = call_with_recomputation(inputs, *weights)
     for variable, old, new in zip(state, before, after, strict=True):
         if new is not old:
             variable.assign(new)
@@ -544,6 +630,6 @@ def _checkpointed(layer, inputs, training):
 
 
 def _zero_after(tensor):
-    """Returns a zero that is not known before the tensor is."""
+    """Returns a zero that TensorFlow cannot compute before the tensor."""
     first = tf.reshape(tensor, [-1])[0]
     return tf.where(tf.equal(first, first), 0.0, float("nan"))

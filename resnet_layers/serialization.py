@@ -1,10 +1,10 @@
-"""What the config of a layer holds: its arguments, and what is frozen in it.
+"""Layer configs: constructor arguments, and which sublayers are frozen.
 
-Keras makes configs of its own (`keras.Operation.__new__`), but not these: it
-records plain values as they were passed, so no dtype policy, class, initializer
-or NumPy number; of the arguments in `**kwargs` no defaults; and nothing at all
-where a parent has a `get_config`: a subclass of `Conv2D` loses its arguments in
-silence.
+Keras builds configs automatically (`keras.Operation.__new__`), but not these
+ones. It records plain values only: no dtype policies, classes, initializers or
+NumPy numbers. It omits the defaults of arguments in `**kwargs`. Where a parent
+class has a `get_config`, it records nothing: a subclass of `Conv2D` loses its
+arguments silently.
 """
 
 import inspect
@@ -15,9 +15,9 @@ import tensorflow as tf
 PLAIN = (str, int, float, bool, type(None), np.generic)
 
 
-def own_keywords(layer_class):
-    """Returns the names of the keywords in a class's own constructor."""
-    # The first parameter is the layer, whatever it is called.
+def constructor_arguments(layer_class):
+    """Returns the argument names of a class's own constructor."""
+    # The first parameter is the layer, whatever its name.
     _, *parameters = inspect.signature(layer_class.__init__).parameters.values()
     kinds = (
         inspect.Parameter.KEYWORD_ONLY,
@@ -26,33 +26,30 @@ def own_keywords(layer_class):
     return [each.name for each in parameters if each.kind in kinds]
 
 
-class KeepsArguments:
-    """Puts into a layer's config the arguments of its constructors.
+class ConfigMixin:
+    """Adds the constructor arguments of all subclasses to the config.
 
-    Those of all classes in front of this one: an argument of a subclass comes
-    back without a `get_config` if an attribute has its name. A class with a
-    `get_config` is responsible for its own arguments and for those of its
-    parents. It goes in front of the Keras class:
+    A subclass needs no `get_config` if it stores each argument in an attribute
+    of the same name. A class with a `get_config` is responsible for its own
+    arguments and those of its parents. List this class before the Keras class:
 
-        class Block(KeepsArguments, tf.keras.Model):
+        class Block(ConfigMixin, tf.keras.Model):
     """
 
-    def arguments_kept_elsewhere(self):
-        """Returns {argument: value} where no attribute of that name has it."""
+    def config_overrides(self):
+        """Returns {argument: value} where the attribute differs."""
         return {}
 
     def get_config(self):
         config = {
             **super().get_config(),
-            **tf.nest.map_structure(
-                _name_of_class, self.arguments_kept_elsewhere()
-            ),
+            **tf.nest.map_structure(_name_of_class, self.config_overrides()),
         }
         parents = type(self).__mro__
         described = False
-        for parent in parents[: parents.index(KeepsArguments)]:
+        for parent in parents[: parents.index(ConfigMixin)]:
             described = described or "get_config" in vars(parent)
-            for name in own_keywords(parent):
+            for name in constructor_arguments(parent):
                 if name in config:
                     continue
                 if _is_plain(self, name):
@@ -61,35 +58,35 @@ class KeepsArguments:
                     )
                 elif not described:
                     raise ValueError(
-                        f"`{name}` of {parent.__name__} cannot be saved: keep "
-                        f"its value as `self.{name}`, of Python's own types, "
-                        "or write a `get_config`"
+                        f"{parent.__name__}.{name}: cannot be saved. Store "
+                        f"the argument in `self.{name}` as a built-in type, "
+                        "or implement `get_config`."
                     )
         return config
 
 
 def _is_plain(layer, name):
-    # The layer itself, where it has no such attribute, is not.
+    # The default, the layer itself, is not plain.
     values = tf.nest.flatten(getattr(layer, name, layer))
     return all(isinstance(_name_of_class(v), PLAIN) for v in values)
 
 
 def _name_of_class(value):
-    """Returns the name by which Keras finds a class; other values as is."""
+    """Returns the registered name of a class; other values unchanged."""
     if inspect.isclass(value):
         return tf.keras.utils.get_registered_name(value)
     return value
 
 
-class KeepsFrozen(KeepsArguments):
-    """Puts into a layer's config which of the layers below it are frozen.
+class FrozenConfigMixin(ConfigMixin):
+    """Adds the trainable flags of sublayers to the config.
 
-    For layers and models that create others, in `__init__` or in `build`. A
-    class whose `build` creates layers calls `freeze_what_is_built` at its end.
+    For layers and models that create sublayers, in `__init__` or in `build`.
+    If `build` creates sublayers, it must end with `restore_frozen_layers`.
     """
 
-    # {path: trainable} for layers that only `build` creates. Never changed in
-    # place, so that all instances may begin with this one.
+    # {path: trainable} of sublayers that `build` will create. Shared by all
+    # instances, so it is replaced, never changed in place.
     _trainable_later = {}
 
     def get_config(self):
@@ -105,23 +102,23 @@ class KeepsFrozen(KeepsArguments):
 
     @classmethod
     def from_config(cls, config, *args, **kwargs):
-        """Makes the layer of a config, frozen where that one was."""
+        """Creates a layer from a config, with the same frozen sublayers."""
         config = dict(config)
         trainable_layers = config.pop("trainable_layers", {})
         layer = super().from_config(config, *args, **kwargs)
         layer._set_trainable(trainable_layers)
         return layer
 
-    def freeze_what_is_built(self):
-        """Freezes new layers as the config says."""
+    def restore_frozen_layers(self):
+        """Applies the trainable flags of the config to new sublayers."""
         self._set_trainable(self._trainable_later)
 
     def _set_trainable(self, trainable_layers):
         layers = {}
         for path, names, layer, _ in _layers_below(self):
-            # Files of version 0.1.0 have names.
+            # Files of version 0.1.0 use names instead of positions.
             layers[path] = layers[names] = layer
-        # Parents come first: they set their children's as well.
+        # Parents come first: setting a parent also sets its children.
         for path, trainable in trainable_layers.items():
             if path in layers:
                 layers[path].trainable = trainable
@@ -133,9 +130,10 @@ class KeepsFrozen(KeepsArguments):
 
 
 def _layers_below(parent, path="", names=""):
-    """Yields (path, names, layer, its parent) of all layers, parents first.
+    """Yields (path, names, layer, its parent) of all sublayers, parents first.
 
-    A path holds positions, "0/2": Keras makes up names anew in every process.
+    A path consists of positions, "0/2", because Keras generates different
+    names in every process.
     """
     layers = parent._flatten_layers(include_self=False, recursive=False)
     for position, layer in enumerate(layers):

@@ -1,49 +1,55 @@
-"""Stochastic depth: blocks that are dropped at random."""
+"""Stochastic depth (drop path): random dropping of residual branches."""
 
 import tensorflow as tf
 
-from resnet_layers.arguments import number, whole_number
-from resnet_layers.serialization import KeepsArguments
+from resnet_layers.arguments import integer, number
+from resnet_layers.serialization import ConfigMixin
 
 
 def seed_or_none(seed):
-    """Returns a seed as Python's own integer, or None.
+    """Returns a seed as a Python int, or None.
 
     Raises:
-      ValueError: it is something else, or needs more than 64 bits.
+      ValueError: `seed` is not an integer, or needs more than 64 bits.
     """
-    return whole_number(
-        "seed", seed, optional=True, at_least=-(2**63), below=2**63
-    )
+    return integer("seed", seed, optional=True, at_least=-(2**63), below=2**63)
 
 
 def drop_rate(stochastic_depth):
-    """Returns the probability of being dropped as Python's own number.
+    """Returns a drop probability as a Python float.
 
     Raises:
-      ValueError: it is none, or nothing would be left.
+      ValueError: the probability is not in [0, 1).
     """
     return number("stochastic_depth", stochastic_depth, at_least=0, below=1)
 
 
 @tf.keras.utils.register_keras_serializable(package="resnet_layers")
-class StochasticDepth(KeepsArguments, tf.keras.layers.Layer):
-    """Drops its input for some of the examples of a batch, in training.
+class StochasticDepth(ConfigMixin, tf.keras.layers.Layer):
+    """Stochastic depth (drop path): drops the input of random examples.
 
-    What is kept is scaled up, so that the mean stays. Every example and every
-    replica draws for itself; Keras's dropout draws the same on all replicas.
-    A frozen layer (`trainable = False`) drops nothing and draws nothing: it
-    does what it does in inference, as a frozen batch norm.
+    In training, each example is set to zero with the given probability, and
+    the rest is scaled up so that the expected value stays the same. Each
+    example and each replica draws its own random number; Keras's dropout uses
+    the same mask on all replicas. With `trainable = False` the layer returns
+    its inputs, as in inference. Inputs and outputs are [batch, ...].
 
     Args:
-      stochastic_depth: probability that an example is dropped, in [0, 1).
-      seed: int, or None to draw one.
-      **kwargs: `name`, `dtype` and so on, for `keras.layers.Layer`.
+      stochastic_depth: probability that an example is dropped, at least 0 and
+        below 1.
+      seed: integer seed, or None for a random one.
+      **kwargs: `name`, `dtype` and the other arguments of
+        `keras.layers.Layer`.
 
     Raises:
-      ValueError: an argument has none of the values possible.
+      ValueError: an argument is invalid.
 
-    Source: Huang et al., 2016, https://arxiv.org/abs/1603.09382.
+    Source: Huang et al., 2016, <https://arxiv.org/abs/1603.09382>.
+
+    Example:
+      ```python
+      x = x + StochasticDepth(0.1)(residual, training=True)
+      ```
     """
 
     def __init__(self, stochastic_depth, seed=None, **kwargs):
@@ -55,12 +61,12 @@ class StochasticDepth(KeepsArguments, tf.keras.layers.Layer):
         del input_shape
         if self.built:
             return
-        # Here rather than in `__init__`: paths, by which checkpoints keep it,
-        # then do not depend on what else a process has made.
+        # Not in `__init__`: there, the paths that checkpoints use would depend
+        # on the other layers of the process.
         self.seed_generator = tf.keras.random.SeedGenerator(
             self.seed, name="seed_generator"
         )
-        # Else tf.train.Checkpoint leaves it out.
+        # Otherwise tf.train.Checkpoint skips the state.
         self._checkpointed = tf.train.Checkpoint(
             state=self.seed_generator.state
         )
@@ -69,7 +75,7 @@ class StochasticDepth(KeepsArguments, tf.keras.layers.Layer):
         return input_shape
 
     def call(self, inputs, training=None):
-        """Maps [batch, ...] to the same shape."""
+        """Maps [batch, ...] to the same shape and dtype."""
         rate = self.stochastic_depth
         if not (training and self.trainable) or rate == 0:
             return inputs
@@ -84,7 +90,5 @@ class StochasticDepth(KeepsArguments, tf.keras.layers.Layer):
         return tf.where(kept, inputs / (1 - rate), tf.zeros_like(inputs))
 
     def load_own_variables(self, store):
-        """Takes nothing: there are no weights.
-
-        Files of version 0.1.0 hold a counter here.
-        """
+        # There are no weights. Files of version 0.1.0 contain a counter here.
+        del store

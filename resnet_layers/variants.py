@@ -1,4 +1,4 @@
-"""The named ResNets, an entry each."""
+"""Named ResNet variants: `VARIANTS`."""
 
 import difflib
 from typing import NamedTuple
@@ -6,63 +6,99 @@ from typing import NamedTuple
 from resnet_layers.resnet import ResNet
 
 
-class Trait(NamedTuple):
-    """What some nets share: arguments of `ResNet`, and a text about them."""
+class Feature(NamedTuple):
+    """Design features that variants share: descriptions, `ResNet` arguments."""
 
-    text: str
+    descriptions: tuple
     arguments: dict
 
     def __or__(self, other):
-        return Trait(
-            f"{self.text}, {other.text}", {**self.arguments, **other.arguments}
+        return Feature(
+            (*self.descriptions, *other.descriptions),
+            {**self.arguments, **other.arguments},
         )
 
 
 class Variant:
-    """A ResNet with all but a few arguments fixed.
+    """A named configuration of `ResNet`: call it to create a model.
 
-    Calling it makes one; keywords override the entry:
-
-        VARIANTS["resnet50"](num_classes=37, stride_site="1x1")
+    Its `__doc__` describes it in a sentence; `arguments` are those of
+    `ResNet`, as a dict.
 
     Args:
-      name: default name of its models.
-      trait: of the entry.
+      name: default name of the models.
+      feature: `Feature` that combines the features of the variant.
+
+    Example:
+      ```python
+      model = VARIANTS["resnet50"](num_classes=37, stride_site="1x1")
+      ```
     """
 
-    def __init__(self, name, trait):
+    def __init__(self, name, feature):
         self.__name__ = name
-        self.__doc__ = f"{name}: {trait.text}."
-        self.arguments = {"name": name, **trait.arguments}
+        blocks, *others = feature.descriptions
+        self.__doc__ = f"ResNet of {blocks}{_in_words(others)}."
+        self.arguments = {"name": name, **feature.arguments}
 
     def __call__(self, **arguments):
+        """Creates a model.
+
+        Args:
+          **arguments: arguments of `ResNet` that replace those of the variant.
+
+        Returns:
+          A `ResNet`, not built yet.
+
+        Raises:
+          ValueError: an argument is invalid or unknown.
+        """
         return ResNet(**{**self.arguments, **arguments})
 
     def __repr__(self):
-        return f"<{self.__doc__}>"
+        return f"<{self.__name__}: {self.__doc__}>"
+
+
+def _in_words(descriptions):
+    if not descriptions:
+        return ""
+    *first, last = descriptions
+    return f" with {', '.join(first)} and {last}" if first else f" with {last}"
 
 
 class UnknownVariantError(KeyError):
-    """A name without an entry; its text is one line."""
+    """KeyError for an unknown variant, with a one-line message."""
 
     def __str__(self):
         return self.args[0]
 
 
 def nearest_names(name, names):
-    """Returns the few of many names that are nearest to one."""
+    """Returns up to four of `names`: those that start with, or resemble, one.
+
+    Args:
+      name: name to look up.
+      names: known names.
+    """
     longer = [other for other in names if other.startswith(name)]
     return longer[:4] or difflib.get_close_matches(name, names, 4, cutoff=0.5)
 
 
 class Variants(dict):
-    """{name: `Variant`}; the error for an unknown name has the nearest ones."""
+    """{name: `Variant`}; an unknown name raises with the nearest ones."""
 
     def __missing__(self, name):
-        raise UnknownVariantError(
-            f"there is no variant {name!r}; nearest: "
-            f"{', '.join(nearest_names(str(name), self)) or 'none'}"
+        near = nearest_names(str(name), self)
+        hint = (
+            f"Did you mean {' or '.join(near)}?"
+            if near
+            else "Use a name in VARIANTS."
         )
+        raise UnknownVariantError(f"variant={name}: unknown. {hint}")
+
+
+def _feature(*descriptions, **arguments):
+    return Feature(descriptions, arguments)
 
 
 def _basic(*stage_sizes, **arguments):
@@ -74,39 +110,42 @@ def _bottleneck(*stage_sizes, **arguments):
 
 
 def _stages(block, stage_sizes, arguments):
-    return Trait(
-        f"{block} blocks in stages of {', '.join(map(str, stage_sizes))}",
-        {"block": block, "stage_sizes": stage_sizes, **arguments},
+    return _feature(
+        f"{block} blocks ({', '.join(map(str, stage_sizes))} per stage)",
+        block=block,
+        stage_sizes=stage_sizes,
+        **arguments,
     )
 
 
 def _groups(groups, base_width):
-    return Trait(
-        f"{groups} groups of {base_width} (ResNeXt)",
-        {"groups": groups, "base_width": base_width},
+    return _feature(
+        f"{groups} groups of width {base_width} (ResNeXt)",
+        groups=groups,
+        base_width=base_width,
     )
 
 
 def _wide(factor):
-    return Trait(
-        f"{factor} times as wide inside the blocks (Wide ResNet)",
-        {"base_width": 64 * factor},
+    return _feature(
+        f"{factor}x width inside the blocks (Wide ResNet)",
+        base_width=64 * factor,
     )
 
 
 def _bit(factor):
-    return Trait(
-        f"BiT: {factor} times as wide, pre-activated, group norm, standardised "
-        "kernels",
-        {
-            "width": 64 * factor,
-            "stem": {"kind": "imagenet", "pool": "zero_padded_max"},
-            "preactivation": True,
-            "use_bias": False,
-            "norm": "group",
-            "weight_standardization": True,
-            "zero_last_gamma": False,
-        },
+    return _feature(
+        f"{factor}x width",
+        "pre-activation",
+        "group norm",
+        "weight standardization (BiT)",
+        width=64 * factor,
+        stem={"kind": "imagenet", "pool": "zero_padded_max"},
+        preactivation=True,
+        use_bias=False,
+        norm="group",
+        weight_standardization=True,
+        zero_last_gamma=False,
     )
 
 
@@ -119,78 +158,89 @@ _R152 = _bottleneck(3, 8, 36, 3)
 _R200 = _bottleneck(3, 24, 36, 3)
 _R269 = _bottleneck(3, 30, 48, 8)
 
-_POOLED = {"shortcut": "pooled_projection"}
-_C = Trait("deep stem (C)", {"stem": "deep"})
-_D = Trait("deep stem and pooled shortcuts (D)", {"stem": "deep", **_POOLED})
-_T = Trait(
-    "tiered stem and pooled shortcuts (T)", {"stem": "tiered", **_POOLED}
+_C = _feature("a deep stem (ResNet-C)", stem="deep")
+_D = _feature(
+    "a deep stem",
+    "pooled shortcuts (ResNet-D)",
+    stem="deep",
+    shortcut="pooled_projection",
 )
-_S = Trait("wide deep stem (S)", {"stem": {"kind": "deep", "filters": 128}})
-_LIGHT = Trait("pooled shortcuts", _POOLED)
-_RS = Trait(
-    "deep stem that pools by a convolution, pooled shortcuts, and "
-    "squeeze-and-excitation of a quarter (ResNet-RS)",
-    {
-        "stem": {"kind": "deep", "pool": "convolution"},
-        **_POOLED,
-        "attention": {"kind": "se", "ratio": 0.25},
-    },
+_T = _feature(
+    "a tiered stem",
+    "pooled shortcuts (ResNet-T)",
+    stem="tiered",
+    shortcut="pooled_projection",
 )
-_SE = Trait("squeeze-and-excitation", {"attention": "se"})
-_ECA = Trait("efficient channel attention", {"attention": "eca"})
-_AA = Trait("average pooling in place of strides", {"antialias": "average"})
-_BLUR = Trait("blurring in front of strides", {"antialias": "blur"})
-_GN = Trait("group norm", {"norm": "group"})
-_SENET = Trait(
-    "SENet: wide deep stem, 3x3 shortcuts, half as wide in front",
-    {
-        "stem": {"kind": "deep", "filters": 128},
-        "shortcut": "projection_3x3",
-        "first_reduction": 2,
-    },
+_S = _feature(
+    "a wide deep stem (ResNet-S)", stem={"kind": "deep", "filters": 128}
 )
-_V1 = Trait(
-    "the stride in the first convolution, as in the paper",
-    {"stride_site": "1x1"},
+_LIGHT = _feature("pooled shortcuts", shortcut="pooled_projection")
+_RS = _feature(
+    "a deep stem with a convolution as pooling",
+    "pooled shortcuts",
+    "squeeze-and-excitation of ratio 1/4 (ResNet-RS)",
+    stem={"kind": "deep", "pool": "convolution"},
+    shortcut="pooled_projection",
+    attention={"kind": "se", "ratio": 0.25},
+)
+_SE = _feature("squeeze-and-excitation", attention="se")
+_ECA = _feature("efficient channel attention", attention="eca")
+_AA = _feature("average pooling instead of strides", antialias="average")
+_BLUR = _feature("blur pooling instead of strides", antialias="blur")
+_GN = _feature("group norm", norm="group")
+_SENET = _feature(
+    "a wide deep stem",
+    "3x3 shortcuts",
+    "half the filters in the first convolution of a block (SENet)",
+    stem={"kind": "deep", "filters": 128},
+    shortcut="projection_3x3",
+    first_reduction=2,
+)
+_V1 = _feature(
+    "the stride in the first 1x1 convolution (v1, as in the paper)",
+    stride_site="1x1",
 )
 _KERAS_NORM = {"norm": {"kind": "batch", "momentum": 0.99, "epsilon": 1.001e-5}}
-_KERAS_V1 = _V1 | Trait("keras.applications' batch norm", _KERAS_NORM)
-_KERAS_V2 = Trait(
-    "pre-activated as in keras.applications: biases, the stride in the last "
-    "block of a stage",
-    {
-        "preactivation": True,
-        "downsample": "last",
-        "stem": {"kind": "imagenet", "pool": "zero_padded_max"},
-        **_KERAS_NORM,
-    },
+_KERAS_V1 = _V1 | _feature(
+    "the batch norm of keras.applications", **_KERAS_NORM
 )
-_V2 = Trait("pre-activated (V2)", {"preactivation": True, "use_bias": False})
-_CIFAR = Trait(
-    "the paper's net for CIFAR: shortcuts without weights",
-    {
-        "num_classes": 10,
-        "width": 16,
-        "stem": "small",
-        "shortcut": "zero_padding",
-    },
+_KERAS_V2 = _feature(
+    "pre-activation",
+    "biases",
+    "the stride in the last block of a stage (V2 of keras.applications)",
+    preactivation=True,
+    downsample="last",
+    stem={"kind": "imagenet", "pool": "zero_padded_max"},
+    **_KERAS_NORM,
 )
-_TINY = Trait("to try things with", {"width": 16, "stem": "small"})
-_TEST = Trait(
-    "timm's net for tests",
-    {
-        "block": ("basic", "basic", "bottleneck", "basic"),
-        "width": (32, 48, 48, 96),
-    },
+_V2 = _feature("pre-activation (ResNet V2)", preactivation=True, use_bias=False)
+_CIFAR = _feature(
+    "16 filters",
+    "a small stem",
+    "parameter-free shortcuts (the paper's model for CIFAR-10)",
+    num_classes=10,
+    width=16,
+    stem="small",
+    shortcut="zero_padding",
+)
+_TINY = _feature(
+    "16 filters", "a small stem, for experiments", width=16, stem="small"
+)
+_TEST = _feature(
+    "bottleneck blocks in the third stage",
+    "few filters (timm's test model)",
+    block=("basic", "basic", "bottleneck", "basic"),
+    width=(32, 48, 48, 96),
 )
 _X32X4, _X32X8, _X64X4 = _groups(32, 4), _groups(32, 8), _groups(64, 4)
 
-# Names are timm's, and torchvision's, where these have the net. `*_v1` has the
-# paper's stride site, `*_keras` and `*_v2` are keras.applications' nets,
-# resnet_vd_200 is Keras Hub's, and resnet20 to resnet110 the paper's for CIFAR.
+# Names follow timm and torchvision where these have the model. `*_v1` has the
+# stride site of the paper, `*_keras` and `*_v2` are from keras.applications,
+# resnet_vd_200 is from Keras Hub, and resnet20 to resnet110 are the paper's
+# CIFAR models.
 VARIANTS = Variants(
-    (name, Variant(name, trait))
-    for name, trait in {
+    (name, Variant(name, feature))
+    for name, feature in {
         "resnet_tiny": _bottleneck(1, 1, 1) | _TINY,
         "resnet10t": _basic(1, 1, 1, 1) | _T,
         "resnet14t": _bottleneck(1, 1, 1, 1) | _T,
@@ -308,3 +358,17 @@ VARIANTS = Variants(
         "resnet110": _basic(18, 18, 18) | _CIFAR,
     }.items()
 )
+"""Named variants: {name: `Variant`}, for example `VARIANTS["resnet50d"]`.
+
+A `Variant` is a callable: `VARIANTS["resnet50d"](num_classes=37)` returns a
+`ResNet`. Keyword arguments replace those of the variant, which are in its
+`arguments`. Its `__doc__` is a one-sentence description. An unknown name raises
+a `KeyError` with the nearest names.
+
+Example:
+  ```python
+  list(VARIANTS)  # all names
+  model = VARIANTS["resnet50d"](num_classes=37)
+  print(VARIANTS["resnet50d"].__doc__)
+  ```
+"""

@@ -1,4 +1,4 @@
-"""Small archives in the layout of the real data sets' own."""
+"""Small archives with the layout of the original data sets."""
 
 import io
 import tarfile
@@ -11,7 +11,7 @@ BREEDS = ("Abyssinian", "beagle", "Persian")
 
 
 def encode(file_format, seed, channels=3, scale=60):
-    """Returns the bytes of a picture of 1, 2 and 3 times a number."""
+    """Returns an image file with pixels of 1, 2 and 3 times `scale`."""
     random = np.random.default_rng(seed)
     height, width = random.integers(40, 80, 2)
     pixels = random.integers(1, 4, (height, width, channels), dtype="uint8")
@@ -30,7 +30,7 @@ def write_tar(path, files, mode="w"):
 
 
 def write_pets(directory, train=3, test=2):
-    """Writes images.tar.gz and annotations.tar.gz, as upstream has them."""
+    """Writes images.tar.gz and annotations.tar.gz as upstream."""
     images, annotations = {}, {}
     lists = {"trainval": [], "test": []}
     labels = {"Abyssinian": 1, "beagle": 5, "Persian": 24}
@@ -58,7 +58,7 @@ def write_pets(directory, train=3, test=2):
 
 
 def write_imagenet(directory, train=3, validation=5):
-    """Writes the tars of two classes for training and a few to validate."""
+    """Writes the tars of two classes, for training and validation."""
     classes = {}
     for synset in ("n01440764", "n01443537"):
         file = io.BytesIO()
@@ -80,11 +80,11 @@ def write_imagenet(directory, train=3, validation=5):
 
 
 def expect_archives(directory, set_attribute):
-    """Lets TFDS expect these archives in place of upstream's.
+    """Makes TFDS expect these archives instead of the original ones.
 
     Args:
-      directory: that they are in.
-      set_attribute: pytest's `monkeypatch.setattr`.
+      directory: folder of the archives.
+      set_attribute: `monkeypatch.setattr` of pytest.
     """
     builder = tfds.builder_cls("oxford_iiit_pet")
     url_infos = {

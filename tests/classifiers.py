@@ -1,4 +1,4 @@
-"""Small classifiers whose answers depend on everything in them."""
+"""Small classifiers whose predictions depend on all of their parts."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from resnet_layers import (
 from train_loop.prediction.classifier import Classifier
 
 NAMES = ("ape", "bee", "cat", "dog", "elk", "fox")
-# Whose every number is needed, and in its place.
+# Each number differs, so that a wrong order changes the predictions.
 GREY = Normalization((120.0,), (60.0,))
 BGR = Normalization((90.0, 120.0, 150.0), (40.0, 60.0, 90.0), bgr=True)
 SMALL = {"block": "basic", "stage_sizes": (1, 1), "width": 8, "stem": "small"}
@@ -23,7 +23,7 @@ def small_classifier(
     dtype="float32",
     **options,
 ):
-    """Returns a `Classifier` with weights and statistics from a seed."""
+    """Returns a `Classifier` with random weights and statistics."""
     model = ResNet(
         num_classes=len(NAMES),
         dtype=dtype,
@@ -41,7 +41,7 @@ def small_classifier(
         else:
             value *= 0.3
         variable.assign(value.astype("float32"))
-    # Inputs of any size, so that no class takes it all.
+    # Scaled, so that no class has a probability of 1.
     kernel = model.stem.convs[0].kernel
     kernel.assign(kernel / 60 * normalization.stddev[0])
     return Classifier(

@@ -1,4 +1,4 @@
-"""Small splits, folders and files of images, and what runs leave behind."""
+"""Small splits, image folders and image files, and readers of run folders."""
 
 import collections
 import concurrent.futures
@@ -16,8 +16,8 @@ from train_loop.data.split import MemoryStore, Split
 from train_loop.data.tfds import RecordStore
 from train_loop.training.workers import Workers
 
-# To trace it is most of a short run: what makes `resnet_tiny` tinier, here
-# and in programs that begin with the lines.
+# Tracing takes most of the time of a short run. These arguments make
+# `resnet_tiny` even smaller, here and in programs that start with `SHRINK`.
 SMALL_NET = {"block": "basic", "stage_sizes": (1,), "width": 8}
 SHRINK = f"""
 from train_loop import process
@@ -26,7 +26,7 @@ from resnet_layers import VARIANTS
 VARIANTS["resnet_tiny"].arguments.update({SMALL_NET})
 """
 
-# A run that takes seconds, on images of any kind.
+# A run of a few seconds, on any images.
 SMALL_FLAGS = (
     "--model=resnet_tiny",
     "--image_size=16",
@@ -36,40 +36,40 @@ SMALL_FLAGS = (
 )
 
 
-# Who shares nothing with anybody.
+# A single worker.
 ALONE = Workers(tf.distribute.get_strategy())
 
 
 class WorkersInThreads(Workers):
-    """One of several workers that are threads of a test."""
+    """One of several workers, each a thread of a test."""
 
-    def __init__(self, number, told):
-        self.number, self.count, self.told = number, told.parties, told
+    def __init__(self, number, barrier):
+        self.number, self.count, self.shared = number, barrier.parties, barrier
 
     def sums(self, *numbers):
-        self.told.numbers[self.number] = numbers
-        self.told.wait(timeout=60)
-        columns = zip(*self.told.numbers.values(), strict=True)
-        found = [float(sum(column)) for column in columns]
-        # Nobody tells the next numbers before all have read these.
-        self.told.wait(timeout=60)
-        return found
+        self.shared.numbers[self.number] = numbers
+        self.shared.wait(timeout=60)
+        columns = zip(*self.shared.numbers.values(), strict=True)
+        sums = [float(sum(column)) for column in columns]
+        # All workers read these numbers before one writes the next.
+        self.shared.wait(timeout=60)
+        return sums
 
 
 def together(function, count=2):
-    """Returns what a function of a `Workers` returns for each of several."""
-    told = threading.Barrier(count)
-    told.numbers = {}
+    """Calls a function of a `Workers` in several workers at once."""
+    barrier = threading.Barrier(count)
+    barrier.numbers = {}
     with concurrent.futures.ThreadPoolExecutor(count) as executor:
         return [
             *executor.map(
-                lambda number: function(WorkersInThreads(number, told)),
+                lambda number: function(WorkersInThreads(number, barrier)),
                 range(count),
             )
         ]
 
 
-# The same for a run in Python, and nothing drawn at random.
+# The same as `Settings`, without augmentation.
 SMALL = Settings(
     model="resnet_tiny",
     image_size=16,
@@ -81,14 +81,14 @@ SMALL = Settings(
 
 
 def indexed(count, **options):
-    """Returns examples whose image is their number as text."""
+    """Returns a split whose images are the number of the example as text."""
     numbers = np.arange(count)
     images = tf.constant(numbers.astype(str))
     return Split.of_all(MemoryStore(images, numbers, **options))
 
 
 def records(count, folder):
-    """Returns the same examples, in windows of 7, from files of 5."""
+    """Returns the same examples in windows of 7, from files of 5 records."""
     files, counts = [], []
     for first in range(0, count, 5):
         path = str(folder / f"{first}.tfrecord")
@@ -112,7 +112,7 @@ class SmallWindows(RecordStore):
     window = 7
 
 
-# Name -> folder to write to -> the numbers from 0 to 22, as examples.
+# Name -> folder for files -> split of the numbers from 0 to 22.
 SPLITS = {
     "memory": lambda folder: indexed(23),
     "records": lambda folder: records(23, folder),
@@ -120,16 +120,16 @@ SPLITS = {
 
 
 def write_folder(root, counts, file_format="jpeg"):
-    """Writes images of one color per class, no two of them the same.
+    """Writes unique images with one color per class.
 
     Args:
       root: folder.
-      counts: {"train/cat": how many} and so on.
-      file_format: of the files, and their suffix.
+      counts: number of images by folder, such as {"train/cat": 3}.
+      file_format: format and suffix of the files.
     """
     colors, written = {}, collections.Counter()
-    for place, count in counts.items():
-        folder = root / place
+    for subfolder, count in counts.items():
+        folder = root / subfolder
         folder.mkdir(parents=True)
         color = colors.setdefault(folder.name, 40 + 60 * len(colors))
         for number in range(count):
@@ -142,7 +142,7 @@ def write_folder(root, counts, file_format="jpeg"):
 
 
 def write_hand_signs(folder, train=12, test=6):
-    """Writes train_signs.h5 and test_signs.h5, as the hand signs come."""
+    """Writes train_signs.h5 and test_signs.h5 in the layout of hand signs."""
     random = np.random.default_rng(0)
     for name, count in (("train", train), ("test", test)):
         labels = np.arange(count) % 6
@@ -157,7 +157,7 @@ def write_hand_signs(folder, train=12, test=6):
 
 
 def read_all(split):
-    """Returns [(bytes of the file, label)] in the order they are stored."""
+    """Returns [(bytes of the file, label)] in the order of the split."""
     examples = [
         (split.load(example["image"]).numpy(), int(example["label"]))
         for example in split.stored()
@@ -167,7 +167,7 @@ def read_all(split):
 
 
 def broken_files():
-    """Returns {name: bytes} of files that are no image, or a damaged one."""
+    """Returns {name: bytes} of damaged images and of other files."""
     pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), "uint8")
     jpeg, png = encoded(pixels, "jpeg"), encoded(pixels, "png")
     return {
@@ -182,7 +182,7 @@ def broken_files():
 
 
 def read_metrics(workdir):
-    """Returns the records of a run, without what depends on the clock."""
+    """Returns the metrics of a run without those that depend on the clock."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     for record in records:
@@ -192,7 +192,7 @@ def read_metrics(workdir):
 
 
 def read_checkpoint(workdir, step):
-    """Returns {key: array} of a run's model and optimizer."""
+    """Returns {key: array} of the model and optimizer in a checkpoint."""
     reader = tf.train.load_checkpoint(str(workdir / f"checkpoints/ckpt-{step}"))
     return {
         key: reader.get_tensor(key)
@@ -202,14 +202,14 @@ def read_checkpoint(workdir, step):
 
 
 def smooth_pixels(height=60, width=90, channels=3):
-    """Returns a smooth uint8 image that differs everywhere."""
+    """Returns a smooth uint8 image without repeated regions."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x / 9 + c) + np.cos(y / 7 - c) for c in range(channels)]
     return np.uint8(np.stack(waves, -1) * 60 + 125)
 
 
 def encoded(pixels, file_format, **options):
-    """Returns the bytes of an image's file."""
+    """Returns the bytes of an image file."""
     file = io.BytesIO()
     image = PIL.Image.fromarray(pixels.squeeze())
     image.save(file, file_format, **options)

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded, before and in the middle of a run."""
+"""Runs with images that cannot be decoded."""
 
 import json
 import pathlib
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.usefixtures("small_net")
 @pytest.mark.parametrize(
     ("name", "cache"),
     [
-        # One that Pillow is asked for.
+        # A format that Pillow decodes.
         ("text.gif", "none"),
         ("short.png", "memory"),
         ("truncated.jpg", "disk"),
     ],
 )
-def test_broken_image_ends_training_with_its_name(
+def test_training_stops_with_the_name_of_a_broken_image(
     folder, workdir, name, cache, run
 ):
     broken = folder / "train/cat" / name
@@ -45,7 +45,7 @@ def test_broken_image_ends_training_with_its_name(
 
 
 @pytest.mark.slow
-def test_broken_images_are_left_out_counted_and_named(folder, workdir, run):
+def test_broken_images_are_skipped_counted_and_listed(folder, workdir, run):
     for number, (name, content) in enumerate(broken_files().items()):
         part = ("train/cat", "train/dog", "test/dog")[number % 3]
         (folder / part / name).write_bytes(content)
@@ -54,28 +54,28 @@ def test_broken_images_are_left_out_counted_and_named(folder, workdir, run):
         f"--dataset={folder}", "--skip_bad_images", *arguments, *SMALL_FLAGS
     )
     assert status == 0, errors
-    assert "18 images to train on, 6 to evaluate on" in output
-    assert "Leaving out 7 broken images of 31" in output
+    assert "18 training images, 6 evaluation images" in output
+    assert "Skipping 7 broken images of 31" in output
     _, *lines = (workdir / "bad_images.jsonl").read_text().splitlines()
-    named = {
+    reasons = {
         pathlib.Path(record["name"]).name: record["reason"]
         for record in map(json.loads, lines)
     }
-    assert named.keys() == broken_files().keys()
-    assert all(named.values())
-    # They are looked for once.
+    assert reasons.keys() == broken_files().keys()
+    assert all(reasons.values())
+    # The search runs only once.
     before = (workdir / "bad_images.jsonl").stat().st_mtime_ns
     status, output, _ = run(f"--workdir={workdir}")
     assert status == 0
-    assert "Leaving out 7" in output
+    assert "Skipping 7" in output
     assert (workdir / "bad_images.jsonl").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
-def test_image_that_breaks_later_costs_no_work(
+def test_image_that_breaks_later_loses_no_work(
     folder, workdir, run, monkeypatch
 ):
-    """As a disk does that goes bad in the middle of a run."""
+    """Like a disk that fails during a run."""
     arguments = (
         f"--dataset={folder}",
         f"--workdir={workdir}",
@@ -104,14 +104,14 @@ def test_image_that_breaks_later_costs_no_work(
     assert str(broken) in errors.splitlines()[-1]
     [saved] = (workdir / "checkpoints").glob("*.index")
     step = int(re.findall(r"\d+", saved.name)[0])
-    # How many are read ahead differs from one machine to the next.
+    # The number of images read ahead depends on the machine.
     assert step >= 1
-    # What was learned up to there is not lost.
+    # The progress up to this step is saved.
     assert read_checkpoint(workdir, step)
 
 
 @pytest.mark.slow
-def test_what_is_saved_before_a_broken_image_is_what_was_learned(tmp_path, run):
+def test_checkpoint_before_a_broken_image_is_exact(tmp_path, run):
     folder, workdir = tmp_path / "images", tmp_path / "run"
     write_folder(folder, {"train/a": 30, "train/b": 30, "test/a": 1})
     arguments = (
@@ -122,7 +122,7 @@ def test_what_is_saved_before_a_broken_image_is_what_was_learned(tmp_path, run):
         *SMALL_FLAGS,
         "--image_size=8",
         "--batch_size=2",
-        # Several steps in one call, of which one has no batch.
+        # Several steps in one call, one of them without a batch.
         "--report_every=100",
         "--checkpoint_every=100",
     )
@@ -137,7 +137,7 @@ def test_what_is_saved_before_a_broken_image_is_what_was_learned(tmp_path, run):
     assert status == 1
     assert str(broken) in errors.splitlines()[-1]
     assert (workdir / f"checkpoints/ckpt-{position // 2}.index").is_file()
-    # Mended, it ends as if nothing had been.
+    # With the image restored, the result is bitwise identical.
     broken.write_bytes(content)
     status, output, _ = run(f"--workdir={workdir}")
     assert status == 0
@@ -148,7 +148,7 @@ def test_what_is_saved_before_a_broken_image_is_what_was_learned(tmp_path, run):
 
 
 @pytest.mark.slow
-def test_broken_evaluation_image_is_named(folder, workdir, run):
+def test_broken_evaluation_image_is_reported(folder, workdir, run):
     (folder / "test/cat/9.jpg").write_bytes(b"not an image")
     status, _, errors = run(
         f"--dataset={folder}",
@@ -159,12 +159,12 @@ def test_broken_evaluation_image_is_named(folder, workdir, run):
     )
     assert status == 1
     assert str(folder / "test/cat/9.jpg") in errors.splitlines()[-1]
-    # And what was learned is kept.
+    # The progress is saved.
     assert (workdir / "checkpoints/ckpt-2.index").is_file()
 
 
 class Records(tfds.core.GeneratorBasedBuilder):
-    """A dozen images of noise."""
+    """Twelve images of noise."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -192,7 +192,7 @@ class Records(tfds.core.GeneratorBasedBuilder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cache", ["none", "memory"])
-def test_broken_record_file_is_named(tmp_path, workdir, cache, run):
+def test_broken_record_file_is_reported(tmp_path, workdir, cache, run):
     builder = Records(data_dir=tmp_path)
     builder.download_and_prepare()
     [file] = builder.info.splits["train"].filepaths
@@ -209,4 +209,4 @@ def test_broken_record_file_is_named(tmp_path, workdir, cache, run):
     )
     assert status == 1
     *_, line = errors.splitlines()
-    assert f"{file} is damaged" in line
+    assert f"{file}: damaged (" in line

@@ -146,7 +146,7 @@ def test_earlier_run_cannot_be_trained_further(earlier, run):
 def test_finished_earlier_run_stays_unchanged(earlier, run):
     ended = run(f"--workdir={earlier}")
     assert ended.status == 0, ended.err
-    assert "Nothing was left to do" in ended.out
+    assert "already finished" in ended.out
     assert not (earlier / "config.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""What README, the layout and the picture of the design promise."""
+"""What the layout and the published models promise."""
 
 import ast
 import pkgutil
@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 
-import huggingface_hub
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -21,13 +20,10 @@ from layout_counts import (
     imports_of,
     reached,
 )
-from samples import write_folder
 
 import train_loop
-from resnet_layers import VARIANTS, save_safetensors
-from train_loop import run as run_module
+from resnet_layers import VARIANTS
 
-README = (ROOT / "README.md").read_text()
 # From the top down: a layer imports from those below it. Folders of one layer
 # never import one another; modules of one may, without circles.
 LAYERS = (
@@ -128,72 +124,6 @@ def test_layout_is_counted():
     assert min(counts) > 0
 
 
-def readme_code():
-    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-
-@pytest.mark.slow
-def test_readme_code_of_the_layers_runs(tmp_path, monkeypatch):
-    """With a block in each stage; test_weight_parity.py has whole nets."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("resnet50", "resnet50d"):
-        arguments = VARIANTS[name].arguments
-        monkeypatch.setitem(arguments, "stage_sizes", (1, 1, 1, 1))
-        monkeypatch.setitem(arguments, "width", 8)
-    own_model, weights, downloaded = (
-        code for code in readme_code() if "train_loop" not in code
-    )
-    namespace = {}
-    exec(own_model, namespace)
-    assert namespace["logits"].shape == (1, 37)
-    assert (tmp_path / "hands.keras").exists()
-
-    theirs = VARIANTS["resnet50"]()
-    theirs.build((None, 224, 224, 3))
-    save_safetensors(theirs, "resnet50.safetensors")
-    exec(weights, namespace)
-    assert (tmp_path / "pets.safetensors").exists()
-
-    theirs = VARIANTS["resnet50d"]()
-    theirs.build((None, 224, 224, 3))
-    save_safetensors(theirs, "model.safetensors")
-    (tmp_path / "config.json").write_text('{"architecture": "resnet50d"}')
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda *_, **__: tmp_path
-    )
-    exec(downloaded, namespace)
-    assert namespace["model"].name == "resnet50d"
-
-
-@pytest.mark.slow
-def test_readme_code_of_runs_runs(tmp_path, monkeypatch, small_net, capsys):
-    monkeypatch.chdir(tmp_path)
-    write_folder(tmp_path / "photos", {"cat": 10, "dog": 10})
-    (tmp_path / "photos/cat/0.jpeg").rename(tmp_path / "cat.jpg")
-    train, classify = (c for c in readme_code() if "train_loop" in c)
-    assert len([line for line in train.splitlines() if line]) <= 4
-    monkeypatch.setattr(
-        run_module.Run, "create", create_small(run_module.Run.create)
-    )
-    namespace = {}
-    exec(train, namespace)
-    exec(classify, namespace)
-    [answer] = namespace["answers"]
-    assert {name for name, _ in answer} == {"cat", "dog"}
-
-
-def create_small(create):
-    """Returns `Run.create` for a net and images that take no time."""
-
-    def create_run(settings):
-        small = run_module.Settings(
-            model="resnet_tiny", image_size=8, epochs=1, batch_size=4
-        )
-        return create(small.over(settings))
-
-    return create_run
-
-
 # Of torchvision, timm and keras.applications; of the CIFAR nets, He et al.'s
 # table 6 prints 0.27, 0.46, 0.66, 0.85 and 1.7 million.
 PUBLISHED = {
@@ -225,10 +155,14 @@ PUBLISHED = {
 DEEP = {name for name in PUBLISHED if re.search(r"1[015]|44|56", name)}
 
 
+# Their layers are those of the shallower ones, repeated.
+LONG = (pytest.mark.slow, pytest.mark.long)
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name
+        pytest.param(name, marks=LONG) if name in DEEP else name
         for name in PUBLISHED
     ],
 )
@@ -249,22 +183,10 @@ def count_parameters(name):
     return sum(v.shape.num_elements() for v in model.trainable_variables)
 
 
-def test_readme_has_the_same_counts():
-    rows = re.findall(r"\| `(\w+)` \| \w+ \| ([\d,]+) \|", README)
-    counts = {name: int(count.replace(",", "")) for name, count in rows}
-    assert len(counts) == 13
-    assert counts.items() <= PUBLISHED.items()
-
-
-def test_readme_lists_every_variant():
-    [table] = re.findall(r"\| family .*?\n\n", README, re.DOTALL)
-    listed = re.findall(r"`(\w*resne\w+|senet154)`", table)
-    assert sorted(listed) == sorted(VARIANTS)
-
-
-def test_readme_draws_the_layout_as_it_is():
+def test_contributing_draws_the_layout_as_it_is():
     """Every folder of `train_loop`, and every module at its top."""
-    [_, drawing] = README.split("## Layout\n")
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    [_, drawing] = guide.split("## Layout\n")
     lines = drawing.split("```")[1].split("resnet_layers/")[0].splitlines()
     drawn = {
         name

@@ -1,4 +1,4 @@
-"""Runs that average, go back, keep the best, and know when it is enough."""
+"""Averages, rollbacks, best checkpoints and early stopping of runs."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def evaluations(workdir, metric):
 
 
 @pytest.mark.slow
-def test_averages_are_evaluated_and_taken(folder, tmp_path):
+def test_averaged_weights_are_evaluated_and_used(folder, tmp_path):
     run = train(
         folder,
         tmp_path / "run",
@@ -61,14 +61,14 @@ def test_averages_are_evaluated_and_taken(folder, tmp_path):
     assert means.keys() <= values.keys()
     images = np.zeros([1, 16, 16, 3], "uint8")
     expected = run.classifier.probabilities(images)
-    # What others take is the average, unless they say otherwise.
+    # The average is used by default.
     raw = load_classifier(tmp_path / "run", averaged=False)
     np.testing.assert_array_equal(raw.probabilities(images), expected)
     classifier = load_classifier(tmp_path / "run")
     for variable in classifier.model.variables:
         if variable.path in means:
             np.testing.assert_array_equal(variable, means[variable.path])
-    # Which had the numbers of the evaluation, shown beside at the end.
+    # Its metrics are those of the evaluation, and in the final table.
     head, *_, last = final_table(run).splitlines()
     assert head.split()[2:6] == ["loss", "accuracy", "ema_loss", "ema_accuracy"]
     assert f"{averaged[-1]:.4f}" in last
@@ -81,30 +81,30 @@ def test_averages_are_evaluated_and_taken(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_averages_begin_as_the_weights_that_a_run_starts_from(folder, tmp_path):
-    net = VARIANTS["resnet_tiny"](num_classes=2)
-    net.build((None, 16, 16, 3))
-    save_safetensors(net, tmp_path / "net.safetensors")
+def test_averages_start_as_the_initial_weights(folder, tmp_path):
+    model = VARIANTS["resnet_tiny"](num_classes=2)
+    model.build((None, 16, 16, 3))
+    save_safetensors(model, tmp_path / "model.safetensors")
     run = Run.create(
         Settings(
             dataset=folder,
             workdir=tmp_path / "run",
-            weights=tmp_path / "net.safetensors",
+            weights=tmp_path / "model.safetensors",
             weight_average="ema",
         ).over(SHORT)
     )
     for variable, mean in run.trainer.update.average.pairs:
         np.testing.assert_array_equal(variable, mean)
     np.testing.assert_array_equal(
-        run.classifier.model.weights[0], net.weights[0]
+        run.classifier.model.weights[0], model.weights[0]
     )
     metrics = run.evaluate()
     assert metrics["ema_loss"] == metrics["loss"]
 
 
 @pytest.mark.slow
-def test_evaluation_leaves_everything_as_it_was(folder, tmp_path):
-    """Between two reports of training, on replicas that differ."""
+def test_evaluation_changes_no_state(folder, tmp_path):
+    """Between two reports, while replicas differ."""
     run = Run.create(
         Settings(
             dataset=folder,
@@ -122,7 +122,7 @@ def test_evaluation_leaves_everything_as_it_was(folder, tmp_path):
         np.testing.assert_array_equal(values, before[name], err_msg=name)
     trainer.average_statistics()
     trainer.results("train")
-    # Nothing of the training was among it.
+    # It contains no training metrics.
     assert found == run.evaluate()
 
 
@@ -142,23 +142,23 @@ def poisoned(folder, monkeypatch):
 
 
 @pytest.mark.slow
-def test_rollback_leaves_out_what_broke_the_run(poisoned, tmp_path, capsys):
+def test_rollback_skips_the_batches_that_diverged(poisoned, tmp_path, capsys):
     options = {"steps": 7, "seed": 4}
     workdir, other = tmp_path / "run", tmp_path / "other"
     run = train(poisoned, workdir, on_nonfinite="rollback", **options)
     assert run.trainer.step == 7
     assert (
-        "the loss is not finite at step 6: going on from the checkpoint of "
-        "step 4, without the images of step 5 and 6 (rollback 3 of 3)"
+        "rollback 3 of 3: loss is not finite at step 6. Resuming from the "
+        "checkpoint of step 4, without the images of step 5 and 6."
     ) in capsys.readouterr().out
     left_out = (workdir / "left_out.jsonl").read_text()
     assert [json.loads(line) for line in left_out.splitlines()] == [
         {"step": 3, "batches": [2]},
         {"step": 3, "batches": [3]},
-        # The sixth step, were it not for these.
+        # This would be step 6 without the skipped batches.
         {"step": 6, "batches": [6, 7]},
     ]
-    # The same as if these batches had never been.
+    # The same as without these batches from the start.
     other.mkdir()
     (other / "left_out.jsonl").write_text(left_out)
     train(poisoned, other, **options)
@@ -169,7 +169,7 @@ def test_rollback_leaves_out_what_broke_the_run(poisoned, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_rollback_gives_up(trained):
+def test_rollback_stops_at_its_limit(trained):
     before = read_checkpoint(trained, 4)
     run = Run.open(
         trained,
@@ -179,29 +179,29 @@ def test_rollback_gives_up(trained):
         on_nonfinite="rollback",
         max_rollbacks=2,
     )
-    with pytest.raises(UserError, match="gone back 2 times already"):
+    with pytest.raises(UserError, match="rolled back 2 times already"):
         run.train()
-    # What has exploded is nowhere kept in place of what was good.
+    # Diverged weights never replace good ones.
     assert Workdir(trained).steps[-1] == 4
     for key, value in read_checkpoint(trained, 4).items():
         np.testing.assert_array_equal(value, before[key], err_msg=key)
 
 
-def test_request_to_stop_is_answered_before_another_try(
+def test_stop_signal_is_handled_before_the_next_attempt(
     folder, tmp_path, monkeypatch, default_signals
 ):
     def go_back(self):
         os.kill(os.getpid(), signal.SIGTERM)
         return False
 
-    monkeypatch.setattr(Run, "_reaches_the_end", go_back)
+    monkeypatch.setattr(Run, "_train_or_roll_back", go_back)
     with pytest.raises(StoppedError):
         train(folder, tmp_path)
 
 
 @pytest.mark.slow
 def test_best_checkpoint_is_kept(folder, tmp_path, monkeypatch):
-    """Though the run goes on behind it in another process."""
+    """Also if the run continues in another process."""
     losses = iter([2.0, 1.0, 3.0, 2.5])
     monkeypatch.setattr(Phase, "evaluate", lambda self: {"loss": next(losses)})
     workdir = tmp_path / "run"
@@ -220,7 +220,7 @@ def test_best_checkpoint_is_kept(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_run_ends_early_and_stays_so(folder, tmp_path, monkeypatch):
+def test_run_stops_early_and_stays_finished(folder, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
     monkeypatch.setattr(Phase, "evaluate", lambda self: {"loss": next(losses)})
     options = {"keep_best": "loss", "early_stopping": 2, "steps": 100}
@@ -233,14 +233,14 @@ def test_run_ends_early_and_stays_so(folder, tmp_path, monkeypatch):
     assert again.is_finished
     again.train()
     assert again.trainer.step == 8
-    # With more patience it goes on.
+    # With more patience it continues.
     more = Run.open(workdir, early_stopping=3, steps=10)
     more.train()
     assert more.trainer.step == 10
 
 
 def two_phases(folder, workdir, **others):
-    """Returns a run that thaws at step 3."""
+    """Returns a run that unfreezes at step 3."""
     return Run.create(
         Settings(
             dataset=folder,
@@ -253,7 +253,9 @@ def two_phases(folder, workdir, **others):
 
 
 @pytest.mark.slow
-def test_what_is_thawed_has_its_chance(folder, tmp_path, monkeypatch):
+def test_early_stopping_does_not_skip_the_second_phase(
+    folder, tmp_path, monkeypatch
+):
     losses = iter([1.0, 2.0, 3.0, 4.0, 5.0])
     monkeypatch.setattr(Phase, "evaluate", lambda self: {"loss": next(losses)})
     run = two_phases(
@@ -281,36 +283,38 @@ def test_epochs_of_a_schedule_count_from_the_start_of_the_run(folder, tmp_path):
         base_batch_size=6,
     )
     rates = run.trainer.optimizer._learning_rate
-    # Of 3 steps an epoch: what dropped before is explicit afterwards.
+    # 3 steps an epoch; the drop before unfreezing does not count after it.
     assert [float(rates(step)) for step in range(12)] == pytest.approx(
         [0.5] * 2 + [0.05] + [0.25] * 3 + [0.025] * 6
     )
 
 
-def test_first_phase_is_frozen_whatever_came_before(folder, tmp_path, capsys):
+def test_first_phase_is_frozen_after_a_rollback(folder, tmp_path, capsys):
     run = two_phases(
         folder, tmp_path, steps=10, learning_rate=0.5, base_batch_size=3
     )
     model, begins = run.classifier.model, run.trainer.optimizer._starts
-    # The stem has its first step later: its kernel, gamma and beta.
+    # The stem is trained later: its kernel, gamma and beta.
     assert begins == [3] * 3 + [0] * len(model.trainable_variables)
-    # As after going back from the second one.
+    # As after a rollback from the second phase.
     unfreeze(run.settings, model)
     next(run._phases())
     assert not model.stem.trainable_variables
     describe(run)
-    # For batches of 3, and these have 6.
-    assert "at a learning rate of at most 0.1\n" in capsys.readouterr().out
+    # Scaled from batch size 3 to 6.
+    assert "with a peak learning rate of 0.1\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_what_a_run_shows_stands_at_its_step(folder, tmp_path, monkeypatch):
-    """Not at the last one, where it has ended early."""
-    monkeypatch.setattr(charts, "chart_pixels", lambda name, results: "picture")
+def test_images_and_charts_are_written_at_their_step(
+    folder, tmp_path, monkeypatch
+):
+    """Not at the last step of the schedule, if the run stopped early."""
+    monkeypatch.setattr(charts, "chart_pixels", lambda name, results: "figure")
     run = Run.create(Settings(dataset=folder, workdir=tmp_path).over(SHORT))
     steps = set()
     tensorboard = types.SimpleNamespace(
-        write_image=lambda name, picture, step, split: steps.add(step),
+        write_image=lambda name, figure, step, split: steps.add(step),
         write_pr_curve=lambda *arguments: steps.add(arguments[-1]),
     )
     show_predictions(tensorboard, run)
@@ -320,7 +324,9 @@ def test_what_a_run_shows_stands_at_its_step(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options", [{"keep_best": "loss"}, {"early_stopping": 3}], ids=str
 )
-def test_what_evaluations_decide_needs_some(folder, tmp_path, options):
+def test_flags_that_require_evaluations_are_an_error_without_them(
+    folder, tmp_path, options
+):
     given = Settings(
         dataset=folder / "train",
         workdir=tmp_path / "run",
@@ -328,5 +334,7 @@ def test_what_evaluations_decide_needs_some(folder, tmp_path, options):
         **options,
     )
     [(name, value)] = options.items()
-    with pytest.raises(UserError, match=f"--{name}={value} needs images to"):
+    with pytest.raises(
+        UserError, match=f"--{name}={value}: requires an evaluation"
+    ):
         Run.create(given.over(SHORT))

@@ -332,10 +332,10 @@ def test_unsupported_interpolation_is_not_guessed(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"weights": "none.h5"}, "none.h5 is not a file"),
+        ({"weights": "none.h5"}, "none.h5: not found"),
         (
             {"weights": "imagenet", "model": "resnet_tiny"},
-            "has no weights for resnet_tiny",
+            "variant=resnet_tiny: has no weights",
         ),
         ({"weights": "README.md"}, "cannot be read as weights"),
         ({"unfreeze_after_epochs": 3}, "requires --freeze"),

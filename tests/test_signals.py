@@ -1,4 +1,4 @@
-"""Signals that ask to stop: noted, asked for, and as ever afterwards."""
+"""Signals to stop: recorded, checked, and restored afterwards."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from train_loop.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("default_signals")
 
-# A process that does not come back from C: a lock of its own is taken twice.
+# A process stuck in C: it acquires its own lock twice.
 STUCK = """
 import ctypes
 from train_loop import process
@@ -31,7 +31,7 @@ with process.recording_signals():
     ("number", "name"),
     [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")],
 )
-def test_signal_waits_until_it_is_asked_for(number, name, monkeypatch):
+def test_signal_waits_until_it_is_checked(number, name, monkeypatch):
     monkeypatch.setattr(process, "SECONDS_OF_ONE", 600.0)
     before = signal.getsignal(number)
     with process.recording_signals():
@@ -41,7 +41,7 @@ def test_signal_waits_until_it_is_asked_for(number, name, monkeypatch):
         error = process.StoppedError(process.received(), "go on")
         assert str(error) == f"stopped by {name}; go on"
         assert error.status == 128 + number
-        # Another one at once is the same request.
+        # A second signal right after it is the same request.
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before
     assert process.received() is None
@@ -49,7 +49,7 @@ def test_signal_waits_until_it_is_asked_for(number, name, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_second_signal_ends_a_process_that_is_stuck(number):
+def test_second_signal_ends_a_stuck_process(number):
     process = subprocess.Popen(
         [sys.executable, "-c", STUCK],
         stdout=subprocess.PIPE,
@@ -67,7 +67,7 @@ def test_second_signal_ends_a_process_that_is_stuck(number):
     assert errors == f"error: ended at once by a second signal, {number.name}\n"
 
 
-def test_second_ctrl_c_in_a_session_is_of_python(monkeypatch):
+def test_second_ctrl_c_in_a_session_is_handled_by_python(monkeypatch):
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     with process.recording_signals():
         os.kill(os.getpid(), signal.SIGINT)
@@ -76,7 +76,7 @@ def test_second_ctrl_c_in_a_session_is_of_python(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_forked_process_holds_nothing_up(monkeypatch):
+def test_forked_process_ends_at_a_signal(monkeypatch):
     """It has a copy of the pipe on which signals arrive."""
     pipe, copies = os.pipe, []
 
@@ -101,7 +101,7 @@ def test_ignored_signal_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_other_threads_take_no_signals():
+def test_other_threads_do_not_handle_signals():
     seen = []
 
     def work():
@@ -116,7 +116,7 @@ def test_other_threads_take_no_signals():
 
 
 @pytest.mark.slow
-def test_run_that_is_asked_to_stop_says_how_to_go_on(
+def test_stopped_run_prints_how_to_resume(
     run, tmp_path, small_net, monkeypatch
 ):
     write_down = JsonLinesReport.__call__
@@ -130,8 +130,8 @@ def test_run_that_is_asked_to_stop_says_how_to_go_on(
     status, _, errors = run(*flags, "--steps=9", f"--workdir={tmp_path}")
     assert status == 128 + signal.SIGTERM
     assert errors == (
-        f"error: stopped by SIGTERM; --workdir={tmp_path} goes on from the "
+        f"error: stopped by SIGTERM; --workdir={tmp_path} resumes from the "
         "last checkpoint\n"
     )
-    # After the step that was on its way, and not a step is lost.
+    # After the current step; no step is lost.
     assert Workdir(tmp_path).steps == [3]

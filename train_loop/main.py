@@ -196,7 +196,7 @@ def read_settings():
 
 def _import_mode(name):
     """Returns the function of a mode, with TensorFlow set up for it."""
-    if not MODES[name].takes_tensorflow:
+    if not MODES[name].requires_tensorflow:
         return MODES[name].function
     process.import_tensorflow()
     import tensorflow as tf

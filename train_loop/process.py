@@ -92,7 +92,7 @@ def import_tensorflow():
         path, _ = _keras_json(os.environ)
         reason = " ".join(str(error).split())
         raise UserError(
-            f"TensorFlow and Keras cannot be imported ({reason}). Check {path} "
+            f"TensorFlow, Keras: cannot be imported ({reason}). Check {path} "
             "and the environment variables KERAS_*."
         ) from error
     if overridden:

@@ -119,7 +119,13 @@ def locate_weights(settings):
         found = find_weights(settings.weights, settings.model)
         return _with_flags_beside(found)
     except ValueError as error:
-        raise UserError(f"--weights={settings.weights}: {error}") from error
+        raise weights_error(settings.weights, error) from error
+
+
+def weights_error(weights, error):
+    """Returns the UserError of a `ValueError` about the value of --weights."""
+    reason = str(error).removeprefix(f"{weights}: ")
+    return UserError(f"--weights={weights}: {reason}")
 
 
 def _with_flags_beside(found):

@@ -61,24 +61,27 @@ from train_loop.workdir import (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """A training run and all its parts.
+    """A training run: data, classifier, trainer and checkpoints.
 
-        run = Run.create(Settings(dataset="photos", workdir="runs/photos"))
-        run.train()
-        run.evaluate()  # -> {"loss": ..., "accuracy": ...}
-
-    Two runs in one process do not know of each other. `Run.create` and
-    `Run.open` build one.
+    Build a run with `Run.create` or `Run.open`, not with the constructor.
+    Several runs can coexist in one process.
 
     Args:
-      settings: resolved `Settings`.
-      workdir: the `Workdir` that it writes to.
-      data: what it trains and evaluates on, a `Data`.
-      transforms: what is done to the images, `Transforms`.
-      classifier: the model with its preprocessing, a `Classifier`.
-      trainer: a `Trainer`, at the step that the run is at.
-      evaluations: its `Evaluations` so far.
-      checkpoints: `Checkpoints` of the trainer.
+      settings: The resolved `Settings`.
+      workdir: The `Workdir` that the run writes to.
+      data: The `Data` to train and evaluate on.
+      transforms: The `Transforms` of the images.
+      classifier: The `Classifier`: the model with its preprocessing.
+      trainer: The `Trainer`, at the current step of the run.
+      evaluations: The `Evaluations` so far.
+      checkpoints: The `Checkpoints` of the trainer.
+
+    Example:
+        >>> from train_loop import Run, Settings
+        >>> run = Run.create(Settings(dataset="photos", workdir="runs/photos"))
+        >>> run.train()
+        >>> run.evaluate()
+        {'loss': 0.21, 'accuracy': 0.94}
     """
 
     settings: Settings
@@ -92,15 +95,28 @@ class Run:
 
     @classmethod
     def create(cls, settings, data=None):
-        """Returns a new run, or an existing one at its last checkpoint.
+        """Returns a new run, or resumes an existing one.
+
+        An existing run starts from its last checkpoint.
 
         Args:
-          settings: `Settings`; what they leave open is resolved here. Those
-            with the `workdir` of an existing run resume it.
-          data: a `Data` in place of what the settings name.
+          settings: `Settings`. Fields that are not set get the value of the
+            existing run, of the recipe, or the default. If `workdir` is the
+            folder of a run, that run is resumed.
+          data: `Data` to use instead of `settings.dataset`.
+
+        Returns:
+          A `Run`, ready to train or evaluate.
 
         Raises:
-          UserError: something of it is not possible, or not to be had.
+          UserError: A setting is invalid, or an input is missing or
+            unreadable.
+
+        Example:
+            >>> settings = Settings(dataset="digits", epochs=5)
+            >>> run = Run.create(settings)
+            >>> run.batch_size, run.steps
+            (64, 112)
         """
         settings = resolve(settings)
         # Several workers must find each other before anything is computed.
@@ -110,7 +126,7 @@ class Run:
 
     @classmethod
     def _create(cls, settings, strategy, data):
-        """Returns the run of resolved settings."""
+        """Returns the run for resolved settings."""
         check_image_size(settings)
         check_memory(settings)
         workdir = Workdir.of(settings.workdir or new_workdir(settings.dataset))
@@ -130,7 +146,7 @@ class Run:
                 load_initial_weights(weights, settings, classifier, names)
             elif not workdir.has_checkpoint:
                 warn_of_random_weights(settings)
-            # Its averages begin as these weights.
+            # After the weights are loaded: averages start as a copy of them.
             trainer = build_trainer(settings, data, classifier, strategy)
         evaluations = make_evaluations(settings, data, workdir.metrics)
         checkpoints = make_checkpoints(
@@ -151,26 +167,38 @@ class Run:
 
     @classmethod
     def open(cls, folder, **changes):
-        """Returns an existing run, at its last checkpoint.
+        """Returns an existing run at its last checkpoint.
 
         Args:
-          folder: of the run.
-          **changes: settings that are to be others than the run's own.
+          folder: Path of the run's folder.
+          **changes: Settings to change, such as `epochs=20`. All others keep
+            the values of the run.
+
+        Returns:
+          A `Run`, ready to train or evaluate.
 
         Raises:
-          UserError: it is no run, or has no checkpoint yet.
+          UserError: The folder is not a run, or has no checkpoint yet.
+
+        Example:
+            >>> run = Run.open("runs/photos", epochs=20)
+            >>> run.train()
         """
         existing_run(folder)
         return cls.create(Settings(workdir=folder, **changes))
 
     def train(self):
-        """Trains to the last step, and writes all that a run leaves behind.
+        """Trains to the last step.
+
+        Writes checkpoints, `metrics.jsonl` and TensorBoard files to the run's
+        folder. A finished run is left as it is.
 
         Raises:
-          UserError: another process trains in the folder, an image cannot be
-            read, the loss is not finite any more, or another format of the
-            folder computes otherwise. What was learned before is saved.
-          StoppedError: a signal asked to stop; the same holds.
+          UserError: Another process trains in the folder, an image is
+            unreadable, the loss is not finite, or the folder has an
+            unsupported format. The progress up to that point is saved, except
+            for weights that are not finite.
+          StoppedError: A signal requested a stop. The progress is saved.
         """
         workers = self.trainer.workers
         if self.trainer.step > 0 and not self.is_finished:
@@ -185,16 +213,17 @@ class Run:
         ):
             if self.checkpoints.changed_by_others():
                 raise UserError(
-                    f"another process has trained in {self.workdir} in the "
-                    "meantime; start again to go on from there"
+                    f"--workdir={self.workdir}: another process has trained "
+                    "this run in the meantime. Start again to resume from its "
+                    "last checkpoint."
                 )
             if workers.is_chief:
                 self._write_settings()
-            while not self._reaches_the_end():
+            while not self._train_or_roll_back():
                 workers.check_signals()
 
-    def _reaches_the_end(self):
-        """Trains, to the end or until it rolls back to a checkpoint."""
+    def _train_or_roll_back(self):
+        """Trains to the end (True) or rolls back to a checkpoint (False)."""
         try:
             with open_reports(
                 self, self._evaluation_is_pending, self.is_finished
@@ -231,12 +260,12 @@ class Run:
             raise explained from error
 
     def _phases(self):
-        """Yields what is left to train: a `Phase` and its `Cadence` each."""
+        """Yields the remaining phases as (`Phase`, `Cadence`)."""
         first = self._first_cadence
         if self.trainer.step <= first.end and not loop.is_finished(
             self.trainer, first, self.evaluations
         ):
-            # It may have rolled back to it.
+            # A rollback from the second phase arrives here unfrozen.
             freeze(self.settings, self.classifier.model)
             phase = self._phase
             if self.settings.cached_embeddings:
@@ -247,7 +276,10 @@ class Run:
                 )
             yield phase, first
         if self.last_frozen_step is not None and not self.is_finished:
-            print(f"Thawed: --freeze={self.settings.freeze} is over.")
+            print(
+                f"Unfreezing the layers of --freeze={self.settings.freeze} "
+                f"after step {self.last_frozen_step:,}."
+            )
             unfreeze(self.settings, self.classifier.model)
             trainer = self.trainer.retraced()
             phase = dataclasses.replace(self._phase, trainer=trainer)
@@ -255,65 +287,79 @@ class Run:
 
     @unshared()
     def evaluate(self):
-        """Returns {metric: number} for the whole evaluation split.
+        """Evaluates the model on the whole evaluation split.
 
-        Where the run keeps averages of the weights, theirs stand beside, as
-        "ema_accuracy" and so on.
+        Every example counts once. With `weight_average`, the metrics of the
+        averaged weights are added with a prefix, such as `ema_accuracy`.
+
+        Returns:
+          {metric: number}: `loss` in nats per example and `accuracy` from 0
+          to 1.
 
         Raises:
-          UserError: there is none, or an image of it cannot be read.
+          UserError: The run has no evaluation split, or an image is
+            unreadable.
+
+        Example:
+            >>> Run.open("runs/photos").evaluate()
+            {'loss': 0.21, 'accuracy': 0.94}
         """
         if self.data.evaluation is None:
             raise UserError(
-                f"{self.workdir} trains on everything and evaluates on "
-                "nothing (--validation_fraction=0)"
+                f"--workdir={self.workdir}: has no evaluation split "
+                "(--validation_fraction=0). Start a new run with a larger "
+                "--validation_fraction."
             )
         return self._phase.evaluate()
 
     def training_batches(self):
-        """Returns the distributed training batches of the steps to come."""
+        """Returns the distributed training batches of the remaining steps.
+
+        Returns:
+          An iterable of (images, labels), distributed over the replicas.
+        """
         return self._phase.training_batches()
 
     @property
     def batch_size(self):
-        """Examples per step, over all replicas."""
+        """Global batch size: examples per step over all replicas."""
         return self.settings.batch_size
 
     @property
     def steps(self):
-        """The last step."""
+        """Number of training steps of the whole run."""
         return num_steps(self.settings, self.data)
 
     @property
     def last_frozen_step(self):
-        """The last step with frozen parts; None if they stay frozen."""
+        """The last step before unfreezing; None without unfreezing."""
         return last_frozen_step(self.settings, self.data)
 
     @property
     def cadence(self):
-        """At which steps things happen."""
+        """The `Cadence`: when to report, evaluate, save and stop."""
         return make_cadence(
             self.settings, self.data, self.workdir.path / "train"
         )
 
     @property
     def changes(self):
-        """{name: (text before, text now)} of settings that have changed.
+        """Changed settings as {name: (text before, text now)}.
 
-        Empty for a new run, and once the run has written its settings.
+        Empty for a new run, and after the run has written its settings.
         """
         return Settings.read(self.workdir.flags).changes(self.settings)
 
     @property
     def is_finished(self):
-        """Whether nothing is left to do."""
+        """Whether training is complete, including the last evaluation."""
         return loop.is_finished(self.trainer, self.cadence, self.evaluations)
 
     @property
     def _evaluation_is_pending(self):
         cadence = self.cadence
         if self.trainer.step == self.last_frozen_step:
-            # A phase ends with an evaluation, as the run does.
+            # Each phase ends with an evaluation, as the run does.
             cadence = self._first_cadence
         return loop.evaluation_is_pending(
             self.trainer, cadence, self.evaluations
@@ -321,12 +367,12 @@ class Run:
 
     @property
     def _first_cadence(self):
-        """The cadence of the first phase, perhaps the only one."""
+        """The cadence of the first phase, which may be the only one."""
         return self.cadence._replace(phase_end=self.last_frozen_step)
 
     @property
     def _phase(self):
-        """All that is trained, as the layers are frozen now."""
+        """The `Phase` for the layers that are frozen at the moment."""
         batching = make_batching(self.settings)._replace(
             skipped=self._skipped_batches.numbers
         )
@@ -337,7 +383,7 @@ class Run:
         return make_skipped_batches(self.settings, self.workdir.skipped_batches)
 
     def _write_settings(self):
-        """Writes what the run is made of, and what has changed of it."""
+        """Writes settings, changes, contents of the data, and the config."""
         changes = self.changes
         if changes:
             append_json_line(
@@ -359,8 +405,8 @@ class Run:
 
 
 def new_workdir(dataset):
-    """Returns the path of a new run's folder, named after the data set."""
+    """Returns the path of a new run's folder, named after the dataset."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    # What means something to shells or TensorFlow, such as brackets, stays out.
+    # No characters that are special to shells or TensorFlow, such as brackets.
     name = re.sub(r"[^\w.]+", "-", pathlib.Path(dataset).stem)[:50].strip("-.")
     return f"runs/{name or 'images'}-{now}"

@@ -1,4 +1,4 @@
-"""Third-party weights and our own: found, read into models, written again."""
+"""Pretrained weights: finding, loading and saving them."""
 
 from resnet_layers.weights.architectures import read_num_classes
 from resnet_layers.weights.assign import (

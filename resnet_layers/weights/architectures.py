@@ -1,4 +1,4 @@
-"""The architectures that weights are of, and what these compute."""
+"""Architecture of weights, and whether it matches a model."""
 
 import contextlib
 import json
@@ -28,11 +28,10 @@ from resnet_layers.weights.tensors import (
     json_beside,
 )
 
-# What Keras Hub's configs say of a net: filters and sizes of the kernels of
-# its stem, filters and strides of its stages, kind of its blocks, how many of
-# them a stage has, and whether they are of the pre-activation kind. Its basic
-# blocks of kind "vd" are of no variant: the first one's shortcut goes through
-# a convolution although the shapes match.
+# Architectures in Keras Hub's configs: filters and kernel sizes of the stem,
+# filters and strides of the stages, block type, blocks per stage, and whether
+# the model is pre-activated. Its basic blocks of type "vd" match no variant:
+# their first shortcut has a convolution although the shapes match.
 _PLAIN = ([64], [7], [64, 128, 256, 512], [1, 2, 2, 2])
 _DEEP = ([32, 32, 64], [3, 3, 3], *_PLAIN[2:])
 HUB_VARIANTS = {
@@ -51,14 +50,14 @@ HUB_VARIANTS = {
     "resnet152d": (*_DEEP, "bottleneck_block_vd", [3, 8, 36, 3], False),
 }
 
-# By the stages of keras.applications' models.
+# Stage sizes of the models of keras.applications.
 KERAS_SIZES = {
     (3, 4, 6, 3): "resnet50",
     (3, 4, 23, 3): "resnet101",
     (3, 8, 36, 3): "resnet152",
 }
 
-# By what transformers' configs say: kind and number of blocks.
+# Block type and stage sizes in the configs of transformers.
 TRANSFORMERS_VARIANTS = {
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
@@ -68,9 +67,9 @@ TRANSFORMERS_VARIANTS = {
     ("bottleneck", (3, 8, 36, 3)): "resnet152",
 }
 
-# Arguments of `ResNet` that change what the same names and shapes compute, and
-# their defaults.
-TRAITS = {
+# Arguments of `ResNet` that change the function of a model but not the names
+# and shapes of its weights, with their defaults.
+FUNCTION_ARGUMENTS = {
     "stride_site": "3x3",
     "shortcut": "projection",
     "downsample": "first",
@@ -78,8 +77,8 @@ TRAITS = {
     "pool": "max",
     "weight_standardization": False,
 }
-# What all files of a dialect have in common, where nothing else is known.
-COMMON_TRAITS = {
+# Values of these that all files of a dialect share.
+DIALECT_ARGUMENTS = {
     "torch": {"stride_site": "3x3", "downsample": "first"},
     "transformers": {"downsample": "first", "antialias": None},
     "hub": {"stride_site": "3x3", "downsample": "first", "antialias": None},
@@ -87,16 +86,16 @@ COMMON_TRAITS = {
 
 
 def read_variant(path):
-    """Returns the name of the variant that weights are of, None if unknown.
+    """Returns the name of the variant of weights, None if unknown.
 
-    Tensors are not read.
+    It does not read any tensors.
 
     Args:
-      path: a `pathlib.Path` that `find_file` has returned.
+      path: `pathlib.Path` from `find_file`.
 
     Raises:
-      WeightsError: they are of a net that has no row, they are not weights,
-        or the `config.json` beside them is damaged.
+      WeightsError: the architecture is unsupported, the file is not one of
+        weights, or the `config.json` beside it is damaged.
     """
     name = None
     with errors_as_one_line(path):
@@ -107,27 +106,35 @@ def read_variant(path):
         with _config_of(path, dialect) as config:
             name = READERS[dialect](config)
             if not isinstance(name, str | None):
-                raise ValueError(f"{name} is not the name of an architecture")
+                raise ValueError(f"architecture {name} is not a string")
     if name is None or name in VARIANTS:
         return name
     near = nearest_names(name, VARIANTS)
-    nearest = f"; the nearest are {', '.join(near)}" if near else ""
+    examples = f", such as {' or '.join(near)}" if near else ""
     raise WeightsError(
-        f"{path} is of the architecture {name}, which is no row of VARIANTS"
-        f"{nearest}"
+        f"{path}: unsupported architecture {name}. Use weights of a variant in "
+        f"VARIANTS{examples}."
     )
 
 
 def read_num_classes(path):
-    """Returns how many classes weights have, None if unknown.
+    """Returns the number of classes of weights, None if unknown.
 
-    Tensors are not read.
+    It does not read any tensors.
 
     Args:
-      path: what `load_weights` takes.
+      path: path for `load_weights`.
+
+    Returns:
+      The number of outputs of the classifier.
 
     Raises:
-      WeightsError: there is no such file, or it is not a file of weights.
+      WeightsError: the file is not found, or is not one of weights.
+
+    Example:
+      ```python
+      read_num_classes("resnet50.safetensors")  # 1000
+      ```
     """
     path = find_file(pathlib.Path(path))
     with errors_as_one_line(path), contextlib.ExitStack() as opened:
@@ -138,7 +145,7 @@ def read_num_classes(path):
             for layer in dialect.head
             if f"{layer}{dialect.separator}bias" in tensors
         ]
-        # Averages beside the last weights have one of the same size.
+        # A weight average in the same file has a classifier of the same size.
         sizes = {
             tensors[f"{layer}{dialect.separator}bias"].shape
             for layer in layers or find_classifiers(tensors, dialect)
@@ -146,79 +153,85 @@ def read_num_classes(path):
     return sizes.pop()[0] if len(sizes) == 1 else None
 
 
-def find_traits(arguments):
-    """Returns {name: value} of `TRAITS` of a model.
+def function_arguments(arguments):
+    """Returns the `FUNCTION_ARGUMENTS` of a model, {name: value}.
 
     Args:
       arguments: {name: value} of a `ResNet`.
     """
     stem = arguments.get("stem")
     pool = stem.get("pool") if isinstance(stem, dict) else None
-    traits = {**arguments, "pool": pool or TRAITS["pool"]}
-    return {name: traits.get(name, TRAITS[name]) for name in TRAITS}
+    arguments = {**arguments, "pool": pool or FUNCTION_ARGUMENTS["pool"]}
+    return {
+        name: arguments.get(name, default)
+        for name, default in FUNCTION_ARGUMENTS.items()
+    }
 
 
 def check_function(model, path, dialect):
-    """Raises WeightsError where a file's model computes something else.
+    """Raises WeightsError if the weights need a model of another function.
 
-    Names and shapes do not show it: a stride in another convolution, say.
+    For example with the stride in another convolution, which the names and
+    shapes of the weights do not show.
 
     Args:
       model: a built `ResNet`.
-      path: a `pathlib.Path` that `find_file` has returned.
-      dialect: of the file.
+      path: `pathlib.Path` from `find_file`.
+      dialect: dialect of the file, a key of `DIALECTS`.
     """
-    origin, traits = _read_traits(path, dialect)
-    own = find_traits(model.get_config())
+    origin, expected = _read_function_arguments(path, dialect)
+    actual = function_arguments(model.get_config())
     if not model.preactivation:
-        # Behind a ReLU, zeros and infinities pad alike.
-        traits.pop("pool", None)
+        # After a ReLU, padding with zeros or infinities gives the same maxima.
+        expected.pop("pool", None)
     if dialect in ("torch", "transformers"):
-        # Names show it there.
-        traits.pop("shortcut", None)
+        # The names show it in these dialects.
+        expected.pop("shortcut", None)
     if not hasattr(model.blocks[0], "stride_site"):
-        traits.pop("stride_site", None)
-    for name, value in traits.items():
-        if own[name] != value:
+        expected.pop("stride_site", None)
+    for name, value in expected.items():
+        if actual[name] != value:
             raise WeightsError(
-                f"{path} does not fit {model.name}: it is of {origin}, with "
-                f"{name}={value!r}, and the model has {name}={own[name]!r}; "
-                "load it into a model of that kind"
+                f"{path}: does not match {model.name}. The weights are of "
+                f"{origin} with {name}={value!r}; the model has "
+                f"{name}={actual[name]!r}. Create the model with "
+                f"{name}={value!r}."
             )
 
 
 def _config_of(path, dialect):
-    """Returns a context of the content of the `config.json` of weights."""
+    """Returns a context with the content of the `config.json` of weights."""
     if dialect == "own":
         return config_of_ours(path)
     return json_beside(path, CONFIG)
 
 
-def _read_traits(path, dialect):
-    """Returns (what a file is of, in words, and the traits of its model)."""
+def _read_function_arguments(path, dialect):
+    """Returns (origin of a file in words, `FUNCTION_ARGUMENTS` it needs)."""
     if dialect == "keras":
         layers = read_layer_names(path)
         name = _of_keras(layers)
         if name is None:
             name = "resnet50_v2" if "post_bn" in layers else "resnet50_keras"
-        return "keras.applications", find_traits(VARIANTS[name].arguments)
+        arguments = VARIANTS[name].arguments
+        return "keras.applications", function_arguments(arguments)
     if dialect == "own" and path.is_file():
         config = read_model_config(path)
         if config is not None:
-            return "a ResNet", find_traits(config)
+            return "a ResNet", function_arguments(config)
     with _config_of(path, dialect) as config:
         name = READERS[dialect](config)
     if isinstance(name, str) and name in VARIANTS:
-        return name, find_traits(VARIANTS[name].arguments)
+        return name, function_arguments(VARIANTS[name].arguments)
     stated = {}
     if dialect == "torch":
         stated = json.loads(read_metadata(path).get("resnet_layers", "{}"))
-    common = COMMON_TRAITS.get(dialect, {})
-    return f"the {dialect} kind", {**common, **stated}
+    common = DIALECT_ARGUMENTS.get(dialect, {})
+    return f"a {dialect} file", {**common, **stated}
 
 
 def _of_keras(layers):
-    """Returns the variant that layers of keras.applications are of."""
+    """Returns the variant with these layer names of keras.applications."""
     blocks = {
         match.groups()
         for name in layers
@@ -232,7 +245,7 @@ def _of_keras(layers):
 
 
 def _of_torch(config):
-    """Returns what a config of timm or of transformers is of."""
+    """Returns the architecture in a config of timm or transformers."""
     if "model_type" in config:
         return _of_transformers(config)
     return read_architecture(config)
@@ -245,7 +258,7 @@ def _of_transformers(config):
     if kind == "bottleneck":
         widths = [4 * width for width in widths]
     name = TRANSFORMERS_VARIANTS.get((kind, depths))
-    known = (
+    supported = (
         config["model_type"] == "resnet"
         and name is not None
         and config.get("hidden_sizes", widths) == widths
@@ -253,7 +266,7 @@ def _of_transformers(config):
         and config.get("hidden_act", "relu") == "relu"
         and not config.get("downsample_in_first_stage", False)
     )
-    if not known:
+    if not supported:
         return f"{config['model_type']} of transformers, {kind} {depths}"
     first = config.get("downsample_in_bottleneck", False)
     return f"{name}_v1" if first and kind == "bottleneck" else name
@@ -262,23 +275,23 @@ def _of_transformers(config):
 def _of_hub(config):
     if not config:
         return None
-    net = config["config"]
-    row = (
-        net["input_conv_filters"],
-        net["input_conv_kernel_sizes"],
-        net["stackwise_num_filters"],
-        net["stackwise_num_strides"],
-        net["block_type"],
-        net["stackwise_num_blocks"],
-        net.get("use_pre_activation", False),
+    backbone = config["config"]
+    architecture = (
+        backbone["input_conv_filters"],
+        backbone["input_conv_kernel_sizes"],
+        backbone["stackwise_num_filters"],
+        backbone["stackwise_num_strides"],
+        backbone["block_type"],
+        backbone["stackwise_num_blocks"],
+        backbone.get("use_pre_activation", False),
     )
     for variant, known in HUB_VARIANTS.items():
-        if row == known:
+        if architecture == known:
             return variant
-    return f"{config['class_name']} with {', '.join(map(str, row))}"
+    return f"{config['class_name']} with {', '.join(map(str, architecture))}"
 
 
-# By dialect: from the `config.json` beside weights to a name.
+# By dialect: functions that find the architecture in a `config.json`.
 READERS = {
     "torch": _of_torch,
     "transformers": _of_torch,

@@ -1,9 +1,9 @@
-"""Weights into a model's variables, and out again.
+"""Loading weights into a model, and saving them.
 
-Both sides must come out even: a tensor that is missing or left over is an
-error, and the model is then as it was. Tensors are read twice, first to be
-checked and then to be assigned, so that no more than one of them is in memory
-beside the model.
+The tensors of a file and the variables of a model must match exactly. A missing
+or unexpected tensor is an error, which leaves the model unchanged. Tensors are
+read twice, first to check and then to assign them, so that only one of them is
+in memory beside the model.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ import tensorflow as tf
 
 from resnet_layers.resnet import ResNet
 from resnet_layers.weights.architectures import (
-    TRAITS,
+    FUNCTION_ARGUMENTS,
     check_function,
-    find_traits,
+    function_arguments,
 )
 from resnet_layers.weights.files import (
     find_file,
@@ -50,12 +50,15 @@ CACHE_LINE_BYTES = 64
 
 
 class Loaded(NamedTuple):
-    """What `load_weights` found.
+    """Result of `load_weights`.
 
-    `dialect` is "keras", "torch", "transformers", "hub" or "own"; `head_used`
-    tells whether the file's classifier was taken, or the model kept its own;
-    `preprocessing` is a `Preprocessing`. `notes` report what was renamed or
-    adapted.
+    Attributes:
+      dialect: naming convention of the file: "keras", "torch",
+        "transformers", "hub" or "own" (this library).
+      head_used: whether the model has the classifier of the file, rather than
+        its own.
+      preprocessing: `Preprocessing` of the weights.
+      notes: tuple of strings, one for each name or kernel that was adapted.
     """
 
     dialect: str
@@ -67,37 +70,56 @@ class Loaded(NamedTuple):
 def load_weights(
     model, path, replace_head=False, averaged=True, adapt_channels=False
 ):
-    """Reads weights from a file or a run into a built `ResNet`.
+    """Loads weights from a file, a folder or a run into a built `ResNet`.
+
+    `path` is one of:
+
+    - a `.safetensors` file, or a `.pth`, `.pt` or `.bin` file of `torch.save`,
+      with the names of torchvision, timm or transformers;
+    - a `.h5`, `.weights.h5` or `.keras` file of keras.applications or of this
+      library;
+    - the folder of a Keras Hub preset, or its `model.weights.h5`;
+    - a folder with such a file, as on the Hugging Face hub;
+    - the folder of a run or its checkpoints, for the newest intact checkpoint;
+    - the prefix of one checkpoint, for example `checkpoints/ckpt-30`.
+
+    Loading runs no code from the file. Values are cast to the dtypes of the
+    variables.
 
     Args:
-      model: a `ResNet` whose `build` has been called, or a model that
-        contains one. A file of a model around a `ResNet` fits a model with the
-        same layers; all other files are for the `ResNet` alone.
-      path: a `.h5`, `.weights.h5` or `.keras` file of keras.applications, a
-        `.safetensors` file, or one of `torch.save` (`.pth`, `.pt`, `.bin`),
-        with the names of torchvision, timm or transformers, a `.weights.h5` or
-        `.keras` file of ours, the `model.weights.h5` of a preset of Keras Hub,
-        a folder with such a file as the Hugging Face hub
-        has it, the folder of a run or of its checkpoints, of which the newest
-        that can be read is taken, or the prefix of one checkpoint, such as
-        `checkpoints/ckpt-30`.
-      replace_head: keep the model's own classifier where the file has another
-        number of classes.
-      averaged: take the averaged weights of a run that keeps some, not those of
-        its last step.
-      adapt_channels: fit the first convolution to the channels of the model's
-        images, as timm does: for one channel the kernels are summed, for more
-        they are repeated and scaled, so that activations keep their size.
+      model: a built `ResNet`, or a model that contains one. A file of a model
+        around a `ResNet` requires a model with the same other layers; any
+        other file sets the weights of the `ResNet` alone.
+      path: path of the weights, a string or `pathlib.Path`.
+      replace_head: whether the model keeps its own classifier if the file has
+        another number of classes. Otherwise this is an error.
+      averaged: whether to load the weight average of a run that has one,
+        rather than the weights of the last step.
+      adapt_channels: whether to adapt the first convolution to the channels of
+        the model's images, as in timm. For one channel, kernels are summed;
+        for more, they are repeated and scaled, so that activations keep their
+        scale.
 
     Returns:
-      A `Loaded`. Its preprocessing is what `read_preprocessing` returns.
+      A `Loaded` tuple with `dialect`, `head_used`, `preprocessing` (see
+      `read_preprocessing`) and `notes`.
 
     Raises:
-      WeightsError: the file is of another architecture, damaged, or not a
-        file of weights; the model is as it was then. Or the package that
-        reads the file is not installed, or the model is not built.
+      WeightsError: the file is not found, is damaged, contains invalid values
+        or is of another architecture; the model is not built; or the package
+        that reads the file is not installed. The model stays unchanged.
+
+    Example:
+      ```python
+      model = VARIANTS["resnet50"](num_classes=37)
+      model.build((None, 224, 224, 3))
+      loaded = load_weights(
+          model, "resnet50.safetensors", replace_head=True
+      )
+      loaded.head_used  # False: the file has 1,000 classes
+      ```
     """
-    outer, model = model, _built_net(model)
+    outer, model = model, _find_resnet(model)
     path = find_file(pathlib.Path(path))
     preprocessing = read_preprocessing(path)
     with errors_as_one_line(path), contextlib.ExitStack() as opened:
@@ -110,82 +132,94 @@ def load_weights(
         for name, (tensor, target) in pairs.items():
             _check_values(_read(tensor, target), path, name, target)
         for tensor, target in pairs.values():
-            # TensorFlow's own variable takes a tensor over as it is. Keras's
-            # way looks at shapes again, and copies arrays once more.
+            # TensorFlow's variable takes over the tensor. Keras's `assign`
+            # checks shapes again and copies arrays once more.
             values = tf.constant(_packed(_read(tensor, target)))
             target.variable.value.assign(values)
     return Loaded(dialect, head_used, preprocessing, notes)
 
 
 def save_safetensors(model, path):
-    """Writes the weights of a built `ResNet` with torch's names.
+    """Saves the weights of a built `ResNet` in torch's format.
 
-    torchvision's and timm's models of the same architecture load the file.
+    The safetensors file has the tensor names and layouts of torchvision and
+    timm, whose models of the same architecture load it. The file is written
+    atomically: if saving fails, an existing file stays unchanged.
 
     Args:
-      model: a built `ResNet`, or a model with one in it; torch has no net of
-        the pre-activation kind.
-      path: of the file, usually ending in `.safetensors`. If writing fails,
-        a file that was there stays as it was.
+      model: a built `ResNet`, or a model that contains one. Models with
+        `preactivation` and biases are unsupported.
+      path: path of the file, usually with the suffix `.safetensors`.
 
     Raises:
-      WeightsError: torch has no such net, or the model is not built.
+      WeightsError: torchvision and timm have no such model, or the model is
+        not built.
       OSError: the file cannot be written.
+
+    Example:
+      ```python
+      save_safetensors(model, "model.safetensors")
+      ```
+
+      In timm: `timm.create_model("resnet50d", num_classes=37,
+      checkpoint_path="model.safetensors")`.
     """
     tensors = {}
-    model = _built_net(model)
+    model = _find_resnet(model)
     for name, target in torch_targets(model).items():
         outline = _outline(target)
         tensors[name] = StoredTensor(
             outline.shape,
             outline.dtype.name,
-            # Not the loop's own, which is another one by then.
+            # Binds the target of this iteration.
             lambda target=target: target.write(np.asarray(target.variable)),
         )
-    traits = find_traits(model.get_config())
-    # What no name shows, so that it is not taken for a model of theirs.
+    arguments = function_arguments(model.get_config())
+    # The names of the weights do not show these. They tell such a model from
+    # one of timm.
     stated = {
         name: value
-        for name, value in traits.items()
-        if name != "shortcut" and value != TRAITS[name]
+        for name, value in arguments.items()
+        if name != "shortcut" and value != FUNCTION_ARGUMENTS[name]
     }
     metadata = {"resnet_layers": json.dumps(stated)} if stated else {}
     write_tensors(path, tensors, metadata)
 
 
-def _built_net(model):
-    """Returns the only `ResNet` in a model, which may be that model itself."""
-    nets = [n for n in model._flatten_layers() if isinstance(n, ResNet)]
-    if len(nets) != 1:
+def _find_resnet(model):
+    """Returns the only `ResNet` in a model, possibly the model itself."""
+    resnets = [n for n in model._flatten_layers() if isinstance(n, ResNet)]
+    if len(resnets) != 1:
         raise WeightsError(
-            f"{model.name} has {len(nets)} ResNets in it; give the ResNet "
-            "whose weights are meant"
+            f"{model.name}: must contain one ResNet, and contains "
+            f"{len(resnets)}. Pass a single ResNet."
         )
-    if not nets[0].built:
+    if not resnets[0].built:
         raise WeightsError(
-            f"{model.name} has no weights yet; call "
-            "model.build((None, 224, 224, 3)) first"
+            f"{model.name}: must be built, and has no weights yet. Call "
+            "model.build((None, 224, 224, 3))."
         )
-    return nets[0]
+    return resnets[0]
 
 
 def _pair(outer, model, path, tensors, dialect, replace_head, adapt_channels):
-    """Returns ({name: (tensor, `Target`)}, whether the head is in it, notes).
+    """Matches tensors to variables by name, shape and dtype.
 
-    Names, shapes and types are checked; numbers are not read.
+    Returns:
+      ({name: (tensor, `Target`)}, whether the file's classifier is used,
+      notes). No values are read.
     """
     dialect = DIALECTS[dialect]
     try:
         targets = dialect.find_targets(model)
     except WeightsError as error:
-        raise WeightsError(
-            f"{path} does not fit {model.name}: {error}"
-        ) from error
+        # The message begins with the name of the model.
+        raise WeightsError(f"{path}: does not match {error}") from error
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             raise WeightsError(
-                f"{path} cannot be used: {name}, of shape {tensor.shape}, has "
-                f"the type {tensor.dtype}; weights are real numbers"
+                f"{path}: {name} of shape {tensor.shape} has the unsupported "
+                f"dtype {tensor.dtype}. Save it as a float type."
             )
     notes = ()
     if dialect is not DIALECTS["own"]:
@@ -199,9 +233,9 @@ def _pair(outer, model, path, tensors, dialect, replace_head, adapt_channels):
     if around and outer is model:
         layers = {name.split("/")[-2]: None for name in around}
         raise WeightsError(
-            f"{path} does not fit {model.name}: it is of a model that has "
-            f"other layers around the ResNet ({', '.join(layers)}); load it "
-            "into a model with the same layers"
+            f"{path}: does not match {model.name}. It has other layers around "
+            f"the ResNet ({', '.join(layers)}). Load it into a model with "
+            "these layers."
         )
     if around:
         targets |= targets_around(model, outer)
@@ -209,15 +243,15 @@ def _pair(outer, model, path, tensors, dialect, replace_head, adapt_channels):
         if name not in tensors:
             shape = tuple(targets[name].variable.shape)
             raise WeightsError(
-                f"{path} does not fit {model.name}: it has no {name}, which "
-                f"the model has with shape {shape}{_nearest(name, tensors)}"
-                f"{recognized_model(tensors)}"
+                f"{path}: does not match {model.name}. The file has no {name} "
+                f"of shape {shape}{_nearest(name, tensors)}. "
+                f"{_advice(tensors)}"
             )
         if name not in targets:
             raise WeightsError(
-                f"{path} does not fit {model.name}: the model has no {name}, "
-                f"which the file has with shape {tensors[name].shape}"
-                f"{_nearest(name, targets)}"
+                f"{path}: does not match {model.name}. The model has no {name} "
+                f"of shape {tensors[name].shape}{_nearest(name, targets)}. "
+                f"{_advice(tensors)}"
             )
     for name, target in targets.items():
         is_first = target.variable is model.stem.convs[0].kernel
@@ -226,86 +260,97 @@ def _pair(outer, model, path, tensors, dialect, replace_head, adapt_channels):
             targets[name], notes = target, notes + more
         expected = _outline(target).shape
         if tensors[name].shape != expected:
-            hint = "; `adapt_channels` fits it to other images"
+            advice = _advice(tensors)
+            if is_first:
+                advice = "Pass adapt_channels=True to adapt the kernel."
             raise WeightsError(
-                f"{path} does not fit {model.name}: {name} has shape "
-                f"{tensors[name].shape} there, and {expected} in the model"
-                f"{hint if is_first else ''}"
+                f"{path}: does not match {model.name}. {name} has shape "
+                f"{tensors[name].shape}, and {expected} in the model. {advice}"
             )
     pairs = {name: (tensors[name], targets[name]) for name in targets}
     return pairs, head_used, notes
 
 
 def _adapted(target, shape):
-    """Returns (`Target` of a first kernel for other channels, notes).
+    """Returns (`Target` that adapts a first kernel's channels, notes).
 
     Args:
-      target: for as many as the model has.
-      shape: of the file's kernel.
+      target: `Target` of the model's kernel.
+      shape: shape of the file's kernel.
     """
     channels = target.variable.shape[2]
     if shape == _outline(target).shape or len(shape) != 4:
         return target, ()
-    theirs = target.read(np.broadcast_to(np.float32(0), shape)).shape[2]
+    file_channels = target.read(np.broadcast_to(np.float32(0), shape)).shape[2]
 
     def read(kernel):
         kernel = target.read(kernel)
         if channels == 1:
             return kernel.sum(axis=2, keepdims=True)
-        repeated = np.tile(kernel, (1, 1, -(-channels // theirs), 1))
-        return repeated[:, :, :channels] * (theirs / channels)
+        repeated = np.tile(kernel, (1, 1, -(-channels // file_channels), 1))
+        return repeated[:, :, :channels] * (file_channels / channels)
 
     def write(kernel):
         # Only the shape matters.
-        return target.write(np.repeat(kernel[:, :, :1], theirs, axis=2))
+        return target.write(np.repeat(kernel[:, :, :1], file_channels, axis=2))
 
-    note = f"its images are of {theirs} channels, fitted to {channels}"
+    note = (
+        "the first convolution was adapted from "
+        f"{file_channels} to {channels} channels"
+    )
     return target._replace(read=read, write=write), (note,)
 
 
 def _nearest(name, names):
-    """Returns the names nearest to one, as the end of a sentence."""
+    """Returns the nearest names, as the end of a sentence."""
     near = difflib.get_close_matches(name, names, 3, cutoff=0.5)
-    return f"; the nearest there: {', '.join(near)}" if near else ""
+    return f"; nearest: {', '.join(near)}" if near else ""
+
+
+def _advice(tensors):
+    """Returns what to do about weights that do not match."""
+    other = recognized_model(tensors)
+    if other:
+        return f"The names are those of {other}."
+    return "Pass weights of this architecture, or change the model."
 
 
 def _outline(target):
-    """Returns what a file has of a variable, without numbers or memory."""
+    """Returns an array with a file's shape and dtype, without memory."""
     variable = target.variable
     zero = np.zeros((), tf.as_dtype(variable.dtype).as_numpy_dtype)
     return target.write(np.broadcast_to(zero, tuple(variable.shape)))
 
 
 def _read(tensor, target):
-    """Returns a file's tensor as the variable has it, in any memory order."""
+    """Reads a tensor in the layout and dtype of its variable."""
     values = target.read(tensor.read())
     dtype = tf.as_dtype(target.variable.dtype).as_numpy_dtype
     if values.dtype == dtype:
         return values
-    # Some that are finite are not any more in the model's type.
+    # Finite values may overflow in the model's dtype.
     with np.errstate(over="ignore"):
         return values.astype(dtype)
 
 
 def _check_values(values, path, name, target):
-    wrong = None
+    fault = None
     if not np.all(np.isfinite(values)):
-        wrong = "numbers that are not finite"
+        fault = "values that are not finite"
     elif target.variable.name == "moving_variance" and np.any(values < 0):
-        wrong = "negative numbers, which no variance is"
-    if wrong:
+        fault = "negative values, although it is a variance"
+    if fault:
         raise WeightsError(
-            f"{path} cannot be used: {name}, of shape "
-            f"{_outline(target).shape}, has {wrong}"
+            f"{path}: {name} of shape {_outline(target).shape} has {fault}. "
+            "Pass an intact file of weights."
         )
 
 
 def _packed(values):
     """Returns an array in C order.
 
-    Kernels of torch are transposed: NumPy, left alone, reads a line of the
-    cache for every number of them. In slices as wide as such a line it reads
-    each line once.
+    Kernels of torch are transposed. NumPy's own copy reads a cache line for
+    each value of them; slices as wide as a cache line read each line once.
     """
     if values.flags.c_contiguous:
         return values
@@ -318,7 +363,7 @@ def _packed(values):
 
 
 def _choose_head(model, tensors, targets, prefix, replace_head):
-    """Drops the file's classifier where the model keeps its own."""
+    """Removes the file's classifier where the model keeps its own."""
     in_head = {n for n in tensors if n.startswith(prefix)}
     sizes = {tensors[name].shape for name in in_head if "bias" in name}
     fits = model.head is None or sizes == {(model.num_classes,)}
@@ -330,10 +375,10 @@ def _choose_head(model, tensors, targets, prefix, replace_head):
 
 
 def _fold_biases(tensors, targets):
-    """Returns the tensors, biases before a batch norm moved into its mean.
+    """Moves convolution biases into the means of the following batch norms.
 
-    The convolutions of keras.applications have biases that the norm behind
-    them takes out again.
+    The convolutions of keras.applications have such biases, which the batch
+    norm cancels.
     """
     folded = dict(tensors)
     for name, bias in tensors.items():

@@ -1,4 +1,4 @@
-"""Weights by name: "imagenet", repositories of the hub, paths."""
+"""Weights by name: "imagenet", hub repositories, paths."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from resnet_layers.weights.preprocessing import (
 )
 from resnet_layers.weights.tensors import WeightsError, one_line
 
-# Where keras.applications keeps its weights, and what they must hash to (MD5).
+# Weights of keras.applications: variant -> (file name, MD5 hash).
 IMAGENET_URL = (
     "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
     "{}_weights_tf_dim_ordering_tf_kernels.h5"
@@ -29,10 +29,10 @@ IMAGENET_FILES = {
 }
 
 
-# What is taken from repositories of the Hugging Face hub, by their owner.
+# Files to download from repositories of the Hugging Face hub, by owner.
 HUB_FILES = {
     "timm": ("config.json", "model.safetensors"),
-    # Its ResNets are those of transformers.
+    # Its ResNets are those of the transformers library.
     "microsoft": (
         "config.json",
         "model.safetensors",
@@ -49,13 +49,20 @@ HUB_FILES = {
 
 
 class WeightsInfo(NamedTuple):
-    """Weights, and what is known of them before they are read.
+    """Path and metadata of weights, known before reading them.
 
-    `path` is for `load_weights`; `variant` is the entry of `VARIANTS` that they
-    are of, None if unknown; `preprocessing` is a `Preprocessing`.
+    Attributes:
+      path: path for `load_weights`.
+      variant: name in `VARIANTS`, None if unknown.
+      preprocessing: `Preprocessing` of the weights.
 
-        found = find_weights("timm/resnet50d.ra2_in1k")
-        model = VARIANTS[found.variant]()
+    Example:
+      ```python
+      info = find_weights("timm/resnet50d.ra2_in1k")
+      model = VARIANTS[info.variant]()
+      model.build((None, 224, 224, 3))
+      load_weights(model, info.path)
+      ```
     """
 
     path: pathlib.Path
@@ -64,25 +71,33 @@ class WeightsInfo(NamedTuple):
 
 
 def find_weights(name, variant=None):
-    """Returns the weights of a name, downloaded where necessary.
+    """Finds weights by name, and downloads them where necessary.
 
-    Tensors are not read. A variant is known from the `config.json` beside a
-    file or in the folder of a run, from that of a preset of Keras Hub, and for
-    "imagenet".
+    It does not read any tensors. The variant is known for "imagenet", and for
+    weights with a `config.json` beside them, in the run's folder or in the
+    Keras Hub preset. Downloads go to the caches of Keras and of
+    `huggingface_hub`.
 
     Args:
-      name: "imagenet" for the file of keras.applications, "timm/NAME" for
-        timm's on the Hugging Face hub, "keras/NAME" for a preset of Keras Hub
-        there, or a path that `load_weights` accepts, which wins if it exists.
-      variant: entry of `VARIANTS` for "imagenet"; resnet50_keras
-        if None.
+      name: "imagenet" for weights of keras.applications, "timm/NAME" or
+        "microsoft/NAME" for weights on the Hugging Face hub, "keras/NAME" for
+        a preset of Keras Hub on it, or a path for `load_weights`. An existing
+        path wins over a hub name.
+      variant: name in `VARIANTS` for "imagenet"; "resnet50_keras" by default.
 
     Returns:
       A `WeightsInfo`.
 
     Raises:
-      WeightsError: there is no such file, it cannot be had, it is not one of
-        weights, or of an architecture that has no row in `VARIANTS`.
+      WeightsError: the weights are not found, cannot be downloaded, are not a
+        file of weights, or belong to an unsupported architecture.
+
+    Example:
+      ```python
+      info = find_weights("timm/resnet50d.ra2_in1k")
+      info.variant  # "resnet50d"
+      info.preprocessing.image_size  # 224
+      ```
     """
     if name == "imagenet":
         variant = variant or "resnet50_keras"
@@ -98,9 +113,19 @@ def find_weights(name, variant=None):
 
 
 def is_of_hub(name):
-    """Tells whether a name is that of weights on the Hugging Face hub.
+    """Returns whether a name refers to weights on the Hugging Face hub.
 
-    A path that exists is not, whatever its folder is called.
+    That is "timm/NAME", "microsoft/NAME" or "keras/NAME", unless a path of
+    that name exists.
+
+    Args:
+      name: name for `find_weights`.
+
+    Example:
+      ```python
+      is_of_hub("timm/resnet50d.ra2_in1k")  # True
+      is_of_hub("imagenet")  # False
+      ```
     """
     owner, _, repository = str(name).partition("/")
     return owner in HUB_FILES and repository != "" and not os.path.exists(name)
@@ -109,8 +134,8 @@ def is_of_hub(name):
 def _download_imagenet(variant):
     if variant not in IMAGENET_FILES:
         raise WeightsError(
-            f"keras.applications has no weights for {variant}, only for "
-            f"{', '.join(IMAGENET_FILES)}"
+            f"variant={variant}: has no weights in keras.applications. Use "
+            f"one of {', '.join(IMAGENET_FILES)}."
         )
     stem, md5 = IMAGENET_FILES[variant]
     url = IMAGENET_URL.format(stem)
@@ -123,12 +148,13 @@ def _download_imagenet(variant):
 
 
 def _download_from_hub(name, files):
-    """Returns the folder with those of the files that there are."""
+    """Downloads those of `files` that exist and returns their folder."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise WeightsError(
-            f"{name} needs the extra: pip install 'resnet-layers[weights]'"
+            f"{name}: requires huggingface_hub. Install it with pip install "
+            "'resnet-layers[weights]'."
         ) from error
     return _download(
         f"https://huggingface.co/{name}",
@@ -139,9 +165,9 @@ def _download_from_hub(name, files):
 def _download(url, download):
     try:
         return pathlib.Path(download())
-    # Keras raises plain exceptions, and the hub a dozen kinds.
+    # Keras raises plain exceptions, huggingface_hub a dozen kinds.
     except Exception as error:
         raise WeightsError(
-            f"{url} could not be downloaded ({one_line(error)}); on a machine "
-            "that reaches it download the file, and name its path"
+            f"{url}: cannot be downloaded ({one_line(error)}). Download it on "
+            "a machine with access, and pass the path of the file."
         ) from error

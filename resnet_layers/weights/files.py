@@ -1,6 +1,7 @@
-"""Files of weights: what tells them apart, how they are read and written.
+"""Weight files: format detection, reading, writing.
 
-The format of a run's checkpoints is known here alone.
+
+No other module knows the format of a run's checkpoints.
 """
 
 import contextlib
@@ -19,27 +20,27 @@ from resnet_layers.weights.keras_files import KERAS_READERS, find_keras_dialect
 from resnet_layers.weights.pickles import is_pickle, open_pickle
 from resnet_layers.weights.tensors import StoredTensor, WeightsError, one_line
 
-# What a folder of the Hugging Face hub keeps its weights in.
+# Weight files in a folder of the Hugging Face hub, in order of preference.
 FILES_OF_FOLDERS = (
     "model.safetensors",
     "model.weights.h5",
     "pytorch_model.bin",
 )
 
-# What tells transformers' names from torchvision's and timm's.
+# A name that only files of transformers have, not torchvision's and timm's.
 TRANSFORMERS_STEM = "embedder.embedder.convolution.weight"
 
-# A checkpoint of a step, and the folder of a run in which it is written.
+# Name of a checkpoint by its step, and the folder of a run that has them.
 CHECKPOINT = "ckpt-{}"
 CHECKPOINTS = "checkpoints"
-# Its parts that hold weights, by path below the model: those of the step, and
-# their average, if any.
+# Parts of a checkpoint with weights: those of the last step, and the weight
+# average, if any.
 MODEL, AVERAGE = "model", "average"
-# TensorFlow treats the name of a checkpoint as a pattern. A bracket or a
-# backslash in it does not match itself.
+# TensorFlow treats the name of a checkpoint as a pattern, in which a bracket or
+# a backslash does not match itself.
 PATTERN_LETTERS = frozenset("*?[]\\")
 
-# Types of numbers, as safetensors and as NumPy call them.
+# Dtypes in safetensors and in NumPy.
 SAFETENSORS_TYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -59,15 +60,15 @@ SAFETENSORS_TYPES = {
 
 
 def find_file(path):
-    """Returns the file or the run that a path of weights stands for.
+    """Returns the file of weights, or the run, at a path.
 
-    That is `path` itself, or what the hub keeps in such a folder.
+    That is `path` itself, or the weight file in a folder of the hub.
 
     Args:
       path: a `pathlib.Path`.
 
     Raises:
-      WeightsError: it cannot be one of weights.
+      WeightsError: there are no weights at the path.
     """
     checkpoints = _find_checkpoints(path)
     if path.is_dir() and not checkpoints:
@@ -75,34 +76,37 @@ def find_file(path):
             if (path / name).is_file():
                 return path / name
         raise WeightsError(
-            f"{path} holds no weights; expected the folder of a run, with "
-            "checkpoints/ckpt-STEP.index in it, or its folder checkpoints, or "
-            f"a folder with {' or '.join(FILES_OF_FOLDERS)}"
+            f"{path}: no weights found. Pass a run's folder with "
+            "checkpoints/ckpt-STEP.index, its folder checkpoints, or a folder "
+            f"with {' or '.join(FILES_OF_FOLDERS)}."
         )
     if not path.is_file() and not checkpoints:
         raise WeightsError(
-            f"{path} is not a file, nor a folder, nor a checkpoint's prefix"
+            f"{path}: not found. Pass a file, a folder or a checkpoint's "
+            "prefix."
         )
     return path
 
 
 def open_tensors(model, path, opened, averaged=True):
-    """Returns (dialect, {name: tensor}) of all that `load_weights` accepts.
+    """Opens the tensors of everything that `load_weights` accepts.
 
-    No numbers are read, but those of checkpoints that must prove to be whole.
+    It reads no values, except to check that a checkpoint is intact.
 
     Args:
-      model: a built `ResNet`, whose blocks a `.weights.h5` file is read by, or
-        None where no name of a block matters.
-      path: a `pathlib.Path` that `find_file` has returned.
-      opened: a `contextlib.ExitStack`; until it is closed, tensors can be
-        read.
-      averaged: take the averages of a run that keeps some.
+      model: a built `ResNet`, for the block names in a `.weights.h5` file; or
+        None if these do not matter.
+      path: `pathlib.Path` from `find_file`.
+      opened: `contextlib.ExitStack`; tensors can be read until it closes.
+      averaged: whether to read the weight average of a run that has one.
+
+    Returns:
+      (dialect, {name: `StoredTensor`}).
 
     Raises:
       WeightsError: the package that reads the file is not installed.
-      Exception: the file is damaged, or not a file of weights; the readers
-        raise whatever they trip over.
+      Exception: the file is damaged or not a file of weights. Readers raise
+        all kinds of exceptions.
     """
     dialect, open_file = _find_reader(path, averaged)
     tensors = open_file(model, path, opened)
@@ -112,8 +116,8 @@ def open_tensors(model, path, opened, averaged=True):
             name.removeprefix("resnet."): tensor
             for name, tensor in tensors.items()
         }
-    # Whole numbers are no weights: torch's batch norm counts its calls for a
-    # schedule of its own, `StochasticDepth` for its random numbers.
+    # Integers are not weights: torch's batch norm counts its calls, and
+    # `StochasticDepth` its random draws.
     return dialect, {
         name: tensor
         for name, tensor in tensors.items()
@@ -122,9 +126,9 @@ def open_tensors(model, path, opened, averaged=True):
 
 
 def find_dialect(path):
-    """Returns the name in `DIALECTS` of a file, without reading its tensors.
+    """Returns the key in `DIALECTS` of a file, without reading its tensors.
 
-    Files of transformers count as "torch": their names are not looked at.
+    Files of transformers count as "torch": tensor names are not checked.
 
     Raises:
       Exception: as `open_tensors`.
@@ -133,7 +137,7 @@ def find_dialect(path):
 
 
 def _find_reader(path, averaged=True):
-    """Returns (dialect, function: model, path, stack -> {name: tensor})."""
+    """Returns (dialect, function (model, path, stack) -> {name: tensor})."""
     if not path.is_file():
         parts = (MODEL, AVERAGE) if averaged else (MODEL,)
         return "own", functools.partial(_open_checkpoints, parts)
@@ -148,7 +152,7 @@ def _find_reader(path, averaged=True):
 def _find_checkpoints(path):
     """Returns the prefixes of a run's checkpoints, newest first.
 
-    The path is that of the run, of its checkpoints, or itself such a prefix.
+    The path is the folder of the run, its checkpoints, or such a prefix.
     """
     if not path.is_dir():
         return [path] if pathlib.Path(f"{path}.index").is_file() else []
@@ -158,8 +162,8 @@ def _find_checkpoints(path):
 
 def list_checkpoints(folder):
     """Returns [(step, prefix)] of the checkpoints in a folder, newest first."""
-    # Not the list that TensorFlow keeps in a file of its own, which can be lost
-    # while the checkpoints are still there.
+    # TensorFlow's own list is in a file that can be lost while the checkpoints
+    # still exist.
     pattern = re.escape(CHECKPOINT).replace(r"\{\}", r"(\d+)") + r"\.index"
     found = [
         (int(match[1]), index.with_suffix(""))
@@ -170,7 +174,7 @@ def list_checkpoints(folder):
 
 
 def _open_checkpoints(parts, model, path, opened):
-    """Returns {path below the model: tensor} of the newest that is whole."""
+    """Returns {path below the model: tensor} of the newest readable one."""
     prefixes = _find_checkpoints(path)
     for prefix in prefixes:
         try:
@@ -178,12 +182,13 @@ def _open_checkpoints(parts, model, path, opened):
             for tensor in tensors.values():
                 tensor.read()
             return tensors
-        # The second is how TensorFlow says that a file is too short.
+        # TensorFlow raises an IndexError for a truncated file.
         except (tf.errors.OpError, IndexError) as error:
             reason = f"{prefix.name}: {one_line(error)}"
             if prefix is not prefixes[-1]:
                 warnings.warn(
-                    f"skipping a checkpoint that cannot be read, {reason}",
+                    f"{prefix}: cannot be read and was skipped "
+                    f"({one_line(error)}). An older checkpoint is loaded.",
                     # Points at the caller of `load_weights`.
                     stacklevel=4,
                 )
@@ -191,11 +196,11 @@ def _open_checkpoints(parts, model, path, opened):
 
 
 def _open_checkpoint(prefix, parts, opened):
-    """Returns {path below the model: tensor}, of the last part that has it.
+    """Returns {path below the model: tensor}; later parts win.
 
     Args:
-      prefix: of a checkpoint.
-      parts: of it, such as `MODEL` and `AVERAGE`.
+      prefix: prefix of a checkpoint.
+      parts: names of its parts, such as `MODEL` and `AVERAGE`.
       opened: see `open_tensors`.
     """
     readable = opened.enter_context(readable_prefix(prefix))
@@ -219,11 +224,11 @@ def readable_prefix(prefix):
     """Yields a prefix by which TensorFlow finds a checkpoint.
 
     Args:
-      prefix: of the checkpoint.
+      prefix: prefix of the checkpoint.
 
     Yields:
-      A string; where TensorFlow would take the prefix for a pattern, that of
-      links in a temporary folder.
+      The prefix as a string. If TensorFlow would treat it as a pattern, the
+      prefix of links in a temporary folder.
     """
     if PATTERN_LETTERS.isdisjoint(str(prefix)):
         yield str(prefix)
@@ -238,14 +243,14 @@ def readable_prefix(prefix):
 
 
 def _unescape(name):
-    # In the keys of checkpoints TensorFlow writes ".S" for "/", ".." for ".".
+    # TensorFlow escapes "/" as ".S" and "." as ".." in the keys of checkpoints.
     return re.sub(r"\.([.S])", lambda match: match[1].replace("S", "/"), name)
 
 
 def _open_safetensors(model, path, opened):
     safetensors = _import_safetensors()
     try:
-        # Not "mmap", whose pages count as memory of the process.
+        # With "mmap", pages would count as memory of the process.
         file = opened.enter_context(
             safetensors.safe_open(path, framework="np", backend="pread")
         )
@@ -272,32 +277,33 @@ def read_metadata(path):
 
 
 def _import_safetensors():
-    """Returns the package, which is an extra, or raises `WeightsError`."""
+    """Returns the package, an optional dependency, or raises WeightsError."""
     try:
         import safetensors
     except ImportError as error:
         raise WeightsError(
-            "safetensors files need the extra: pip install "
-            "'resnet-layers[weights]'"
+            "safetensors: package not found. Install it with pip install "
+            "'resnet-layers[weights]'."
         ) from error
     return safetensors
 
 
 def write_tensors(path, tensors, metadata=None):
-    """Writes a file of safetensors, one tensor after the other.
+    """Writes a safetensors file, one tensor after the other.
 
-    A file that was there stays as it was until the new one is whole.
+    The file is written atomically: an existing file stays until the new one is
+    complete.
 
     Args:
-      path: of the file.
-      tensors: {name: `StoredTensor`}; each is read when its turn comes.
+      path: path of the file.
+      tensors: {name: `StoredTensor`}; each is read only when it is written.
       metadata: {name: text} for `read_metadata`.
 
     Raises:
       OSError: the file cannot be written.
     """
     codes = {dtype: code for code, dtype in SAFETENSORS_TYPES.items()}
-    # For torch, as the package itself would write it, to the last byte.
+    # Byte for byte what the package writes for torch.
     header, end = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0
     for name, tensor in sorted(tensors.items()):
         begin = end
@@ -309,8 +315,8 @@ def write_tensors(path, tensors, metadata=None):
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    # Beside, in a folder that no other process knows, and then renamed, so
-    # that a failure never leaves half of it.
+    # Written to a private folder beside the target and then renamed, so that a
+    # failure never leaves half a file.
     path = pathlib.Path(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         unfinished = pathlib.Path(folder, path.name)

@@ -1,7 +1,7 @@
-"""HDF5 files of Keras, and the `.keras` files around them.
+"""HDF5 and `.keras` files of Keras.
 
-Such a file may come from a stranger: nothing is read that lies outside of it,
-and nothing is unpacked that is much larger than what it takes in the file.
+These files may be untrusted. Reading never follows a link out of the file, and
+never unpacks data that is much larger than its compressed form.
 """
 
 import json
@@ -23,29 +23,30 @@ from resnet_layers.weights.tensors import (
     json_beside,
 )
 
-# Names of a layer in Keras Hub's nets alone, where stages are stacks, and in
-# those of keras.applications.
+# Layer names that occur in models of Keras Hub alone, where stages are stacks,
+# and in those of keras.applications.
 HUB_PREFIX = "stack0_block0_"
 KERAS_LAYER = "conv1_conv"
 
-# Between a model and its layers, groups of Keras 3's HDF5 files.
+# Groups between a model and its layers in the HDF5 files of Keras 3.
 KERAS_CONTAINERS = ("blocks", "layers", "convs", "bns", "pools")
 
-# Keras does not pack, and numbers of a trained model hardly become smaller.
-MOST_PACKED = 20
-# Text does, where a file was packed again, but is of so many bytes at most.
+# Keras does not compress, and trained weights hardly compress.
+MAX_COMPRESSION = 20
+# Text compresses well, where a file was compressed again. Up to this size it is
+# harmless.
 HARMLESS_BYTES = 2**24
 
 
 def find_keras_dialect(path):
-    """Returns the name in `DIALECTS` of an HDF5 or `.keras` file.
+    """Returns the key in `DIALECTS` of an HDF5 or `.keras` file.
 
     Raises:
-      Exception: it is neither, or not one of weights.
+      Exception: the file is neither, or has no weights.
     """
     if not zipfile.is_zipfile(path):
         with _opened_hdf5(path) as file:
-            if _find_own_net(file) is not None:
+            if _find_resnet(file) is not None:
                 return "own"
     elif read_model_config(path) is not None:
         return "own"
@@ -54,14 +55,14 @@ def find_keras_dialect(path):
         return "hub"
     if zipfile.is_zipfile(path) and KERAS_LAYER not in names:
         raise OSError(
-            "the model in it has no ResNet of this library, of "
-            "keras.applications or of Keras Hub"
+            "its model has no ResNet of this library, of keras.applications "
+            "or of Keras Hub"
         )
     return "keras"
 
 
 def read_layer_names(path):
-    """Returns the names of all layers, also of those inside of others."""
+    """Returns the names of all layers, nested ones included."""
     if zipfile.is_zipfile(path):
         parts = _parts_of_config(path)
         return [part["name"] for part in parts if "name" in part]
@@ -91,26 +92,27 @@ def _parts_of_config(path):
 
 
 def _check_packing(archive, name):
-    """Raises WeightsError where a member would unpack to far more bytes."""
+    """Raises WeightsError if a member would unpack to far more bytes."""
     member = archive.getinfo(name)
-    most = max(MOST_PACKED * member.compress_size, HARMLESS_BYTES)
-    if member.file_size > most:
+    limit = max(MAX_COMPRESSION * member.compress_size, HARMLESS_BYTES)
+    if member.file_size > limit:
         raise WeightsError(
-            f"{archive.filename} cannot be used: {name} in it would unpack to "
+            f"{archive.filename}: its member {name} would unpack to "
             f"{member.file_size:,} bytes from {member.compress_size:,}, more "
-            f"than {MOST_PACKED} times as many"
+            f"than {MAX_COMPRESSION} times as many. Pass a file that Keras "
+            "wrote."
         )
 
 
 def _opened_hdf5(path):
-    """Returns an open `h5py.File` from which nothing leads out.
+    """Returns an open `h5py.File` that refers to no other file.
 
     Raises:
-      WeightsError: a link or a dataset is kept in another file.
+      WeightsError: a link or a dataset refers to another file.
     """
     file = h5py.File(path)
     try:
-        # A name, or None where there is nothing of the kind.
+        # A name, or None without an external reference.
         outside = file.visititems_links(
             lambda name, link: (
                 None
@@ -127,8 +129,8 @@ def _opened_hdf5(path):
         )
         if outside:
             raise WeightsError(
-                f"{path} cannot be used: {outside} in it is kept in another "
-                "file, and a file of weights must be complete in itself"
+                f"{path}: its {outside} is stored in another file. Pass a "
+                "file that contains all of its weights."
             )
     except BaseException:
         file.close()
@@ -140,21 +142,21 @@ def _opened_weights(path, opened):
     """Returns the open `h5py.File` of an HDF5 file, or in a `.keras` file.
 
     Args:
-      path: of the file.
-      opened: a `contextlib.ExitStack` that closes it.
+      path: path of the file.
+      opened: `contextlib.ExitStack` that closes it.
     """
     if zipfile.is_zipfile(path):
         folder = opened.enter_context(tempfile.TemporaryDirectory())
         with zipfile.ZipFile(path) as archive:
             _check_packing(archive, "model.weights.h5")
-            # HDF5 jumps to and fro, and in a zip file every jump back begins
-            # at its beginning.
+            # HDF5 seeks back and forth. In a zip file, each step back starts
+            # again at the beginning.
             path = archive.extract("model.weights.h5", folder)
     return opened.enter_context(_opened_hdf5(path))
 
 
 def _open_keras(model, path, opened):
-    """Returns {"layer/variable": tensor} of a model of Keras's own layers."""
+    """Returns {"layer/variable": tensor} of a model of Keras layers."""
     file = _opened_weights(path, opened)
     return {
         f"{layer}/{name}": tensor
@@ -164,7 +166,7 @@ def _open_keras(model, path, opened):
 
 
 def _open_hub(model, path, opened):
-    """Returns the same of a preset of Keras Hub, the classifier included."""
+    """Returns the same of a Keras Hub preset, its classifier included."""
     tensors = _open_keras(model, path, opened)
     head = path.with_name("task.weights.h5")
     if head.is_file() and not zipfile.is_zipfile(path):
@@ -172,30 +174,30 @@ def _open_hub(model, path, opened):
             pooling = task.get("config", {}).get("pooling", "avg")
         if pooling != "avg":
             raise WeightsError(
-                f"{path} is of a classifier with pooling {pooling}; here all "
-                "take the mean"
+                f"{path}: unsupported pooling {pooling} of its classifier. "
+                "Use a preset with average pooling."
             )
         tensors |= _open_keras(model, head, opened)
     return tensors
 
 
 def _find_keras_layers(file):
-    """Returns {layer: [(variable, `StoredTensor`)]} of either format of Keras.
+    """Returns {layer: [(variable, `StoredTensor`)]} of either Keras format.
 
-    Layers of models inside the model are among them.
+    Layers of nested models are included.
     """
-    # Of a whole model, weights are a part.
+    # The file of a whole model has the weights in a group.
     file = file.get("model_weights", file)
     layers = {}
 
     def add(layer, variables):
         if variables and layer in layers:
-            raise OSError(f"two layers in it are called {layer}")
+            raise OSError(f"two of its layers are named {layer}")
         if variables:
             layers[layer] = variables
 
     def add_group(path, group):
-        # The optimizer of a compiled model stands beside the layers.
+        # A compiled model has its optimizer beside the layers.
         if path.endswith("/vars") and not path.startswith("optimizer/"):
             add(_text(group.attrs["name"]), _open_variables(group))
 
@@ -206,14 +208,14 @@ def _find_keras_layers(file):
     else:
         file.visititems(add_group)
     if not layers:
-        raise OSError("there are no layers of Keras in it")
+        raise OSError("it has no Keras layers")
     return layers
 
 
 def _split_legacy(layer, group):
-    """Returns {layer: [(variable, tensor)]} of one group of older files.
+    """Returns {layer: [(variable, tensor)]} of a group of the legacy format.
 
-    A model inside the model has one group for all of its layers.
+    A nested model has one group for all of its layers.
     """
     layers = {}
     for path in map(_text, group.attrs["weight_names"]):
@@ -221,27 +223,26 @@ def _split_legacy(layer, group):
         owner = owners[-1] if owners else layer
         tensor = _open_dataset(group[path])
         layers.setdefault(owner, []).append((name.split(":")[0], tensor))
-    # A layer's own names need not be those of its variables.
+    # The names of a layer need not match those of its variables.
     return layers if len(layers) > 1 else {layer: sum(layers.values(), [])}
 
 
 def _open_own(model, path, opened):
-    """Returns {path below the model: `StoredTensor`} of a file of our models.
+    """Returns {path below the model: `StoredTensor`} of this library's files.
 
-    Not by Keras, which overwrites half of a model before it notices that the
-    rest does not fit. It ignores tensors that are left, and runs code that is
-    in a `.keras` file.
+    Keras's own loading overwrites half of a model before it notices a
+    mismatch, ignores unexpected tensors, and runs code from a `.keras` file.
     """
     tensors = {}
 
     def add(name, group):
-        # The optimizer of a compiled model stands beside the layers.
+        # A compiled model has its optimizer beside the layers.
         if name.startswith("optimizer/"):
             return
         if not name.endswith("/vars") or not len(group):
             return
         owners = name.removeprefix(prefix).split("/")[:-2]
-        # Blocks go by number there: bottleneck_block, bottleneck_block_1.
+        # Blocks have numbers: bottleneck_block, bottleneck_block_1.
         if owners[:1] == ["blocks"]:
             number = int(re.search(r"\d*$", owners[1])[0] or 0)
             if model is not None and number < len(model.blocks):
@@ -255,22 +256,22 @@ def _open_own(model, path, opened):
             tensors[whole] = tensor
 
     file = _opened_weights(path, opened)
-    net = _find_own_net(file)
-    if net is None:
-        raise OSError("there is no ResNet of this library in it")
-    prefix = f"{net}/" if net else ""
+    resnet = _find_resnet(file)
+    if resnet is None:
+        raise OSError("it has no ResNet of this library")
+    prefix = f"{resnet}/" if resnet else ""
     file.visititems(add)
     return tensors
 
 
-# By dialect: a model, a path and a `contextlib.ExitStack` -> {name: tensor}.
+# By dialect: (model, path, `contextlib.ExitStack`) -> {name: tensor}.
 KERAS_READERS = {"own": _open_own, "hub": _open_hub, "keras": _open_keras}
 
 
-def _find_own_net(file):
+def _find_resnet(file):
     """Returns the path of a `ResNet` in a `.weights.h5` file, or None.
 
-    It is "" where the file is of the net alone, not of a model around it.
+    The path is "" in a file of the `ResNet` alone.
     """
     if "blocks" in file:
         return ""
@@ -282,14 +283,14 @@ def _find_own_net(file):
 
 
 def _layer_name(path, group):
-    """Returns the name that a layer was built with."""
+    """Returns the name with which a layer was built."""
     name, attribute = _text(group.attrs["name"]), path.split("/")[-2]
-    # `ResNet.features` puts the net's name in front of those of its layers.
+    # `ResNet.features` prefixes the names of its layers with the model's.
     return attribute if name.endswith(f"_{attribute}") else name
 
 
 def _open_variables(group):
-    """Returns [(name, `StoredTensor`)] of the group of a layer of Keras 3."""
+    """Returns [(name, `StoredTensor`)] of a layer's group in Keras 3."""
     tensors = [_open_dataset(group[key]) for key in sorted(group)]
     norm = len(tensors) == len(TORCH_NORM)
     names = (TORCH_NORM if norm else TORCH_OTHER).values()
@@ -297,7 +298,7 @@ def _open_variables(group):
 
 
 def _open_dataset(dataset):
-    # HDF5 has no bfloat16; Keras writes the bytes, and says so beside them.
+    # HDF5 has no bfloat16. Keras writes the bytes, and the dtype beside them.
     if dataset.attrs.get("dtype") == "bfloat16":
         dtype = tf.bfloat16.as_numpy_dtype
         return StoredTensor(

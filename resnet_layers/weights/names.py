@@ -1,4 +1,4 @@
-"""The names of weights in each dialect of files."""
+"""Names of weights in each dialect (naming convention) of files."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,12 +9,12 @@ import tensorflow as tf
 from resnet_layers.base import identity
 from resnet_layers.weights.tensors import WeightsError
 
-# Names of the layers in each dialect. Stages, blocks and layers are counted
-# from 1 with capital letters, from 0 with small ones.
+# Layer names in each dialect. Placeholders with capital letters count from 1,
+# those with small letters from 0.
 TORCH_NAMES = {
     "stem_conv": "conv1",
     "stem_bn": "bn1",
-    # Three convolutions in a torch.nn.Sequential: conv, norm, ReLU, conv ...
+    # Three convolutions in a torch.nn.Sequential: conv, norm, ReLU, conv, ...
     "deep_stem_conv": "conv1.{sequence}",
     "deep_stem_bn": "conv1.{after}",
     "pool_conv": "maxpool.0",
@@ -30,7 +30,7 @@ TORCH_NAMES = {
     "neighbors": "layer{Stage}.{block}.se.conv",
     "head": "fc",
 }
-# Of timm's resnetv2.py, the nets with pre-activation.
+# For timm's resnetv2.py, models with pre-activation.
 TORCH_V2_NAMES = {
     "stem_conv": "stem.conv",
     "deep_stem_conv": "stem.conv{Layer}",
@@ -43,7 +43,7 @@ TORCH_V2_NAMES = {
     "post_bn": "norm",
     "convolutional_head": "head.fc",
 }
-# Of Hugging Face's transformers, without the `resnet.` in front.
+# For Hugging Face transformers, without the prefix `resnet.`.
 TRANSFORMERS_NAMES = {
     "stem_conv": "embedder.embedder.convolution",
     "stem_bn": "embedder.embedder.normalization",
@@ -69,7 +69,7 @@ KERAS_NAMES = {
     "head": "predictions",
 }
 
-# Of the presets of Keras Hub.
+# For presets of Keras Hub.
 HUB_NAMES = {
     "stem_conv": "conv{Layer}_conv",
     "stem_bn": "conv{Layer}_bn",
@@ -86,7 +86,7 @@ HUB_NAMES = {
     "head": "predictions",
 }
 
-# Names of a layer's variables: theirs -> ours.
+# Variables of a layer: torch's name -> Keras's name.
 TORCH_NORM = {
     "weight": "gamma",
     "bias": "beta",
@@ -95,18 +95,18 @@ TORCH_NORM = {
 }
 TORCH_OTHER = {"weight": "kernel", "bias": "bias"}
 
-# Parts of names -> the models that have them.
+# Substrings of tensor names -> models that have them.
 OTHER_MODELS = {
     "res2a_branch2a": (
         "Keras's ResNet-50 from before 2019, whose batch norms have another "
-        "epsilon; the current file is --weights=imagenet"
+        'epsilon; use the current weights, named "imagenet"'
     ),
-    "layer0.conv1": "Cadene's pretrained models, of SENet's own layout",
-    "block1.unit01": "Google's BiT; timm has the same weights",
+    "layer0.conv1": "Cadene's pretrained SENets, which have another layout",
+    "block1.unit01": "Google's BiT; use the same weights from timm",
     "patch_embed": "a vision transformer",
     "_blocks.0": "an EfficientNet",
     "denseblock1": "a DenseNet",
-    "features.0": "a network that is no ResNet",
+    "features.0": "another network than a ResNet",
 }
 
 ATTENTION_ROLES = {
@@ -117,7 +117,7 @@ ATTENTION_ROLES = {
 
 
 class Target(NamedTuple):
-    """One of our variables, and the way from and to a foreign tensor."""
+    """A variable, and its conversions from and to a tensor of a file."""
 
     variable: tf.keras.Variable
     read: Callable = np.asarray
@@ -140,57 +140,61 @@ def _to_1x1(kernel):
     return kernel.T[:, :, np.newaxis, np.newaxis]
 
 
-# Ways from torch's kernels, and back, by the role of their layer.
+# Conversions from torch's kernels, and back, by the role of the layer.
 KERNELS = {
     "conv": (_to_hwio, _to_oihw),
     "head": (np.transpose, np.transpose),
-    # What is a dense layer here is a 1x1 convolution there.
+    # A 1x1 convolution in the file is a dense layer here.
     "convolutional_head": (_from_1x1, _to_1x1),
     "squeeze": (_from_1x1, _to_1x1),
     "excite": (_from_1x1, _to_1x1),
-    # A convolution in one dimension.
+    # A 1-D convolution.
     "neighbors": (np.transpose, np.transpose),
 }
 
 
 def torch_targets(model):
-    """Returns {torch's name: `Target`} of all weights of a `ResNet`."""
+    """Returns {torch's name: `Target`} of all weights of a `ResNet`.
+
+    Raises:
+      WeightsError: torchvision and timm have no such model.
+    """
     names = TORCH_NAMES
     if model.preactivation:
         names = TORCH_V2_NAMES
         if model.use_bias:
             raise WeightsError(
-                "torchvision and timm have no pre-activation net with biases"
+                f"{model.name}: torchvision and timm have no pre-activated "
+                "ResNet with biases. Use another format."
             )
-    return _torch_targets(model, names, "torchvision and timm have")
+    return _torch_targets(model, names, "torchvision and timm")
 
 
 def _transformers_targets(model):
     """Returns {name in transformers: `Target`} of all weights."""
-    return _torch_targets(model, TRANSFORMERS_NAMES, "transformers has")
+    return _torch_targets(model, TRANSFORMERS_NAMES, "transformers")
 
 
-def _torch_targets(model, names, libraries_have):
+def _torch_targets(model, names, library):
     targets = {}
     for layer, role, position in _layers(model):
         if role == "head" and model.preactivation:
             role = "convolutional_head"
         if role not in names:
-            raise WeightsError(
-                f"{libraries_have} no net like {model.name}: nothing there is "
-                f"like {layer.path}"
-            )
+            raise _unsupported(library, layer, model)
         prefix = names[role].format(**position)
         norm = role.endswith("bn")
-        for theirs, ours in (TORCH_NORM if norm else TORCH_OTHER).items():
-            variable = getattr(layer, ours, None)
+        for torch_name, keras_name in (
+            TORCH_NORM if norm else TORCH_OTHER
+        ).items():
+            variable = getattr(layer, keras_name, None)
             if variable is None:
                 continue
-            ways = {}
-            if ours == "kernel":
+            conversions = {}
+            if keras_name == "kernel":
                 read, write = KERNELS.get(role, KERNELS["conv"])
-                ways = {"read": read, "write": write}
-            targets[f"{prefix}.{theirs}"] = Target(variable, **ways)
+                conversions = {"read": read, "write": write}
+            targets[f"{prefix}.{torch_name}"] = Target(variable, **conversions)
     return targets
 
 
@@ -208,14 +212,18 @@ def _keras_targets(model, names, library):
     targets = {}
     for layer, role, position in _layers(model):
         if role not in names:
-            raise WeightsError(
-                f"{library} has no net like {model.name}: nothing there is "
-                f"like {layer.path}"
-            )
+            raise _unsupported(library, layer, model)
         prefix = names[role].format(**position)
         for variable in layer.weights:
             targets[f"{prefix}/{variable.name}"] = Target(variable)
     return targets
+
+
+def _unsupported(library, layer, model):
+    return WeightsError(
+        f"{model.name}: no model of {library} has a layer like {layer.path}. "
+        "Use another format."
+    )
 
 
 def _own_targets(model):
@@ -226,28 +234,28 @@ def _own_targets(model):
     }
 
 
-# In front of what stands in a model around the ResNet.
+# Prefix of layers outside the ResNet, in a model that contains it.
 AROUND = "../"
 
 
 def targets_around(model, outer):
-    """Returns {AROUND + "layer/variable": `Target`} of the layers around.
+    """Returns {AROUND + "layer/variable": `Target`} of the other layers.
 
     Args:
       model: the `ResNet`.
-      outer: the model that it is a layer of.
+      outer: the model that contains it.
     """
     inside = {id(variable) for variable in model.variables}
     return {
         name_around(variable.path.split("/")): Target(variable)
         for variable in outer.variables
-        # Seeds of random numbers are no weights.
+        # Seeds of random number generators are not weights.
         if id(variable) not in inside and "float" in str(variable.dtype)
     }
 
 
 def name_around(path):
-    """Returns what a variable outside of the ResNet is called."""
+    """Returns the name of a variable outside the ResNet."""
     return AROUND + "/".join(path[-2:])
 
 
@@ -257,10 +265,10 @@ def path_below(model, variable):
 
 
 def _layers(model):
-    """Yields every layer with weights as (layer, role, position).
+    """Yields (layer, role, position) of every layer with weights.
 
     Raises:
-      WeightsError: a block has layers that no other library's have.
+      WeightsError: a custom block has layers that no library has names for.
     """
     stem = model.stem
     deep = "deep_" if len(stem.convs) > 1 else ""
@@ -289,8 +297,8 @@ def _layers(model):
             known = sum(len(layer.weights) for layer, *_ in found)
             if known < len(block.weights):
                 raise WeightsError(
-                    f"{type(block).__name__} has layers of its own, which no "
-                    "other library has names for"
+                    f"{model.name}: no other library has names for the layers "
+                    f"of {type(block).__name__}. Use a .weights.h5 file."
                 )
             yield from found
     if model.preactivation:
@@ -324,10 +332,10 @@ def _block_layers(block, position):
 
 
 class Dialect(NamedTuple):
-    """How files name tensors.
+    """Naming convention of tensors in files.
 
-    `head` has the names that the classifier may have; `separator` stands
-    between a layer and its variable, `kernel` is what weights are called.
+    `head` has the possible names of the classifier, `separator` separates a
+    layer from its variable, and `kernel` is the name of a layer's weights.
     """
 
     find_targets: Callable
@@ -353,17 +361,20 @@ DIALECTS = {
 
 
 def rename(tensors, targets, dialect):
-    """Returns ({name: tensor} as the dialect names them, notes about it).
+    """Renames tensors to the names of a dialect.
 
-    A prefix is stripped where everything fits without it. If a file has
-    several whole copies, the average is used, known by "ema" in its prefix.
-    The only matrix with a bias beside the backbone is the classifier. Names
-    that do not fit stay as they are.
+    It strips a prefix that all tensors of the backbone have. If a file has
+    several complete copies, it uses the weight average, recognized by "ema" in
+    its prefix. The only matrix with a bias outside the backbone is the
+    classifier. Names that do not match stay unchanged.
 
     Args:
       tensors: {name: `StoredTensor`} of a file.
       targets: {name: `Target`} of a model.
-      dialect: the `Dialect` of both.
+      dialect: `Dialect` of both.
+
+    Returns:
+      ({name: tensor}, notes).
     """
     body = [name for name in targets if not name.startswith(dialect.head)]
     prefixes = [
@@ -382,32 +393,32 @@ def rename(tensors, targets, dialect):
         for name, tensor in tensors.items()
         if name.startswith(prefix) or not name.startswith(others)
     }
-    notes = [f"its names begin with {prefix}"] if prefix else []
+    notes = [f"tensor names have the prefix {prefix!r}"] if prefix else []
     rest = {name: renamed[name] for name in renamed if name not in body}
-    found = find_classifiers(rest, dialect)
-    theirs = found[0] if len(found) == 1 else None
+    classifiers = find_classifiers(rest, dialect)
+    file_head = classifiers[0] if len(classifiers) == 1 else None
     heads = [name for name in targets if name not in body]
-    # A model without a classifier has none of these names.
-    ours = dialect.head[0]
+    # A model without a classifier has no such names.
+    model_head = dialect.head[0]
     if heads:
-        ours = heads[0].rpartition(dialect.separator)[0]
-    if theirs not in (None, ours):
+        model_head = heads[0].rpartition(dialect.separator)[0]
+    if file_head not in (None, model_head):
         for variable in (dialect.kernel, "bias"):
             old, new = (
                 f"{layer}{dialect.separator}{variable}"
-                for layer in (theirs, ours)
+                for layer in (file_head, model_head)
             )
             renamed[new] = renamed.pop(old)
-        notes.append(f"its classifier is called {theirs}")
+        notes.append(f"the classifier is named {file_head!r}")
     return renamed, tuple(notes)
 
 
 def recognized_model(names):
-    """Returns the model that names are known to be of, to end a sentence."""
+    """Returns the model that tensor names belong to, or None if unknown."""
     for part, kind in OTHER_MODELS.items():
         if any(part in name for name in names):
-            return f"; its names are those of {kind}"
-    return ""
+            return kind
+    return None
 
 
 def find_classifiers(tensors, dialect):
@@ -415,7 +426,7 @@ def find_classifiers(tensors, dialect):
 
     Args:
       tensors: {name: `StoredTensor`}.
-      dialect: the `Dialect` of their names.
+      dialect: `Dialect` of the names.
     """
     found = []
     for name, tensor in tensors.items():
@@ -424,15 +435,15 @@ def find_classifiers(tensors, dialect):
         if variable != dialect.kernel or bias is None:
             continue
         is_matrix = len(tensor.shape) == 2
-        # A 1x1 convolution in timm's resnetv2.py; squeeze-and-excitation has
-        # such ones too.
+        # A 1x1 convolution in timm's resnetv2.py. Squeeze-and-excitation has
+        # 1x1 convolutions too.
         if is_matrix or layer.endswith("head.fc"):
             found.append(layer)
     return found
 
 
 def _prefixes(tensors, anchor, separator):
-    """Returns the prefixes that a name has in a file."""
+    """Returns the prefixes of a name in a file."""
     return [
         name.removesuffix(anchor)
         for name in tensors

@@ -1,8 +1,8 @@
 """Files of `torch.save`, read without running code.
 
-A pickle is a program. Of its instructions only those are followed that make
-numbers, texts, lists and dicts; of what it may call, only what makes tensors
-of these. Everything else is an error before anything is done.
+A pickle is a program. This reader follows only those instructions that create
+numbers, strings, lists and dicts, and calls only those functions that create
+tensors from them. Everything else raises before anything runs.
 """
 
 import functools
@@ -17,9 +17,9 @@ import tensorflow as tf
 
 from resnet_layers.weights.tensors import StoredTensor, WeightsError
 
-# What files of before torch 1.6 begin with.
+# First object of files from before torch 1.6.
 MAGIC = 0x1950A86A20F9469CFC6C
-# Where training programs keep a state beside other things.
+# Keys under which training programs store a state dict.
 STATES = (
     "state_dict",
     "model",
@@ -32,8 +32,8 @@ STATES = (
     "ema_state_dict",
     "ema",
 )
-# Of states in states.
-DEEPEST = 3
+# Maximum depth of nested state dicts.
+MAX_DEPTH = 3
 
 STORAGES = {
     "FloatStorage": "float32",
@@ -47,12 +47,12 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-# The bytes of a header of a file in a zip file, before its name.
+# Size of a file's header in a zip archive, before its name, in bytes.
 ZIP_HEADER = 30
 
 
 class _Storage(NamedTuple):
-    """A row of numbers in a file."""
+    """A flat array in a file."""
 
     dtype: str
     key: str
@@ -66,13 +66,13 @@ class _Tensor(NamedTuple):
 
 
 class _Type(NamedTuple):
-    """What stands for a type of torch's, which a pickle may name."""
+    """Placeholder for a torch type that a pickle refers to."""
 
     name: str
 
 
 def is_pickle(path):
-    """Tells whether a file is one of `torch.save`, or another pickle."""
+    """Returns whether a file is one of `torch.save`, or another pickle."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return any(n.endswith("data.pkl") for n in archive.namelist())
@@ -83,17 +83,16 @@ def is_pickle(path):
 def open_pickle(model, path, opened):
     """Returns {name: `StoredTensor`} of a file of `torch.save`.
 
-    Of a checkpoint, these are the states in it, their keys in front.
+    In a checkpoint, these are its state dicts, with their keys as prefixes.
 
     Args:
-      model: not needed.
-      path: a `pathlib.Path` of a file for which `is_pickle` is true.
-      opened: a `contextlib.ExitStack`; until it is closed, tensors can be
-        read.
+      model: unused.
+      path: `pathlib.Path` of a file for which `is_pickle` is true.
+      opened: `contextlib.ExitStack`; tensors can be read until it closes.
 
     Raises:
-      WeightsError: it would run code, or holds no tensors.
-      Exception: it is damaged.
+      WeightsError: the file would run code, or has no tensors.
+      Exception: the file is damaged.
     """
     del model
     file = opened.enter_context(path.open("rb"))
@@ -104,8 +103,8 @@ def open_pickle(model, path, opened):
         kind = type(content).__name__
         keys = ", ".join(map(str, content)) if kind == "dict" else kind
         raise WeightsError(
-            f"{path} has no tensors by name; expected those of a model's "
-            f"state_dict(), and it has {keys[:200] or 'nothing'}"
+            f"{path}: no named tensors found, only {keys[:200] or 'nothing'}. "
+            "Save the tensors with torch.save(model.state_dict(), NAME)."
         )
     return {
         name: _stored(tensor, file, places) for name, tensor in tensors.items()
@@ -113,11 +112,11 @@ def open_pickle(model, path, opened):
 
 
 def _find_tensors(content, depth=0):
-    """Yields (name, `_Tensor`) of a state, or of the states in a checkpoint."""
+    """Yields (name, `_Tensor`) of a state dict, or of those in a checkpoint."""
     if not isinstance(content, dict):
         return
     states = [key for key in STATES if isinstance(content.get(key), dict)]
-    if depth < DEEPEST:
+    if depth < MAX_DEPTH:
         for key in states:
             for name, tensor in _find_tensors(content[key], depth + 1):
                 yield f"{key}.{name}", tensor
@@ -128,22 +127,22 @@ def _find_tensors(content, depth=0):
 
 
 def _read_zip(file):
-    """Returns (content, {storage's key: (offset, bytes)}) of a newer file."""
+    """Returns (content, {storage key: (offset, bytes)}) of a zip file."""
     with zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
         [pickled] = [name for name in members if name.endswith("data.pkl")]
         folder = pickled.removesuffix("data.pkl")
         if f"{folder}constants.pkl" in members:
             raise WeightsError(
-                f"{file.name} is a program of TorchScript, with code in it; "
-                "save the state_dict() of the model"
+                f"{file.name}: TorchScript programs are unsupported. Save the "
+                "tensors with torch.save(model.state_dict(), NAME)."
             )
         for member in members.values():
             if member.compress_type != zipfile.ZIP_STORED:
-                raise OSError(f"{member.filename} is packed in it")
+                raise OSError(f"its member {member.filename} is compressed")
         order = members.get(f"{folder}byteorder")
         if order is not None and archive.read(order) != b"little":
-            raise OSError("its numbers are of another byte order")
+            raise OSError("its byte order is not little-endian")
         with archive.open(pickled) as stream:
             content = _unpickle(stream, file.name)
     places = {}
@@ -159,16 +158,16 @@ def _read_zip(file):
 
 
 def _read_legacy(file):
-    """Returns the same of a file as torch wrote it before 1.6."""
+    """Returns the same of a file from before torch 1.6."""
     read = functools.partial(_unpickle, file, file.name)
     if read() != MAGIC:
         raise WeightsError(
-            f"{file.name} is a Python pickle, and not one of torch.save; "
-            "save its tensors with torch.save or safetensors"
+            f"{file.name}: a Python pickle that torch.save did not write. Save "
+            "the tensors with torch.save or safetensors."
         )
     read()
     if not read().get("little_endian", True):
-        raise OSError("its numbers are of another byte order")
+        raise OSError("its byte order is not little-endian")
     storages = {}
     content = _unpickle(file, file.name, storages)
     places = {}
@@ -184,7 +183,7 @@ def _stored(tensor, file, places):
     """Returns the `StoredTensor` of a tensor.
 
     Raises:
-      OSError: it is not within what the file has.
+      OSError: the tensor exceeds its storage.
     """
     storage, offset, shape, strides = tensor
     dtype = np.dtype(tf.as_dtype(storage.dtype).as_numpy_dtype)
@@ -193,13 +192,13 @@ def _stored(tensor, file, places):
     count = last + 1 if math.prod(shape) else 0
     end = begin + (offset + count) * dtype.itemsize
     if min(offset, *shape, *strides, 0) < 0 or end > begin + available:
-        raise OSError(f"a tensor of shape {shape} reaches out of its storage")
+        raise OSError(f"a tensor of shape {shape} exceeds its storage")
 
     def read():
         file.seek(begin + offset * dtype.itemsize)
         numbers = np.frombuffer(file.read(count * dtype.itemsize), dtype)
         if len(numbers) < count:
-            raise OSError("it is too short")
+            raise OSError("it is truncated")
         if not count:
             return np.zeros(shape, dtype)
         return np.lib.stride_tricks.as_strided(
@@ -215,7 +214,7 @@ def _rebuild_tensor(storage, offset, shape, strides, *others):
     if not isinstance(storage, _Storage) or not all(
         type(number) is int for number in whole
     ):
-        raise ValueError("it makes a tensor of something else than numbers")
+        raise ValueError("one of its tensors has an unknown storage")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -226,9 +225,9 @@ def _same(value, *others):
 
 def _make_dict(pairs=()):
     pairs = list(pairs)
-    # To hash tuples of tuples may take forever.
+    # Hashing nested tuples can take forever.
     if any(isinstance(key, tuple) for key, _ in pairs):
-        raise ValueError("it has dicts with other keys than names")
+        raise ValueError("one of its dicts has a tuple as key")
     return dict(pairs)
 
 
@@ -236,7 +235,7 @@ def _make_size(sizes=()):
     return tuple(sizes)
 
 
-# What a pickle may call, by the name that it has there.
+# Functions that a pickle may call, by their names in it.
 FUNCTIONS = {
     "collections OrderedDict": _make_dict,
     "torch._utils _rebuild_tensor": _rebuild_tensor,
@@ -245,7 +244,7 @@ FUNCTIONS = {
     "torch Size": _make_size,
     "torch device": _same,
 }
-# What it may only name.
+# Types that it may only refer to.
 TYPES = {
     **{f"torch {name}": _Type(name) for name in STORAGES},
     **{
@@ -255,7 +254,7 @@ TYPES = {
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
-# Whose argument is the value.
+# Instructions whose argument is the value.
 VALUES = (
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
@@ -264,23 +263,23 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def _unpickle(stream, path, storages=None):
-    """Returns what the next pickle in a stream makes.
+    """Returns the value of the next pickle in a stream.
 
     Args:
-      stream: a file, read up to the end of the pickle.
-      path: of the file, for errors.
-      storages: a dict that gets the `_Storage`s, by their keys.
+      stream: file, read up to the end of the pickle.
+      path: path of the file, for errors.
+      storages: dict that receives the `_Storage`s by key.
 
     Raises:
-      WeightsError: it has an instruction, or names something, that no state
-        of a model needs.
+      WeightsError: the pickle has an instruction, or refers to something, that
+        no state dict needs.
     """
     stack, marks, memo = [], [], {}
 
     def pop(count):
         values = stack[len(stack) - count :]
         if len(values) < count:
-            raise ValueError("it takes more than it has made")
+            raise ValueError("its pickle is damaged")
         del stack[len(stack) - count :]
         return values
 
@@ -292,7 +291,7 @@ def _unpickle(stream, path, storages=None):
             return FUNCTIONS[name]
         if name in TYPES:
             return TYPES[name]
-        raise _would_run(path, name.replace(" ", "."))
+        raise _code_error(path, name.replace(" ", "."))
 
     for opcode, argument, _ in pickletools.genops(stream):
         name = opcode.name
@@ -332,10 +331,10 @@ def _unpickle(stream, path, storages=None):
         elif name == "REDUCE":
             function, arguments = pop(2)
             if function not in FUNCTIONS.values():
-                raise _would_run(path, "something that it makes")
+                raise _code_error(path, "a call of a created object")
             stack.append(function(*_checked(arguments, tuple)))
         elif name == "BUILD":
-            # Attributes of a dict: versions of the layers.
+            # Attributes of a dict, such as versions of the layers.
             pop(1)
             _checked(stack[-1], dict)
         elif name == "BINPERSID":
@@ -347,20 +346,20 @@ def _unpickle(stream, path, storages=None):
             if storages is not None:
                 storages[key] = stack[-1]
         else:
-            raise _would_run(path, f"the instruction {name}")
-    raise ValueError("it has no end")
+            raise _code_error(path, f"the instruction {name}")
+    raise ValueError("its pickle has no end")
 
 
 def _checked(value, kind):
-    """Returns a value of a kind, or raises ValueError."""
+    """Returns a value of the given type, or raises ValueError."""
     if type(value) is not kind:
-        raise ValueError("it is no pickle of tensors, lists and dicts")
+        raise ValueError("it is not a pickle of tensors, lists and dicts")
     return value
 
 
-def _would_run(path, what):
+def _code_error(path, what):
     return WeightsError(
-        f"{path} cannot be used: beside tensors it needs {what}, and reading "
-        "that may run code; where you trust the file, save the tensors alone: "
-        "torch.save(model.state_dict(), NAME)"
+        f"{path}: needs {what} beside tensors, which may run code. If you "
+        "trust the file, save the tensors alone with "
+        "torch.save(model.state_dict(), NAME)."
     )

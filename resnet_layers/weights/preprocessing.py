@@ -1,4 +1,4 @@
-"""What belongs to weights: the preprocessing of images, and `config.json`."""
+"""Preprocessing of images for weights, and `config.json`."""
 
 import contextlib
 import json
@@ -14,12 +14,22 @@ from resnet_layers.weights.tensors import errors_as_one_line, json_beside
 
 
 class Normalization(NamedTuple):
-    """How pixels become a model's inputs: less the mean, by the deviation.
+    """Normalization of pixels: `(pixel - mean) / stddev`.
 
-    `mean` and `stddev` are three numbers each, for pixels from 0 to 255, in
-    the order in which the model takes the channels: blue, green, red if
-    `bgr`, else red, green, blue. For a model of grayscale images they are one
-    number each.
+    For a model of color images, `mean` and `stddev` have three values; for a
+    model of grayscale images, one.
+
+    Attributes:
+      mean: tuple of floats, for pixels from 0 to 255, in the channel order of
+        the model.
+      stddev: tuple of positive floats, in the same units and order.
+      bgr: whether the channel order of the model is blue, green, red.
+
+    Example:
+      ```python
+      mean, stddev, bgr = NORMALIZATIONS["imagenet"]
+      inputs = (images - mean) / stddev
+      ```
     """
 
     mean: tuple
@@ -28,15 +38,24 @@ class Normalization(NamedTuple):
 
     @classmethod
     def of_text(cls, text):
-        """Returns the normalization of a name or of M:M:M:S:S:S.
+        """Parses the name of a normalization, or its values.
 
         Args:
-          text: a name in `NORMALIZATIONS`, or three means and three standard
-            deviations, with `:bgr` behind them for that order, or one of each:
-            M:S.
+          text: a name in `NORMALIZATIONS`; "M:M:M:S:S:S", three means and
+            three standard deviations, with ":bgr" after them for that channel
+            order; or "M:S" for grayscale images.
+
+        Returns:
+          A `Normalization`.
 
         Raises:
-          ValueError: it is neither.
+          ValueError: `text` is neither a name nor valid values.
+
+        Example:
+          ```python
+          Normalization.of_text("imagenet")
+          Normalization.of_text("127.5:127.5:127.5:127.5:127.5:127.5")
+          ```
         """
         if text in NORMALIZATIONS:
             return NORMALIZATIONS[text]
@@ -49,16 +68,22 @@ class Normalization(NamedTuple):
             or min(numbers[len(numbers) // 2 :]) <= 0
             or (bgr and len(numbers) == 2)
         ):
-            raise ValueError(f"{text} is no normalization")
+            raise ValueError(
+                f"{text}: unknown normalization. Use one of "
+                f"{', '.join(NORMALIZATIONS)}, or M:M:M:S:S:S or M:S."
+            )
         channels = len(numbers) // 2
         return cls(tuple(numbers[:channels]), tuple(numbers[channels:]), bgr)
 
     def for_channels(self, channels):
-        """Returns the normalization for a model of another number of channels.
+        """Converts the normalization to another number of channels.
 
         Args:
-          channels: 1, whose mean and deviation are the means of the three, or
-            3, which all have those of the one.
+          channels: 1, for the means of the three values; or 3, for three times
+            the single value.
+
+        Returns:
+          A `Normalization`.
         """
         if len(self.mean) == channels:
             return self
@@ -68,8 +93,8 @@ class Normalization(NamedTuple):
         return Normalization(self.mean * 3, self.stddev * 3)
 
 
-# "caffe" and "symmetric" are what keras.applications does to its ResNets of
-# either version.
+# "caffe" and "symmetric" are those of the ResNets of keras.applications, V1 and
+# V2.
 NORMALIZATIONS = {
     "imagenet": Normalization(
         (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -81,27 +106,37 @@ NORMALIZATIONS = {
 }
 
 
-# What stands beside weights, in the folder of a run, and on the hub.
+"""Named normalizations: {name: `Normalization`}.
+
+"imagenet" is that of torchvision and timm. "caffe" (BGR, mean only) and
+"symmetric" (-1 to 1) are those of keras.applications for ResNet V1 and V2.
+"""
+
+
+# The file beside weights, in the folder of a run, and on the hub.
 CONFIG = "config.json"
 LABELS = ("label_names", "id2label")
 PREPROCESSING_KEYS = ("pretrained_cfg", "preprocessing")
 
-# By the numbers that Pillow has for them.
+# Interpolations by their numbers in Pillow.
 PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 class Preprocessing(NamedTuple):
-    """What images go through before a model with these weights sees them.
+    """Preprocessing that images need before a model with given weights.
 
-    Every field is None where it is not known.
+    A field is None if it is unknown.
 
-    `normalization` is a `Normalization`. The others are those of evaluation:
-    `image_size` is the height and width, `crop_fraction` the side of the
-    middle square that is kept, as a fraction of the image's shorter side, and
-    `interpolation` the name of how it is resized, such as "bicubic".
-    `exif_orientation` is whether image files are decoded as viewers show them:
-    rotated and mirrored as their EXIF orientation says, and transparent pixels
-    blended with white.
+    Attributes:
+      normalization: `Normalization` of the pixels.
+      image_size: height and width of the model's input, in pixels.
+      crop_fraction: side of the center crop in evaluation, as a fraction of
+        the image's shorter side, above 0 and at most 1.
+      interpolation: name of the resizing method in evaluation, for example
+        "bicubic".
+      exif_orientation: whether image files are decoded as viewers show them:
+        rotated and mirrored by their EXIF orientation, with transparent pixels
+        blended with white.
     """
 
     normalization: Normalization | None = None
@@ -112,24 +147,34 @@ class Preprocessing(NamedTuple):
 
 
 def read_preprocessing(path):
-    """Returns the `Preprocessing` that belongs to weights, as far as known.
+    """Reads the `Preprocessing` of weights, as far as it is known.
 
-    Tensors are not read: whether they are whole, `load_weights` finds out.
+    It does not read any tensors, and does not check that they are intact. The
+    source depends on the file:
+
+    - files of keras.applications: the preprocessing of their ResNets;
+    - files of torch: the `config.json` of timm or the
+      `preprocessor_config.json` of transformers beside them, with ImageNet's
+      mean and standard deviation by default;
+    - presets of Keras Hub: their `preprocessor.json`;
+    - files and runs of this library: the `config.json` of `write_config`;
+    - other files: none, all fields are None.
 
     Args:
-      path: what `load_weights` takes.
+      path: path for `load_weights`.
 
     Returns:
-      What keras.applications does for a file of one of its ResNets; what
-      timm's `config.json` or transformers' `preprocessor_config.json` beside a
-      file of torch says, over ImageNet's mean and standard deviation; what the
-      `preprocessor.json` of a preset of Keras Hub says; what `write_config`
-      wrote beside a file of ours or into the folder of a run; of any other
-      file nothing is known.
+      A `Preprocessing`.
 
     Raises:
-      WeightsError: there is no such file, it is not a file of weights, or the
-        config beside it is damaged.
+      WeightsError: the file is not found, is not one of weights, or the config
+        beside it is damaged.
+
+    Example:
+      ```python
+      preprocessing = read_preprocessing("timm/resnet50/model.safetensors")
+      preprocessing.image_size  # 224
+      ```
     """
     path = find_file(pathlib.Path(path))
     with errors_as_one_line(path):
@@ -137,11 +182,13 @@ def read_preprocessing(path):
 
 
 class ModelConfig(NamedTuple):
-    """What a `config.json` says of weights; None for what it does not say.
+    """Content of a `config.json` beside weights; None for absent values.
 
-    `architecture` is the name of a variant, `class_names` are in the order of
-    the logits, `preprocessing` is a `Preprocessing`, `extra` has all other
-    keys.
+    Attributes:
+      architecture: name of a variant.
+      class_names: tuple of class names, in the order of the logits.
+      preprocessing: `Preprocessing` of the weights.
+      extra: dict of all other keys.
     """
 
     architecture: str | None = None
@@ -151,17 +198,27 @@ class ModelConfig(NamedTuple):
 
 
 def make_config(architecture, class_names, preprocessing, **extra):
-    """Returns the content of a `config.json` for weights, a value for JSON.
+    """Creates the content of a `config.json` for weights.
 
-    It has the form of timm's on the Hugging Face hub. What timm has no key for
-    is under "preprocessing": exact numbers for pixels from 0 to 255, the order
-    of channels, and EXIF orientation.
+    It has the format of timm's configs on the Hugging Face hub. What timm has
+    no key for is under "preprocessing": exact values for pixels from 0 to 255,
+    channel order, and EXIF orientation.
 
     Args:
       architecture: name of a variant.
-      class_names: in the order of the logits.
-      preprocessing: a `Preprocessing`, which may have gaps.
-      **extra: more keys, with values for JSON.
+      class_names: list of class names, in the order of the logits.
+      preprocessing: a `Preprocessing`; unknown fields are omitted.
+      **extra: additional keys, with JSON-serializable values.
+
+    Returns:
+      A JSON-serializable dict.
+
+    Example:
+      ```python
+      config = make_config(
+          "resnet50d", ["cat", "dog"], Preprocessing(image_size=224)
+      )
+      ```
     """
     normalization, size, crop, interpolation, exif = preprocessing
     exact = {"exif_orientation": exif}
@@ -188,22 +245,53 @@ def make_config(architecture, class_names, preprocessing, **extra):
 
 
 def write_config(path, architecture, class_names, preprocessing, **extra):
-    """Writes what `make_config` returns to a file, as JSON."""
+    """Writes the result of `make_config` to a file, as JSON.
+
+    Args:
+      path: path of the file, usually `config.json` beside the weights.
+      architecture: name of a variant.
+      class_names: list of class names, in the order of the logits.
+      preprocessing: a `Preprocessing`; unknown fields are omitted.
+      **extra: additional keys, with JSON-serializable values.
+
+    Raises:
+      OSError: the file cannot be written.
+
+    Example:
+      ```python
+      save_safetensors(model, "weights/model.safetensors")
+      write_config(
+          "weights/config.json",
+          "resnet50d",
+          class_names,
+          Preprocessing(NORMALIZATIONS["imagenet"], image_size=224),
+      )
+      ```
+    """
     config = make_config(architecture, class_names, preprocessing, **extra)
     text = json.dumps(config, indent=2) + "\n"
     pathlib.Path(path).write_text(text, encoding="utf-8")
 
 
 def read_config(path):
-    """Returns the `ModelConfig` of a `config.json`, of any library.
+    """Reads the `config.json` of weights, of this library, timm or others.
 
-    What `write_config` has written comes back exactly.
+    The result of `write_config` comes back exactly.
 
     Args:
-      path: of the file, or of its folder. Without a file nothing is known.
+      path: path of the file or of its folder.
+
+    Returns:
+      A `ModelConfig`. If there is no file, all of its fields are empty.
 
     Raises:
-      WeightsError: it is damaged.
+      WeightsError: the file is damaged.
+
+    Example:
+      ```python
+      config = read_config("weights")
+      model = VARIANTS[config.architecture](num_classes=2)
+      ```
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -219,19 +307,19 @@ def read_config(path):
 
 
 def read_architecture(content):
-    """Returns the architecture that a config of timm or of ours names."""
-    # Older files have at the top what newer ones have in there.
+    """Returns the architecture in a config of timm or of this library."""
+    # Older files have these keys at the top level.
     cfg = content.get("pretrained_cfg", {})
     return content.get("architecture", cfg.get("architecture"))
 
 
 def config_of_ours(path):
-    """Returns a context of the `config.json` of a file or a run of ours.
+    """Returns a context with the `config.json` of this library's weights.
 
     Args:
-      path: a `pathlib.Path` of a file; or of a run's folder, of its
-        checkpoints, or of one of them. Beside a file, or in the folder of the
-        run, stands the `config.json`.
+      path: `pathlib.Path` of a file, of a run's folder, of its checkpoints, or
+        of one of them. The `config.json` is beside the file, or in the folder
+        of the run.
     """
     folders = (path.parent,)
     if not path.is_file():
@@ -244,7 +332,7 @@ def config_of_ours(path):
 
 def _read_class_names(content):
     names = content.get("label_names")
-    # As transformers has them.
+    # The format of transformers.
     numbered = content.get("id2label")
     if names is None and isinstance(numbered, dict):
         names = [numbered.get(str(number)) for number in range(len(numbered))]
@@ -253,13 +341,13 @@ def _read_class_names(content):
 
 
 def _to_preprocessing(content, default=None):
-    """Returns the `Preprocessing` in a config of timm or of ours.
+    """Returns the `Preprocessing` in a config of timm or of this library.
 
     Args:
-      content: of the JSON file.
-      default: the `Normalization` where a config that is not ours has none.
+      content: content of the JSON file.
+      default: `Normalization` if a config of another library has none.
     """
-    # Older files have at the top what newer ones have in there.
+    # Older files have these keys at the top level.
     timm = content.get("pretrained_cfg", content)
     exact = content.get("preprocessing", {})
     if "preprocessing" in content:
@@ -335,7 +423,7 @@ def _of_hub(path):
         return Preprocessing(
             _to_normalization(config),
             _to_side((3, *size)) if size else None,
-            # The largest middle part, else the whole image, distorted.
+            # The largest center crop, or the whole image, distorted.
             1.0 if config.get("crop_to_aspect_ratio", True) else None,
             _to_name(config["interpolation"]),
         )
@@ -356,7 +444,7 @@ def _of_our_config(path):
         return _to_preprocessing(content)
 
 
-# By dialect.
+# By dialect: functions that read the preprocessing.
 PREPROCESSINGS = {
     "torch": _of_torch,
     "keras": _of_keras,
@@ -374,11 +462,11 @@ def _read_fields(content, keys):
 
 
 def _to_normalization(config):
-    """Returns what an image converter of Keras Hub does to pixels.
+    """Returns the `Normalization` in an image converter of Keras Hub.
 
-    It multiplies by a scale and adds an offset, one or three numbers each; in
-    older configs it multiplies by the scale, subtracts the mean, and divides
-    by the root of the variance.
+    The converter multiplies pixels by a scale and adds an offset, with one or
+    three values each. In older configs it multiplies by the scale, subtracts
+    the mean, and divides by the root of the variance.
     """
     scale, offset, mean, variance = (
         np.broadcast_to(default if config.get(key) is None else config[key], 3)
@@ -389,7 +477,7 @@ def _to_normalization(config):
             ("variance", 1.0),
         )
     )
-    # Numbers that are not possible are found below.
+    # Invalid values are found below.
     with np.errstate(all="ignore"):
         mean = (mean - offset) / scale
         stddev = np.sqrt(variance) / scale
@@ -400,39 +488,39 @@ def _to_pixels(numbers):
     # Rounded, because 0.406 * 255 is not 103.53 to the last bit.
     values = tuple(round(float(number) * 255, 6) for number in numbers)
     if len(values) not in (1, 3) or not all(map(math.isfinite, values)):
-        raise ValueError(f"{numbers} are not the numbers of 1 or 3 channels")
+        raise ValueError(f"{numbers} is not a list of 1 or 3 finite numbers")
     return values
 
 
 def _to_stddev(numbers):
     values = _to_pixels(numbers)
     if min(values) <= 0:
-        raise ValueError(f"{numbers} are not all positive")
+        raise ValueError(f"{numbers} is not a list of positive numbers")
     return values
 
 
 def _to_side(input_size):
     channels, height, width = input_size
-    whole = isinstance(height, int) and height > 0
-    if not (whole and channels in (1, 3) and height == width):
+    is_positive = isinstance(height, int) and height > 0
+    if not (is_positive and channels in (1, 3) and height == width):
         raise ValueError(f"{input_size} is not the size [3, side, side]")
     return height
 
 
 def _to_fraction(number):
     if not 0 < number <= 1:
-        raise ValueError(f"{number} is not a part of a picture's side")
+        raise ValueError(f"{number} is not a fraction of an image's side")
     return float(number)
 
 
 def _to_name(name):
     if not isinstance(name, str):
-        raise ValueError(f"{name} is not a name")
+        raise ValueError(f"{name} is not a string")
     return name
 
 
-# Our fields: timm's key, and the way there. Where timm also names a larger
-# size for tests, this is the one that the weights were trained for.
+# Field -> (timm's key, conversion). If timm also lists a larger size for
+# tests, this is the one of training.
 NORMALIZATION_KEYS = {
     "mean": ("mean", _to_pixels),
     "stddev": ("std", _to_stddev),

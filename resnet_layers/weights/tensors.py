@@ -1,4 +1,4 @@
-"""What all readers of weights share: tensors in files, and errors in a line."""
+"""Basics of all weight readers: stored tensors, one-line errors."""
 
 import contextlib
 import json
@@ -7,13 +7,16 @@ from typing import NamedTuple
 
 
 class WeightsError(ValueError):
-    """A file of weights that cannot be used; its text is one line."""
+    """Error for weights that cannot be found, read or matched to a model.
+
+    Its message is one line: the path, what is wrong, and what to do.
+    """
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file: its shape, the name of its type, and a function.
+    """A tensor in a file: its shape, dtype name, and a function to read it.
 
-    `read()` returns the numbers, read from the file each time.
+    `read()` returns a NumPy array, read from the file each time.
     """
 
     shape: tuple
@@ -23,34 +26,35 @@ class StoredTensor(NamedTuple):
 
 @contextlib.contextmanager
 def errors_as_one_line(path):
-    """Raises a WeightsError in place of all errors in reading a file."""
+    """Converts all errors of reading a file into a WeightsError."""
     try:
         yield
     except WeightsError:
         raise
-    # Keras, h5py and TensorFlow raise exceptions of any kind.
+    # Keras, h5py and TensorFlow raise all kinds of exceptions.
     except Exception as error:
         raise WeightsError(
-            f"{path} cannot be read as weights: {one_line(error)}"
+            f"{path}: cannot be read as weights ({one_line(error)}). Pass an "
+            "intact file of weights."
         ) from error
 
 
 def one_line(error):
-    """Returns the text of an error, without line breaks and cut short."""
+    """Returns the message of an error as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
 @contextlib.contextmanager
 def json_beside(path, name):
-    """Yields the content of a JSON file beside weights, {} without one.
+    """Yields the content of a JSON file beside weights, or {} without one.
 
     Args:
-      path: a `pathlib.Path` of the weights.
-      name: of the JSON file.
+      path: `pathlib.Path` of the weights.
+      name: name of the JSON file.
 
     Raises:
-      WeightsError: it is damaged, or has another content than the `with`
-        statement expects.
+      WeightsError: the file is damaged, or the `with` block fails on its
+        content.
     """
     config = path.with_name(name)
     try:
@@ -60,6 +64,6 @@ def json_beside(path, name):
         raise
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise WeightsError(
-            f"{config} is damaged: {one_line(error)}; mend it, or move "
-            f"{path.name} to a folder without it"
+            f"{config}: damaged ({one_line(error)}). Fix it, or move "
+            f"{path.name} to a folder without it."
         ) from error

@@ -1,4 +1,4 @@
-"""The least work of a step, against a count by hand."""
+"""The minimum work of a step, compared with a count by hand."""
 
 import pytest
 
@@ -13,16 +13,16 @@ from train_loop.benchmark.model_costs import (
 )
 
 BATCH = 2
-# Bytes of the images, of every map (4 channels), of its mean and of the logits.
+# Bytes of the images, of a map with 4 channels, of its mean, of the logits.
 IMAGES, MAP, MEAN, LOGITS = (
     BATCH * 8 * 8 * 3,
     BATCH * 8 * 8 * 4 * 4,
     BATCH * 4 * 4,
     BATCH * 5 * 4,
 )
-# And of the kernels: of the stem, of a convolution, of the classifier.
+# Bytes of the kernels of the stem, a convolution and the classifier.
 STEM, CONV, HEAD = 4 * 9 * 3 * 4, 4 * 9 * 4 * 4, 4 * 4 * 5
-# Floating-point operations of the three.
+# Floating-point operations of these three.
 FLOPS_STEM, FLOPS_CONV, FLOPS_HEAD = (
     2 * BATCH * 8 * 8 * 9 * 3 * 4,
     2 * BATCH * 8 * 8 * 9 * 4 * 4,
@@ -32,7 +32,7 @@ FLOPS_STEM, FLOPS_CONV, FLOPS_HEAD = (
 
 @pytest.fixture
 def small_model():
-    """Returns a stem, one block of two convolutions, and a classifier."""
+    """Returns a model with a stem, one basic block and a classifier."""
     model = ResNet("basic", (1,), 5, width=4, stem="small")
     model.build((None, 8, 8, 3))
     return model
@@ -43,7 +43,7 @@ def total(works):
     return MinimumWork(*map(sum, columns))
 
 
-def test_least_work_of_training_is_that_counted_by_hand(small_model):
+def test_minimum_work_of_training_equals_a_count_by_hand(small_model):
     maps = feature_maps(small_model, 8, BATCH)
     kinds = [tensor.kind for tensor in maps]
     assert kinds == ["images", *["product"] * 3, "sum", "mean", "product"]
@@ -56,22 +56,23 @@ def test_least_work_of_training_is_that_counted_by_hand(small_model):
         + (MEAN + HEAD + LOGITS)
     )
     backward = (
-        # Gradient and output of each; inputs; kernels, and their gradients.
+        # Gradient and output of each product, its inputs, its kernel and the
+        # kernel's gradient.
         (2 * MAP + IMAGES + STEM)
         + 2 * (2 * MAP + MAP + 2 * CONV + MAP)
         + (LOGITS + MEAN + 2 * HEAD + MEAN)
-        # The stem's output goes into the block and around it.
+        # The block and its shortcut share the stem's output.
         + MAP
     )
     assert counted.bytes == forward + backward + 3 * 10 + 2 * 100
-    # Nobody needs the gradient of the images.
+    # There is no gradient of the images.
     assert counted.flops == 2 * FLOPS_STEM + 3 * (2 * FLOPS_CONV + FLOPS_HEAD)
 
 
-def test_least_work_of_inference_is_that_counted_by_hand(small_model):
+def test_minimum_work_of_inference_equals_a_count_by_hand(small_model):
     counted = total(inference_work(feature_maps(small_model, 8, BATCH)))
     assert counted.flops == FLOPS_STEM + 2 * FLOPS_CONV + FLOPS_HEAD
-    # The sum is written where the second convolution would have been.
+    # The sum replaces the output of the second convolution.
     assert counted.bytes == (
         (IMAGES + STEM + MAP)
         + 2 * (MAP + CONV + MAP)
@@ -81,7 +82,7 @@ def test_least_work_of_inference_is_that_counted_by_hand(small_model):
     )
 
 
-def test_what_is_frozen_has_no_gradient(small_model):
+def test_frozen_layers_have_no_gradient(small_model):
     small_model.freeze("backbone")
     maps = feature_maps(small_model, 8, BATCH)
     counted = total(training_work(maps, 0, 0))
@@ -90,8 +91,8 @@ def test_what_is_frozen_has_no_gradient(small_model):
 
 
 @pytest.mark.slow
-def test_sums_are_found_in_blocks_of_any_kind():
-    """Behind attention, in front of norms, and with other activations."""
+def test_sums_are_found_in_all_kinds_of_blocks():
+    """With attention, pre-activation, and other activations and norms."""
     for options in (
         {"attention": "se", "activation": "silu"},
         {"preactivation": True, "shortcut": "pooled_projection"},
@@ -104,7 +105,7 @@ def test_sums_are_found_in_blocks_of_any_kind():
         assert all(tensor.users for tensor in maps[:-1]), options
 
 
-def test_operation_takes_the_longer_one_of_its_two_times():
+def test_operation_takes_the_longer_of_its_two_times():
     limits = Limits(flops=10.0, bytes=100.0)
     found = roofline_of([MinimumWork(100, 100), MinimumWork(0, 400)], limits)
     assert found.products_seconds == 10

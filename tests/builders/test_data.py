@@ -1,4 +1,4 @@
-"""Services that cannot be used are refused, not waited for."""
+"""Checks of the data service."""
 
 import socket
 
@@ -13,23 +13,25 @@ from train_loop.errors import UserError
     [
         ("localhost:5050", "must begin with grpc://"),
         ("http://localhost:5050", "must begin with grpc://"),
-        ("grpc://localhost", "cannot be reached"),
-        ("grpc://localhost:99999", "cannot be reached"),
-        ("grpc://localhost:1", "cannot be reached"),
+        ("grpc://localhost", "not reachable"),
+        ("grpc://localhost:99999", "not reachable"),
+        ("grpc://localhost:1", "not reachable"),
     ],
 )
-def test_services_that_cannot_be_reached_are_one_clear_line(address, expected):
+def test_unreachable_data_service_is_an_error_in_one_line(address, expected):
     with pytest.raises(UserError) as error:
         check_service(address, "none")
     [line] = str(error.value).splitlines()
-    assert line.startswith(f"--data_service={address} cannot be reached")
+    assert line.startswith(f"--data_service={address}: not reachable")
     assert expected in line
 
 
-def test_cache_that_its_workers_cannot_read_is_refused():
+def test_disk_cache_with_a_data_service_is_an_error():
     with socket.create_server(("localhost", 0)) as server:
         address = f"grpc://localhost:{server.getsockname()[1]}"
         for cache in ("none", "memory"):
             check_service(address, cache)
-        with pytest.raises(UserError, match="^--cache=disk is read by this "):
+        with pytest.raises(
+            UserError, match="^--cache=disk: cannot be combined"
+        ):
             check_service(address, "disk")

@@ -1,4 +1,4 @@
-"""Classifiers made of weights alone."""
+"""Classifiers loaded from weights."""
 
 import json
 
@@ -43,7 +43,7 @@ CONFIG = {
 
 @pytest.fixture(autouse=True)
 def small_variants(monkeypatch):
-    """Makes two variants small: to draw their weights takes long."""
+    """Makes two variants small, to create them fast."""
     small = {"block": "basic", "stage_sizes": (1,), "width": 8, "stem": "small"}
     for name in ("resnet18", "resnet50_keras"):
         row = {**VARIANTS[name].arguments, **small}
@@ -54,7 +54,7 @@ def small_variants(monkeypatch):
 
 @pytest.fixture
 def weights(tmp_path):
-    """Returns a file of torch's kind, and the model it is of."""
+    """Returns a file of PyTorch weights and its model."""
     model = VARIANTS["resnet18"]()
     model.build((None, 32, 32, 3))
     path = tmp_path / "model.safetensors"
@@ -62,7 +62,9 @@ def weights(tmp_path):
     return path, model
 
 
-def test_weights_of_the_hub_bring_all_along(weights, monkeypatch):
+def test_weights_of_the_hub_have_model_classes_and_preprocessing(
+    weights, monkeypatch
+):
     path, model = weights
     path.with_name("config.json").write_text(json.dumps(CONFIG))
     found = find_weights(str(path))
@@ -73,16 +75,14 @@ def test_weights_of_the_hub_bring_all_along(weights, monkeypatch):
         NORMALIZATIONS["symmetric"],
         *(32, 0.95, "bicubic", True),
     )
-    # Made up, but for one.
+    # Made-up names, except for one.
     assert classifier.class_names[:2] == ("goldfish (n01443537)", "n00000001")
     images = random_pixels(2, 32)
     expected = model(classifier.normalize(images), training=False)
     np.testing.assert_allclose(classifier.logits(images), expected, atol=1e-5)
 
 
-def test_imagenet_means_a_model_of_keras_unless_another_is_named(
-    weights, monkeypatch
-):
+def test_imagenet_weights_default_to_a_model_of_keras(weights, monkeypatch):
     path, _ = weights
     asked = []
 
@@ -103,7 +103,7 @@ def test_imagenet_means_a_model_of_keras_unless_another_is_named(
 
 
 @pytest.mark.parametrize("name", ["keras", "safetensors"])
-def test_what_was_exported_comes_back_whole(name, tmp_path):
+def test_exported_classifier_is_loaded_completely(name, tmp_path):
     trained = small_classifier(
         BGR, stage_sizes=(1,), name="resnet18", image_size=24
     )
@@ -121,19 +121,19 @@ def test_what_was_exported_comes_back_whole(name, tmp_path):
     )
 
 
-def test_weights_that_tell_nothing_take_names_and_model(weights):
+def test_weights_without_description_accept_names_and_model(weights):
     path, model = weights
     classifier = load_classifier(path, model="resnet18")
     assert isinstance(classifier, Classifier)
     assert classifier.class_names[999].startswith("toilet tissue")
     for arguments, expected in (
-        ((path,), "does not tell which model it is for; name the --model"),
+        ((path,), "does not contain the name of its model. Pass --model."),
         ((path, "resnet19"), "Did you mean resnet"),
         (
             (path, "resnet18", ["cat", "dog"]),
             "1000 classes, and 2 names. Pass as many with --class_names=FILE",
         ),
-        ((path.with_name("none.h5"),), "is not the folder of a run"),
+        ((path.with_name("none.h5"),), "not an existing run"),
     ):
         with pytest.raises(UserError, match=expected) as error:
             load_classifier(*arguments)
@@ -142,7 +142,7 @@ def test_weights_that_tell_nothing_take_names_and_model(weights):
 
 @pytest.fixture
 def three_classes(tmp_path):
-    """Returns a file of three classes, and the model it is of."""
+    """Returns a file of weights for three classes, and its model."""
     model = VARIANTS["resnet18"](num_classes=3)
     model.build((None, 32, 32, 3))
     path = tmp_path / "three.safetensors"
@@ -150,16 +150,16 @@ def three_classes(tmp_path):
     return path, model
 
 
-def test_the_head_is_as_large_as_the_files(three_classes, tmp_path, capsys):
+def test_head_has_the_classes_of_the_file(three_classes, tmp_path, capsys):
     path, model = three_classes
     with pytest.raises(UserError, match="3 classes without names. Pass them"):
         load_classifier(path, model="resnet18")
-    # As many in a data set are in its order, as far as anybody knows.
+    # The same number of classes is assumed to be in the dataset's order.
     names = ["no", "yes", "perhaps"]
     classifier = load_classifier(path, model="resnet18", data_names=names)
     assert classifier.class_names == ("no", "yes", "perhaps")
     assert (
-        "those of the data set, in its order: no, yes" in capsys.readouterr()[0]
+        "those of the dataset, in its order: no, yes" in capsys.readouterr()[0]
     )
     np.testing.assert_array_equal(
         classifier.model.head.bias, model.head.bias.numpy()
@@ -177,7 +177,7 @@ def test_the_head_is_as_large_as_the_files(three_classes, tmp_path, capsys):
     assert given.class_names == ("no", "yes", "perhaps")
 
 
-def test_weights_of_few_classes_are_measured_on_data_of_as_many(
+def test_weights_without_names_are_evaluated_on_as_many_classes(
     three_classes, tmp_path
 ):
     path, _ = three_classes
@@ -190,7 +190,7 @@ def test_weights_of_few_classes_are_measured_on_data_of_as_many(
     assert classifier.preprocessing.image_size == 32
 
 
-def test_predictions_use_the_image_size_that_is_given(
+def test_predictions_use_an_explicit_image_size(
     three_classes, tmp_path, monkeypatch, capsys
 ):
     path, _ = three_classes
@@ -214,7 +214,7 @@ def test_predictions_use_the_image_size_that_is_given(
     assert sizes[0][1:3] == (32, 1.0)
 
 
-def test_names_of_classes_come_from_a_file(tmp_path):
+def test_class_names_are_read_from_a_file(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("\ufeffcat\nice\u2028cream\r\nd\u00f6g\n", "utf-8")
     names = read_class_names(Settings(class_names=path))
@@ -228,10 +228,12 @@ def test_names_of_classes_come_from_a_file(tmp_path):
         (None, "not readable \\(No such file"),
         (b"cat\n\xff\n", "not readable \\(it is not UTF-8"),
         (b"cat\n\ndog\n", "line 2, '', is empty"),
-        (b"cat\ndog\ncat\n", "line 3, 'cat', is there twice"),
+        (b"cat\ndog\ncat\n", "line 3, 'cat', is not unique"),
     ],
 )
-def test_bad_files_of_names_are_one_line(text, expected, tmp_path):
+def test_invalid_files_of_class_names_are_an_error_in_one_line(
+    text, expected, tmp_path
+):
     path = tmp_path / "names.txt"
     if text is not None:
         path.write_bytes(text)
@@ -242,7 +244,7 @@ def test_bad_files_of_names_are_one_line(text, expected, tmp_path):
         read_class_names(Settings(class_names=str(path), workdir="run"))
 
 
-def test_names_of_weights_are_told_from_runs(tmp_path, monkeypatch):
+def test_weights_are_distinguished_from_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("timm/mine", "keras/hub", "run", "new_run"):
         (tmp_path / name).mkdir(parents=True)
@@ -257,7 +259,7 @@ def test_names_of_weights_are_told_from_runs(tmp_path, monkeypatch):
         assert not is_weights(name)
 
 
-def test_grey_images_start_from_weights_of_colored_ones(three_classes, capsys):
+def test_gray_images_start_from_weights_for_color_images(three_classes, capsys):
     path, model = three_classes
     settings = resolve.resolve(
         Settings(weights=path, model="resnet18", channels=1, image_size=32)
@@ -269,4 +271,4 @@ def test_grey_images_start_from_weights_of_colored_ones(three_classes, capsys):
         np.sum(model.stem.convs[0].kernel, axis=2, keepdims=True),
         atol=1e-6,
     )
-    assert "of 3 channels, fitted to 1" in capsys.readouterr()[0]
+    assert "adapted from 3" in capsys.readouterr()[0]

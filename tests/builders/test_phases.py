@@ -1,4 +1,4 @@
-"""Embeddings of a split, against the model asked for each image."""
+"""Embeddings of a split, compared with those of each image."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from train_loop.workdir import is_made_from
 
 IMAGES = np.random.default_rng(0).normal(size=(8, 2)).astype("float32")
 LABELS = np.arange(8)
-# The last three fill up the last batch.
+# The last three pad the last batch.
 WEIGHTS = np.array([1, 1, 1, 1, 1, 0, 0, 0], "float32")
 ORIGIN = {"backbone": "a hash"}
 
@@ -57,7 +57,7 @@ def test_every_image_is_embedded_once_in_order(
 
 
 class TwoWorkers(Workers):
-    """Two workers that find the same; a replica stands for each."""
+    """Two workers on a shared disk; a replica stands for each."""
 
     count = 2
 
@@ -68,10 +68,10 @@ class TwoWorkers(Workers):
         return [2.0 * number for number in numbers]
 
 
-def test_parts_of_workers_are_put_back_into_the_order_of_the_split(
+def test_embeddings_of_workers_are_in_the_order_of_the_split(
     tmp_path, two_replicas
 ):
-    # The first has 0, 1, 2, the second 3, 4; the rest fills up batches.
+    # The first has 0, 1, 2, the second 3, 4; the rest is padding.
     order = np.array([0, 1, 3, 4, 2, 5, 6, 7])
     parts = (IMAGES[order], LABELS[order], WEIGHTS[order])
     batches = tf.data.Dataset.from_tensor_slices(parts).batch(2)
@@ -90,7 +90,7 @@ def test_parts_of_workers_are_put_back_into_the_order_of_the_split(
     assert len([*(tmp_path / "train").iterdir()]) == 3
 
 
-def test_request_to_stop_is_answered_between_batches(
+def test_stop_signal_is_handled_between_batches(
     tmp_path, one_device, default_signals
 ):
     with recording_signals():
@@ -100,7 +100,7 @@ def test_request_to_stop_is_answered_between_batches(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_embeddings_are_made_again_only_from_something_else(
+def test_embeddings_are_computed_again_only_for_other_inputs(
     tmp_path, one_device
 ):
     folder = tmp_path / "train"
@@ -115,7 +115,7 @@ def test_embeddings_are_made_again_only_from_something_else(
     np.testing.assert_array_equal(read(folder)[0], -embed(IMAGES[:5]))
 
 
-def test_half_of_the_embeddings_are_none(tmp_path, one_device):
+def test_incomplete_embeddings_are_not_used(tmp_path, one_device):
     folder = tmp_path / "train"
 
     def fail_later(images):
@@ -129,7 +129,7 @@ def test_half_of_the_embeddings_are_none(tmp_path, one_device):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hash_is_of_the_backbone_alone():
+def test_hash_excludes_the_head():
     model = ResNet("basic", (1,), 3, width=4, stem="small")
     model.build((None, 8, 8, 3))
     before = backbone_hash(model)

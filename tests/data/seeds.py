@@ -1,4 +1,4 @@
-"""What augmentations do for many seeds, and images to do it to."""
+"""Photos, and augmentations for many seeds."""
 
 import numpy as np
 import PIL.Image
@@ -12,7 +12,7 @@ PHOTOS = [
 
 
 def run(function, *arguments, num_seeds):
-    """Returns what a dataset's graph computes for seeds [0, 0], [0, 1]..."""
+    """Returns the results of a `tf.data` map for seeds [0, 0], [0, 1]..."""
     results = tf.data.Dataset.range(num_seeds).map(
         lambda index: function(*arguments, tf.stack([0, index]))
     )
@@ -20,7 +20,7 @@ def run(function, *arguments, num_seeds):
 
 
 def rectangles(masks):
-    """Returns (start, size) along y and x; fails if there is anything else."""
+    """Returns (start, size) along y and x; fails for other shapes."""
     spans = []
     for side in (masks.any(axis=2), masks.any(axis=1)):
         changes = np.diff(np.pad(side, [(0, 0), (1, 1)]).astype(int), axis=1)

@@ -1,4 +1,4 @@
-"""Augmentations: what they draw, against their papers' numbers."""
+"""Augmentations: their distributions against the papers, and Pillow."""
 
 import collections
 import functools
@@ -27,8 +27,7 @@ def test_augmentations_follow_their_seed(name):
     assert results.dtype == np.float32
     assert 0 <= results.min() <= results.max() <= 255
     assert len({result.tobytes() for result in results}) > 1
-    # Another process computes what this does: one image after the other,
-    # without a graph.
+    # Eager execution, one image at a time, gives the same result as the graph.
     for index, dtype in enumerate((tf.int32, tf.int64)):
         again = function(image, tf.constant([0, index], dtype))
         np.testing.assert_array_equal(again, results[index])
@@ -36,7 +35,7 @@ def test_augmentations_follow_their_seed(name):
     assert (results != others).any()
 
 
-def test_flip_mirrors_half_of_the_images():
+def test_flip_flips_half_of_the_images():
     image = tf.constant(PHOTOS[0], tf.float32)
     flips = 0
     for result in run(augment.flip, image, num_seeds=200):
@@ -60,10 +59,10 @@ def test_shift_moves_by_up_to_an_eighth():
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Returns a function that tells what an augmentation draws.
+    """Returns a function that records the operations of an augmentation.
 
-    For every seed it gives a list of (name of operation, magnitude). The
-    operations are replaced by some that write themselves into the image.
+    For each seed, it returns a list of (name of operation, magnitude). Fake
+    operations write their number and magnitude into the image.
     """
     names = list(augment.PILLOW_OPERATIONS)
 
@@ -98,8 +97,8 @@ def count(draws):
 
 
 def standard_magnitudes(fraction, height, width):
-    """Returns {operation: magnitude}, and whether it goes both ways."""
-    both_ways = {
+    """Returns {operation: magnitude} of signed and unsigned operations."""
+    signed = {
         "shear_x": 0.3 * fraction,
         "shear_y": 0.3 * fraction,
         "translate_x": 150 / 331 * width * fraction,
@@ -110,19 +109,19 @@ def standard_magnitudes(fraction, height, width):
         "contrast": 0.9 * fraction,
         "sharpness": 0.9 * fraction,
     }
-    one_way = {
+    unsigned = {
         "identity": 0,
         "posterize": 8 - 4 * fraction,
         "solarize": 255 - 255 * fraction,
         "autocontrast": 0,
         "equalize": 0,
     }
-    return both_ways, one_way
+    return signed, unsigned
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("magnitude", [9, 30])
-def test_rand_augment_draws_14_operations_of_one_level(drawn, magnitude):
+def test_rand_augment_draws_14_operations_at_one_level(drawn, magnitude):
     function = functools.partial(
         augment.rand_augment, num_layers=3, magnitude=magnitude
     )
@@ -131,14 +130,14 @@ def test_rand_augment_draws_14_operations_of_one_level(drawn, magnitude):
     for layer in range(3):
         counts = count(layers[layer] for layers in draws)
         assert len(counts) == 14
-        both_ways, one_way = standard_magnitudes(magnitude / 30, 20, 30)
+        signed, unsigned = standard_magnitudes(magnitude / 30, 20, 30)
         for name, values in counts.items():
             # 50 of 700 are expected, with a standard deviation of 7.
             assert 22 < values.total() < 78
-            if name in one_way:
-                assert list(values) == pytest.approx([one_way[name]], rel=1e-4)
+            if name in unsigned:
+                assert list(values) == pytest.approx([unsigned[name]], rel=1e-4)
             else:
-                expected = sorted({both_ways[name], -both_ways[name]})
+                expected = sorted({signed[name], -signed[name]})
                 assert sorted(values) == pytest.approx(expected, rel=1e-4)
                 assert min(values.values()) > 8
     # The layers are independent.
@@ -171,7 +170,7 @@ def test_trivial_augment_draws_31_levels_of_the_wide_space(drawn):
             level = (distance - weakest) / (strongest - weakest) * 30
             assert level == pytest.approx(round(level), abs=1e-3)
             levels[round(level)] += number
-        # All levels do not come both ways in so few draws, but some do.
+        # In so few draws, not every level has both signs, but some have.
         assert (min(values) < 0) == (weakest == 0)
         assert len(values) > 25
     assert sorted(levels) == list(range(31))
@@ -215,16 +214,16 @@ def test_auto_augment_has_ten_levels(drawn):
         }
         expected = set()
         for level in levels:
-            both_ways, one_way = standard_magnitudes(level / 9, 20, 30)
-            if name in both_ways:
-                expected |= {both_ways[name], -both_ways[name]}
+            signed, unsigned = standard_magnitudes(level / 9, 20, 30)
+            if name in signed:
+                expected |= {signed[name], -signed[name]}
             else:
-                expected.add(one_way.get(name, 0))
+                expected.add(unsigned.get(name, 0))
         expected = sorted(expected or {0})
         assert sorted(values) == pytest.approx(expected, rel=1e-4)
 
 
-def test_auto_augments_policy_adds_up_to_the_papers():
+def test_auto_augment_policy_has_the_sums_of_the_paper():
     sums = collections.defaultdict(lambda: np.zeros(3))
     for pair in augment.IMAGENET_POLICY:
         for name, probability, level in pair:
@@ -243,7 +242,7 @@ def test_auto_augments_policy_adds_up_to_the_papers():
     }
 
 
-def test_auto_augments_policy_is_torchvisions():
+def test_auto_augment_policy_equals_torchvision():
     transforms = pytest.importorskip(
         "torchvision.transforms", reason="needs the extra: '.[parity]'"
     )
@@ -260,7 +259,7 @@ def test_auto_augments_policy_is_torchvisions():
 @pytest.mark.parametrize(
     ("strength", "low", "high"), [(0.4, -0.4, 0.4), (2.0, -1.0, 2.0)]
 )
-def test_color_jitter_varies_three_things_in_random_order(
+def test_color_jitter_changes_three_properties_in_random_order(
     drawn, strength, low, high
 ):
     function = functools.partial(augment.color_jitter, strength=strength)
@@ -285,7 +284,7 @@ def test_color_jitter_varies_three_things_in_random_order(
 @pytest.mark.parametrize(
     "name", ["color_jitter", "rand_augment", "trivial_augment", "auto_augment"]
 )
-def test_operations_get_whole_numbers(name):
+def test_operations_get_rounded_pixels(name):
     function = augment.AUGMENTATIONS[name]
     image = PHOTOS[0][:32, :32].astype(np.float32)
     fractions = RNG.uniform(-0.45, 0.45, image.shape).astype(np.float32)
@@ -297,7 +296,7 @@ def test_operations_get_whole_numbers(name):
 
 
 def erased(height, width, num_seeds, **options):
-    """Returns bool [num_seeds, height, width]: where an image was covered."""
+    """Returns the masks of random erasing, bool [num_seeds, height, width]."""
     image = tf.zeros([height, width, 3])
     function = functools.partial(augment.random_erasing, **options)
     results = run(function, image, num_seeds=num_seeds).numpy()
@@ -307,12 +306,12 @@ def erased(height, width, num_seeds, **options):
     return covered
 
 
-def test_random_erasing_covers_a_rectangle_of_bounded_area_and_shape():
+def test_random_erasing_covers_a_rectangle_within_its_bounds():
     image_size = (60, 80)
     masks = erased(*image_size, 400, probability=1.0)
     spans = rectangles(masks)
     [(_, heights), (_, widths)] = spans
-    # Sides are rounded to whole numbers.
+    # Sides are rounded to integers.
     low, high = -0.5, 0.5
     assert ((heights + high) * (widths + high) > 0.02 * 4800).all()
     assert ((heights + low) * (widths + low) < 0.33 * 4800).all()
@@ -322,30 +321,30 @@ def test_random_erasing_covers_a_rectangle_of_bounded_area_and_shape():
     assert areas.min() < 0.03
     assert areas.max() > 0.30
     assert areas.mean() == pytest.approx((0.02 + 0.33) / 2, abs=0.015)
-    proportions = heights / widths
-    assert proportions.min() < 0.35
-    assert proportions.max() > 2.8
-    # High rectangles do not always fit into a wide image.
-    assert np.log(proportions).mean() == pytest.approx(-0.05, abs=0.1)
+    ratios = heights / widths
+    assert ratios.min() < 0.35
+    assert ratios.max() > 2.8
+    # Tall rectangles do not always fit into a wide image.
+    assert np.log(ratios).mean() == pytest.approx(-0.05, abs=0.1)
     for (starts, sizes), image_side in zip(spans, image_size, strict=True):
         assert (sizes < image_side).all()
         assert starts.min() == 0
         assert (starts + sizes).max() == image_side
-        places = starts / (image_side - sizes)
-        assert places.mean() == pytest.approx(0.5, abs=0.06)
+        positions = starts / (image_side - sizes)
+        assert positions.mean() == pytest.approx(0.5, abs=0.06)
 
 
-def test_random_erasing_varies_a_quarter_of_the_images():
+def test_random_erasing_changes_a_quarter_of_the_images():
     masks = erased(20, 16, 1000)
     assert masks.any(axis=(1, 2)).mean() == pytest.approx(0.25, abs=0.05)
     assert not erased(40, 30, 20, probability=0.0).any()
 
 
-def test_random_erasing_leaves_an_image_that_nothing_fits_into():
+def test_random_erasing_skips_images_without_a_fitting_rectangle():
     assert not erased(2, 1000, 50, probability=1.0).any()
 
 
-# An odd size, every level of grey, a single one, and fewer pixels than levels.
+# An odd size, noise, few levels, a single level, fewer pixels than levels.
 IMAGES = [
     *PHOTOS,
     PHOTOS[0][:63, :63],
@@ -401,7 +400,7 @@ MAGNITUDES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", augment.PILLOW_OPERATIONS)
-def test_operation_is_pillows(name):
+def test_operation_equals_pillow(name):
     for pixels in IMAGES:
         image = tf.constant(pixels, tf.float32)
         for magnitude in np.float32(MAGNITUDES.get(name, [0.0])):
@@ -411,12 +410,12 @@ def test_operation_is_pillows(name):
             )
             expected = np.asarray(expected, np.float32)
             if name == "autocontrast":
-                # Pillow multiplies by a rounded quotient. Where the exact
-                # result is whole, it may fall just short and be cut to less.
+                # Pillow multiplies by a rounded quotient. If the exact result
+                # is an integer, it can be truncated to one less.
                 low, high = pixels.min((0, 1)), pixels.max((0, 1))
                 stretched = (pixels - low) * np.int32(255)
-                is_whole = stretched % np.maximum(high - low, 1) == 0
-                one_less = is_whole & (expected == result - 1)
+                is_integer = stretched % np.maximum(high - low, 1) == 0
+                one_less = is_integer & (expected == result - 1)
                 assert one_less.mean() < 0.2
                 expected[one_less] += 1
             np.testing.assert_array_equal(result, expected, str(magnitude))

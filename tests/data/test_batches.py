@@ -1,4 +1,4 @@
-"""Order, resumption and exactness of the batches."""
+"""Order, resuming and completeness of batches."""
 
 import dataclasses
 import subprocess
@@ -22,7 +22,8 @@ from train_loop.data.batches import (
 from train_loop.data.split import MemoryStore, Split
 from train_loop.data.transforms import Transforms, parse_operations
 
-# Name -> the numbers from 0 to 22: read at once, and in windows of files of 5.
+# Name -> split of the numbers from 0 to 22: in one window, or in windows of
+# groups of 5.
 SPLITS = {
     "memory": indexed(23),
     "windows": indexed(23, groups=np.arange(23) // 5, window=7),
@@ -41,7 +42,7 @@ def epochs(split):
 
 
 class Numbers:
-    """Transforms of numbers as text; in training they get a random part."""
+    """Transforms of numbers as text; training adds a random fraction."""
 
     def train(self, encoded, seed):
         return self.evaluate(encoded) + tf.random.stateless_uniform([], seed)
@@ -56,15 +57,15 @@ class Numbers:
         return images, labels
 
 
-class Raised(Numbers):
+class Offset(Numbers):
     """Adds a random number to a whole batch."""
 
     def finish(self, images, labels, partners, seed):
         return images + tf.random.stateless_uniform([], seed), labels
 
 
-class Mixed(Raised):
-    """Adds to each example the one opposite, as well."""
+class Mixed(Offset):
+    """Also adds the batch in reverse order."""
 
     def finish(self, images, labels, partners, seed):
         mixed = images + tf.reverse(images, [0])
@@ -72,7 +73,7 @@ class Mixed(Raised):
 
 
 class Partners(Numbers):
-    """Gives the number of each example's partner in place of its image."""
+    """Replaces each image by the number of its partner."""
 
     def train(self, encoded, seed):
         return self.evaluate(encoded)
@@ -82,14 +83,14 @@ class Partners(Numbers):
 
 
 class Seeds(Numbers):
-    """Gives the seed of each position in place of its image."""
+    """Replaces each image by the seed of its position."""
 
     def train(self, encoded, seed):
         return seed
 
 
 def pipelines(count):
-    """Returns what each of several machines with a replica reads."""
+    """Returns the input contexts of machines with one replica each."""
     return [tf.distribute.InputContext(count, i, count) for i in range(count)]
 
 
@@ -108,7 +109,7 @@ def take(
     return [np.concatenate(part) for part in zip(*batches, strict=True)]
 
 
-def test_every_epoch_holds_every_example_once(epochs):
+def test_every_epoch_contains_every_example_once(epochs):
     images, labels = epochs
     np.testing.assert_array_equal(np.floor(images[:, 0]), labels)
     orders = {tuple(order) for order in labels.reshape(5, 23)}
@@ -117,7 +118,7 @@ def test_every_epoch_holds_every_example_once(epochs):
 
 
 @pytest.mark.slow
-def test_batches_depend_on_seed_and_step_alone(split, epochs):
+def test_batches_depend_only_on_seed_and_step(split, epochs):
     images, labels = epochs
     for step in (1, 9, 14):
         tf.keras.utils.set_random_seed(step)
@@ -139,7 +140,7 @@ def test_batches_do_not_depend_on_the_store(tmp_path):
 
 
 @pytest.mark.slow
-def test_replicas_share_what_one_device_would_take(split):
+def test_replicas_split_the_batches_of_one_device(split):
     context = tf.distribute.InputContext(1, 0, num_replicas_in_sync=2)
     options = {"step": 2, "transforms": Mixed()}
     halves = take(split, 8, 6, context=context, **options)
@@ -174,8 +175,8 @@ def test_evaluation_counts_every_example_once(name, batch_size, replicas):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "workers"), [("memory", 2), ("windows", 3)])
-def test_workers_share_every_batch(name, workers):
-    # Each step takes one example a worker, in the order of one alone.
+def test_workers_split_every_batch(name, workers):
+    # Each worker reads one example per step, in the order of one worker.
     split = SPLITS[name]
     _, together = take(split, 23, workers)
     parts = [
@@ -196,7 +197,7 @@ def test_workers_share_every_batch(name, workers):
 
 
 @pytest.mark.slow
-def test_workers_augment_as_one_would(split):
+def test_workers_augment_like_a_single_worker(split):
     options = {"batch_size": 6, "step": 2, "skipped": (1, 4), "repeats": 2}
     whole, _ = take(split, 8, **options)
     halves = [
@@ -207,7 +208,7 @@ def test_workers_augment_as_one_would(split):
 
 
 @pytest.mark.slow
-def test_batches_that_are_skipped_are_the_only_ones_missing(split, epochs):
+def test_only_skipped_batches_are_missing(split, epochs):
     batching = Batching(5, skipped=(6, 3))
     numbers = [batching.batch_of(step) for step in range(8)]
     assert numbers == [0, 1, 2, 4, 5, 7, 8, 9]
@@ -218,13 +219,13 @@ def test_batches_that_are_skipped_are_the_only_ones_missing(split, epochs):
 
 
 @pytest.mark.slow
-def test_repeated_images_differ_and_resume(split):
+def test_repeats_differ_and_resume(split):
     images, labels = take(split, 12, repeats=3)
     rows = labels[: len(labels) // 3 * 3].reshape(-1, 3)
     assert np.all(rows == rows[:, :1])
     assert len(np.unique(images % 1)) == len(images)
     assert len(set(rows[:20, 0])) == 20
-    # Among the repeats of an image.
+    # Resuming between the repeats of an image.
     for step in (4, 8):
         later = take(split, 12 - step, step=step, repeats=3)
         np.testing.assert_array_equal(later[0], images[step * 5 :])
@@ -238,7 +239,7 @@ def test_repeated_images_differ_and_resume(split):
     ids=["two replicas", "first worker", "second worker"],
 )
 def test_repeats_are_mixed_with_other_images(context):
-    """As without repeats; batches begin and end among repeats."""
+    """Batches begin and end between the repeats of an image."""
     options = {"transforms": Partners(), "context": context}
     split = SPLITS["memory"]
     partners, labels = take(split, 24, 10, repeats=3, **options)
@@ -250,17 +251,17 @@ def test_repeats_are_mixed_with_other_images(context):
 
 
 @pytest.mark.slow
-def test_mixing_follows_seed_and_position(split, epochs):
-    mixed, _ = take(split, 8, transforms=Raised())
+def test_mixing_depends_on_seed_and_position(split, epochs):
+    mixed, _ = take(split, 8, transforms=Offset())
     added = (mixed - epochs[0][:40]).reshape(8, 5)
     np.testing.assert_allclose(added, added[:, :1] + np.zeros(5), atol=1e-5)
     assert len(np.unique(added[:, 0].round(4))) == 8
-    later, _ = take(split, 3, step=5, transforms=Raised())
+    later, _ = take(split, 3, step=5, transforms=Offset())
     np.testing.assert_array_equal(later, mixed[25:])
 
 
-def test_resuming_does_not_read_what_was_there_before():
-    """The millionth step of many examples comes at once."""
+def test_resuming_does_not_read_earlier_examples():
+    """The millionth step starts at once."""
     read = []
 
     def load(image):
@@ -277,7 +278,7 @@ def test_resuming_does_not_read_what_was_there_before():
 
 
 @pytest.mark.slow
-def test_resuming_does_not_parse_the_windows_before(tmp_path):
+def test_resuming_does_not_parse_earlier_windows(tmp_path):
     split, parsed = records(230, tmp_path), []
 
     def parse(record):
@@ -291,12 +292,12 @@ def test_resuming_does_not_parse_the_windows_before(tmp_path):
     [expected] = shuffled_examples(split, seed=0, start=0).skip(200).take(1)
     assert int(first["label"]) == int(expected["label"])
     assert int(first["position"]) == 200
-    # Of the 28 windows before, none; how much is read ahead depends on speed.
+    # None of the 28 earlier windows. The amount read ahead depends on speed.
     assert 0 < len(parsed) <= 3 * 7
 
 
-# A dispatcher and two workers, in a process of their own: stopped in ours,
-# they may wait for each other for ever.
+# A dispatcher and two workers in a separate process: if they stop in this
+# process, they can wait for each other forever.
 DATA_SERVICE = """
 import tensorflow as tf
 service = tf.data.experimental.service
@@ -323,15 +324,15 @@ def data_service():
 
 
 @pytest.mark.slow
-def test_data_service_hands_out_every_example_once_an_epoch(
+def test_data_service_reads_every_example_once_per_epoch(
     tmp_path, data_service
 ):
     split = records(23, tmp_path)
     _, labels = take(split, 23 * 3, 4, data_service=data_service)
     counts = np.bincount(labels, minlength=23)
-    # Windows come in any order, so that an epoch or two may overlap.
+    # The order of windows is arbitrary, so that epochs can overlap.
     assert abs(counts - 12).max() <= 4
-    # Of two trainers, each gets its own part of every batch.
+    # Each of two trainers reads its own slice of each batch.
     found = [
         take(
             split,
@@ -346,15 +347,15 @@ def test_data_service_hands_out_every_example_once_an_epoch(
     own, others = ({*map(tuple, seeds)} for seeds in found)
     assert len(own) == len(others) == 2 * 23
     assert not own & others
-    # What one alone reads, of some epochs more.
+    # A single trainer reads the same examples in a few more epochs.
     stream = {*map(tuple, take(split, 23 * 4, 4, transforms=Seeds())[0])}
     assert own | others <= stream
 
 
 def maps_with_python(dataset):
-    """Returns how many operations each function has that calls Python.
+    """Returns the operations of each map that calls Python.
 
-    Under op determinism TensorFlow makes a map with one sequential.
+    TensorFlow's op determinism makes these maps sequential.
     """
     graph = graph_pb2.GraphDef.FromString(
         dataset._as_serialized_graph().numpy()
@@ -381,7 +382,7 @@ def maps_with_python(dataset):
 @pytest.mark.parametrize(
     ("name", "keep"), [("0.jpg", "memory"), ("really.jpg", "none")]
 )
-def test_only_formats_that_need_it_are_decoded_by_python(name, keep, tmp_path):
+def test_python_decodes_only_the_formats_that_need_it(name, keep, tmp_path):
     pixels = np.full((8, 8, 3), 200, "uint8")
     (tmp_path / "a").mkdir()
     for number, file_format in enumerate(["jpeg", "png"]):
@@ -400,8 +401,7 @@ def test_only_formats_that_need_it_are_decoded_by_python(name, keep, tmp_path):
     evaluation = evaluation_batches(split, transforms, 2)
     for dataset in (training, evaluation):
         found = maps_with_python(dataset)
-        # A map that reads and decodes nothing itself, so that those that do
-        # stay parallel.
+        # It neither reads nor decodes, so that the maps that do stay parallel.
         assert len(found) == (name == "really.jpg")
         pixels = ("DecodeJpeg", "DecodePng", "DecodeAndCropJpeg", "ReadFile")
         assert {*pixels}.isdisjoint(sum(found, []))

@@ -1,4 +1,4 @@
-"""Copies of splits: the same examples, names and orders, from elsewhere."""
+"""Caches of splits: the same examples, names and orders."""
 
 import os
 
@@ -32,7 +32,7 @@ def shuffle(split):
 
 
 FILES = indexed(30, groups=np.arange(30) // 5, window=7)
-# Name -> folder to write to -> a split.
+# Name -> folder for files -> split.
 SPLITS = {
     "part of memory": lambda folder: shuffle(
         indexed(30, window=5).without([0, 4, 5, 29])
@@ -60,7 +60,7 @@ def stored(split):
 
 
 def epochs(split):
-    """Returns the order of two epochs, from the middle of the first one."""
+    """Returns the order of two epochs, from the middle of the first."""
     examples = shuffled_examples(split, seed=1, start=9)
     images = examples.map(lambda example: split.load(example["image"]))
     return numbers(images.take(2 * split.num_examples))
@@ -100,7 +100,7 @@ def test_batches_of_a_worker_are_the_same_for_every_cache(tmp_path):
 
 
 @pytest.mark.parametrize("name", cache.CACHES)
-def test_caches_hold_the_same_under_the_same_names(name, tmp_path):
+def test_caches_keep_examples_and_names(name, tmp_path):
     split = SPLITS["records with gaps"](tmp_path)
     path = tmp_path / "run" / "cache"
     names = [split.store.name(number) for number in split.indices]
@@ -136,21 +136,19 @@ def test_cache_on_disk_is_read_instead_of_the_files(tmp_path):
     assert len(loads) == 23
 
 
-@pytest.mark.parametrize(("places", "copies"), [("aa", 1), ("ab", 2)])
-def test_workers_write_one_copy_on_a_disk_that_they_share(
-    places, copies, tmp_path
-):
+@pytest.mark.parametrize(("disks", "caches"), [("aa", 1), ("ab", 2)])
+def test_workers_write_one_cache_per_disk(disks, caches, tmp_path):
     loads = []
     split = counting(indexed(23), loads)
 
     def keep(workers):
-        return cache.on_disk(split, tmp_path / places[workers.number], workers)
+        return cache.on_disk(split, tmp_path / disks[workers.number], workers)
 
     assert [stored(kept) for kept in together(keep)] == [[*range(23)]] * 2
-    assert len(loads) == copies * 23
+    assert len(loads) == caches * 23
 
 
-def test_copy_of_a_worker_is_out_of_date_where_the_chief_s_is(tmp_path):
+def test_cache_of_a_worker_is_outdated_when_the_chief_has_changed(tmp_path):
     for disk in "ab":
         write_folder(tmp_path / disk, {"train/cat": 3, "train/dog": 3})
 
@@ -169,7 +167,7 @@ def test_copy_of_a_worker_is_out_of_date_where_the_chief_s_is(tmp_path):
     assert not set(together(keep)) & set(first)
 
 
-def test_cache_on_disk_is_complete_or_not_there(tmp_path):
+def test_cache_on_disk_is_complete_or_missing(tmp_path):
     def load(image):
         number = tf.strings.to_number(image)
         with tf.control_dependencies([tf.debugging.assert_less(number, 9.0)]):
@@ -179,7 +177,7 @@ def test_cache_on_disk_is_complete_or_not_there(tmp_path):
     with pytest.raises(tf.errors.InvalidArgumentError):
         cache.on_disk(indexed(23, loader=load), folder, ALONE)
     assert not [*tmp_path.iterdir()]
-    # A part of it without what cannot be read has another identity.
+    # A slice without the unreadable examples has another identity.
     assert stored(cache.on_disk(indexed(9, loader=load), folder, ALONE)) == [
         *range(9)
     ]
@@ -193,11 +191,11 @@ def read_all(split):
     return [split.load(example["image"]).numpy() for example in split.stored()]
 
 
-def test_copy_is_renewed_when_what_it_was_made_from_changes(tmp_path):
+def test_cache_is_rewritten_when_the_images_change(tmp_path):
     root, folder = tmp_path / "images", tmp_path / "cache"
     write_folder(root, {"train/cat": 3, "train/dog": 3})
     copies = [read_all(cache.on_disk(open_train(root), folder, ALONE))]
-    # Other bytes under the same name, other files, a part of them.
+    # Another content of a file, another file, a slice.
     pixels = np.full((9, 9, 3), 7, "uint8")
     (root / "train/cat/0.jpeg").write_bytes(encoded(pixels, "jpeg"))
     copies.append(read_all(cache.on_disk(open_train(root), folder, ALONE)))
@@ -211,7 +209,7 @@ def test_copy_is_renewed_when_what_it_was_made_from_changes(tmp_path):
     assert copies[0] != copies[1]
 
 
-def test_copy_stays_when_the_folder_is_moved(tmp_path):
+def test_cache_is_kept_when_the_folder_moves(tmp_path):
     write_folder(tmp_path / "here", {"train/cat": 3, "train/dog": 3})
     folder = tmp_path / "cache"
     cache.on_disk(open_train(tmp_path / "here"), folder, ALONE)
@@ -222,7 +220,7 @@ def test_copy_stays_when_the_folder_is_moved(tmp_path):
     assert str(tmp_path / "there") in kept.store.name(0)
 
 
-def test_embeddings_take_the_place_of_images(tmp_path):
+def test_embeddings_replace_images(tmp_path):
     split = records(23, tmp_path).without([0, 11])
     rows = np.random.default_rng(0).normal(size=(21, 5)).astype("f4")
     rows.tofile(tmp_path / "embeddings.bin")
@@ -239,7 +237,7 @@ def test_embeddings_take_the_place_of_images(tmp_path):
         np.testing.assert_array_equal(vectors, rows[places])
 
 
-def test_small_splits_go_to_memory_by_themselves():
+def test_auto_keeps_small_splits_in_memory():
     small = indexed(3)
     assert cache.choose_cache([small, small]) == "memory"
     large = indexed(2, sizes=2**27)

@@ -1,4 +1,4 @@
-"""Broken images and files: found, named, left out; and what is counted."""
+"""Broken images and files, duplicates, and counts of classes."""
 
 import io
 import itertools
@@ -84,7 +84,7 @@ def huge_tiff():
     return content
 
 
-# WebP has no more than 16,383 x 16,383 pixels, which is below the limit.
+# Not WebP: its maximum of 16,383 x 16,383 pixels is below the limit.
 HUGE = {
     "png": huge_png,
     "jpeg": lambda: huge_jpeg(b"\xff\xc0"),
@@ -97,7 +97,7 @@ HUGE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HUGE)
-def test_images_that_say_they_are_huge_are_broken_at_once(name):
+def test_huge_images_are_rejected_without_decoding(name):
     """Decoded, they would take 2.7 GB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     split = in_memory([encoded(PIXELS, "png"), HUGE[name]()])
@@ -114,14 +114,14 @@ KINDS = ("jpeg", "png", "bmp", "gif", "webp", "tiff")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_that_end_too_early_are_broken(kind):
+def test_truncated_images_are_broken(kind):
     content = encoded(PIXELS, kind)
     split = in_memory([content[:-300], content, content[:30]])
     reasons = [reason for _, reason in check.broken_images(split)]
     assert [reason is not None for reason in reasons] == [True, False, True]
 
 
-def test_each_broken_image_has_its_reason_in_one_line():
+def test_each_broken_image_has_a_reason_of_one_line():
     files = [encoded(PIXELS, "png"), *broken_files().values()] * 9
     found = list(check.broken_images(in_memory(files)))
     assert [number for number, _ in found] == list(range(len(files)))
@@ -129,7 +129,7 @@ def test_each_broken_image_has_its_reason_in_one_line():
         if number % (len(broken_files()) + 1) == 0:
             assert reason is None
             continue
-        # Without names of graphs, of objects in memory, and of places in code.
+        # No nodes of graphs, addresses of objects or paths of code.
         assert reason.strip() == reason != ""
         for foreign in ("{{", "[Op:", "\n", " 0x", "site-packages"):
             assert foreign not in reason
@@ -145,12 +145,12 @@ def test_each_broken_image_has_its_reason_in_one_line():
         "ValueError: it is\nTraceback (most recent call last):\n",
     ],
 )
-def test_reasons_are_what_is_left_of_what_tensorflow_says(message):
+def test_reasons_omit_the_internals_of_tensorflow(message):
     error = tf.errors.InvalidArgumentError(None, None, message)
     assert check.reason_of(error) == "it is"
 
 
-def test_parts_are_looked_through_on_their_own():
+def test_parts_of_a_split_can_be_checked():
     files = [encoded(PIXELS, "png"), b"broken", encoded(PIXELS, "gif"), b""]
     split = in_memory(files).take([3, 1, 0])
     found = dict(check.broken_images(split))
@@ -178,7 +178,7 @@ def open_data(root):
 
 
 @pytest.mark.slow
-def test_broken_images_are_found_in_all_splits_and_left_out(root):
+def test_broken_images_are_found_in_all_splits_and_skipped(root):
     data, rejected = open_data(root)
     broken = check.find_broken(data, rejected)
     names = {pathlib.Path(record["name"]).name for record in broken}
@@ -194,15 +194,15 @@ def test_broken_images_are_found_in_all_splits_and_left_out(root):
     left = check.without_broken(data, broken)
     assert left.train.num_examples == left.evaluation.num_examples == 8
     assert not check.find_broken(left, {})
-    # What a run began with stays, whatever is broken later.
+    # The contents of a run do not change when an image breaks later.
     assert left.contents == data.contents
     line = check.describe_skipped(left, broken)
-    assert line == f"Leaving out {len(broken)} broken images of 23"
+    assert line == f"Skipping {len(broken)} broken images of 23"
     check.check_not_empty(left)
 
 
 @pytest.mark.slow
-def test_broken_images_are_looked_for_once(root, tmp_path, monkeypatch):
+def test_search_for_broken_images_runs_once(root, tmp_path, monkeypatch):
     path = tmp_path / "run" / "bad_images.jsonl"
     data, rejected = open_data(root)
     found = check.find_broken_once(data, rejected, path, ALONE)
@@ -210,7 +210,7 @@ def test_broken_images_are_looked_for_once(root, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(check, "find_broken", None)
         assert check.find_broken_once(data, rejected, path, ALONE) == found
-    # And again where a file was changed, or the list is not complete.
+    # It runs again after a file has changed, or if the list is truncated.
     (root / "train/a/0.jpeg").write_bytes(b"gone bad")
     data, rejected = open_data(root)
     again = check.find_broken_once(data, rejected, path, ALONE)
@@ -220,7 +220,7 @@ def test_broken_images_are_looked_for_once(root, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_workers_leave_out_what_is_broken_for_one_of_them(tmp_path):
+def test_workers_skip_images_that_are_broken_for_one_of_them(tmp_path):
     for disk in "ab":
         counts = {f"{s}/{c}": 2 for s in ("train", "test") for c in "ab"}
         write_folder(tmp_path / disk, counts)
@@ -244,20 +244,18 @@ def test_workers_leave_out_what_is_broken_for_one_of_them(tmp_path):
     assert ours == theirs
 
 
-def test_split_of_nothing_but_broken_images_is_one_clear_line(root):
+def test_split_with_only_broken_images_is_an_error(root):
     for path in root.glob("test/*/*"):
         path.write_bytes(b"not an image")
     data, rejected = open_data(root)
     left = check.without_broken(data, check.find_broken(data, rejected))
-    with pytest.raises(UserError, match="no image for eval can be decoded"):
+    with pytest.raises(UserError, match="no image of the eval split can be"):
         check.check_not_empty(left)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", cache.CACHES.values())
-def test_errors_are_explained_by_the_image_that_they_come_from(
-    root, tmp_path, keep
-):
+def test_errors_report_the_image_that_caused_them(root, tmp_path, keep):
     data, _ = open_data(root)
     split = keep(data.train, tmp_path / "cache", ALONE)
     raised = tf.errors.InvalidArgumentError(None, None, "somewhere")
@@ -275,13 +273,13 @@ def test_errors_are_explained_by_the_image_that_they_come_from(
         raise raised
 
 
-def test_errors_that_come_from_no_image_stay_what_they_are():
+def test_errors_without_a_broken_image_are_unchanged():
     raised = tf.errors.InternalError(None, None, "something else")
     split = in_memory([encoded(PIXELS, "png")])
     assert check.explain(raised, split) is raised
 
 
-def test_damaged_record_file_is_named(tmp_path):
+def test_damaged_record_file_is_reported(tmp_path):
     split = records(23, tmp_path)
     path = pathlib.Path(split.store.files[2])
     content = bytearray(path.read_bytes())
@@ -290,33 +288,33 @@ def test_damaged_record_file_is_named(tmp_path):
     with pytest.raises(UserError) as error, check.explained(split):
         list(split.stored())
     [line] = str(error.value).splitlines()
-    assert line.startswith(f"{path} is damaged (")
+    assert line.startswith(f"{path}: damaged (")
 
 
-def test_labels_are_counted_known_or_read(tmp_path):
+def test_labels_are_counted_with_and_without_reading(tmp_path):
     expected = {number: 1 for number in range(23) if number not in (3, 9)}
     for split in (indexed(23), records(23, tmp_path)):
         counts = check.count_labels(split.without([3, 9]), "train")
         assert dict(counts) == expected
 
 
-def test_rare_classes_are_warned_of():
+def test_rare_classes_get_a_warning():
     names = ["cat", "dog", "owl", "ape"]
     counts = {0: 19, 1: 80, 3: 1}
     assert check.balance_warnings(counts, names) == [
-        "owl has 0 images; the mean is 25",
-        "ape has 1 images; the mean is 25",
+        "owl has 0 images; the mean is 25.",
+        "ape has 1 images; the mean is 25.",
     ]
     assert check.balance_warnings({0: 5, 1: 25}, names[:2]) == []
 
 
-def test_many_classes_are_summed_up():
+def test_many_classes_are_summarized():
     names = [f"c{number}" for number in range(1000)]
     counts = {number: 100 + number for number in range(900)} | {7: 3}
     *first, last = check.balance_warnings(counts, names)
-    assert first[0] == "c900 has 0 images; the mean is 494"
+    assert first[0] == "c900 has 0 images; the mean is 494."
     assert len(first) == check.MAX_CLASSES
-    assert last == "96 other classes have less than 20% of the mean"
+    assert last == "96 other classes have less than 20% of the mean."
     assert check.describe_counts(counts, names) == (
         "smallest c7 (3), c0 (100), c1 (101), c2 (102), c3 (103); "
         "largest c899 (999), c898 (998), c897 (997), c896 (996), c895 (995); "
@@ -325,7 +323,7 @@ def test_many_classes_are_summed_up():
 
 
 def test_pillow_and_check_agree_on_what_is_an_image():
-    """An animation, a palette with transparency, a file with more behind."""
+    """A transparent palette, a file with trailing bytes, a truncated GIF."""
     file = io.BytesIO()
     PIL.Image.fromarray(PIXELS).convert("P").save(file, "png", transparency=3)
     files = [file.getvalue(), encoded(PIXELS, "jpeg") + b"more", b"GIF89a"]
@@ -333,7 +331,7 @@ def test_pillow_and_check_agree_on_what_is_an_image():
     assert [reason is None for reason in reasons] == [True, True, False]
 
 
-# Place -> content. Those of one letter are all of one size.
+# Path -> content. All files with one letter have the same size.
 FILES = {
     "train/cat/a.png": b"A",
     "train/cat/b.png": b"A",
@@ -366,43 +364,39 @@ def short(name):
     return name.rpartition("/")[2]
 
 
-def test_duplicates_are_told_apart_by_where_they_are(data):
+def test_duplicates_are_grouped_by_kind(data):
     found = check.find_duplicates([*data.splits.values()])
     groups = check.group_members(found.groups, data)
     assert {
         check.kind_of_group(group): {short(name) for name, *_ in group}
         for group in groups
     } == PAIRS
-    # What has a size of its own was not read.
+    # Files with a unique size were not read.
     assert (found.candidates, found.unchecked) == (8, 0)
 
 
-def test_only_what_could_be_in_both_splits_is_read_for_training(data):
+def test_training_searches_only_duplicates_between_splits(data):
     found = check.find_duplicates([*data.splits.values()], between=True)
     [group] = check.group_members(found.groups, data)
     assert check.kind_of_group(group) == "between splits"
     [warning] = check.leak_warnings(data, seconds=1e9)
     assert warning.startswith(
-        "1 images to evaluate on are exact duplicates of images to train on, "
+        "eval: 1 images are exact duplicates of training images, such as "
     )
-    for text in (
-        "such as ",
-        "e.png (train, dog) = ",
-        "g.png (eval, cat). Results look",
-    ):
+    for text in ("e.png (train, dog) = ", "g.png (eval, cat). The metrics"):
         assert text in warning
 
 
-def test_what_there_is_no_time_for_is_reported(data):
+def test_images_beyond_the_time_limit_are_reported(data):
     ticks = itertools.count()
     lines = check.leak_warnings(data, 4, clock=lambda: next(ticks))
     assert lines[-1] == (
-        "5 of 8 images that have the size of one in the other split were not "
-        "compared within 4 s; --mode=data compares all"
+        "eval: 5 of 8 possible duplicates were not compared within 4 s. "
+        "Compare all with --mode=data."
     )
 
 
-def test_image_that_cannot_be_read_is_no_duplicate(data):
+def test_unreadable_image_is_not_a_duplicate(data):
     for number in range(data.train.store.num_examples):
         path = data.train.store.name(number)
         if short(path) == "a.png":
@@ -424,15 +418,15 @@ def test_duplicates_in_other_stores_are_found_by_reading_all(tmp_path):
         "between splits",
         "between splits",
     ]
-    # A run does not wait for that.
+    # A run does not read all records for this warning.
     assert check.leak_warnings(data, 1e9) == []
-    # Nor does it know the classes of records.
+    # The classes of records are unknown.
     assert check.find_duplicates([records(12, tmp_path)]).groups == []
     one = records(1, tmp_path)
     assert check.find_duplicates([one]).groups == []
 
 
-def test_of_many_duplicates_one_of_each_kind_is_named():
+def test_description_of_a_group_has_each_split_and_class():
     group = [check.DuplicateImage(f"{n}.png", "train", "cat") for n in range(5)]
     group.append(check.DuplicateImage("6.png", "eval", "cat"))
     assert check.describe_group(group) == (

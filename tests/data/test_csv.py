@@ -1,4 +1,4 @@
-"""Tables of images and their labels."""
+"""CSV files with images and labels."""
 
 import pytest
 from samples import read_all, write_folder
@@ -9,12 +9,12 @@ from train_loop.errors import UserError
 
 @pytest.fixture
 def root(tmp_path):
-    """Returns a folder with images that no folder of which tells a class."""
+    """Returns a folder with images whose subfolders are not classes."""
     write_folder(tmp_path / "table", {"photos/1": 8, "photos/2": 7})
     return tmp_path / "table"
 
 
-def write_table(root, text):
+def write_csv(root, text):
     path = root / "labels.csv"
     path.write_text(text, encoding="utf-8")
     return str(path)
@@ -28,8 +28,8 @@ def lines(root, label="{}"):
 
 
 @pytest.mark.parametrize("head", ["image,label", "\ufeffimage, label"])
-def test_images_of_a_table_are_read_with_their_labels(root, head):
-    table = write_table(root, f"{head}\n{lines(root)}\n\n")
+def test_images_and_labels_of_a_csv_file_are_read(root, head):
+    table = write_csv(root, f"{head}\n{lines(root)}\n\n")
     stored = open_dataset(table)
     assert stored.class_names == tuple("01234567")
     examples = dict(read_all(stored.splits["train"]))
@@ -43,24 +43,24 @@ def test_images_of_a_table_are_read_with_their_labels(root, head):
         }
 
 
-def test_columns_may_stand_in_any_order_and_names_be_quoted(root):
+def test_columns_can_be_in_any_order_and_names_quoted(root):
     rows = [
-        '"cat, grey",photos/1/0.jpeg\n',
+        '"cat, gray",photos/1/0.jpeg\n',
         "dog,photos/2/1.jpeg\n",
         "dog,../table/photos/2/2.jpeg\n",
         f"dog,{root}/photos/2/3.jpeg\n",
     ]
-    table = write_table(root, "label,image\n" + "".join(rows))
+    table = write_csv(root, "label,image\n" + "".join(rows))
     stored = open_dataset(table)
-    assert stored.class_names == ("cat, grey", "dog")
+    assert stored.class_names == ("cat, gray", "dog")
     labels = [label for _, label in read_all(stored.splits["train"])]
     assert sorted(labels) == [0, 1, 1, 1]
 
 
-def test_table_may_be_moved_with_its_images(root, tmp_path):
+def test_csv_file_can_be_moved_with_its_images(root, tmp_path):
     text = "image,label\n" + lines(root).replace(",7", ",6")
     contents = choose_splits(
-        open_dataset(write_table(root, text)), "train[:50%]", "train[50%:]"
+        open_dataset(write_csv(root, text)), "train[:50%]", "train[50%:]"
     ).contents
     root.rename(tmp_path / "moved")
     moved = open_dataset(str(tmp_path / "moved/labels.csv"))
@@ -68,9 +68,9 @@ def test_table_may_be_moved_with_its_images(root, tmp_path):
     assert again == contents
 
 
-def test_image_of_a_table_that_is_not_there_is_refused_by_name(root):
-    gone = "image,label\nphotos/1/0.jpeg,a\nphotos/1/1.jpeg,b\nno.jpg,b\n"
-    stored = open_dataset(write_table(root, gone))
+def test_missing_image_of_a_csv_file_is_rejected(root):
+    text = "image,label\nphotos/1/0.jpeg,a\nphotos/1/1.jpeg,b\nno.jpg,b\n"
+    stored = open_dataset(write_csv(root, text))
     [(name, reason)] = stored.rejected.items()
     assert name == str(root / "no.jpg")
     assert "No such file" in reason
@@ -79,47 +79,47 @@ def test_image_of_a_table_that_is_not_there_is_refused_by_name(root):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("image,cat,dog\na.jpg,0,1\n", "has the columns image, cat, dog; it"),
-        ("image,label,label\na.jpg,x,y\n", "has the columns image, label, l"),
-        ("image|label\na.jpg|x\n", r"has the columns image\|label; it takes"),
-        ("path,file,label\na,b,x\n", "has the columns path, file, label; it"),
-        ("image,label,split,split\n", "has the columns image, label, split"),
-        ("image,label,split\na.jpg,x,dev\n", "line 2 of .* has the split dev"),
+        ("image,cat,dog\na.jpg,0,1\n", "split column, not image, cat, dog. "),
+        ("image,label,label\na.jpg,x,y\n", "column, not image, label, label"),
+        ("image|label\na.jpg|x\n", r"split column, not image\|label. Name"),
+        ("path,file,label\na,b,x\n", "split column, not path, file, label. "),
+        ("image,label,split,split\n", "column, not image, label, split, split"),
         (
-            "image,label,split\na.jpg,x,\n",
-            "has the split of no name; must be one",
+            "image,label,split\na.jpg,x,dev\n",
+            "line 2 has the unknown split 'dev'. Use one of train",
         ),
-        ("", "has the columns of no table; it takes image and label"),
-        ("\n\n", "has the columns of no table; it takes image and label"),
-        ("image,label\n\n\n\na.jpg,\n", "line 5 of .* is no image with a"),
-        ('image,label\n"a\nb",x\nc\n', "line 4 of .* is no image with a"),
-        ("image,label\na\0,x\n", "line 2 of .* is no image with a label"),
-        ("image,label\na.jpg\n", "line 2 of .* is no image with a label"),
-        ("image,label\na.jpg,\n", "line 2 of .* is no image with a label"),
-        ("image,label\na.jpg,x,y\n", "line 2 of .* is no image with a label"),
-        ("image,label\n", "lists no image; it takes a line for each"),
-        ('image,label\n"a.jpg,x\n', "cannot be read as a table"),
-        ("image,label\na.jpg,x\nb.jpg,y\n", "holds no image to train on"),
+        ("image,label,split\na.jpg,x,\n", "line 2 has the unknown split ''."),
+        ("", "must have one image column, one label .*, not none. Name"),
+        ("\n\n", "must have one image column, one label .*, not none. Name"),
+        ("image,label\n\n\n\na.jpg,\n", "line 5 must have an image and a"),
+        ('image,label\n"a\nb",x\nc\n', "line 4 must have an image and a"),
+        ("image,label\na\0,x\n", "line 2 must have an image and a label"),
+        ("image,label\na.jpg\n", "line 2 must have an image and a label"),
+        ("image,label\na.jpg,\n", "line 2 must have an image and a label"),
+        ("image,label\na.jpg,x,y\n", "line 2 must have an image and a label"),
+        ("image,label\n", "no images listed. Add a line for each"),
+        ('image,label\n"a.jpg,x\n', "not readable as CSV"),
+        ("image,label\na.jpg,x\nb.jpg,y\n", "no readable training image"),
     ],
 )
-def test_tables_of_another_kind_are_one_clear_line(root, text, expected):
+def test_invalid_csv_files_are_an_error(root, text, expected):
     (root / "link").symlink_to("photos")
     with pytest.raises(UserError, match=expected) as error:
-        open_dataset(write_table(root, text))
+        open_dataset(write_csv(root, text))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("1/0,x\n1/0,y\n", "line 3 of .* has 1/0.jpeg again, which line 2"),
-        ("1/0,x\n./1/0,y\n", "line 3 .* has ./1/0.jpeg again, which line 2"),
-        ("1/0,x\n\n1/../1//0,x\n", "line 4 .* again, which line 2"),
-        ("link/0,x\n1/0,y\n", "line 3 .* has 1/0.jpeg again, which line 2"),
-        ("\n\n1/0,x\n\n./1/0,y\n", "line 6 .* again, which line 4"),
+        ("1/0,x\n1/0,y\n", "line 3 repeats 1/0.jpeg of line 2"),
+        ("1/0,x\n./1/0,y\n", "line 3 repeats ./1/0.jpeg of line 2"),
+        ("1/0,x\n\n1/../1//0,x\n", "line 4 repeats .* of line 2"),
+        ("link/0,x\n1/0,y\n", "line 3 repeats 1/0.jpeg of line 2"),
+        ("\n\n1/0,x\n\n./1/0,y\n", "line 6 repeats .* of line 4"),
     ],
 )
-def test_images_that_a_table_has_twice_are_for_no_new_run(root, text, expected):
+def test_repeated_images_are_rejected_for_new_runs(root, text, expected):
     (root / "photos/link").symlink_to("1")
     text = "image,label\n" + text.replace(",", ".jpeg,") + "2/1.jpeg,z\n"
     table = root / "photos/labels.csv"
@@ -140,12 +140,12 @@ def test_images_that_a_table_has_twice_are_for_no_new_run(root, text, expected):
         'filename,class\nphotos/1/0.jpeg,"a, b"\nphotos/2/1.jpeg,c\n',
         'path,label\nphotos/1/0.jpeg,"a, b"\nphotos/2/1.jpeg,c\n',
         'Class Name;File-Path\n"a, b";photos/1/0.jpeg\nc;photos/2/1.jpeg\n',
-        # As pandas writes its index, and what it reads of that again.
+        # The index of pandas, and the same after reading and writing again.
         ',image,label\n0,photos/1/0.jpeg,"a, b"\n1,photos/2/1.jpeg,c\n',
         "Unnamed: 0;image;label\n0;photos/1/0.jpeg;a, b\n1;photos/2/1.jpeg;c\n",
     ],
 )
-def test_tables_of_other_programs_are_read(root, text):
+def test_csv_files_of_other_programs_are_read(root, text):
     for newline in ("\n", "\r\n"):
         (root / "labels.csv").write_text(text, newline=newline)
         stored = open_dataset(str(root / "labels.csv"))
@@ -159,10 +159,10 @@ def test_tables_of_other_programs_are_read(root, text):
     assert open_dataset(str(root / "labels.tsv")).class_names == ("a, b", "c")
 
 
-def test_column_may_tell_the_splits(root):
+def test_column_can_specify_the_splits(root):
     splits = ["train", "Training", "val", "TEST", "test"]
     rows = [f"photos/1/{n}.jpeg,x,{s}\n" for n, s in enumerate(splits)]
-    table = write_table(root, "image,label,Split\n" + "".join(rows))
+    table = write_csv(root, "image,label,Split\n" + "".join(rows))
     counts = {
         name: split.num_examples
         for name, split in open_dataset(table).splits.items()
@@ -170,26 +170,27 @@ def test_column_may_tell_the_splits(root):
     assert counts == {"train": 2, "val": 1, "test": 2}
 
 
-def test_letters_that_end_lines_elsewhere_stay_in_a_label(root):
+def test_unicode_line_separators_stay_in_a_label(root):
     labels = [f"a{end}b" for end in "\u2028\x85\x0b\x0c\x1c"]
     rows = [f"photos/1/{n}.jpeg,{name}\n" for n, name in enumerate(labels)]
-    table = write_table(root, "image,label\n" + "".join(rows))
+    table = write_csv(root, "image,label\n" + "".join(rows))
     assert open_dataset(table).class_names == tuple(sorted(labels))
 
 
 @pytest.mark.parametrize(
-    ("name", "way"), [("x.npz", "Convert"), ("x.zip", "Unpack"), ("x", "Conv")]
+    ("name", "action"),
+    [("x.npz", "Convert"), ("x.zip", "Unpack"), ("x", "Convert")],
 )
-def test_file_of_another_kind_is_there(root, name, way):
+def test_file_of_an_unsupported_format_is_an_error(root, name, action):
     (root / name).touch()
-    with pytest.raises(UserError, match=rf"{name}: must be a .*\. {way}"):
+    with pytest.raises(UserError, match=rf"{name}: must be a .*\. {action}"):
         open_dataset(str(root / name))
     (root / name).unlink()
-    with pytest.raises(UserError, match=f"{name} is not there"):
+    with pytest.raises(UserError, match=f"{name}: not found"):
         open_dataset(str(root / name))
 
 
-def test_table_that_is_no_text_is_one_clear_line(root):
+def test_csv_file_that_is_not_text_is_an_error(root):
     for content in (b"\xff\xfe\x00", b"\x89PNG\r\n"):
         (root / "labels.csv").write_bytes(content)
         with pytest.raises(UserError, match="labels.csv"):

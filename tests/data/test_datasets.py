@@ -1,4 +1,4 @@
-"""What a run takes of a data set: splits, parts, what is held out."""
+"""Splits of a data set: slices, defaults, and the held-out fraction."""
 
 import json
 
@@ -24,14 +24,14 @@ from train_loop.errors import UserError
     ("options", "expected"),
     [
         ({"train_split": "trian"}, "--train_split=trian"),
-        ({"train_split": "train[:9x%]"}, "parts of it such as"),
+        ({"train_split": "train[:9x%]"}, "or a slice such as train[:90%]"),
         ({"eval_split": "validation"}, "--eval_split=validation"),
-        ({"eval_split": "train[:0]"}, "holds no images"),
+        ({"eval_split": "train[:0]"}, "--eval_split=train[:0]: contains no i"),
         ({"validation_fraction": 0.001}, "--validation_fraction=0.001"),
         ({"validation_fraction": 1.0}, "--validation_fraction=1.0"),
     ],
 )
-def test_mistaken_splits_are_one_clear_line(tmp_path, options, expected):
+def test_invalid_splits_are_an_error(tmp_path, options, expected):
     write_folder(tmp_path, {"cat": 5, "dog": 5})
     stored = open_dataset(str(tmp_path))
     with pytest.raises(UserError) as error:
@@ -40,15 +40,15 @@ def test_mistaken_splits_are_one_clear_line(tmp_path, options, expected):
     assert "\n" not in str(error.value)
 
 
-def in_memory(**parts):
-    """Returns 23 numbers with splits from one of them to another."""
+def in_memory(**slices):
+    """Returns a data set of 23 numbers; `slices` are {split: (begin, end)}."""
     split = indexed(23)
-    splits = {name: split.slice(*part) for name, part in parts.items()}
+    splits = {name: split.slice(*ends) for name, ends in slices.items()}
     return Dataset(tuple(map(str, range(23))), splits)
 
 
 @pytest.mark.parametrize("names", [EVALUATION_SPLITS, EVALUATION_SPLITS[::-1]])
-def test_split_to_evaluate_on_is_the_first_that_exists(names):
+def test_default_evaluation_split_is_the_first_that_exists(names):
     others = {name: (10 + i, 11 + i) for i, name in enumerate(names)}
     stored = in_memory(train=(0, 10), **others)
     data = choose_splits(stored)
@@ -62,41 +62,41 @@ def test_split_to_evaluate_on_is_the_first_that_exists(names):
     assert number == others["test"][0]
 
 
-def test_parts_of_several_splits_can_be_taken():
+def test_slices_of_several_splits_can_be_combined():
     stored = in_memory(train=(0, 10), test=(10, 20), more=(20, 23))
     data = choose_splits(stored, "train[:2]+more", "test[-3:]+train[9:]")
     assert data.train.indices.tolist() == [0, 1, 20, 21, 22]
     assert data.evaluation.indices.tolist() == [17, 18, 19, 9]
 
 
-def test_what_is_held_out_does_not_need_labels(tmp_path):
+def test_holding_out_does_not_need_labels(tmp_path):
     split = records(23, tmp_path)
     stored = Dataset(("a", "b"), {"train": split})
     data = choose_splits(stored, validation_fraction=0.2)
     assert data.train.indices.tolist() == [*range(18)]
     assert data.evaluation.indices.tolist() == [*range(18, 23)]
-    # At least one for each.
+    # At least one example on each side.
     for fraction, kept in ((0.001, 22), (0.999, 1)):
         data = choose_splits(stored, validation_fraction=fraction)
         assert data.train.num_examples == kept
         assert data.evaluation.num_examples == 23 - kept
 
 
-def test_nothing_is_held_out_where_that_is_wanted(tmp_path):
+def test_fraction_of_0_holds_out_nothing(tmp_path):
     data = choose_splits(in_memory(train=(0, 10)), validation_fraction=0)
     assert data.train.num_examples == 10
     assert data.evaluation is None
     assert [*data.splits] == [*data.contents["splits"]] == ["train"]
-    assert "nothing is evaluated on" in data.note
+    assert "without evaluation" in data.note
     mapped = data.map(lambda name, split: split.slice(0, 3))
     assert (mapped.train.num_examples, mapped.evaluation) == (3, None)
-    # A split that is there for it is evaluated on all the same.
+    # An existing evaluation split is still used.
     stored = in_memory(train=(0, 10), test=(10, 12))
     data = choose_splits(stored, validation_fraction=0)
     assert data.evaluation.num_examples == 2
 
 
-def test_class_that_cannot_be_on_both_sides_is_named(tmp_path):
+def test_class_with_a_single_image_cannot_be_split(tmp_path):
     write_folder(tmp_path, {"cat": 9, "dog": 1, "emu": 1})
     with pytest.raises(UserError) as error:
         choose_splits(open_dataset(str(tmp_path)))
@@ -108,12 +108,12 @@ def test_class_that_cannot_be_on_both_sides_is_named(tmp_path):
     with pytest.raises(UserError) as error:
         choose_splits(open_dataset(str(tmp_path)), validation_fraction=0.1)
     [line] = str(error.value).splitlines()
-    assert "leaves 11 to train on and 2 to evaluate on, and there are 3" in line
+    assert "give 11 training and 2 evaluation images for 3 classes" in line
     for text in ("member", "y has", "test_size"):
         assert text not in line
 
 
-def test_contents_tell_other_examples_in_json():
+def test_contents_identify_the_examples_in_json():
     stored = in_memory(train=(0, 10), test=(10, 20), more=(20, 23))
     contents = [
         choose_splits(stored, *specs).contents
@@ -134,7 +134,7 @@ def test_contents_tell_other_examples_in_json():
         assert json.loads(json.dumps(each)) == each
 
 
-def test_both_splits_are_mapped_by_their_names():
+def test_map_applies_to_both_splits():
     data = choose_splits(in_memory(train=(0, 10), test=(10, 20)))
     halves = {"train": 5, "eval": 2}
     mapped = data.map(lambda name, split: split.slice(0, halves[name]))
@@ -144,53 +144,53 @@ def test_both_splits_are_mapped_by_their_names():
     np.testing.assert_array_equal(mapped.evaluation.indices, [10, 11])
 
 
-def test_classes_of_one_name_are_rejected_for_new_runs():
+def test_duplicate_class_names_are_rejected_for_new_runs():
     stored = in_memory(train=(0, 10), test=(10, 20))
     names = ["cat" if number in (3, 7) else str(number) for number in range(23)]
     data = choose_splits(stored._replace(class_names=tuple(names)))
     with pytest.raises(UserError) as error:
         check_new(data, "signs.h5")
     assert str(error.value).startswith(
-        "--dataset=signs.h5: names of classes must be unique, and 'cat' is "
-        "that of classes 3 and 7."
+        "--dataset=signs.h5: class names must be unique, but classes 3 and 7 "
+        "are named 'cat'."
     )
     check_new(choose_splits(stored), "signs.h5")
 
 
-def test_classes_in_several_spellings_are_reported():
+def test_class_names_that_differ_in_spelling_get_a_warning():
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     names = ["Cat", "cat", "dog", composed, decomposed, "a b", "a  b ", "CAFE"]
     case, form, spaces = spelling_warnings(names)
-    assert case.startswith("classes 'Cat' and 'cat' differ in case only")
+    assert case.startswith("classes 'Cat' and 'cat': differ only in case,")
     assert form.startswith(
-        "classes 'caf\\xe9' and 'cafe\\u0301' differ in Unicode form only"
+        "classes 'caf\\xe9' and 'cafe\\u0301': differ only in Unicode form,"
     )
-    assert spaces.startswith("classes 'a b' and 'a  b ' differ in spaces only")
+    assert spaces.startswith("classes 'a b' and 'a  b ': differ only in spaces")
     assert spelling_warnings(["cat", "dog", "cats"]) == []
     letters = [chr(code) for code in (*range(65, 91), *range(97, 123))]
     assert spelling_warnings(letters)[-1] == (
-        "21 other names have several spellings"
+        "21 other class names: have several spellings."
     )
 
 
-def test_mistaken_names_are_one_clear_line(tmp_path):
-    (tmp_path / "broken.h5").write_text("no HDF5")
+def test_invalid_names_are_an_error(tmp_path):
+    (tmp_path / "broken.h5").write_text("not HDF5")
     (tmp_path / "empty").mkdir()
     for name, expected in {
         "cifar": "cifar10",
         "digit": "Did you mean digits",
-        str(tmp_path / "nowhere"): "is not there, neither a folder",
+        str(tmp_path / "nowhere"): "nowhere: not found. Pass a folder",
         str(tmp_path / "none.h5"): "none.h5",
-        str(tmp_path / "broken.h5"): "cannot be read as an HDF5 file",
-        str(tmp_path / "empty"): "found no folder",
-        "wiki40b": "is not for image classification",
+        str(tmp_path / "broken.h5"): "Pass an HDF5 file with train_set_x",
+        str(tmp_path / "empty"): "no class folders found. Use the layout",
+        "wiki40b": "must have one image and one class label, not",
     }.items():
         with pytest.raises(UserError, match=expected) as error:
             open_dataset(name, data_dir=tmp_path)
         assert "\n" not in str(error.value)
 
 
-def test_digits_are_scikit_learns():
+def test_digits_equal_scikit_learn():
     stored = open_dataset("digits")
     assert stored.class_names == tuple("0123456789")
     examples = [e for split in stored.splits.values() for e in read_all(split)]

@@ -1,4 +1,4 @@
-"""Crops of images against Pillow's."""
+"""Crops of images against Pillow."""
 
 import io
 import math
@@ -36,7 +36,7 @@ def evaluation(image_size, crop_fraction=1.0, interpolation="bilinear"):
 @pytest.mark.parametrize("file_format", ["jpeg", "png", "bmp"])
 @pytest.mark.parametrize("crop_fraction", [0.875, 1.0])
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_center_crop_is_pillows(file_format, crop_fraction, interpolation):
+def test_center_crop_equals_pillow(file_format, crop_fraction, interpolation):
     file = encoded(smooth_pixels(), file_format, quality=95)
     image = center_crop(
         transcode(file), evaluation(24, crop_fraction, interpolation)
@@ -53,15 +53,15 @@ def test_center_crop_is_pillows(file_format, crop_fraction, interpolation):
 
 
 KINDS = {
-    "grey.jpg": ("L", "jpeg"),
+    "gray.jpg": ("L", "jpeg"),
     "CMYK.jpg": ("CMYK", "jpeg"),
     "RGBA.png": ("RGBA", "png"),
     "palette.png": ("P", "png"),
-    "grey with alpha.png": ("LA", "png"),
+    "gray with alpha.png": ("LA", "png"),
     "black and white.png": ("1", "png"),
     "16 bits.png": ("I;16", "png"),
     "palette.bmp": ("P", "bmp"),
-    "grey.bmp": ("L", "bmp"),
+    "gray.bmp": ("L", "bmp"),
     "RGBA.bmp": ("RGBA", "bmp"),
     "palette.gif": ("P", "gif"),
     "RGB.webp": ("RGB", "webp"),
@@ -76,7 +76,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def crop_to_50():
-    """Returns the crop as a graph that all kinds of images go through."""
+    """Returns the center crop as one graph for all image modes."""
     preprocessing = evaluation(50)
     return tf.function(
         lambda file: center_crop(transcode(file), preprocessing),
@@ -86,13 +86,13 @@ def crop_to_50():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_images_of_all_kinds_come_out_as_pillows_rgb(name, crop_to_50):
+def test_all_image_modes_decode_to_the_rgb_of_pillow(name, crop_to_50):
     mode, file_format = KINDS[name]
     real = PIL.Image.fromarray(load_sample_image("flower.jpg")[:200:2, :300:2])
     if mode == "I;16":
-        grey = np.asarray(real.convert("L"))
-        image = PIL.Image.fromarray(grey.astype("uint16") * 257)
-        expected = np.repeat(grey[..., None], 3, axis=-1)
+        gray = np.asarray(real.convert("L"))
+        image = PIL.Image.fromarray(gray.astype("uint16") * 257)
+        expected = np.repeat(gray[..., None], 3, axis=-1)
     else:
         image = real.convert(mode)
         expected = None
@@ -109,15 +109,15 @@ def test_images_of_all_kinds_come_out_as_pillows_rgb(name, crop_to_50):
 
 
 @pytest.mark.parametrize("dtype", ["int32", "float32"])
-def test_pixels_of_no_known_range_are_refused(dtype, crop_to_50):
-    """Pillow would make them black and white."""
+def test_pixels_with_an_unknown_range_are_rejected(dtype, crop_to_50):
+    """Pillow would convert them to black and white."""
     file = encoded(np.full((60, 60), 3000, dtype), "tiff")
-    with pytest.raises(tf.errors.OpError, match="numbers of 32 bits"):
+    with pytest.raises(tf.errors.OpError, match="32-bit pixels with an"):
         crop_to_50(tf.constant(file))
 
 
 @pytest.mark.parametrize("file_format", ["gif", "webp", "png", "tiff"])
-def test_first_frame_of_an_animation_counts(file_format):
+def test_first_frame_of_an_animation_is_used(file_format):
     frames = [
         PIL.Image.fromarray(np.full((20, 20, 3), shade, "uint8"))
         for shade in (50, 200)
@@ -131,7 +131,7 @@ def test_first_frame_of_an_animation_counts(file_format):
 @pytest.mark.parametrize("size", [(420, 420), (300, 250), (100, 90), (2, 7)])
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_training_resizes_noise_as_pillow_does(size, interpolation):
-    """Shrunk a little or much, or enlarged, by the filter of evaluation."""
+    """Slightly or strongly downscaled, or upscaled, as in evaluation."""
     pixels = np.random.default_rng(0).integers(64, 192, (*size, 3), "uint8")
     image = random_resized_crop(
         encoded(pixels, "png"),
@@ -151,7 +151,7 @@ def test_training_resizes_noise_as_pillow_does(size, interpolation):
 
 
 def torchvisions_window(height, width, random, areas, ratios):
-    """Returns what `RandomResizedCrop.get_params` does, of NumPy's numbers."""
+    """Returns `RandomResizedCrop.get_params` with a generator of NumPy."""
     for _ in range(10):
         area = height * width * random.uniform(*areas)
         ratio = math.exp(random.uniform(*np.log(ratios)))
@@ -170,8 +170,8 @@ def torchvisions_window(height, width, random, areas, ratios):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(375, 500), (500, 333), (64, 64)])
-def test_windows_have_the_distribution_of_torchvisions(shape):
-    """Kolmogorov and Smirnov's test, of area, shape and place."""
+def test_windows_have_the_distribution_of_torchvision(shape):
+    """Kolmogorov-Smirnov tests of area, aspect ratio and position."""
     count, random = 4000, np.random.default_rng(0)
     ours = run(
         lambda seed: tf.stack(random_window(shape, seed)), num_seeds=count
@@ -206,21 +206,21 @@ def test_windows_have_the_distribution_of_torchvisions(shape):
 @pytest.mark.parametrize(
     ("shape", "areas", "ratios"),
     [
-        # No draw fits: the middle, as wide or as high as the ratios allow.
+        # No window fits: the largest centered window within the ratios.
         ((10, 1000), (0.9, 1.0), (3 / 4, 4 / 3)),
         ((1000, 10), (0.9, 1.0), (3 / 4, 4 / 3)),
         ((7, 101), (1.0, 1.0), (0.5, 0.5)),
-        # Draws without a pixel are no draws.
+        # Windows without a pixel do not fit.
         ((1, 1), (0.08, 0.1), (3 / 4, 4 / 3)),
     ],
 )
-def test_windows_that_never_fit_are_the_middle(shape, areas, ratios):
+def test_window_is_centered_if_none_fits(shape, areas, ratios):
     window = [int(each) for each in random_window(shape, [1, 2], areas, ratios)]
     random = np.random.default_rng(0)
     assert window == [*torchvisions_window(*shape, random, areas, ratios)]
 
 
-def test_windows_have_a_pixel_at_least():
+def test_windows_have_at_least_one_pixel():
     windows = run(
         lambda seed: tf.stack(
             random_window((3, 200), seed, (0.001, 0.01), (0.01, 0.02))
@@ -238,7 +238,7 @@ def test_windows_have_a_pixel_at_least():
         ("png", (0.2, 0.3), (1.5, 2.0), (0.24, 0.26)),
     ],
 )
-def test_random_crops_are_parts_of_the_image(
+def test_random_crops_are_windows_of_the_image(
     file_format, areas, ratios, expected
 ):
     y, x = np.mgrid[0:200, 0:300]
@@ -272,7 +272,7 @@ def test_training_crops_follow_their_seed(crop, interpolation):
 
 
 def with_size(file_format, width, height):
-    """Returns a file that pretends to be as large."""
+    """Returns a file whose header has another image size."""
     pixels = np.zeros((8, 8), "uint8")
     file = bytearray(encoded(pixels, file_format))
     begin, layout = {
@@ -290,14 +290,14 @@ def with_size(file_format, width, height):
 
 @pytest.mark.parametrize("file_format", ["jpeg", "png", "gif", "bmp"])
 def test_files_of_all_formats_have_the_same_limit(file_format):
-    message = f"it has more than {MAX_PIXELS:,} pixels"
+    message = f"more than {MAX_PIXELS:,} pixels"
     file = with_size(file_format, 32768, 16385)
     with pytest.raises(tf.errors.OpError, match=message):
         tf.function(check_image)(tf.constant(file))
 
 
 @pytest.mark.skipif(READS_HEIF, reason="The extra is installed.")
-def test_photos_that_an_extra_reads_tell_so_whatever_their_names():
+def test_heic_content_requires_the_extra():
     file = b"\0\0\0\x18ftypheic" + bytes(40)
     with pytest.raises(tf.errors.OpError, match="HEIC requires the extra heif"):
         tf.function(check_image)(tf.constant(file))

@@ -1,4 +1,4 @@
-"""Orientation and transparency of images against Pillow's."""
+"""Orientation and transparency of images against Pillow."""
 
 import io
 import struct
@@ -24,7 +24,7 @@ STORED = UPRIGHT._replace(exif_orientation=False)
 
 
 def oriented(file_format, orientation, exif=None, **options):
-    """Returns a file of an image whose corners differ, 40 x 60 pixels."""
+    """Returns an image file of 40 x 60 pixels with different corners."""
     if exif is None:
         exif = PIL.Image.Exif()
         exif[0x010F] = "a camera"
@@ -40,7 +40,7 @@ def upright(file):
 
 @pytest.fixture(scope="module")
 def crop_upright():
-    """Returns the crop of upright images, as a graph without Python."""
+    """Returns the upright center crop as a graph without Python."""
     return tf.function(
         lambda file: center_crop(file, UPRIGHT),
         input_signature=[tf.TensorSpec([], tf.string)],
@@ -50,7 +50,7 @@ def crop_upright():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["jpeg", "png", "webp", "tiff"])
-def test_crops_are_of_the_upright_image(file_format, crop_upright):
+def test_center_crops_show_the_upright_image(file_format, crop_upright):
     options = {"lossless": True} if file_format == "webp" else {"quality": 95}
     for orientation in range(1, 9):
         file = oriented(file_format, orientation, **options)
@@ -64,7 +64,7 @@ def test_crops_are_of_the_upright_image(file_format, crop_upright):
         image = crop_upright(transcode(file, True))
         np.testing.assert_allclose(image, expected[rows, columns], atol=4)
         if file_format == "tiff":
-            # Which Pillow turns in any case.
+            # Pillow always rotates TIFF.
             continue
         stored = center_crop(transcode(file), STORED).numpy()
         expected = np.asarray(PIL.Image.open(io.BytesIO(file)))[:, 10:50]
@@ -92,10 +92,10 @@ EXIFS = {
     "two values": exif_of(b"II", (0x112, 3, 2, 6)),
     "no orientation": exif_of(b"II", (0x110, 3, 1, 6)),
     "no entry": exif_of(b"MM"),
-    "no TIFF": exif_of(b"II", (0x112, 3, 1, 6), magic=41),
-    "cut off": exif_of(b"II", (0x112, 3, 1, 6))[:20],
+    "not TIFF": exif_of(b"II", (0x112, 3, 1, 6), magic=41),
+    "truncated": exif_of(b"II", (0x112, 3, 1, 6))[:20],
     "only the name": b"Exif\0\0",
-    "far away": b"Exif\0\0MM\0*\xff\xff\xff\xff",
+    "offset past the end": b"Exif\0\0MM\0*\xff\xff\xff\xff",
     "many entries": b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
     "garbage": b"Exif\0\0" + bytes(range(256)),
 }
@@ -109,7 +109,7 @@ def test_exif_is_read_as_pillow_does(name, file_format, crop_upright):
     try:
         expected = upright(file)
     except SyntaxError:
-        # Pillow's word for a garbled PNG.
+        # Pillow raises it for a damaged PNG.
         expected = np.asarray(PIL.Image.open(io.BytesIO(file)))
     expected = expected[10:50] if len(expected) > 40 else expected[:, 10:50]
     np.testing.assert_allclose(crop_upright(file), expected, atol=4)
@@ -125,8 +125,8 @@ def test_exif_is_found_among_other_segments(segments, jfif, crop_upright):
 
 
 @pytest.mark.slow
-def test_training_crops_are_of_the_upright_image():
-    """The same crop of a file as of what Pillow makes of it."""
+def test_training_crops_show_the_upright_image():
+    """The crop of a file equals that of an upright copy by Pillow."""
     preprocessing = UPRIGHT._replace(image_size=32)
     for orientation in (3, 6):
         file = oriented("png", orientation)
@@ -140,7 +140,7 @@ def test_training_crops_are_of_the_upright_image():
 
 TRANSPARENT = {
     "RGBA.png": ("RGBA", "png"),
-    "grey.png": ("LA", "png"),
+    "gray.png": ("LA", "png"),
     "palette.png": ("P", "png"),
     "palette.gif": ("P", "gif"),
     "RGBA.webp": ("RGBA", "webp"),
@@ -170,7 +170,7 @@ def test_transparent_pixels_blend_with_white(name, crop_upright):
 
 
 @pytest.mark.parametrize("color", [(9, 8, 7), 9])
-def test_color_that_png_makes_transparent_is_white(color, crop_upright):
+def test_transparent_color_of_png_is_white(color, crop_upright):
     mode = "RGB" if isinstance(color, tuple) else "L"
     file = io.BytesIO()
     PIL.Image.new(mode, (40, 40), color).save(file, "png", transparency=color)
@@ -185,9 +185,7 @@ def test_photos_of_iphones_are_upright(crop_upright):
 
 
 @pytest.mark.parametrize("head", [b"\xff\xd8\xff\xe0", b"\x89PNG"])
-def test_files_that_end_in_their_heads_are_errors_of_the_decoder(
-    head, crop_upright
-):
+def test_files_truncated_in_the_header_are_decoding_errors(head, crop_upright):
     for length in (4, 12, 30):
         file = head + bytes(length - 4)
         for decode in (crop_upright, tf.function(check_image)):

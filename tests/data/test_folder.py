@@ -1,4 +1,4 @@
-"""Folders of images: their splits, classes, and what is of no use in them."""
+"""Folders of images: splits, classes, and skipped files."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def make_run(folder):
 
 
 def write_bytes(root, *places):
-    """Writes files that are no images, and are not looked into."""
+    """Writes files without image content, for tests that do not decode."""
     for place in places:
         path = root / place
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def test_folders_are_read_as_tfds_reads_them(tmp_path):
         ("train", "evaluation", "validation"),
     ],
 )
-def test_folders_of_splits_have_their_usual_names_in_any_capitals(
+def test_split_folders_have_common_names_in_any_case(
     tmp_path, train, evaluation, split
 ):
     counts = {f"{train}/Cat": 3, f"{train}/dog": 3, f"{evaluation}/dog": 2}
@@ -77,7 +77,7 @@ def test_folders_of_splits_have_their_usual_names_in_any_capitals(
     assert [label for _, label in read_all(data.evaluation)] == [1, 1]
 
 
-def test_what_is_evaluated_on_is_said_where_there_is_a_choice(tmp_path):
+def test_chosen_evaluation_split_is_reported(tmp_path):
     write_folder(
         tmp_path, {f"{s}/{c}": 3 for s in ("train", "test") for c in "ab"}
     )
@@ -87,36 +87,36 @@ def test_what_is_evaluated_on_is_said_where_there_is_a_choice(tmp_path):
     data = choose_splits(stored)
     assert data.evaluation.num_examples == 4
     assert data.note == (
-        "Evaluating on validation; test is left for the end: "
+        "Evaluating on validation; use test for the final evaluation: "
         "--mode=evaluate --eval_split=test"
     )
     chosen = choose_splits(stored, eval_split="test")
     assert (chosen.evaluation.num_examples, chosen.note) == (6, "")
 
 
-def test_folders_that_are_used_for_nothing_are_named(tmp_path):
+def test_skipped_folders_are_reported(tmp_path):
     counts = {f"{s}/{c}": 3 for s in ("train", "extra", "Val 2") for c in "ab"}
     write_folder(tmp_path, counts)
     (tmp_path / "test").mkdir()
     (tmp_path / ".git").mkdir()
     [warning] = open_dataset(str(tmp_path)).warnings
-    assert warning.startswith(f"Val 2, extra, test in {tmp_path} are used for")
+    assert warning.startswith(f"{tmp_path}: skipped Val 2, extra, test. To use")
 
 
-def test_splits_without_one_to_train_on_can_be_evaluated_on(tmp_path):
-    """And are no classes of their own."""
+def test_data_without_a_training_split_can_be_evaluated(tmp_path):
+    """The splits are not classes either."""
     write_folder(
         tmp_path, {f"{s}/{c}": 3 for s in ("val", "test") for c in "ab"}
     )
     stored = open_dataset(str(tmp_path))
     assert stored.class_names == ("a", "b")
     assert choose_evaluation(stored).num_examples == 6
-    with pytest.raises(UserError, match="there is val, test"):
+    with pytest.raises(UserError, match="Pass one of val, test, or a slice"):
         choose_splits(stored)
 
 
-def test_images_in_folders_below_a_class_are_read(tmp_path):
-    """As Keras and timm do; and not what hidden folders and runs hold."""
+def test_images_in_subfolders_of_a_class_are_read(tmp_path):
+    """As in Keras and timm, but without hidden folders and run folders."""
     write_folder(tmp_path, {"cat/2021": 3, "cat/2022/may": 2, "dog": 4})
     write_folder(tmp_path, {"dog/.thumbnails": 4, "dog/run": 4})
     make_run(tmp_path / "dog/run")
@@ -130,27 +130,29 @@ def test_images_in_folders_below_a_class_are_read(tmp_path):
     )
     assert len(theirs.file_paths) == 5
     run, others = stored.warnings
-    assert run == f"{tmp_path / 'dog/run'} is the folder of a run: skipped"
-    assert others.startswith("1 files")
-    assert others.endswith("cat/2021/notes.txt")
+    assert run == f"{tmp_path / 'dog/run'}: skipped as a run folder."
+    assert others.startswith(
+        f"{tmp_path}: skipped 1 files in unsupported formats: "
+        "cat/2021/notes.txt. Supported are .jpg, "
+    )
 
 
-def test_two_folders_for_one_split_are_one_clear_line(tmp_path):
+def test_two_folders_for_one_split_are_an_error(tmp_path):
     write_folder(tmp_path, {"train/cat": 3, "train/dog": 3})
-    # The same folder under two names is one.
+    # A link to the same folder is not a second folder.
     (tmp_path / "Train").symlink_to("train")
     stored = open_dataset(str(tmp_path))
     assert (
         stored.splits["train"].store.name(0).startswith(str(tmp_path / "train"))
     )
     write_folder(tmp_path, {"TRAIN/cat": 3, "TRAIN/dog": 3})
-    with pytest.raises(UserError, match="are both the split train") as error:
+    with pytest.raises(UserError, match="both are the split train") as error:
         open_dataset(str(tmp_path))
     assert str(tmp_path / "TRAIN") in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_folder_of_classes_is_split_evenly_and_always_alike(tmp_path):
+def test_held_out_fraction_is_stratified_and_reproducible(tmp_path):
     write_folder(tmp_path, {"cat": 20, "dog": 10, "owl": 10}, "png")
     both = [
         choose_splits(open_dataset(str(tmp_path)), validation_fraction=0.2)
@@ -164,7 +166,7 @@ def test_folder_of_classes_is_split_evenly_and_always_alike(tmp_path):
     assert read_all(both[0].train) == read_all(both[1].train)
 
 
-def test_any_part_of_a_folder_holds_all_classes(tmp_path):
+def test_any_slice_of_a_folder_contains_all_classes(tmp_path):
     write_folder(tmp_path, {"train/cat": 30, "train/dog": 30})
     stored = open_dataset(str(tmp_path))
     data = choose_splits(stored, "train[:20%]", "train[80%:]")
@@ -172,16 +174,16 @@ def test_any_part_of_a_folder_holds_all_classes(tmp_path):
         assert {label for _, label in read_all(split)} == {0, 1}
 
 
-def test_what_is_of_no_use_in_a_folder_is_named(tmp_path):
+def test_unusable_entries_of_a_folder_are_reported(tmp_path):
     write_folder(tmp_path / "data", {"cat": 3, "dog": 3})
-    (tmp_path / "data/cat/notes.txt").write_text("no image")
+    (tmp_path / "data/cat/notes.txt").write_text("not an image")
     (tmp_path / "data/owl").mkdir()
     (tmp_path / "data/dog/empty.jpg").touch()
     (tmp_path / "data/dog/gone.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "data/dog/inside.jpg").symlink_to("0.jpeg")
     (tmp_path / "data/dog/circle.jpg").symlink_to("circle.jpg")
     (tmp_path / "data/dog/folder.jpg").mkdir()
-    (tmp_path / "data/dog/._0.jpeg").write_text("of another system")
+    (tmp_path / "data/dog/._0.jpeg").write_text("metadata of macOS")
     stored = open_dataset(str(tmp_path / "data"))
     assert stored.splits["train"].num_examples == 7
     dog = tmp_path / "data/dog"
@@ -192,16 +194,16 @@ def test_what_is_of_no_use_in_a_folder_is_named(tmp_path):
         str(dog / "folder.jpg"): "is not a f",
     }
     text = "; ".join(stored.warnings)
-    assert "owl holds no images" in text
-    assert "1 files" in text
+    assert "owl: no images found." in text
+    assert "skipped 1 files" in text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("linked", ["image", "class", "split", "all"])
-def test_links_out_of_the_folder_are_followed(tmp_path, linked):
+def test_links_to_other_folders_are_followed(tmp_path, linked):
     here, there = tmp_path / "data", tmp_path / "elsewhere"
     write_folder(there, {"train/cat": 3, "train/dog": 3})
-    place = {
+    path = {
         "image": "train/cat/0.jpeg",
         "class": "train/cat",
         "split": "train",
@@ -209,10 +211,10 @@ def test_links_out_of_the_folder_are_followed(tmp_path, linked):
     }[linked]
     shutil.copytree(there, here)
     if linked == "image":
-        (here / place).unlink()
+        (here / path).unlink()
     else:
-        shutil.rmtree(here / place)
-    (here / place).symlink_to(there / place)
+        shutil.rmtree(here / path)
+    (here / path).symlink_to(there / path)
     stored = open_dataset(str(here))
     assert not stored.rejected
     assert not stored.warnings
@@ -225,17 +227,17 @@ def test_links_out_of_the_folder_are_followed(tmp_path, linked):
 
 
 @pytest.mark.skipif(READS_HEIF, reason="The extra is installed.")
-def test_photos_that_an_extra_reads_are_named_with_it(folder):
+def test_warning_about_heic_files_has_the_extra(folder):
     (folder / "train/cat/IMG_1.HEIC").write_bytes(b"not read")
     [warning] = open_dataset(str(folder)).warnings
-    assert "1 files in" in warning
+    assert "skipped 1 files in" in warning
     assert warning.endswith(
-        "; HEIC requires the extra heif: pip install pillow-heif"
+        ". HEIC requires the extra heif: pip install pillow-heif."
     )
 
 
 @pytest.mark.skipif(READS_HEIF, reason="The extra is installed.")
-def test_folder_of_photos_that_an_extra_reads_is_told_with_it(tmp_path):
+def test_error_about_heic_files_has_the_extra(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "IMG_1.HEIC").write_bytes(b"not read")
@@ -243,12 +245,13 @@ def test_folder_of_photos_that_an_extra_reads_is_told_with_it(tmp_path):
         open_dataset(str(tmp_path))
 
 
-def test_folder_without_any_image_of_use_is_one_clear_line(tmp_path):
+def test_folder_without_readable_images_is_an_error(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
-    for reason in ("", f"; {tmp_path / 'cat/a.jpg'} is empty"):
+    for reason in ("", f" ({tmp_path / 'cat/a.jpg'} is empty)"):
         expected = (
-            f"{tmp_path} holds no image to train on that can be read{reason}"
+            f"{tmp_path}: no readable training image found{reason}. Add images "
+            "to the training split."
         )
         with pytest.raises(UserError) as error:
             open_dataset(str(tmp_path))
@@ -256,8 +259,8 @@ def test_folder_without_any_image_of_use_is_one_clear_line(tmp_path):
         (tmp_path / "cat/a.jpg").touch()
 
 
-def test_folders_of_other_things_are_not_classes(tmp_path):
-    """A run inside the data, weights, an empty split, a class called train."""
+def test_other_folders_are_not_classes(tmp_path):
+    """A run folder in the data, weights, an empty split, a class "train"."""
     write_folder(tmp_path, {"cat": 3, "train": 3})
     make_run(tmp_path / "run")
     (tmp_path / "model.weights.h5").touch()
@@ -271,7 +274,7 @@ def test_folders_of_other_things_are_not_classes(tmp_path):
     assert choose_splits(stored).evaluation.num_examples >= 2
 
 
-def test_one_class_is_enough_to_measure_on(tmp_path):
+def test_one_class_is_enough_for_evaluation(tmp_path):
     write_folder(tmp_path, {"cat": 3})
     (tmp_path / "labels.csv").write_text(
         "image,label\ncat/0.jpeg,cat\ncat/1.jpeg,cat\ncat/2.jpeg,cat\n"
@@ -279,23 +282,23 @@ def test_one_class_is_enough_to_measure_on(tmp_path):
     for name in (tmp_path, tmp_path / "labels.csv"):
         stored = open_dataset(str(name))
         assert choose_evaluation(stored).num_examples == 3
-        with pytest.raises(UserError, match="only one class, cat; training"):
+        with pytest.raises(UserError, match="has only cat. Use the layout"):
             choose_splits(stored)
 
 
-def test_folder_without_permission_is_one_clear_line(tmp_path, monkeypatch):
+def test_folder_without_permission_is_an_error(tmp_path, monkeypatch):
     write_folder(tmp_path, {"cat": 3, "dog": 3})
 
     def iterdir(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("pathlib.Path.iterdir", iterdir)
-    with pytest.raises(UserError, match="cannot be read .Permission denied"):
+    with pytest.raises(UserError, match=": cannot be read .Permission denied"):
         open_dataset(str(tmp_path))
 
 
-def test_order_of_a_folder_stays_what_it_was(tmp_path):
-    """Runs are known by it: these hashes are those of earlier versions."""
+def test_order_of_a_folder_never_changes(tmp_path):
+    """It identifies runs: these hashes are those of earlier versions."""
     names = ("a-b.PNG", "a/b.png", "a.png", "10.png", "9.png", "sub.d/1.jpg")
     names += ("sub/1.gif", "é.png", "n\nl.png", "q'.png", "\U0001f600.png")
     places = [f"train/cat/{name}" for name in (*names, "\ufffd.png")]
@@ -309,22 +312,22 @@ def test_order_of_a_folder_stays_what_it_was(tmp_path):
     }
 
 
-def test_files_are_looked_at_once(tmp_path, monkeypatch):
+def test_stat_is_called_once_per_file(tmp_path, monkeypatch):
     names = [f"{label}/{number}.png" for label in "ab" for number in range(50)]
     write_bytes(tmp_path, *names)
-    looked_at, stat = [], os.stat
+    calls, stat = [], os.stat
 
     def spy(path, *arguments, **options):
-        looked_at.append(str(path))
+        calls.append(str(path))
         return stat(path, *arguments, **options)
 
     monkeypatch.setattr("os.stat", spy)
     assert open_dataset(str(tmp_path)).splits["train"].num_examples == 100
-    images = [path for path in looked_at if path.endswith(".png")]
+    images = [path for path in calls if path.endswith(".png")]
     assert sorted(images) == sorted(str(tmp_path / name) for name in names)
 
 
-def test_class_that_holds_flags_is_a_class_and_a_run_is_none(tmp_path):
+def test_class_with_flags_txt_is_a_class_and_a_run_folder_is_not(tmp_path):
     write_folder(tmp_path, {"train/cat": 3, "train/dog": 3})
     (tmp_path / "train/dog/flags.txt").write_text("of 17 countries")
     make_run(tmp_path / "train/run")
@@ -332,12 +335,12 @@ def test_class_that_holds_flags_is_a_class_and_a_run_is_none(tmp_path):
     stored = open_dataset(str(tmp_path))
     assert stored.class_names == ("cat", "dog")
     assert stored.splits["train"].num_examples == 6
-    run = f"{tmp_path}/run, {tmp_path}/train/run are those of runs: skipped"
+    run = f"{tmp_path}/run, {tmp_path}/train/run: skipped as run folders."
     assert run in stored.warnings
 
 
 @pytest.mark.parametrize("name", SYSTEM_FOLDERS)
-def test_folders_of_systems_are_neither_classes_nor_in_one(tmp_path, name):
+def test_system_folders_are_skipped(tmp_path, name):
     write_folder(tmp_path, {"cat": 3, "dog": 3, name: 2, f"dog/{name}": 2})
     stored = open_dataset(str(tmp_path))
     assert stored.class_names == ("cat", "dog")
@@ -346,12 +349,12 @@ def test_folders_of_systems_are_neither_classes_nor_in_one(tmp_path, name):
 
 
 @pytest.mark.parametrize("place", ["photos/train", "photos", "zip/photos"])
-def test_folder_above_a_data_set_is_told_from_it(tmp_path, place):
-    """As an archive is unpacked on macOS."""
+def test_error_for_a_parent_folder_suggests_the_data_set(tmp_path, place):
+    """As after unpacking an archive of macOS."""
     write_folder(tmp_path / place, {"cat": 3, "dog": 3})
     (tmp_path / "__MACOSX/photos").mkdir(parents=True)
     folder = tmp_path / place.removesuffix("/train")
-    hint = f"{folder} looks like the data set: pass --dataset={folder}"
+    hint = f"If {folder} is the data set, pass --dataset={folder}."
     with pytest.raises(UserError) as error:
         choose_splits(open_dataset(str(tmp_path)))
     assert str(error.value).endswith(hint)
@@ -362,18 +365,18 @@ def test_data_set_among_classes_is_reported(tmp_path):
     write_folder(tmp_path, {"photos/train/cat": 3, "photos/train/dog": 3})
     write_folder(tmp_path, {"more": 3})
     [warning] = open_dataset(str(tmp_path)).warnings
-    assert warning.startswith(f"{tmp_path / 'photos'} looks like a data set")
-    assert warning.endswith(f"pass --dataset={tmp_path / 'photos'}")
+    assert warning.startswith(f"{tmp_path / 'photos'}: read as a class, but")
+    assert warning.endswith(f"pass --dataset={tmp_path / 'photos'}.")
 
 
 @pytest.mark.parametrize("place", ["train/cat", "cat"])
-def test_folder_of_one_class_is_told_from_a_data_set(tmp_path, place):
+def test_error_for_a_class_folder_suggests_the_data_set(tmp_path, place):
     write_folder(tmp_path, {place: 3})
     with pytest.raises(UserError) as error:
         open_dataset(str(tmp_path / place))
     assert str(error.value).endswith(
-        "found no folder, but images. If these are one class, pass "
-        f"--dataset={tmp_path}"
+        ": no class folders found. If its images are one class, pass "
+        f"--dataset={tmp_path}."
     )
 
 
@@ -385,13 +388,13 @@ def test_images_outside_of_classes_and_splits_inside_are_reported(tmp_path):
     assert stored.splits["train"].num_examples == 8
     loose, inside = stored.warnings
     assert loose == (
-        f"2 images in {tmp_path} are in no folder of a class: skipped: 1.jpg, "
-        "2.JPG"
+        f"{tmp_path}: skipped 2 images outside of class folders: 1.jpg, 2.JPG. "
+        "Move them into class folders."
     )
     assert inside.startswith(f"{tmp_path}/cat/Train, {tmp_path}/cat/test, ")
-    assert "are no splits, but part of a class. For splits, use" in inside
-    # A split's own folder as well.
+    assert ": read as part of a class, not as a split. For splits" in inside
+    # Images directly in the folder of a split are skipped as well.
     write_folder(tmp_path / "more", {"train/cat": 2, "train/dog": 2})
     write_bytes(tmp_path / "more", "train/1.jpg")
     [loose] = open_dataset(str(tmp_path / "more")).warnings
-    assert loose.startswith(f"1 images in {tmp_path / 'more/train'} are in no")
+    assert loose.startswith(f"{tmp_path / 'more/train'}: skipped 1 images out")

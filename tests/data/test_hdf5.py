@@ -1,4 +1,4 @@
-"""HDF5 files in the layout of the hand signs, and of others."""
+"""HDF5 files with the layout of the hand signs, and invalid ones."""
 
 import h5py
 import numpy as np
@@ -10,7 +10,7 @@ from train_loop.data.datasets import choose_splits, open_dataset
 from train_loop.errors import UserError
 
 
-def test_hand_signs_come_from_a_pair_of_hdf5_files(tmp_path):
+def test_hand_signs_are_read_from_a_pair_of_hdf5_files(tmp_path):
     write_hand_signs(tmp_path)
     for name in (tmp_path / "train_signs.h5", tmp_path):
         stored = open_dataset(str(name))
@@ -46,23 +46,21 @@ def break_hdf5(path, name, value):
     ("name", "value", "expected"),
     [
         ("train_set_y", np.full(12, 6), r"train_set_y\[0\] is 6"),
-        ("train_set_y", np.full(12, -1), "is -1, and list_classes has 6"),
+        ("train_set_y", np.full(12, -1), "is -1, but must be from 0 to 5"),
         ("train_set_y", np.zeros(11, int), "with 11 labels"),
         ("train_set_y", np.zeros(12), "labels of float64"),
-        ("train_set_x", np.zeros((12, 64, 64, 3)), "is float64"),
+        ("train_set_x", np.zeros((12, 64, 64, 3)), "it is float64"),
         (
             "train_set_x",
             np.zeros((12, 64, 64), "uint8"),
             r"uint8 \[12, 64, 64\]",
         ),
         ("train_set_y", None, "train_set_y"),
-        ("train_set_x", None, "no train_set_x"),
-        ("train_set_x", np.zeros((12, 0, 9, 3), "uint8"), "and not empty"),
+        ("train_set_x", None, "train_set_x not found"),
+        ("train_set_x", np.zeros((12, 0, 9, 3), "uint8"), "not empty, with n"),
     ],
 )
-def test_hdf5_files_of_another_layout_are_one_clear_line(
-    tmp_path, name, value, expected
-):
+def test_invalid_hdf5_files_are_an_error(tmp_path, name, value, expected):
     write_hand_signs(tmp_path)
     path = tmp_path / "train_signs.h5"
     break_hdf5(path, name, value)
@@ -72,7 +70,7 @@ def test_hdf5_files_of_another_layout_are_one_clear_line(
     assert str(path) in str(error.value)
 
 
-def test_hdf5_files_are_known_by_their_contents_whatever_their_names(tmp_path):
+def test_identity_of_hdf5_files_does_not_depend_on_their_names(tmp_path):
     write_hand_signs(tmp_path)
     expected = choose_splits(
         open_dataset(f"{tmp_path}/train_signs.h5")
@@ -82,7 +80,7 @@ def test_hdf5_files_are_known_by_their_contents_whatever_their_names(tmp_path):
     assert choose_splits(open_dataset(str(tmp_path))).contents == expected
 
 
-def test_identity_of_hdf5_files_tells_their_labels(tmp_path):
+def test_identity_of_hdf5_files_depends_on_their_labels(tmp_path):
     identities = set()
     for folder in (tmp_path / "here", tmp_path / "there"):
         folder.mkdir()

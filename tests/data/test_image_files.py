@@ -1,4 +1,4 @@
-"""Images that are a file each: their formats, paths and links."""
+"""Image files: formats, paths and links."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from train_loop.data.image_files import IMAGE_SUFFIXES, Paths
 from train_loop.errors import UserError
 
 
-def test_images_of_all_kinds_can_be_in_a_folder(tmp_path):
+def test_folder_can_contain_all_image_formats(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), "uint8")
     for kind in ("a", "b"):
         (tmp_path / kind).mkdir()
@@ -39,7 +39,7 @@ def test_images_of_all_kinds_can_be_in_a_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_paths_come_back_and_take_little_memory(tmp_path):
+def test_paths_are_restored_and_use_little_memory(tmp_path):
     names = ["a.png", "b\nc.png", "é.png", "\U0001f600 x.jpg", "..b.gif"]
     folders = ["", "x/", "/y/é/", "x/", "x/../x/z/", "../"]
     expected = [folder + name for folder in folders for name in names]
@@ -67,35 +67,35 @@ def test_paths_come_back_and_take_little_memory(tmp_path):
 def test_splits_of_the_same_files_are_rejected_for_new_runs(tmp_path, linked):
     counts = {"train/cat": 3, "train/dog": 3, "val/cat": 2, "val/emu": 1}
     write_folder(tmp_path, counts)
-    shared, place = {
+    shared, path = {
         "split": (6, "val"),
         "class": (3, "val/cat"),
         "image": (1, "val/cat/0.jpeg"),
         "hard": (1, "val/cat/0.jpeg"),
     }[linked]
-    there = tmp_path / place.replace("val", "train")
+    target = tmp_path / path.replace("val", "train")
     if linked in ("split", "class"):
-        shutil.rmtree(tmp_path / place)
+        shutil.rmtree(tmp_path / path)
     else:
-        (tmp_path / place).unlink()
+        (tmp_path / path).unlink()
     if linked == "hard":
-        (tmp_path / place).hardlink_to(there)
+        (tmp_path / path).hardlink_to(target)
     else:
-        (tmp_path / place).symlink_to(there)
+        (tmp_path / path).symlink_to(target)
     data = choose_splits(open_dataset(str(tmp_path)))
     with pytest.raises(UserError) as error:
         check_new(data, "photos")
     [line] = str(error.value).splitlines()
     assert line.startswith(
-        f"--dataset=photos: {shared} images to evaluate on are images to train "
+        f"--dataset=photos: {shared} evaluation images are the same files as "
     )
     assert f"{tmp_path}/val/cat/" in line
-    # Parts of a split that share no file are not.
+    # Slices of a split without shared files are accepted.
     data = choose_splits(open_dataset(str(tmp_path)), "train[:2]", "train[2:]")
     check_new(data, "photos")
 
 
-def test_files_in_any_two_of_several_splits_are_found(tmp_path):
+def test_files_shared_by_two_of_several_splits_are_found(tmp_path):
     write_folder(
         tmp_path,
         {f"{s}/{c}": 3 for s in ("train", "val", "test") for c in "ab"},

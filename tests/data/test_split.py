@@ -1,4 +1,4 @@
-"""Splits without their pipeline: parts, orders, names, identities."""
+"""Splits without input pipelines: slices, orders, names, identities."""
 
 import os
 
@@ -17,7 +17,7 @@ def split(request, tmp_path):
 
 
 def stored(split):
-    """Returns the labels, after a look at what goes with them."""
+    """Returns the labels in stored order, and checks numbers and images."""
     labels = []
     for number, example in zip(split.indices, split.stored(), strict=True):
         labels.append(int(example["label"]))
@@ -29,7 +29,7 @@ def stored(split):
 
 
 @pytest.mark.slow
-def test_parts_hold_what_they_should(split):
+def test_slices_contain_the_expected_examples(split):
     assert stored(split.slice(3, 17)) == list(range(3, 17))
     assert stored(split.slice(None, -20)) == [0, 1, 2]
     assert stored(split.slice(4, 8).plus(split.slice(20, 23))) == [
@@ -39,13 +39,13 @@ def test_parts_hold_what_they_should(split):
     rest = split.without([0, 6, 7, 22])
     assert stored(rest) == sorted({*range(23)} - {0, 6, 7, 22})
     assert stored(rest.slice(4, 9)) == [5, 8, 9, 10, 11]
-    # The numbers of the store, and not positions in the split.
+    # The numbers of the store, not the positions in the split.
     assert stored(rest.without([5, 8]).slice(3, 6)) == [4, 9, 10]
-    share = split.num_bytes * 19 / 23
-    assert rest.num_bytes == pytest.approx(share, abs=1)
+    expected = split.num_bytes * 19 / 23
+    assert rest.num_bytes == pytest.approx(expected, abs=1)
 
 
-def test_examples_may_stand_in_any_order(split):
+def test_examples_can_be_in_any_order(split):
     order = np.random.default_rng(0).permutation(23)
     assert stored(split.take(order)) == order.tolist()
     assert stored(split.slice(10, 23).plus(split.slice(0, 10))) == [
@@ -54,18 +54,18 @@ def test_examples_may_stand_in_any_order(split):
     ]
 
 
-def test_bytes_are_those_of_the_examples_that_are_left():
+def test_num_bytes_counts_only_the_examples_of_the_split():
     split = indexed(4, sizes=np.array([1, 20, 300, 4000]))
     assert split.num_bytes == 4321
     assert split.without([1, 3]).num_bytes == 301
 
 
-def test_labels_are_known_where_they_are_not_read(tmp_path):
+def test_labels_of_a_memory_store_are_known(tmp_path):
     assert indexed(23).without([0, 6]).labels[:5].tolist() == [1, 2, 3, 4, 5]
     assert records(23, tmp_path).labels is None
 
 
-def test_parts_keep_the_names(split):
+def test_slices_keep_the_names(split):
     names = [split.store.name(number) for number in range(23)]
     assert len(set(names)) == 23
     rest = split.without([0, 6, 7, 22])
@@ -89,7 +89,7 @@ def test_orders_are_shuffles_that_depend_on_the_seed(split, start):
 
 
 def windows(split, seed):
-    """Returns the numbers that an epoch reads, window by window."""
+    """Returns the numbers of an epoch, window by window."""
     return [
         split.numbers(
             tf.constant([seed, 0], tf.int64),
@@ -104,9 +104,7 @@ def windows(split, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["all", "with gaps", "two parts"])
-def test_epochs_of_records_go_through_each_file_once_and_forwards(
-    tmp_path, part
-):
+def test_epochs_read_each_record_file_once_and_forward(tmp_path, part):
     split = records(23, tmp_path)
     split = {
         "all": split,
@@ -118,8 +116,8 @@ def test_epochs_of_records_go_through_each_file_once_and_forwards(
         epoch = windows(split, seed)
         assert sorted(sum(epoch, [])) == sorted(split.indices)
         assert {len(window) for window in epoch[:-1]} == {7}
-        # As `read` takes them: a window after the other, each in the order of
-        # the files. Only where a window ends, a file goes on in the next one.
+        # `read` sorts each window by file. Only the last file of a window can
+        # continue in the next one.
         files, last = [], {}
         for window in epoch:
             in_window = sorted(window)
@@ -135,11 +133,11 @@ def test_epochs_of_records_go_through_each_file_once_and_forwards(
         orders.add(str(epoch))
         begins.update(files[0])
     assert len(orders) == 20
-    # Each of the files is among the first ones at some time.
+    # Each file is in the first window of some epoch.
     assert begins == set(last)
 
 
-def test_orders_do_not_come_again():
+def test_orders_do_not_repeat():
     orders = {
         shuffled(tf.range(20), [3, epoch], 20).numpy().tobytes()
         for epoch in range(200)
@@ -149,20 +147,20 @@ def test_orders_do_not_come_again():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", range(1, 11))
-def test_small_orders_are_permutations_with_every_place_as_likely(count):
-    """Four standard deviations are allowed for each of the places."""
+def test_small_orders_are_uniform_permutations(count):
+    """The tolerance for each position is four standard deviations."""
     orders = np.stack(
         [shuffled(tf.range(count), [seed, 7], count) for seed in range(100)]
     )
     assert (np.sort(orders) == range(count)).all()
-    places = np.stack([np.sum(orders == i, axis=0) for i in range(count)])
-    likely = 1 / count
-    deviation = (100 * likely * (1 - likely)) ** 0.5
-    assert np.abs(places - 100 * likely).max() <= 4 * deviation
+    counts = np.stack([np.sum(orders == i, axis=0) for i in range(count)])
+    probability = 1 / count
+    deviation = (100 * probability * (1 - probability)) ** 0.5
+    assert np.abs(counts - 100 * probability).max() <= 4 * deviation
 
 
 def autocorrelations(order):
-    """Returns them at lags below half, in standard deviations of chance."""
+    """Returns them for lags below half, in standard deviations."""
     count = len(order)
     values = (order - order.mean()) / order.std()
     spectrum = np.fft.rfft(values, 1 << (2 * count).bit_length())
@@ -171,29 +169,29 @@ def autocorrelations(order):
 
 
 def assert_random(order):
-    """Fails where a permutation of 0 .. count - 1 differs from chance."""
+    """Fails if a permutation of 0 to count - 1 is not random."""
     count = len(order)
     np.testing.assert_array_equal(np.sort(order), np.arange(count))
     assert np.abs(autocorrelations(order)).max() < 6
-    # Rises: as many as falls.
+    # As many increases as decreases.
     rises = np.count_nonzero(np.diff(order) > 0)
     assert abs(rises - (count - 1) / 2) < 5 * ((count + 1) / 12) ** 0.5
-    # Classes in each batch, of data that was sorted by class.
+    # Counts of classes in each batch, for data that is sorted by class.
     classes, batch = 10, 64
     batches = (order[: count // batch * batch] * classes // count).reshape(
         -1, batch
     )
     counts = np.stack([np.sum(batches == i, axis=1) for i in range(classes)])
-    share = batch / classes
-    chi_squared = np.sum((counts - share) ** 2 / share, axis=0)
-    # Without putting back, a batch is a little more even.
+    mean = batch / classes
+    chi_squared = np.sum((counts - mean) ** 2 / mean, axis=0)
+    # Without replacement, batches are slightly more balanced.
     expected = (classes - 1) * (count - batch) / (count - 1)
     deviation = (2 * (classes - 1) / len(batches)) ** 0.5
     assert abs(chi_squared.mean() - expected) < 5 * deviation
 
 
-def test_numpys_orders_are_random():
-    """That is: what is asked of ours is not too much."""
+def test_orders_of_numpy_are_random():
+    """The checks of `assert_random` accept a reference."""
     for count in (1000, 4096, 50_000, 2**20):
         assert_random(np.random.default_rng(count).permutation(count))
 
@@ -211,7 +209,7 @@ def test_numpys_orders_are_random():
     ],
 )
 def test_orders_are_random(count):
-    """Primes, powers of two and their neighbors, and ImageNet among them."""
+    """Includes primes, powers of two, their neighbors, and ImageNet."""
     numbers = tf.range(tf.constant(count, tf.int64))
     assert_random(shuffled(numbers, [0, 1], count).numpy())
 
@@ -224,19 +222,19 @@ def test_orders_of_files_and_within_windows_are_random():
     epoch = windows(split, 3)
     assert len(epoch) == 4
     for window in epoch:
-        # Ranks: which numbers are in a window depends on its files.
+        # Ranks, because the numbers of a window depend on its files.
         assert_random(np.argsort(np.argsort(window)))
     split = indexed(files * per_file, groups=groups, window=per_file)
     assert_random(np.array([groups[w[0]] for w in windows(split, 3)]))
 
 
-def test_overlap_counts_what_is_in_both(split):
+def test_overlap_counts_common_examples(split):
     assert split.slice(0, 9).overlap(split.slice(9, 23)) == 0
     assert split.slice(0, 9).overlap(split.slice(4, 23)) == 5
     assert split.overlap(split.without([0, 6, 7, 22])) == 19
 
 
-def test_identity_tells_which_examples_and_in_which_order(tmp_path):
+def test_identity_depends_on_examples_and_order(tmp_path):
     split = records(23, tmp_path)
     assert split.identity == records(23, tmp_path).identity
     identities = {
@@ -248,7 +246,7 @@ def test_identity_tells_which_examples_and_in_which_order(tmp_path):
     assert len(identities) == 4
 
 
-def test_identity_of_records_tells_the_files_and_their_sizes(tmp_path):
+def test_identity_of_records_depends_on_files_and_counts(tmp_path):
     (tmp_path / "moved").mkdir()
     identities = {
         records(23, tmp_path).identity,
@@ -263,7 +261,7 @@ def open_train(root):
     return open_folder(root).splits["train"]
 
 
-def test_identity_of_a_folder_stays_when_it_is_moved(tmp_path):
+def test_identity_of_a_folder_is_kept_when_it_moves(tmp_path):
     write_folder(tmp_path / "here", {"train/cat": 3, "train/dog": 2})
     before = open_train(tmp_path / "here").identity
     (tmp_path / "here").rename(tmp_path / "there")
@@ -271,7 +269,7 @@ def test_identity_of_a_folder_stays_when_it_is_moved(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["added", "renamed", "relabelled", "class"])
-def test_identity_of_a_folder_tells_what_changed(tmp_path, change):
+def test_identity_of_a_folder_depends_on_its_content(tmp_path, change):
     write_folder(tmp_path, {"train/cat": 3, "train/dog": 2})
     train = tmp_path / "train"
     before = open_train(tmp_path).identity
@@ -282,12 +280,12 @@ def test_identity_of_a_folder_tells_what_changed(tmp_path, change):
     elif change == "relabelled":
         (train / "cat/2.jpeg").rename(train / "dog/2.jpeg")
     else:
-        # The labels of the others move on.
+        # The labels of the other classes change.
         write_folder(tmp_path, {"train/ape": 1})
     assert open_train(tmp_path).identity != before
 
 
-def test_identity_tells_the_labels():
+def test_identity_depends_on_the_labels():
     images = tf.constant(["a", "b"])
     identities = {
         content_hash(["a", "b"], np.array(labels).tobytes())
@@ -306,14 +304,14 @@ def change_newest(path):
 
 
 def change_to_an_older_file(path):
-    """As `cp -p`, `tar` and `rsync` do."""
+    """Like `cp -p`, `tar` and `rsync`."""
     size = path.stat().st_size
     path.write_bytes(b"x" * size)
     os.utime(path, ns=(10**18, 10**18))
 
 
 @pytest.mark.parametrize("change", [change_newest, change_to_an_older_file])
-def test_origin_tells_that_a_file_was_changed(tmp_path, change):
+def test_origin_changes_with_a_file(tmp_path, change):
     write_folder(tmp_path, {"train/cat": 3, "train/dog": 2})
     before = open_train(tmp_path).origin(ALONE)
     assert before == open_train(tmp_path).origin(ALONE)

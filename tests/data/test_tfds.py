@@ -1,4 +1,4 @@
-"""Data sets of TFDS: what is in them, and what is said when they are not."""
+"""TFDS data sets: their examples and splits, and errors of preparation."""
 
 import io
 import shutil
@@ -16,7 +16,7 @@ from train_loop.data.tfds import imagenet_class_names, with_imagenet_words
 from train_loop.errors import UserError
 
 
-def test_hub_that_is_not_reached_is_not_asked_again_and_again(monkeypatch):
+def test_unreachable_hub_is_an_error_without_retries(monkeypatch):
     def urlopen(request, timeout):
         assert request.full_url == "https://mirror"
         raise urllib.error.URLError("no network")
@@ -24,19 +24,19 @@ def test_hub_that_is_not_reached_is_not_asked_again_and_again(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror")
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     monkeypatch.setattr("tensorflow_datasets.builder", pytest.fail)
-    with pytest.raises(UserError, match="https://mirror, which .* no network"):
+    with pytest.raises(UserError, match="mirror cannot be .* no network"):
         open_dataset("huggingface:some/thing")
 
 
-def test_folder_that_tfds_takes_for_a_pattern_is_refused(tmp_path, monkeypatch):
-    """Otherwise what is prepared there would be downloaded again."""
+def test_data_dir_with_a_pattern_is_rejected(tmp_path, monkeypatch):
+    """Otherwise TFDS would download prepared data again."""
     monkeypatch.setattr("tensorflow_datasets.builder", pytest.fail)
     for name in ("a[1]", "a*", "a?"):
         with pytest.raises(UserError, match=r"--data_dir=.*: must not contain"):
             open_dataset("oxford_iiit_pet", data_dir=tmp_path / name)
 
 
-def test_unreachable_pets_are_one_clear_line(tmp_path, monkeypatch):
+def test_unreachable_pets_are_an_error(tmp_path, monkeypatch):
     def urlopen(request, timeout):
         assert request.method == "HEAD"
         raise urllib.error.URLError("Name or service not known")
@@ -47,17 +47,17 @@ def test_unreachable_pets_are_one_clear_line(tmp_path, monkeypatch):
     [line] = str(error.value).splitlines()
     manual_dir = tmp_path / "downloads" / "manual"
     for expected in (
-        "could not be reached",
+        "cannot be reached",
         "https://thor.robots.ox.ac.uk/~vgg/data/pets/images.tar.gz",
         str(manual_dir / "images.tar.gz"),
         str(manual_dir / "annotations.tar.gz"),
-        "--dataset=digits needs neither",
+        "--dataset=digits, which needs no download",
     ):
         assert expected in line
 
 
 @pytest.mark.parametrize("own_manual_dir", [True, False])
-def test_missing_imagenet_tars_are_named(tmp_path, own_manual_dir):
+def test_missing_imagenet_tars_are_reported(tmp_path, own_manual_dir):
     manual_dir = tmp_path / "downloads" / "manual"
     options = {}
     if own_manual_dir:
@@ -71,7 +71,7 @@ def test_missing_imagenet_tars_are_named(tmp_path, own_manual_dir):
     assert "ILSVRC2012_img_train.tar" not in line
 
 
-def test_archives_that_are_not_the_right_ones_are_one_clear_line(tmp_path):
+def test_archives_with_a_wrong_checksum_are_an_error(tmp_path):
     manual_dir = tmp_path / "downloads" / "manual"
     manual_dir.mkdir(parents=True)
     for name in ("images.tar.gz", "annotations.tar.gz"):
@@ -82,7 +82,7 @@ def test_archives_that_are_not_the_right_ones_are_one_clear_line(tmp_path):
 
 
 class TinyImages(tfds.core.GeneratorBasedBuilder):
-    """Images of their own number in every channel."""
+    """Images whose pixels are the number of the example."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -118,7 +118,7 @@ def prepared(tmp_path_factory):
 
 
 def read_by_tfds(data_dir, spec):
-    """Returns what `read_all` should, and the ids of the examples."""
+    """Returns the expected result of `read_all`, and the ids of TFDS."""
     dataset = tfds.builder("tiny_images", data_dir=data_dir).as_dataset(
         split=spec,
         read_config=tfds.ReadConfig(add_tfds_id=True),
@@ -132,7 +132,7 @@ def read_by_tfds(data_dir, spec):
 
 
 @pytest.mark.slow
-def test_any_set_of_tfds_with_images_and_labels_is_read(prepared):
+def test_any_tfds_data_set_with_images_and_labels_is_read(prepared):
     stored = open_dataset("tiny_images", data_dir=prepared)
     assert stored.class_names == ("even", "odd")
     assert {*stored.splits} == {"train", "more"}
@@ -144,7 +144,7 @@ def test_any_set_of_tfds_with_images_and_labels_is_read(prepared):
         assert [label for _, label in examples] == [n % 2 for n in numbers]
         theirs, ids = read_by_tfds(prepared, name)
         assert examples == theirs
-        # TFDS itself calls them so.
+        # The names are the ids of TFDS.
         assert [split.store.name(number) for number in split.indices] == ids
 
 
@@ -160,7 +160,7 @@ def test_any_set_of_tfds_with_images_and_labels_is_read(prepared):
     ],
 )
 @pytest.mark.parametrize("flag", ["train_split", "eval_split"])
-def test_splits_are_those_of_tfds(prepared, flag, spec):
+def test_splits_equal_those_of_tfds(prepared, flag, spec):
     stored = open_dataset("tiny_images", data_dir=prepared)
     specs = {"train_split": "more", "eval_split": "more", flag: spec}
     data = choose_splits(stored, **specs)
@@ -179,7 +179,7 @@ def test_splits_are_those_of_tfds(prepared, flag, spec):
     ],
 )
 @pytest.mark.parametrize("flag", ["train_split", "eval_split"])
-def test_images_that_are_named_twice_are_refused(
+def test_splits_with_repeated_images_are_rejected(
     prepared, flag, spec, repeated
 ):
     stored = open_dataset("tiny_images", data_dir=prepared)
@@ -187,7 +187,7 @@ def test_images_that_are_named_twice_are_refused(
     with pytest.raises(UserError) as error:
         choose_splits(stored, **specs)
     [line] = str(error.value).splitlines()
-    assert line.startswith(f"--{flag}={spec} names {repeated} images more ")
+    assert line.startswith(f"--{flag}={spec}: contains {repeated} images more ")
 
 
 @pytest.mark.parametrize(
@@ -198,18 +198,18 @@ def test_images_that_are_named_twice_are_refused(
         ("more+train[2:4]", "train[3:]+more", 5),
     ],
 )
-def test_images_in_both_splits_are_refused(prepared, train, evaluation, shared):
+def test_overlapping_splits_are_rejected(prepared, train, evaluation, shared):
     stored = open_dataset("tiny_images", data_dir=prepared)
     with pytest.raises(UserError) as error:
         choose_splits(stored, train, evaluation)
     [line] = str(error.value).splitlines()
     assert line.startswith(
-        f"--train_split={train or 'train'} and --eval_split={evaluation} share "
-        f"{shared} images"
+        f"--train_split={train or 'train'}: shares {shared} images with "
+        f"--eval_split={evaluation}."
     )
 
 
-def test_a_part_of_train_is_held_out_where_nothing_else_is(prepared):
+def test_fraction_of_train_is_held_out_without_an_evaluation_split(prepared):
     stored = open_dataset("tiny_images", data_dir=prepared)
     data = choose_splits(stored, validation_fraction=0.3)
     train, held_out = read_all(data.train), read_all(data.evaluation)
@@ -217,20 +217,20 @@ def test_a_part_of_train_is_held_out_where_nothing_else_is(prepared):
     assert sorted(train + held_out) == sorted(read_all(stored.splits["train"]))
 
 
-def test_full_disk_is_said_before_preparing(tmp_path, monkeypatch):
+def test_full_disk_is_an_error_before_preparation(tmp_path, monkeypatch):
     usage = types.SimpleNamespace(free=10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(
         "urllib.request.urlopen", lambda request, timeout: io.BytesIO()
     )
-    with pytest.raises(UserError, match=r"takes 1\.\d GB .* 1\.0 GB are free"):
+    with pytest.raises(UserError, match=r"requires 1\.\d GB .* 1\.0 GB are f"):
         open_dataset("oxford_iiit_pet", data_dir=tmp_path)
 
 
-def test_classes_are_called_by_words_with_the_id_behind():
+def test_class_names_are_words_with_ids():
     names = imagenet_class_names()
     assert len(set(names)) == len(names) == 1000
-    # As in keras.applications' imagenet_class_index.json.
+    # As in imagenet_class_index.json of keras.applications.
     assert names[0] == "tench (n01440764)"
     assert names[1] == "goldfish (n01443537)"
     assert names[134] == "crane (bird) (n02012849)"
@@ -239,7 +239,7 @@ def test_classes_are_called_by_words_with_the_id_behind():
     assert names[999] == "toilet tissue (n15075141)"
 
 
-def test_other_names_stay_as_they_are():
+def test_other_class_names_are_unchanged():
     names = ["n01443537", "goldfish", "n99999999"]
     assert with_imagenet_words(names) == [
         "goldfish (n01443537)",

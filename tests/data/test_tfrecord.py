@@ -1,4 +1,4 @@
-"""Records, and examples in memory, read in any order."""
+"""Random access to records and to examples in memory."""
 
 import dataclasses
 import pathlib
@@ -15,7 +15,7 @@ from train_loop.data.batches import shuffled_examples
 from train_loop.data.split import MemoryStore, Split
 from train_loop.data.tfds import WINDOW_BYTES, RecordStore
 
-# Name -> folder to write to -> a store of the numbers from 0 to 22.
+# Name -> folder for files -> store of the numbers from 0 to 22.
 STORES = {
     **{n: lambda f, make=make: make(f).store for n, make in SPLITS.items()},
     "indexed records": lambda folder: records(23, folder).store.seekable,
@@ -27,7 +27,7 @@ def store(request, tmp_path):
     return STORES[request.param](tmp_path)
 
 
-def test_examples_come_in_the_order_of_their_numbers(store):
+def test_examples_are_read_in_the_requested_order(store):
     read = tf.function(
         store.read, input_signature=[tf.TensorSpec([None], tf.int64)]
     )
@@ -35,7 +35,7 @@ def test_examples_come_in_the_order_of_their_numbers(store):
     chosen = [
         random.permutation(23)[: random.integers(1, 24)] for _ in range(40)
     ]
-    # At both ends, across files, and without some files.
+    # At both ends, across files, and without some of the files.
     chosen += [[0], [22], [4, 5], [5, 4], [21, 12, 7, 13], [*range(22, -1, -1)]]
     for numbers in chosen:
         examples = read(tf.constant(numbers, tf.int64))
@@ -47,7 +47,7 @@ def test_examples_come_in_the_order_of_their_numbers(store):
 
 
 def bytes_read():
-    """Returns how much this process has read from files so far."""
+    """Returns the number of bytes that this process has read so far."""
     status = pathlib.Path("/proc/self/io").read_text()
     return int(re.search(r"rchar: (\d+)", status)[1])
 
@@ -75,22 +75,22 @@ counted = pytest.mark.skipif(
 
 @counted
 @pytest.mark.parametrize("workers", [2, 4])
-def test_workers_read_their_share(tmp_path, workers):
-    """At most a tenth more, the index of the records included."""
+def test_workers_read_only_their_records(tmp_path, workers):
+    """At most 10% more, including the index of the records."""
     store = large_records(tmp_path)
     order = np.random.default_rng(0).permutation(store.num_examples)
-    for share in np.split(order, workers):
+    for numbers in np.split(order, workers):
         before = bytes_read()
         seekable = dataclasses.replace(store).seekable
-        labels = seekable.read(tf.constant(share, tf.int64))["label"]
-        assert labels.numpy().tolist() == [20_000] * len(share)
-        assert bytes_read() - before < 1.1 * 20_000 * len(share)
+        labels = seekable.read(tf.constant(numbers, tf.int64))["label"]
+        assert labels.numpy().tolist() == [20_000] * len(numbers)
+        assert bytes_read() - before < 1.1 * 20_000 * len(numbers)
         assert len(seekable.ends) == len(order)
 
 
 @counted
-def test_runs_of_records_are_read_in_whole_buffers(tmp_path, monkeypatch):
-    """None of which goes beyond the last record."""
+def test_consecutive_records_are_read_in_full_buffers(tmp_path, monkeypatch):
+    """No buffer goes past the last record."""
     monkeypatch.setattr(tfds, "READ_BUFFER_BYTES", 50_000)
     store = large_records(tmp_path).seekable
     assert store.seekable is store
@@ -99,7 +99,7 @@ def test_runs_of_records_are_read_in_whole_buffers(tmp_path, monkeypatch):
     assert bytes_read() - before < 1.1 * 20_000 * 7
 
 
-def test_files_that_cannot_be_indexed_are_read_all_the_same(tmp_path):
+def test_files_without_an_index_are_readable(tmp_path):
     store = records(23, tmp_path).store
     path = pathlib.Path(store.files[-1])
     path.write_bytes(path.read_bytes()[:-1])
@@ -110,7 +110,7 @@ def test_files_that_cannot_be_indexed_are_read_all_the_same(tmp_path):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Returns the list of record files that are opened from now on."""
+    """Returns a list that grows with each record file that is opened."""
     paths, real = [], tf.data.TFRecordDataset
 
     def spy(path, **options):
@@ -125,7 +125,7 @@ def opened(monkeypatch):
 
 
 def counting(split):
-    """Returns the split, and a list that grows with each record it parses."""
+    """Returns the split, and a list that grows with each parsed record."""
     parsed = []
 
     def parse(record):
@@ -145,7 +145,7 @@ def counting(split):
     return Split(store, split.indices), parsed
 
 
-def test_only_what_is_asked_for_is_parsed_and_no_file_opened_twice(
+def test_only_requested_records_are_parsed_and_files_opened_once(
     tmp_path, opened
 ):
     split, parsed = counting(records(23, tmp_path))
@@ -155,7 +155,7 @@ def test_only_what_is_asked_for_is_parsed_and_no_file_opened_twice(
 
 
 @pytest.mark.slow
-def test_an_epoch_opens_a_file_again_only_where_a_window_ends(tmp_path, opened):
+def test_epoch_reopens_a_file_only_at_the_end_of_a_window(tmp_path, opened):
     split = records(23, tmp_path)
     for epoch in range(3):
         opened.clear()
@@ -169,10 +169,10 @@ def test_an_epoch_opens_a_file_again_only_where_a_window_ends(tmp_path, opened):
         assert len(opened) <= 5 + 4 - 1
 
 
-def settled(numbers, at_least):
-    """Returns how many there are when no more come, after a long wait."""
-    given_up = time.monotonic() + 60
-    while len(numbers) < at_least and time.monotonic() < given_up:
+def final_length(numbers, at_least):
+    """Returns the length of a list when it no longer grows."""
+    deadline = time.monotonic() + 60
+    while len(numbers) < at_least and time.monotonic() < deadline:
         time.sleep(0.01)
     count = -1
     while count != len(numbers):
@@ -183,8 +183,8 @@ def settled(numbers, at_least):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["stored", "shuffled"])
-def test_three_windows_at_most_are_in_memory(tmp_path, order):
-    """However much data there is, and however slowly it is used."""
+def test_at_most_three_windows_are_in_memory(tmp_path, order):
+    """Independent of the size of the data and the speed of reading."""
     split, parsed = counting(records(230, tmp_path))
     if order == "stored":
         examples = split.stored()
@@ -192,30 +192,30 @@ def test_three_windows_at_most_are_in_memory(tmp_path, order):
         examples = shuffled_examples(split, seed=0, start=0)
     for used, _ in enumerate(examples.take(16)):
         if used % 7 == 1:
-            # One is read ahead, or begun to be.
-            assert 0 < settled(parsed, used + 1) - used <= 3 * 7
+            # One window is read ahead, or in progress.
+            assert 0 < final_length(parsed, used + 1) - used <= 3 * 7
 
 
-def test_windows_are_as_large_as_memory_allows():
+def test_window_size_follows_the_memory_limit():
     def window(sizes):
         return RecordStore(["a", "b"], [3, 5], None, sizes).window
 
     assert window(WINDOW_BYTES / 100) == 100
     assert window(3.0 * WINDOW_BYTES) == 1
-    # No images, or of no size: no division by it.
+    # A size of 0 is not a divisor.
     assert window(0) > 0
-    # A split is no larger than it is.
+    # The window of a split is at most the size of the split.
     assert Split.of_all(RecordStore(["a"], [3], None, 100.0)).window == 3
 
 
-def test_examples_of_records_have_the_names_of_tfds(tmp_path):
+def test_records_have_the_ids_of_tfds(tmp_path):
     store = records(23, tmp_path).store
     assert store.name(0) == "0.tfrecord__0"
     assert store.name(9) == "5.tfrecord__4"
     assert store.name(22) == "20.tfrecord__2"
 
 
-def test_empty_files_hold_nothing(tmp_path):
+def test_empty_record_files_are_skipped(tmp_path):
     store = records(10, tmp_path).store
     empty = str(tmp_path / "empty.tfrecord")
     tf.io.TFRecordWriter(empty).close()
@@ -230,7 +230,7 @@ def test_empty_files_hold_nothing(tmp_path):
     assert examples["label"].numpy().tolist() == numbers
 
 
-def test_images_in_memory_are_loaded_when_they_are_needed():
+def test_loader_maps_images_of_a_memory_store():
     store = MemoryStore(
         tf.constant([[1, 2], [3, 4]]),
         np.array([1, 0]),

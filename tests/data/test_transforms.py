@@ -1,4 +1,4 @@
-"""Operations as text, their order, and what becomes of an image."""
+"""Operations as text, their order, and transforms of images and batches."""
 
 import collections
 import functools
@@ -38,7 +38,7 @@ PREPROCESSING = Preprocessing(None, 16, 0.875, "bilinear")
 FILE = encoded(smooth_pixels(), "jpeg", quality=95)
 
 
-def test_tables_have_no_name_twice():
+def test_names_of_operations_are_unique():
     assert len(OPERATIONS) == sum(map(len, OPERATION_KINDS.values()))
     assert {*OPERATIONS} == {
         *decode.CROPS,
@@ -51,7 +51,7 @@ def test_tables_have_no_name_twice():
 def test_parameters_are_numbers_with_bounds_and_defaults(name):
     signature = inspect.signature(OPERATIONS[name])
     parameters = parameters_of(OPERATIONS[name])
-    # They stand at the end, so that text can name them in their order.
+    # They are the last ones, so that text can list them in order.
     names = [*signature.parameters]
     assert names[len(names) - len(parameters) :] == [*parameters]
     for parameter, hint in parameters.items():
@@ -62,17 +62,17 @@ def test_parameters_are_numbers_with_bounds_and_defaults(name):
 
 
 def test_defaults_are_those_of_the_signatures():
-    for name, row in OPERATIONS.items():
+    for name, function in OPERATIONS.items():
         operation = Operation.parse(name)
         assert operation.arguments == ()
-        assert operation.function.func is row
+        assert operation.function.func is function
         assert operation.function.keywords == {}
     assert {
         name: tuple(
-            inspect.signature(row).parameters[parameter].default
-            for parameter in parameters_of(row)
+            inspect.signature(function).parameters[parameter].default
+            for parameter in parameters_of(function)
         )
-        for name, row in OPERATIONS.items()
+        for name, function in OPERATIONS.items()
     } == {
         "random_resized_crop": (0.08, 1.0, 3 / 4, 4 / 3),
         "flip": (),
@@ -87,7 +87,7 @@ def test_defaults_are_those_of_the_signatures():
     }
 
 
-def test_numbers_reach_the_parameters_in_their_order():
+def test_numbers_are_assigned_to_parameters_in_order():
     function = Operation.parse("random_resized_crop:0.3:0.5:0.9").function
     assert function.keywords == {
         "smallest": 0.3,
@@ -99,7 +99,7 @@ def test_numbers_reach_the_parameters_in_their_order():
     assert all(type(n) is int for n in function.keywords.values())
 
 
-def test_numbers_change_what_is_done():
+def test_parameters_change_the_result():
     image = tf.constant(smooth_pixels(32, 32), tf.float32)
     for texts in (
         ("color_jitter", "color_jitter:0.4", "color_jitter:1"),
@@ -128,7 +128,7 @@ def test_numbers_change_what_is_done():
         ("random_erasing:1e-9", "random_erasing:1e-09"),
     ],
 )
-def test_operations_come_back_from_their_text(text, canonical):
+def test_operations_round_trip_through_text(text, canonical):
     operation = Operation.parse(text)
     assert str(operation) == canonical
     assert Operation.parse(str(operation)) == operation
@@ -155,7 +155,7 @@ def test_operations_come_back_from_their_text(text, canonical):
         ("random_resized_crop:0", "smallest=0.0: must be"),
     ],
 )
-def test_mistaken_operations_are_one_clear_line(text, expected):
+def test_invalid_operations_are_an_error(text, expected):
     with pytest.raises(UserError) as error:
         parse_operations(f"flip,{text}")
     [line] = str(error.value).splitlines()
@@ -176,16 +176,15 @@ def test_mistaken_operations_are_one_clear_line(text, expected):
         ),
     ],
 )
-def test_orders_that_cannot_be_done_are_one_clear_line(text, second, first):
+def test_invalid_orders_of_operations_are_an_error(text, second, first):
     with pytest.raises(UserError) as error:
         parse_operations(text)
     [line] = str(error.value).splitlines()
-    assert line.startswith(f"--augment={text} cannot be done in this order: ")
-    assert f": {second} is a" in line
-    assert f"comes behind {first}, which is a" in line
+    assert line.startswith(f"--augment={text}: {second} (a")
+    assert f") cannot follow {first} (a" in line
 
 
-def test_lists_of_operations_are_text_or_sequences():
+def test_operations_are_parsed_from_text_and_sequences():
     parsed = parse_operations("random_resized_crop, flip,flip,mixup:1,cutmix")
     assert [operation.name for operation in parsed] == [
         "random_resized_crop",
@@ -218,7 +217,7 @@ def test_training_images_follow_their_seed():
     assert len({image.tobytes() for image in images}) == 12
 
 
-def test_without_operations_training_sees_what_evaluation_sees():
+def test_training_without_operations_equals_evaluation():
     transforms = Transforms(PREPROCESSING)
     image = transforms.train(FILE, [1, 2])
     np.testing.assert_array_equal(image, transforms.evaluate(FILE))
@@ -226,7 +225,7 @@ def test_without_operations_training_sees_what_evaluation_sees():
     np.testing.assert_array_equal(image, np.floor(crop.numpy() + 0.5))
 
 
-def test_operations_are_done_in_their_order():
+def test_operations_are_applied_in_order():
     seeds = [
         tf.random.experimental.stateless_fold_in([1, 2], number)
         for number in range(3)
@@ -242,7 +241,7 @@ def test_operations_are_done_in_their_order():
         )
 
 
-def test_same_operation_twice_draws_anew():
+def test_repeated_operation_draws_independently():
     transforms = Transforms(PREPROCESSING, parse_operations("flip,flip"))
     plain = transforms.evaluate(FILE).numpy()
     flipped = [
@@ -265,20 +264,20 @@ def test_mixed_batches_have_probabilities_for_labels(name):
     assert np.any(mixed != images)
     assert targets.dtype == tf.float32
     np.testing.assert_allclose(targets.numpy().sum(1), 1, atol=1e-6)
-    share = targets[0, 0].numpy()
+    weight = targets[0, 0].numpy()
     one_hot = np.eye(4)[labels]
-    expected = share * one_hot + (1 - share) * np.roll(one_hot, 1, axis=0)
+    expected = weight * one_hot + (1 - weight) * np.roll(one_hot, 1, axis=0)
     np.testing.assert_allclose(targets, expected, atol=1e-6)
 
 
-def test_batches_stay_as_they_are_without_a_mix():
+def test_batches_without_a_mix_are_unchanged():
     transforms = Transforms(PREPROCESSING, parse_operations("flip"), 4)
     images, labels = tf.zeros([2, 4, 4, 3], tf.uint8), tf.constant([3, 1])
     finished = transforms.finish(images, labels, [1, 0], [1, 2])
     assert finished == (images, labels)
 
 
-def test_images_are_rounded_to_the_nearest_whole_numbers():
+def test_images_are_rounded_to_uint8():
     image = tf.constant([0.0, 0.49, 0.51, 7.49, 7.51, 254.6, 255.0])
     rounded = to_uint8(image)
     assert rounded.dtype == tf.uint8
@@ -294,7 +293,7 @@ def test_embeddings_are_not_transformed():
     assert finished == (vector, labels)
 
 
-def test_images_of_tfds_stay_as_they_are_stored():
+def test_images_of_tfds_are_decoded_as_stored():
     preprocessing = PREPROCESSING._replace(exif_orientation=True)
     records = RecordStore(["a"], [2], None, 100.0)
     files = MemoryStore(tf.constant([FILE, FILE]), np.arange(2))
@@ -308,25 +307,25 @@ RNG = np.random.default_rng(0)
 
 
 def batch(size=6, height=12, width=16):
-    """Returns random images, and targets that tell the examples apart."""
+    """Returns random images, with a different class for each example."""
     images = RNG.normal(size=(size, height, width, 3)).astype(np.float32)
     return images, np.eye(size, dtype=np.float32)
 
 
 def before(size):
-    """Returns the partners of a batch whose images all differ."""
+    """Returns the partners of a batch without repeats."""
     return np.roll(np.arange(size), 1)
 
 
-def shares(targets):
-    """Returns what the examples kept; fails if it is not one number."""
+def weights_of(targets):
+    """Returns the weight of each batch; fails if it is not one number."""
     size = targets.shape[-1]
-    share = targets[..., 0, 0]
+    weight = targets[..., 0, 0]
     np.testing.assert_allclose(targets.sum(axis=-1), 1.0, atol=1e-6)
-    expected = np.eye(size) * share[..., None, None]
-    expected += np.roll(np.eye(size), 1, axis=0) * (1 - share[..., None, None])
+    expected = np.eye(size) * weight[..., None, None]
+    expected += np.roll(np.eye(size), 1, axis=0) * (1 - weight[..., None, None])
     np.testing.assert_allclose(targets, expected, atol=1e-6)
-    return share
+    return weight
 
 
 def run_batches(function, num_seeds, *arguments, **sizes):
@@ -336,15 +335,15 @@ def run_batches(function, num_seeds, *arguments, **sizes):
         lambda seed: function(images, targets, order, seed, *arguments),
         num_seeds=num_seeds,
     )
-    return images, mixed[0].numpy(), shares(mixed[1].numpy())
+    return images, mixed[0].numpy(), weights_of(mixed[1].numpy())
 
 
-def is_mixup(images, mixed, share):
-    expected = share * images + (1 - share) * np.roll(images, 1, axis=0)
+def is_mixup(images, mixed, weight):
+    expected = weight * images + (1 - weight) * np.roll(images, 1, axis=0)
     return np.allclose(mixed, expected, atol=1e-5)
 
 
-def is_cutmix(images, mixed, share):
+def is_cutmix(images, mixed, weight):
     partners = np.roll(images, 1, axis=0)
     masks = (mixed != images).any(axis=-1)
     expected = np.where(masks[..., None], partners, images)
@@ -353,12 +352,12 @@ def is_cutmix(images, mixed, share):
     return (
         same_everywhere
         and np.array_equal(mixed, expected)
-        and np.isclose(kept, share, atol=1e-6)
+        and np.isclose(kept, weight, atol=1e-6)
     )
 
 
 @pytest.mark.parametrize("repeats", range(1, 6))
-def test_partners_are_never_repeats_where_there_are_others(repeats):
+def test_partners_are_other_images_if_possible(repeats):
     for start, size in itertools.product(range(repeats), range(1, 18)):
         positions = start + np.arange(size)
         partners = find_partners(positions, repeats).numpy()
@@ -372,40 +371,40 @@ def test_partners_are_never_repeats_where_there_are_others(repeats):
 
 
 @pytest.mark.parametrize("name", MIXES)
-def test_mixes_take_the_partner(name):
+def test_mixes_use_the_partner(name):
     images, targets = batch(size=4)
     _, mixed = MIXES[name](images, targets, [2, 3, 1, 1], [0, 5])
-    share = float(mixed[0, 0])
-    expected = share * targets + (1 - share) * targets[[2, 3, 1, 1]]
-    assert 0 < share < 1
+    weight = float(mixed[0, 0])
+    expected = weight * targets + (1 - weight) * targets[[2, 3, 1, 1]]
+    assert 0 < weight < 1
     np.testing.assert_allclose(mixed, expected, atol=1e-6)
 
 
-def test_mixup_mixes_with_the_example_before():
-    images, results, kept = run_batches(mixup, 50, 1.0)
-    for mixed, share in zip(results, kept, strict=True):
-        assert is_mixup(images, mixed, share)
+def test_mixup_interpolates_with_the_previous_example():
+    images, results, weights = run_batches(mixup, 50, 1.0)
+    for mixed, weight in zip(results, weights, strict=True):
+        assert is_mixup(images, mixed, weight)
 
 
-def test_cutmix_pastes_a_rectangle_of_the_example_before():
-    images, results, kept = run_batches(cutmix, 150, 1.0)
-    for mixed, share in zip(results, kept, strict=True):
-        assert is_cutmix(images, mixed, share)
+def test_cutmix_pastes_a_rectangle_of_the_previous_example():
+    images, results, weights = run_batches(cutmix, 150, 1.0)
+    for mixed, weight in zip(results, weights, strict=True):
+        assert is_cutmix(images, mixed, weight)
     masks = (results[:, 0] != images[0]).any(axis=-1)
     rectangles(masks)
-    # Every pixel, in one image or another.
+    # Each pixel is covered in some image.
     assert masks.any(axis=0).all()
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
-def test_mixups_share_has_a_beta_distribution(alpha):
-    _, _, kept = run_batches(mixup, 2000, alpha, size=2, height=1)
-    assert kept.mean() == pytest.approx(0.5, abs=0.04)
+def test_weight_of_mixup_has_a_beta_distribution(alpha):
+    _, _, weights = run_batches(mixup, 2000, alpha, size=2, height=1)
+    assert weights.mean() == pytest.approx(0.5, abs=0.04)
     variance = 1 / (4 * (2 * alpha + 1))
-    assert kept.var() == pytest.approx(variance, rel=0.1)
+    assert weights.var() == pytest.approx(variance, rel=0.1)
 
 
-def test_cutmixs_rectangle_has_the_papers_distribution():
+def test_rectangle_of_cutmix_has_the_distribution_of_the_paper():
     image_size = (50, 70)
     images = np.zeros([2, *image_size, 1], np.float32)
     images[1] = 1.0
@@ -419,24 +418,24 @@ def test_cutmixs_rectangle_has_the_papers_distribution():
 
     cut = RNG.uniform(size=20000)
     for (_, sizes), image_side in zip(spans, image_size, strict=True):
-        centre = RNG.integers(0, image_side, 20000)
+        center = RNG.integers(0, image_side, 20000)
         half = np.int64(np.sqrt(cut) * image_side / 2)
-        low = np.maximum(centre - half, 0)
-        expected = np.minimum(centre + half, image_side) - low
+        low = np.maximum(center - half, 0)
+        expected = np.minimum(center + half, image_side) - low
         quantiles = np.linspace(0.05, 0.95, 10)
         np.testing.assert_allclose(
             np.quantile(sizes, quantiles),
             np.quantile(expected, quantiles),
             atol=0.06 * image_side,
         )
-    # Where nothing was cut off, the rectangle has the image's proportions.
-    is_whole = np.ones(len(masks), bool)
+    # An unclipped rectangle has the aspect ratio of the image.
+    is_unclipped = np.ones(len(masks), bool)
     for (starts, sizes), image_side in zip(spans, image_size, strict=True):
-        is_whole &= (starts > 0) & (starts + sizes < image_side)
+        is_unclipped &= (starts > 0) & (starts + sizes < image_side)
     [(_, heights), (_, widths)] = spans
     difference = heights / 50 - widths / 70
-    assert np.abs(difference[is_whole]).max() < 2 / 50
-    assert is_whole.sum() > 100
+    assert np.abs(difference[is_unclipped]).max() < 2 / 50
+    assert is_unclipped.sum() > 100
 
 
 @pytest.mark.parametrize("name", MIXES)
@@ -453,14 +452,15 @@ def test_mixes_follow_their_seed(name):
         )
         np.testing.assert_array_equal(mixed[index], again)
         np.testing.assert_array_equal(new_targets[index], targets_again)
-    assert len({float(kept) for kept in shares(new_targets.numpy())}) == 6
+    weights = weights_of(new_targets.numpy())
+    assert len({float(weight) for weight in weights}) == 6
 
 
-def test_small_alphas_take_one_example_or_the_other():
-    images, results, kept = run_batches(mixup, 200, 0.01)
+def test_small_alpha_selects_one_of_the_examples():
+    images, results, weights = run_batches(mixup, 200, 0.01)
     assert np.isfinite(results).all()
-    assert ((kept < 0.01) | (kept > 0.99)).mean() > 0.85
-    assert kept.mean() == pytest.approx(0.5, abs=0.15)
+    assert ((weights < 0.01) | (weights > 0.99)).mean() > 0.85
+    assert weights.mean() == pytest.approx(0.5, abs=0.15)
 
 
 def run_mix_one_of(num_seeds, *mixes):
@@ -469,25 +469,25 @@ def run_mix_one_of(num_seeds, *mixes):
     )
 
 
-def test_one_of_the_mixes_is_drawn_for_a_batch():
-    images, results, kept = run_mix_one_of(
+def test_each_batch_uses_one_random_mix():
+    images, results, weights = run_mix_one_of(
         200, cutmix, functools.partial(mixup, alpha=0.2)
     )
     drawn = collections.Counter()
-    shares_of_mixup = []
-    for mixed, share in zip(results, kept, strict=True):
-        is_mixed = is_mixup(images, mixed, share)
-        # Where everything or nothing is kept, it could have been both.
-        assert is_mixed or is_cutmix(images, mixed, share)
+    weights_of_mixup = []
+    for mixed, weight in zip(results, weights, strict=True):
+        is_mixed = is_mixup(images, mixed, weight)
+        # With a weight of 0 or 1, both mixes give the same result.
+        assert is_mixed or is_cutmix(images, mixed, weight)
         drawn[is_mixed] += 1
-        shares_of_mixup += [share] * is_mixed
+        weights_of_mixup += [weight] * is_mixed
     # 100 of 200 are expected, with a standard deviation of 7.
     assert 70 < drawn[True] < 130
-    # The alphas go to whom they belong.
-    assert np.var(shares_of_mixup) > 0.13
+    # The alpha of MixUp is not used for CutMix.
+    assert np.var(weights_of_mixup) > 0.13
 
 
-def test_one_of_one_mix_is_that_one():
-    images, results, kept = run_mix_one_of(20, cutmix)
-    for mixed, share in zip(results, kept, strict=True):
-        assert is_cutmix(images, mixed, share)
+def test_single_mix_is_always_used():
+    images, results, weights = run_mix_one_of(20, cutmix)
+    for mixed, weight in zip(results, weights, strict=True):
+        assert is_cutmix(images, mixed, weight)

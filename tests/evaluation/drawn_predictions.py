@@ -1,4 +1,4 @@
-"""Predictions drawn at random, that are right more often than by chance."""
+"""Random predictions that are better than chance."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from train_loop.evaluation.predictions import Predictions
 
 
 def draw_predictions(count, classes, skill=2.0, labels=None, **fields):
-    """Returns `Predictions` of a model that takes neighbours for each other.
+    """Returns `Predictions` of a model that confuses neighboring classes.
 
     Args:
-      count: of the images.
-      classes: how many.
-      skill: how far the right class's logit lies above the others'.
-      labels: int [count]; drawn where there are none.
-      **fields: of `Predictions`, in place of plain ones.
+      count: number of images.
+      classes: number of classes.
+      skill: mean margin of the label's logit.
+      labels: int [count]; random by default.
+      **fields: fields of `Predictions` that replace the defaults.
     """
     random = np.random.default_rng(count)
     if labels is None:
@@ -22,8 +22,8 @@ def draw_predictions(count, classes, skill=2.0, labels=None, **fields):
     every = np.arange(count)
     logits[every, labels] += skill
     logits[every, (labels + 1) % classes] += skill / 2
-    plain = {
+    defaults = {
         "class_names": [f"class {number}" for number in range(classes)],
         "images": [f"{number}.jpg" for number in range(count)],
     }
-    return Predictions(logits, labels, **plain | fields)
+    return Predictions(logits, labels, **defaults | fields)

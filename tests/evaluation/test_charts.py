@@ -1,4 +1,4 @@
-"""Charts of few classes and many, whatever they are called."""
+"""Charts of few and many classes, with unusual names."""
 
 import contextlib
 import dataclasses
@@ -39,7 +39,7 @@ RECORDS = (
 
 @pytest.fixture
 def strictly():
-    """Turns warnings into errors: letters without a font, means of nothing."""
+    """Turns warnings into errors: missing letters, means of empty arrays."""
     with warnings.catch_warnings():
         for category in (UserWarning, RuntimeWarning):
             warnings.simplefilter("error", category)
@@ -54,7 +54,7 @@ def draw_results(images, classes, names=None, **fields):
 
 @contextlib.contextmanager
 def drawn(name, results):
-    """Yields a chart that is laid out, or None."""
+    """Yields a chart after its layout, or None."""
     with matplotlib.rc_context(STYLE):
         figure = CHARTS[name].draw(results)
         if figure is not None:
@@ -63,36 +63,36 @@ def drawn(name, results):
 
 
 def names_in(figure):
-    """Returns all texts but numbers, of which some are not drawn."""
+    """Returns all texts except numbers, some of which are not drawn."""
     texts = figure.findobj(Text)
     return [text for text in texts if re.search(r"[^\d.]", text.get_text())]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHARTS)
-def test_odd_names_stay_on_the_paper(name, strictly):
+def test_unusual_names_stay_inside_the_figure(name, strictly):
     results = draw_results(120, 6, ODD_NAMES)
     with drawn(name, results) as figure:
-        paper = figure.bbox
+        page = figure.bbox
         assert len(names_in(figure)) > 1
         for text in names_in(figure):
             box = text.get_window_extent()
-            assert box.x0 >= paper.x0 - 1, text
-            assert box.x1 <= paper.x1 + 1, text
-            assert box.y0 >= paper.y0 - 1, text
-            assert box.y1 <= paper.y1 + 1, text
+            assert box.x0 >= page.x0 - 1, text
+            assert box.x1 <= page.x1 + 1, text
+            assert box.y0 >= page.y0 - 1, text
+            assert box.y1 <= page.y1 + 1, text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 37, 300])
-def test_names_of_the_matrix_do_not_overlap(classes, strictly):
+def test_class_names_of_the_matrix_do_not_overlap(classes, strictly):
     results = draw_results(3 * classes, classes)
     with drawn("confusion_matrix", results) as figure:
         named = figure.axes[-1]
         if classes == 300:
             assert len(figure.axes) == 2
             [overview] = figure.axes[0].images
-            # Coarser, or single classes could not be seen.
+            # Two classes share a cell.
             assert overview.get_array().shape == (150, 150)
             assert len(named.get_yticklabels()) == 24
         else:
@@ -102,7 +102,7 @@ def test_names_of_the_matrix_do_not_overlap(classes, strictly):
             assert lower.y1 <= upper.y0 + 1
 
 
-def test_matrix_holds_all_counts():
+def test_confusion_matrix_contains_all_counts():
     results = draw_results(200, 3)
     with drawn("confusion_matrix", results) as figure:
         [axis] = figure.axes
@@ -113,7 +113,7 @@ def test_matrix_holds_all_counts():
 @pytest.mark.parametrize(
     ("classes", "lines", "bands"), [(5, 6, 0), (20, 20 + 1 + 4 + 1, 0)]
 )
-def test_each_class_has_a_curve(classes, lines, bands):
+def test_each_of_few_classes_has_a_curve(classes, lines, bands):
     results = draw_results(200, classes)
     with drawn("precision_recall_curves", results) as figure:
         [axis] = figure.axes
@@ -121,7 +121,7 @@ def test_each_class_has_a_curve(classes, lines, bands):
         assert len(axis.collections) == bands
 
 
-def test_many_classes_have_bands_and_the_worst_their_names():
+def test_many_classes_have_bands_and_the_worst_have_names():
     results = draw_results(500, 80)
     with drawn("precision_recall_curves", results) as figure:
         [axis] = figure.axes
@@ -135,7 +135,7 @@ def test_many_classes_have_bands_and_the_worst_their_names():
         assert float(mean.split()[0]) == pytest.approx(expected, abs=5e-4)
 
 
-def test_learning_curves_are_the_reports():
+def test_learning_curves_show_the_records():
     with drawn("learning_curves", draw_results(20, 3)) as figure:
         loss, accuracy = figure.axes
         np.testing.assert_array_equal(
@@ -150,8 +150,8 @@ def test_learning_curves_are_the_reports():
         assert ends == [["eval 1.2", "train 1"], ["train 0.6", "eval 0.5"]]
 
 
-def test_learning_curves_have_no_hook_at_their_end():
-    """Reports of a batch or two are averaged with those before them."""
+def test_learning_curves_average_short_reports():
+    """Reports of a few steps are averaged with earlier ones."""
     steps = (50, 67, 100, 150, 151)
     losses = (2.0, 1.0, 1.2, 0.8, 3.0)
     records = [
@@ -183,11 +183,11 @@ def test_trailing_means_cover_a_span():
     assert means[-1] == pytest.approx([3, 2.4])
 
 
-def test_only_charts_with_something_in_them_are_written(tmp_path, strictly):
-    """A net without mistakes, images of one class, no run, no images."""
+def test_empty_charts_are_not_written(tmp_path, strictly):
+    """No mistakes, images of a single class, no run and no image files."""
     labels = np.zeros(9, int)
-    sure = draw_predictions(9, 4, skill=50, labels=labels)
-    names = write_charts(tmp_path, Results.of(sure))
+    perfect = draw_predictions(9, 4, skill=50, labels=labels)
+    names = write_charts(tmp_path, Results.of(perfect))
     assert names == [
         "confusion_matrix",
         "precision_recall_curves",
@@ -202,18 +202,18 @@ def test_only_charts_with_something_in_them_are_written(tmp_path, strictly):
 
 
 def test_images_are_those_of_the_mistakes():
-    asked = []
+    loaded = []
 
     def load_image(index):
-        asked.append(int(index))
+        loaded.append(int(index))
         return np.full((8, 6, 3), 77, "uint8")
 
     results = draw_results(60, 4, load_image=load_image)
     with drawn("confident_mistakes", results) as figure:
         shown = [axis for axis in figure.axes if axis.images]
-        assert len(shown) == len(asked) == 12
+        assert len(shown) == len(loaded) == 12
         assert (shown[0].images[0].get_array() == 77).all()
-    assert not results.predictions.correct[asked].any()
+    assert not results.predictions.correct[loaded].any()
 
 
 @pytest.mark.parametrize(
@@ -224,12 +224,12 @@ def test_images_are_those_of_the_mistakes():
         ("Cavalier King Charles", "Cavali…harles"),
         ("\udcff", "#0"),
         ("", "#0"),
-        # No font of the world has these.
+        # No font has this letter.
         ("\U0010fffd", "#0"),
         ("قطة", "\u200eقطة\u200e"),
     ],
 )
-def test_names_are_shown_as_fonts_can(name, shown):
+def test_class_labels_use_only_letters_of_the_fonts(name, shown):
     assert class_label([name], 0, 13) == shown
 
 
@@ -249,7 +249,7 @@ def test_images_of_all_groups_are_drawn(tmp_path):
     write_image_grid(
         path,
         {
-            # More than a row of them, and labels that look like formulas.
+            # More than one row, and labels that look like formulas.
             "red": (np.stack([red] * 9), ["$cat", "dog_$", *["bird"] * 7]),
             "blue": (np.stack([blue] * 2), ["fish"] * 2),
         },
@@ -259,7 +259,7 @@ def test_images_of_all_groups_are_drawn(tmp_path):
         name: np.argwhere((pixels == color).all(-1))
         for name, color in {"red": [255, 0, 0], "blue": [0, 0, 255]}.items()
     }
-    # Group by group, from the top.
+    # The groups are in order from the top.
     assert places["red"][:, 0].max() < places["blue"][:, 0].min()
     # All have the same size.
     area = {name: len(found) for name, found in places.items()}

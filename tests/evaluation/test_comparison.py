@@ -1,4 +1,4 @@
-"""Two models on the same images, counted by hand."""
+"""Comparisons of two models, checked against counts by hand."""
 
 import dataclasses
 import itertools
@@ -36,7 +36,7 @@ RANGES = {"batches": (1.8, 2.25)}
 @pytest.fixture(scope="module")
 def comparison():
     first = draw_predictions(200, 5, skill=2.5)
-    # The same model, and a little noise.
+    # The same model with a little noise.
     noise = np.random.default_rng(9).normal(size=first.logits.shape) / 2
     second = dataclasses.replace(
         first, logits=(first.logits + noise).astype("float32")
@@ -45,7 +45,7 @@ def comparison():
     return Comparison.of(both, FACTS, RANGES)
 
 
-def test_mcnemar_is_counted_by_hand(comparison):
+def test_mcnemar_test_equals_a_count_by_hand(comparison):
     first, second = (f.predictions.correct for f in comparison.results)
     test = comparison.mcnemar
     pairs = list(zip(first, second, strict=True))
@@ -53,7 +53,7 @@ def test_mcnemar_is_counted_by_hand(comparison):
     assert test.only_first == pairs.count((True, False))
     assert test.only_second == pairs.count((False, True))
     assert test.neither == pairs.count((False, False))
-    # Tosses of a fair coin that come out as unevenly, on either side.
+    # Two-sided binomial test: a fair coin that is at least as uneven.
     tosses = test.only_first + test.only_second
     fewer = min(test.only_first, test.only_second)
     tail = sum(math.comb(tosses, k) for k in range(fewer + 1)) / 2**tosses
@@ -68,14 +68,14 @@ def test_differences_are_paired(comparison):
         expected = first.estimates[name] - second.estimates[name]
         assert difference == pytest.approx(expected)
         assert low <= difference <= high
-        # They err alike: less than if they had been measured on images of
-        # their own. (Of five classes, all are among the top five.)
+        # Similar mistakes make the interval narrower than on separate images.
+        # (With five classes, the top-5 accuracy is always 1.)
         widths = [np.diff(each.intervals[name]) for each in (first, second)]
         unpaired = np.hypot(*widths)
         assert high - low < 0.9 * unpaired or name == "top_5_accuracy"
 
 
-def test_a_model_does_not_differ_from_itself(comparison):
+def test_model_does_not_differ_from_itself(comparison):
     own = Comparison.of(dict.fromkeys("ab", comparison.results[0]))
     again = Comparison(("a", "b"), (comparison.results[0],) * 2, {})
     assert own.names == again.names
@@ -84,7 +84,7 @@ def test_a_model_does_not_differ_from_itself(comparison):
 
 
 def one_apart(count, discordant):
-    """Returns a comparison; only the first model is right on some images."""
+    """Returns a comparison; only the first model is correct on some images."""
     labels = np.arange(count) % 10
     logits = np.full((count, 10), -5, "float32")
     logits[np.arange(count), labels] = 5
@@ -100,8 +100,8 @@ def one_apart(count, discordant):
 
 @pytest.mark.parametrize("discordant", [0, 1, 3, 5, 6, 20])
 @pytest.mark.parametrize("count", [100, 362])
-def test_differences_are_marked_where_their_test_rejects(count, discordant):
-    """From six images on, which all are in favor of one model."""
+def test_significant_differences_are_bold(count, discordant):
+    """From six discordant images on, all in favor of one model."""
     compared = one_apart(count, discordant)
     expected = min(1, 2 * 0.5**discordant)
     assert compared.mcnemar.p_value == pytest.approx(expected)
@@ -111,7 +111,7 @@ def test_differences_are_marked_where_their_test_rejects(count, discordant):
             continue
         p_value = compared.p_values[name]
         assert (p_value <= 0.05) == is_significant, name
-        # From 200 draws.
+        # Estimated from 200 swaps.
         assert p_value == pytest.approx(expected, abs=0.1), name
         assert low <= difference <= high
         assert (low > 0 or high < 0) <= is_significant, name
@@ -121,8 +121,8 @@ def test_differences_are_marked_where_their_test_rejects(count, discordant):
         assert ("<b>" in cells.partition("</tr>")[0]) == (p_value <= 0.05)
 
 
-def test_few_discordant_images_leave_either_sign_open():
-    """Newcombe's interval, from exact (Clopper-Pearson) ones."""
+def test_interval_of_few_discordant_images_includes_both_signs():
+    """As Newcombe's interval, from exact (Clopper-Pearson) intervals."""
     for discordant in (1, 2, 3):
         test = scipy.stats.binomtest(discordant, 362)
         high = test.proportion_ci(method="exact").high
@@ -134,8 +134,8 @@ def test_few_discordant_images_leave_either_sign_open():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("skill", [1.0, 4.5])
-def test_equal_models_are_seldom_told_apart(skill):
-    """In 1 of 20 comparisons at most, but for chance."""
+def test_equal_models_rarely_differ_significantly(skill):
+    """In about 1 of 20 comparisons at most."""
     random, found, trials = np.random.default_rng(0), [], 24
     for _ in range(trials):
         labels = random.integers(3, size=100)
@@ -158,7 +158,7 @@ def test_equal_models_are_seldom_told_apart(skill):
     assert (rejected <= scipy.stats.binom.ppf(0.999, trials, 0.05)).all()
 
 
-def test_swapped_differences_are_measured_as_on_swapped_predictions(comparison):
+def test_swapped_differences_equal_those_of_swapped_predictions(comparison):
     first, second = (f.predictions for f in comparison.results)
     drawn = _swapped_differences(first, second)
     chosen = swaps(len(first))
@@ -177,7 +177,7 @@ def test_swapped_differences_are_measured_as_on_swapped_predictions(comparison):
             assert drawn[name][column] == pytest.approx(expected, abs=1e-12)
 
 
-def test_disagreements_are_the_images_that_one_gets_right(comparison):
+def test_disagreements_are_images_that_one_model_predicts_correctly(comparison):
     first, second = (f.predictions for f in comparison.results)
     only_first, only_second = map(comparison.only_right, (0, 1))
     assert len(only_first) == comparison.mcnemar.only_first > 1
@@ -189,11 +189,11 @@ def test_disagreements_are_the_images_that_one_gets_right(comparison):
     assert (np.diff(gaps[only_second]) >= 0).all()
 
 
-def test_table_has_a_row_for_every_measure_and_fact(comparison):
+def test_table_has_a_row_for_every_metric_and_fact(comparison):
     header, *rows = comparison_table(comparison)
     assert header[1:3] == ["<b>mine", "theirs"]
     assert [row[0] for row in rows] == [
-        *(measure.title for measure in METRICS.values()),
+        *(metric.title for metric in METRICS.values()),
         *FACTS,
     ]
     assert {len(row) for row in rows} == {len(header)} == {6}
@@ -233,12 +233,12 @@ def test_only_the_same_images_are_compared(comparison, what, field):
     first = comparison.results[0]
     predictions = dataclasses.replace(first.predictions, **field)
     other = dataclasses.replace(first, predictions=predictions)
-    with pytest.raises(UserError, match=f"a and b were .* different {what}"):
+    with pytest.raises(UserError, match=f"a and b: must have the same {what}"):
         Comparison.of({"a": first, "b": other})
 
 
-def test_permutation_test_is_that_of_all_swaps():
-    """Of ten images, all 1,024 ways in which two models may be swapped."""
+def test_permutation_test_approximates_all_swaps():
+    """All 1,024 ways to swap two models on ten images."""
     gaps = np.random.default_rng(4).normal(0.5, size=10)
     signs = np.array(list(itertools.product([-1, 1], repeat=10)))
     sums = signs @ gaps

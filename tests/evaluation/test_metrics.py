@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn's, calibration errors by hand."""
+"""Metrics compared with scikit-learn, calibration with a count by hand."""
 
 import dataclasses
 import warnings
@@ -24,15 +24,15 @@ from train_loop.evaluation.metrics import (
 from train_loop.evaluation.results import Results
 
 
-def measured(predictions, weights):
+def compute(predictions, weights):
     counts = count_classes(predictions, weights)
     return compute_metrics(
         predictions, weights, counts, rank(predictions, weights)
     )
 
 
-def sklearns(predictions, weights):
-    """Returns what scikit-learn measures; `weights` are [images]."""
+def sklearn_metrics(predictions, weights):
+    """Returns the metrics of scikit-learn; `weights` are [images]."""
     labels, predicted = predictions.labels, predictions.predicted
     scores = scipy.special.softmax(predictions.logits.astype(float), axis=1)
     classes = np.arange(predictions.num_classes)
@@ -55,7 +55,7 @@ def sklearns(predictions, weights):
         warnings.simplefilter(
             "ignore", sklearn.exceptions.UndefinedMetricWarning
         )
-        # Balanced accuracy: of classes that are predicted and do not occur.
+        # Classes without examples that are predicted.
         warnings.filterwarnings("ignore", "y_pred contains classes")
         return areas | {
             "accuracy": metrics.accuracy_score(labels, predicted, **known),
@@ -77,14 +77,14 @@ def sklearns(predictions, weights):
 
 @pytest.fixture(params=[(90, 6), (300, 12), (60, 40)])
 def predictions(request):
-    """Returns predictions; of 40 classes, some have no example."""
+    """Returns predictions; some of the 40 classes have no example."""
     return draw_predictions(*request.param)
 
 
-def test_numbers_are_scikit_learns(predictions):
+def test_metrics_equal_scikit_learn(predictions):
     ones = np.ones(len(predictions))
-    expected = sklearns(predictions, ones)
-    found = measured(predictions, resamples(len(predictions), 1))
+    expected = sklearn_metrics(predictions, ones)
+    found = compute(predictions, resamples(len(predictions), 1))
     assert set(found) == set(METRICS)
     for name, value in expected.items():
         assert found[name][0] == pytest.approx(value, abs=1e-12), name
@@ -95,16 +95,16 @@ def test_numbers_are_scikit_learns(predictions):
 
 
 @pytest.mark.slow
-def test_numbers_of_every_replicate_are_scikit_learns(predictions):
+def test_metrics_of_every_replicate_equal_scikit_learn(predictions):
     weights = resamples(len(predictions), 5)
-    found = measured(predictions, weights)
+    found = compute(predictions, weights)
     for column in range(weights.shape[1]):
-        expected = sklearns(predictions, weights[:, column])
+        expected = sklearn_metrics(predictions, weights[:, column])
         for name, value in expected.items():
             assert found[name][column] == pytest.approx(value, abs=1e-12), name
 
 
-def test_equal_scores_are_one_threshold():
+def test_equal_scores_share_a_threshold():
     few = draw_predictions(5, 4)
     repeated = np.random.default_rng(1).integers(0, 5, 80)
     predictions = draw_predictions(80, 4)
@@ -124,23 +124,23 @@ def test_equal_scores_are_one_threshold():
                 assert areas[number, column] == pytest.approx(expected)
 
 
-def test_curves_are_scikit_learns():
+def test_curves_equal_scikit_learn():
     predictions = draw_predictions(500, 3)
     ranking = rank(predictions, resamples(500, 1))
     scores = predictions.log_probabilities(slice(0, 1))[0]
     truth = predictions.labels == 0
     precision, recall, _ = metrics.precision_recall_curve(truth, scores)
-    # With at least half of the images found.
+    # At a recall of 0.5.
     assert ranking.precisions[0, 100] == precision[recall >= 0.5][-1]
     false, true, _ = metrics.roc_curve(truth, scores, drop_intermediate=False)
-    # With at most a tenth of the others taken for them, and with half.
+    # At false-positive rates of 0.1 and 0.5.
     assert ranking.sensitivities[0, 100] == true[false <= 0.1][-1]
     assert ranking.sensitivities[0, 260] == true[false <= 0.5][-1]
     assert ranking.sensitivities[0, 0] == true[false == 0][-1] > 0
     assert ranking.sensitivities[0, -1] == ranking.precisions[0, 0] == 1
 
 
-def test_classes_without_examples_are_left_out():
+def test_classes_without_examples_are_excluded_from_means():
     predictions = draw_predictions(100, 8, skill=4)
     with_more = dataclasses.replace(
         predictions,
@@ -148,9 +148,9 @@ def test_classes_without_examples_are_left_out():
         class_names=[*predictions.class_names, "unseen", "unheard"],
     )
     weights = resamples(100, 20)
-    one, other = (measured(p, weights) for p in (predictions, with_more))
+    one, other = (compute(p, weights) for p in (predictions, with_more))
     for name in set(METRICS) - {"loss", "expected_calibration_error"}:
-        # The probabilities are others, by a ten-thousandth of themselves.
+        # The additional classes change the probabilities slightly.
         np.testing.assert_allclose(one[name], other[name], rtol=1e-3)
     assert np.isnan(rank(with_more, weights).average_precisions[8:]).all()
 
@@ -159,7 +159,7 @@ def test_examples_of_one_class_have_no_roc_curve():
     labels = np.zeros(30, int)
     predictions = draw_predictions(30, 3, labels=labels)
     weights = resamples(30, 4)
-    found = measured(predictions, weights)
+    found = compute(predictions, weights)
     assert np.isnan(rank(predictions, weights).sensitivities).all()
     assert np.isnan(found["mean_roc_auc"]).all()
     assert (found["mean_average_precision"] == 1).all()
@@ -167,18 +167,18 @@ def test_examples_of_one_class_have_no_roc_curve():
 
 @pytest.mark.parametrize("count", [255, 256, 70_000])
 def test_sums_of_weights_do_not_overflow(count):
-    """The weights are of the smallest dtype that holds their sum."""
+    """The weights have the smallest dtype that holds their sum."""
     labels = np.zeros(count, int)
     labels[:3] = 1
     predictions = draw_predictions(count, 2, labels=labels)
-    # All others are in one group, above it.
+    # All other images share one level above it.
     predictions.logits[:3, 1] -= 99
     found = rank(predictions, resamples(count, 1)).roc_aucs[1, 0]
     scores = predictions.log_probabilities(slice(1, 2))[0]
     assert found == pytest.approx(metrics.roc_auc_score(labels, scores))
 
 
-def test_numbers_are_written_for_people():
+def test_metrics_are_formatted_with_units():
     assert METRICS["accuracy"].format(0.93456) == "93.46 %"
     assert METRICS["accuracy"].format(0.01, "+") == "+1.00 %"
     assert METRICS["loss"].format(0.93456) == "0.9346"
@@ -187,7 +187,7 @@ def test_numbers_are_written_for_people():
 
 
 @pytest.mark.parametrize("count", [1, 7, 255, 256, 3000])
-def test_as_many_images_are_drawn_as_there_are(count):
+def test_resamples_draw_as_many_images_as_there_are(count):
     weights = resamples(count, 30)
     assert weights.shape == (count, 31)
     assert (weights[:, 0] == 1).all()
@@ -195,18 +195,18 @@ def test_as_many_images_are_drawn_as_there_are(count):
     assert weights.dtype == np.min_scalar_type(count)
 
 
-def test_every_image_is_drawn_alike():
+def test_resamples_draw_images_uniformly():
     weights = resamples(400, 2000)[:, 1:]
-    # A binomial distribution's mean and variance.
+    # Mean and variance of the binomial distribution.
     assert weights.mean(1) == pytest.approx(np.ones(400), abs=0.1)
     assert weights.var() == pytest.approx(1 - 1 / 400, rel=0.02)
 
 
-def test_two_models_are_measured_on_the_same_draws():
+def test_two_models_share_the_same_resamples():
     np.testing.assert_array_equal(resamples(50, 9), resamples(50, 9))
 
 
-def test_sums_are_those_of_the_whole_product():
+def test_weighted_sums_equal_the_matrix_product():
     weights = resamples(40, 150)
     values = np.random.default_rng(0).normal(size=(3, 40))
     np.testing.assert_allclose(
@@ -215,7 +215,7 @@ def test_sums_are_those_of_the_whole_product():
 
 
 def error_by_hand(confidences, correct):
-    """Guo et al., 2017, equation 3, word by word."""
+    """Equation 3 of Guo et al. (2017)."""
     error = 0
     for m in range(1, 16):
         of_bin = (confidences > (m - 1) / 15) & (confidences <= m / 15)
@@ -225,7 +225,7 @@ def error_by_hand(confidences, correct):
     return error
 
 
-def test_errors_are_those_by_hand():
+def test_calibration_errors_equal_the_equation():
     predictions = draw_predictions(200, 4)
     weights = resamples(200, 3)
     found = expected_calibration_errors(predictions, weights)
@@ -238,29 +238,29 @@ def test_errors_are_those_by_hand():
         )
 
 
-def test_bins_hold_their_upper_edges():
+def test_bins_include_their_upper_edges():
     predictions = draw_predictions(3, 2, labels=np.zeros(3, int))
-    # Confidences of 0.6, which is an edge, of 1 and a little above 0.6.
+    # 0.6 is an edge.
     predictions.__dict__["confidences"] = np.array([0.6, 1.0, 0.6001])
     counts = reliability(predictions).counts
     np.testing.assert_array_equal(np.flatnonzero(counts), [8, 9, 14])
 
 
-def test_reliability_is_measured_bin_by_bin():
+def test_reliability_is_computed_for_each_bin():
     predictions = draw_predictions(500, 3)
-    measured = reliability(predictions)
+    found = reliability(predictions)
     confidences, correct = predictions.confidences, predictions.correct
     chosen = (confidences > 9 / 15) & (confidences <= 10 / 15)
-    assert measured.counts[9] == chosen.sum()
-    assert measured.accuracies[9] == pytest.approx(correct[chosen].mean())
-    assert measured.confidences[9] == pytest.approx(confidences[chosen].mean())
-    # Of three classes, the likeliest has more than a fifth.
-    assert measured.counts[0] == 0
-    assert np.isnan(measured.accuracies[0])
+    assert found.counts[9] == chosen.sum()
+    assert found.accuracies[9] == pytest.approx(correct[chosen].mean())
+    assert found.confidences[9] == pytest.approx(confidences[chosen].mean())
+    # The largest of three probabilities is at least 1/3.
+    assert found.counts[0] == 0
+    assert np.isnan(found.accuracies[0])
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
-def test_temperature_is_found(temperature):
+def test_fitted_temperature_minimizes_the_loss(temperature):
     random = np.random.default_rng(0)
     logits = random.normal(size=(5000, 6)) * 2
     odds = scipy.special.softmax(logits, axis=1)
@@ -277,13 +277,13 @@ def test_temperature_is_found(temperature):
     assert loss(found) < min(loss(found * 1.01), loss(found / 1.01))
 
 
-def test_temperatures_have_bounds():
+def test_temperature_is_limited():
     logits = np.eye(4, dtype="float32")
     assert fit_temperature(logits, np.arange(4)) == 0.01
     assert fit_temperature(logits, np.arange(4)[::-1]) == 100
 
 
-def test_temperature_mends_calibration():
+def test_temperature_improves_calibration():
     logits = draw_predictions(4000, 5).logits * 4
     labels = draw_predictions(4000, 5).labels
     temperature = fit_temperature(logits[:2000], labels[:2000])

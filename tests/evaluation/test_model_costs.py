@@ -1,4 +1,4 @@
-"""Sizes and work of models, against the paper and against a count by hand."""
+"""Sizes and work of models, compared with the paper and a count by hand."""
 
 import pytest
 import tensorflow as tf
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def zeros(monkeypatch):
-    """Draws no random numbers for kernels: half of the time of a deep net."""
+    """Skips random kernels, which take half of the time of a deep model."""
     monkeypatch.setattr(
         tf.keras.initializers.VarianceScaling,
         "__call__",
@@ -19,7 +19,7 @@ def zeros(monkeypatch):
     )
 
 
-# He et al., 2015, table 1, which rounds now up and now down.
+# He et al. (2015), table 1, which rounds up or down.
 @pytest.mark.parametrize(
     ("name", "multiply_adds", "layers"),
     [
@@ -27,7 +27,9 @@ def zeros(monkeypatch):
         ("resnet50_v1", 3.8e9, 50),
     ],
 )
-def test_multiply_adds_are_the_papers(name, multiply_adds, layers, zeros):
+def test_multiply_adds_are_those_of_the_paper(
+    name, multiply_adds, layers, zeros
+):
     model = VARIANTS[name]()
     model.build((None, 224, 224, 3))
     total = model_costs(model, 224)["total"]
@@ -42,7 +44,7 @@ def test_multiply_adds_are_the_papers(name, multiply_adds, layers, zeros):
 @pytest.mark.parametrize(
     ("precision", "size"), [("float32", 4), ("mixed_bfloat16", 2)]
 )
-def test_costs_are_those_counted_by_hand(precision, size):
+def test_sizes_equal_a_count_by_hand(precision, size):
     model = ResNet("basic", (1,), 5, width=4, stem="small", dtype=precision)
     model.build((None, 8, 8, 3))
     parts = model_costs(model, 8)
@@ -59,8 +61,8 @@ def test_costs_are_those_counted_by_hand(precision, size):
     assert parts["head"].activation_bytes == 2 * 5 * 4
 
 
-def test_groups_cost_less():
-    costs_of = {}
+def test_groups_reduce_multiply_adds():
+    multiply_adds = {}
     for groups in (1, 4):
         model = ResNet(
             "bottleneck",
@@ -71,9 +73,9 @@ def test_groups_cost_less():
             base_width=64 // groups,
         )
         model.build((None, 32, 32, 3))
-        costs_of[groups] = model_costs(model, 32)["stage1"].multiply_adds
+        multiply_adds[groups] = model_costs(model, 32)["stage1"].multiply_adds
     saved = 8 * 8 * 9 * 64 * 64 * 3 // 4
-    assert costs_of[1] - costs_of[4] == saved
+    assert multiply_adds[1] - multiply_adds[4] == saved
 
 
 def test_table_has_a_row_for_every_part():
@@ -82,5 +84,5 @@ def test_table_has_a_row_for_every_part():
     header, *rows, total = cost_table(model, 8)
     assert [row[0] for row in rows] == ["stem", "stage1", "head"]
     assert {len(row) for row in (header, *rows, total)} == {5}
-    # 108 + 2 * 144 for the kernels, 3 * 8 for the norms, 4 * 5 + 5 at the end.
+    # 108 + 2 * 144 in the kernels, 3 * 8 in the norms, 4 * 5 + 5 in the head.
     assert total == ["total", "4", "445", "0.000 x 10^9", "0.0 MiB"]

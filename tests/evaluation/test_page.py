@@ -1,4 +1,4 @@
-"""Pages that hold together, whatever is written on them."""
+"""HTML pages: valid, self-contained and safe with any names."""
 
 import base64
 import dataclasses
@@ -26,7 +26,7 @@ VOID = {"meta", "img", "input", "br"}
 
 
 class Outline(html.parser.HTMLParser):
-    """Reads what a browser would: tags, their attributes, and the text."""
+    """Parses tags, their attributes and the text of a page."""
 
     def __init__(self, source):
         super().__init__()
@@ -55,7 +55,7 @@ class Outline(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def results():
-    """Returns results with two mistakes of three; one class has no example."""
+    """Returns results with two mistakes in three images and an empty class."""
     predictions = draw_predictions(
         3,
         3,
@@ -70,7 +70,7 @@ def results():
 
 
 @pytest.fixture(scope="module")
-def whole(results):
+def page(results):
     return report_page(results, {EVIL: EVIL}, {})
 
 
@@ -83,12 +83,12 @@ def compared(results):
     return comparison_page(Comparison.of({EVIL: results, f"{EVIL}2": other}))
 
 
-def test_names_are_harmless(whole, compared):
-    outline = Outline(whole)
-    # The page's own.
+def test_names_are_escaped(page, compared):
+    outline = Outline(page)
+    # The script of the page itself.
     assert outline.count("script") == 1
     assert outline.count("b") == len(METRICS) + 3
-    # Two facts; each class in the table, with those that it is taken for.
+    # Two facts, and for each class its name and its most frequent confusion.
     assert outline.text.count(EVIL) > 2 + 3 + 2
     outline.text.index(f"{EVIL} {EVIL} · images 3")
     [image, *_] = (a for tag, a in outline.tags if tag == "img")
@@ -98,43 +98,43 @@ def test_names_are_harmless(whole, compared):
     }
     outline = Outline(compared)
     assert outline.count("script") == 1
-    assert f"Only {EVIL}2 is right" in outline.text
+    assert f"Only {EVIL}2 is correct" in outline.text
     # In the head and in the body.
-    assert outline.text.count(f"{EVIL} against {EVIL}2") == 2
+    assert outline.text.count(f"{EVIL} vs. {EVIL}2") == 2
 
 
-def test_only_the_pages_own_script_runs(whole):
-    [script] = re.findall("<script>(.*?)</script>", whole, re.DOTALL)
+def test_only_the_script_of_the_page_can_run(page):
+    [script] = re.findall("<script>(.*?)</script>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest())
     [policy] = [
         attributes["content"]
-        for tag, attributes in Outline(whole).tags
+        for tag, attributes in Outline(page).tags
         if attributes.get("http-equiv") == "Content-Security-Policy"
     ]
     assert f"script-src 'sha256-{digest.decode()}'" in policy
     assert "default-src 'none'" in policy
 
 
-def test_pages_need_nothing_but_themselves(whole, compared):
-    for _, attributes in Outline(whole).tags + Outline(compared).tags:
+def test_pages_are_self_contained(page, compared):
+    for _, attributes in Outline(page).tags + Outline(compared).tags:
         for name in ("src", "href", "xlink:href"):
             assert attributes.get(name, "data:").startswith(("data:", "#"))
 
 
-def test_images_are_square_and_small(whole):
-    sources = re.findall('src="data:image/jpeg;base64,([^"]*)"', whole)
+def test_images_are_square_and_small(page):
+    sources = re.findall('src="data:image/jpeg;base64,([^"]*)"', page)
     files = (io.BytesIO(base64.b64decode(source)) for source in sources)
-    # Those of galleries, and those of the table.
+    # In galleries and in the table.
     assert {PIL.Image.open(file).size for file in files} == {
         (144, 144),
         (72, 72),
     }
 
 
-def test_undefined_metrics_sort_apart(whole):
-    cells = [a for tag, a in Outline(whole).tags if tag == "td"]
+def test_undefined_metrics_have_empty_sort_values(page):
+    cells = [a for tag, a in Outline(page).tags if tag == "td"]
     values = [cell["data-value"] for cell in cells]
-    # Name, accuracy and examples of each class; the last one has none.
+    # Name, accuracy and number of examples; the last class has no examples.
     assert values[:3] == [EVIL, "0.5", "2"]
     assert values[-10:-7] == [f"c{EVIL}", "", "0"]
 
@@ -149,7 +149,7 @@ SVG = """<?xml version="1.0"?>
 </svg>"""
 
 
-def test_charts_become_part_of_the_page(results):
+def test_charts_are_embedded_in_the_page(results):
     drawing, is_wide = embedded_chart("roc_curves", SVG)
     tags = dict(Outline(drawing).tags)
     assert tags["path"] == {
@@ -160,7 +160,7 @@ def test_charts_become_part_of_the_page(results):
     assert tags["use"]["clip-path"] == "url(#roc_curves-p1)"
     assert "metadata" not in tags
     assert "width" not in tags["svg"]
-    # Text is left as it is.
+    # Text is not changed.
     assert "id=#24292f url(#p1)" in drawing
     assert not is_wide
     assert embedded_chart("roc_curves", SVG.replace("360", "720"))[1]

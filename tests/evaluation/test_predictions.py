@@ -1,4 +1,4 @@
-"""Predictions against SciPy's softmax, confusion against scikit-learn."""
+"""Predictions compared with SciPy, confusions with scikit-learn."""
 
 import dataclasses
 import tracemalloc
@@ -21,12 +21,12 @@ from train_loop.evaluation.predictions import (
 
 @pytest.fixture
 def predictions(monkeypatch):
-    # The last block is a small one.
+    # The last block is smaller.
     monkeypatch.setattr(module, "IMAGES_AT_ONCE", 64)
     return draw_predictions(150, 9)
 
 
-def test_probabilities_are_those_of_a_softmax(predictions):
+def test_probabilities_are_the_softmax_of_the_logits(predictions):
     expected = scipy.special.softmax(predictions.logits.astype(float), axis=1)
     found = np.exp(predictions.log_probabilities(slice(2, 5)))
     np.testing.assert_allclose(found, expected[:, 2:5].T, rtol=1e-12)
@@ -35,38 +35,38 @@ def test_probabilities_are_those_of_a_softmax(predictions):
     np.testing.assert_allclose(predictions.losses, -np.log(at_label))
 
 
-def test_sure_predictions_can_still_be_ranked():
-    sure = draw_predictions(2, 3, labels=np.array([0, 0]))
-    sure.logits[:] = [[20, 0, 0], [21, 0, 0]]
-    first, second = sure.log_probabilities(slice(0, 1))[0]
+def test_confident_predictions_can_be_ranked():
+    confident = draw_predictions(2, 3, labels=np.array([0, 0]))
+    confident.logits[:] = [[20, 0, 0], [21, 0, 0]]
+    first, second = confident.log_probabilities(slice(0, 1))[0]
     assert first < second
     assert np.float32(np.exp(first)) == np.float32(np.exp(second)) == 1
 
 
-def test_likeliest_classes_come_first(predictions):
+def test_most_probable_classes_come_first(predictions):
     expected = np.argsort(-predictions.logits, axis=1)[:, :5]
     np.testing.assert_array_equal(predictions.top_5, expected)
     np.testing.assert_array_equal(predictions.predicted, expected[:, 0])
 
 
-def test_first_of_equally_likely_classes_comes_first():
+def test_ties_are_in_the_order_of_classes():
     even = draw_predictions(4, 7)
     even.logits[:] = 0
     np.testing.assert_array_equal(even.top_5, [range(5)] * 4)
 
 
-def test_few_classes_have_few_likeliest():
+def test_few_classes_shorten_the_top_5():
     assert draw_predictions(4, 3).top_5.shape == (4, 3)
 
 
-def test_logarithms_of_probabilities_are_logits(predictions):
+def test_logarithms_of_probabilities_are_valid_logits(predictions):
     logs = predictions.log_probabilities(slice(None)).T.astype("float32")
     again = dataclasses.replace(predictions, logits=logs)
     np.testing.assert_allclose(again.losses, predictions.losses, atol=1e-6)
     np.testing.assert_array_equal(again.top_5, predictions.top_5)
 
 
-def test_there_need_be_no_images(predictions):
+def test_images_are_optional(predictions):
     assert predictions.load_image(3) is None
 
 
@@ -77,7 +77,7 @@ def test_mistakes_are_sorted_by_confidence():
     assert (np.diff(predictions.confidences[wrong]) <= 0).all()
 
 
-def test_pairs_are_sorted_by_their_images():
+def test_confused_pairs_are_sorted_by_number_of_images():
     predictions = draw_predictions(300, 6)
     pairs = confused_pairs(predictions, 4)
     matrix = confusion_matrix(predictions.labels, predictions.predicted)
@@ -88,26 +88,26 @@ def test_pairs_are_sorted_by_their_images():
         assert (predictions.labels[pair.images] == pair.label).all()
         assert (predictions.predicted[pair.images] == pair.prediction).all()
         assert (np.diff(predictions.confidences[pair.images]) <= 0).all()
-        assert pair.share == len(pair.images) / matrix[pair.label].sum()
+        assert pair.fraction == len(pair.images) / matrix[pair.label].sum()
 
 
-def test_right_predictions_make_no_pairs():
+def test_correct_predictions_have_no_confused_pairs():
     assert confused_pairs(draw_predictions(50, 4, skill=99), 3) == []
 
 
-def test_classes_are_most_confused_with_the_largest_of_their_row():
+def test_most_frequent_confusion_is_the_maximum_of_the_row():
     predictions = draw_predictions(60, 9)
     wrong = confusion_matrix(predictions.labels, predictions.predicted)
     np.fill_diagonal(wrong, 0)
-    taken, images = most_confused_with(predictions)
+    others, images = most_confused_with(predictions)
     np.testing.assert_array_equal(images, wrong.max(1))
     np.testing.assert_array_equal(
-        taken[images > 0], wrong.argmax(1)[images > 0]
+        others[images > 0], wrong.argmax(1)[images > 0]
     )
 
 
-def test_many_classes_take_no_matrix_of_all():
-    """Those of ImageNet-21k: 3.8 GB each."""
+def test_many_classes_need_no_full_matrix():
+    """For ImageNet-21k, each would take 3.8 GB."""
     predictions = draw_predictions(20, 21_841)
     assert not predictions.correct.all()
     tracemalloc.start()

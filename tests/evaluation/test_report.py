@@ -1,4 +1,4 @@
-"""The folder of a report, read back."""
+"""The files in the folder of a report."""
 
 import csv
 import json
@@ -23,13 +23,13 @@ IMAGES = 90
 
 
 def load_image(index):
-    # One in ten is not to be had.
+    # Every tenth image is not available.
     return None if index % 10 == 0 else np.full((20, 30, 3), index, "uint8")
 
 
 @pytest.fixture(scope="module")
 def results():
-    """Returns results; the last two classes have no example."""
+    """Returns results; the last two classes have no examples."""
     names = [f"{n}.jpg" for n in range(IMAGES - 1)]
     drawn = draw_predictions(
         IMAGES,
@@ -51,7 +51,7 @@ def folder(tmp_path_factory, results):
 
 
 @pytest.mark.slow
-def test_numbers_are_written(folder, results):
+def test_metrics_are_written(folder, results):
     report = json.loads((folder / "report.json").read_text())
     assert list(report)[:2] == ["split", "step"]
     assert (report["examples"], report["classes"]) == (IMAGES, 8)
@@ -100,11 +100,11 @@ def test_all_charts_are_written(folder):
             image.verify()
 
 
-def test_page_shows_numbers_then_charts_then_classes(folder, results):
+def test_page_shows_metrics_then_charts_then_classes(folder, results):
     source = (folder / "report.html").read_text(encoding="utf-8")
     outline = Outline(source)
     assert outline.count("script") == 1
-    # One for each chart without images.
+    # Charts without images.
     assert outline.count("svg") == 5
     titles = re.findall("<h2>(.*?)</h2>", source)
     assert titles == [*(chart.title for chart in CHARTS.values()), "Classes"]
@@ -114,12 +114,12 @@ def test_page_shows_numbers_then_charts_then_classes(folder, results):
     assert "&lt;script&gt;" in rows[1]
     accuracy = results.counts.accuracies[0, 0]
     assert f">{100 * accuracy:.1f}</td>" in rows[0]
-    # It has no examples, so no numbers.
+    # A class without examples has no metrics.
     assert rows[6].count(">–</td>") == 3
     assert "http://" not in re.sub('xmlns(:xlink)?="[^"]*"', "", source)
 
 
-def test_earlier_report_stays_until_the_new_one_is_complete(
+def test_earlier_report_remains_until_the_new_one_is_complete(
     folder, results, tmp_path, monkeypatch
 ):
     earlier = tmp_path / "report"
@@ -142,27 +142,31 @@ def test_earlier_report_stays_until_the_new_one_is_complete(
     assert not (earlier / "roc_curves.png").exists()
 
 
-def test_what_is_no_report_is_not_replaced(results, tmp_path):
+def test_folder_without_a_report_is_not_replaced(results, tmp_path):
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"no report\.json.*name a new folder"):
+    with pytest.raises(
+        UserError, match=r"no report\.json\)\. Pass a new folder"
+    ):
         write_report(notes, results)
     assert (notes / "thesis.tex").read_text() == "years of work"
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="not an earlier report"):
         write_report(notes / "thesis.tex", results)
 
 
-def test_folders_that_cannot_be_written_are_named(results, tmp_path):
+def test_folder_that_is_not_writable_is_an_error(results, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/report cannot be written \(Not"):
+    with pytest.raises(
+        UserError, match=r"file/report: cannot be written \(Not"
+    ):
         write_report(tmp_path / "file" / "report", results)
 
 
-def test_undefined_numbers_are_null(tmp_path, monkeypatch):
+def test_undefined_metrics_are_null(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "write_charts", lambda *arguments: [])
-    alike = draw_predictions(9, 3, labels=np.zeros(9, int))
-    report = write_report(tmp_path / "report", Results.of(alike))
+    of_one_class = draw_predictions(9, 3, labels=np.zeros(9, int))
+    report = write_report(tmp_path / "report", Results.of(of_one_class))
     assert report["mean_roc_auc"] is None
     assert report["intervals"]["mean_roc_auc"] == [None, None]
     assert "with_temperature" not in report

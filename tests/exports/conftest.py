@@ -1,4 +1,4 @@
-"""What tests of exports share."""
+"""Fixtures of the export tests."""
 
 import pytest
 from classifiers import small_classifier
@@ -7,7 +7,7 @@ from references import reference_for
 
 @pytest.fixture(scope="session")
 def classifier():
-    """Returns a small classifier, which stays as it is."""
+    """Returns a small classifier, which no test changes."""
     return small_classifier()
 
 

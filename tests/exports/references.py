@@ -1,4 +1,4 @@
-"""Images to compare exported files on."""
+"""Reference images for exported files."""
 
 import numpy as np
 from classifiers import random_pixels
@@ -8,9 +8,9 @@ from train_loop.exports.verification import ReferenceImages
 
 
 def reference_for(classifier, count=9):
-    """Returns `ReferenceImages` that are not always of the same class."""
+    """Returns `ReferenceImages` of several predicted classes."""
     files = [encoded(image, "png") for image in random_pixels(count, 20)]
-    # TensorFlow itself does not decode it.
+    # The SavedModel reads only JPEG and PNG.
     files[1] = encoded(random_pixels(1, 20)[0], "bmp")
     reference = ReferenceImages.predicted_by(classifier, files)
     assert np.max(reference.probabilities) < 0.99

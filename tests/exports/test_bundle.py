@@ -1,4 +1,4 @@
-"""What is kept of an export, and what replaces an earlier one."""
+"""Bundles: which files are kept, and which replace an earlier export."""
 
 import errno
 import types
@@ -14,9 +14,9 @@ from train_loop.exports.formats import EXPORT_FORMATS, File, Format
 
 
 def write_format(monkeypatch, write, read, *files):
-    """Adds a format of files without a runtime to the others."""
-    row = Format(write, files, read=read)
-    monkeypatch.setitem(EXPORT_FORMATS, "own", row)
+    """Adds a format whose files have no runtime."""
+    entry = Format(write, files, read=read)
+    monkeypatch.setitem(EXPORT_FORMATS, "own", entry)
 
 
 def predicting(probabilities):
@@ -30,12 +30,12 @@ def predicting(probabilities):
 @pytest.mark.parametrize(
     ("added", "is_exact", "expected"),
     [
-        (1e-2, True, "own/file: predicts otherwise than the model: log"),
+        (1e-2, True, "own/file: predictions differ from the model's: log"),
         (1e-2, False, None),
         (np.nan, False, "own/file: predicts NaN"),
     ],
 )
-def test_files_that_answer_otherwise_replace_nothing(
+def test_files_with_other_predictions_do_not_replace_an_export(
     classifier, reference, added, is_exact, expected, tmp_path, monkeypatch
 ):
     def write(content):
@@ -59,12 +59,12 @@ def test_files_that_answer_otherwise_replace_nothing(
     else:
         assert metrics[0].drift > verification.TOLERANCE
         assert failures == []
-    left = "earlier" if expected else "later"
-    assert (tmp_path / "own/file").read_text() == left
+    remaining = "earlier" if expected else "later"
+    assert (tmp_path / "own/file").read_text() == remaining
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
-def test_each_file_of_a_format_stands_alone(
+def test_one_failed_file_does_not_affect_the_others(
     classifier, reference, tmp_path, monkeypatch
 ):
     def write(bundle, path):
@@ -91,7 +91,9 @@ def test_each_file_of_a_format_stands_alone(
     ]
 
 
-def test_a_full_disk_is_no_fault_of_a_format(classifier, tmp_path, monkeypatch):
+def test_full_disk_is_not_an_error_of_one_format(
+    classifier, tmp_path, monkeypatch
+):
     def write(bundle, path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -100,10 +102,10 @@ def test_a_full_disk_is_no_fault_of_a_format(classifier, tmp_path, monkeypatch):
         Bundle(classifier).write("own", tmp_path, None)
 
 
-def test_what_is_no_export_is_not_replaced(tmp_path, classifier):
+def test_folder_without_an_export_is_not_replaced(tmp_path, classifier):
     (tmp_path / "keras").mkdir()
     (tmp_path / "keras/mine.py").write_text("work of years")
-    with pytest.raises(UserError, match="is no earlier export"):
+    with pytest.raises(UserError, match="keras: not an earlier export"):
         check_replaceable(["saved_model", "keras"], tmp_path)
     check_replaceable(["saved_model"], tmp_path)
     (tmp_path / "keras/classifier.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""The files of all formats: what is in them, and what they predict."""
+"""The files of all export formats: their content and their predictions."""
 
 import base64
 import json
@@ -33,12 +33,12 @@ TOP_K = 3
 def thin_bundle(variant, **options):
     """Returns a `Bundle` of a variant with few channels, and its reference.
 
-    It has all that a file must handle at once.
+    It combines BGR inputs, mixed precision and the options of the variant.
     """
     arguments = {"stem": "imagenet", **VARIANTS[variant].arguments, "width": 8}
     arguments |= {"stage_sizes": (1, 1), **options}
     trained = small_classifier(BGR, 32, "mixed_bfloat16", **arguments)
-    # So that predictions for random images differ, and none is certain.
+    # Makes predictions for random images differ, and none of them certain.
     logits = trained.logits(random_pixels(9, 32)).numpy()
     scale = 4 / np.ptp(logits - logits.mean(axis=0))
     head = trained.model.head
@@ -59,27 +59,29 @@ def check(exported, files):
         assert each.agreement > 0.5
         assert len(each.milliseconds) == (2 if file.runtime else 0)
         if not file.is_exact:
-            # It is another file, not the same one again.
+            # The file is not a copy of the float32 one.
             assert each.difference > 1e-5
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Returns a bundle, and the folder with its files of all formats.
+    """Returns a bundle, and the folder with its files in all formats.
 
-    All are written as one format, so that one process runs them.
+    They are written as one format, so that a single process runs all of them.
     """
     bundle, reference = thin_bundle("resnet18", shortcut="pooled_projection")
-    # TensorFlow takes such a name for a pattern.
+    # TensorFlow treats a path with brackets as a pattern.
     folder = tmp_path_factory.mktemp("br[1]ack")
     formats = {
-        file: row.write for row in EXPORT_FORMATS.values() for file in row.files
+        file: entry.write
+        for entry in EXPORT_FORMATS.values()
+        for file in entry.files
     }
     writers = {file.path: write for file, write in formats.items()}
     files = [file for file in formats if file.runtime]
-    row = Format(lambda bundle, path: writers[path.name](bundle, path), files)
+    entry = Format(lambda bundle, path: writers[path.name](bundle, path), files)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(EXPORT_FORMATS, "all", row)
+        patched.setitem(EXPORT_FORMATS, "all", entry)
         metrics = bundle.write("all", folder, reference)
     check(metrics, [("all", file) for file in files])
     [file] = EXPORT_FORMATS["safetensors"].files
@@ -89,8 +91,8 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_file_answers_as_the_model_does_where_others_run_it(exported):
-    """What the fixture checks; and what stands beside the files."""
+def test_every_file_predicts_like_the_model_in_its_runtime(exported):
+    """The fixture checks predictions; this test the files beside them."""
     _, folder = exported
     for name in ("all", "safetensors"):
         contents = json.loads((folder / name / "classifier.json").read_text())
@@ -100,15 +102,15 @@ def test_every_file_answers_as_the_model_does_where_others_run_it(exported):
 
 
 @pytest.mark.slow
-def test_pooling_of_negative_numbers_is_quantized(tmp_path):
-    """That of a stem without an activation, as pre-activated nets have."""
+def test_max_pooling_of_negative_values_is_quantized(tmp_path):
+    """The stem of a pre-activation model has no activation before it."""
     bundle, reference = thin_bundle("resnetv2_18")
     files = [("litert", file) for file in EXPORT_FORMATS["litert"].files]
     check(bundle.write("litert", tmp_path, reference), files)
 
 
 @pytest.mark.slow
-def test_onnx_and_litert_have_no_norm_of_their_own(exported):
+def test_onnx_and_litert_files_contain_no_batch_norm(exported):
     import onnx
     from ai_edge_litert.interpreter import Interpreter
 
@@ -121,25 +123,25 @@ def test_onnx_and_litert_have_no_norm_of_their_own(exported):
     )
     assert nodes.count("Conv") == convolutions
     assert "BatchNormalization" not in nodes
-    # That of the pixels.
+    # The normalization of the pixels.
     assert nodes.count("Mul") == 1
     [properties] = graph.metadata_props
     assert json.loads(properties.value) == list(NAMES)
     for file in EXPORT_FORMATS["litert"].files:
         interpreter = Interpreter(str(folder / "all" / file.path))
-        [given], [found] = (
+        [image], [output] = (
             interpreter.get_input_details(),
             interpreter.get_output_details(),
         )
-        assert given["dtype"] == np.uint8
-        assert list(given["shape_signature"]) == [-1, 32, 32, 3]
-        assert found["dtype"] == np.float32
+        assert image["dtype"] == np.uint8
+        assert list(image["shape_signature"]) == [-1, 32, 32, 3]
+        assert output["dtype"] == np.float32
         names = [op["op_name"] for op in interpreter._get_ops_details()]
         assert names.count("CONV_2D") == convolutions
         assert names.count("MUL") <= 1
 
 
-def test_safetensors_have_what_timm_wants_beside_them(tmp_path):
+def test_safetensors_come_with_the_config_of_timm(tmp_path):
     classifier = small_classifier(BGR)
     path = tmp_path / "model.safetensors"
     EXPORT_FORMATS["safetensors"].write(Bundle(portable(classifier)), path)
@@ -154,9 +156,9 @@ def test_safetensors_have_what_timm_wants_beside_them(tmp_path):
     assert found.crop_fraction == 0.8
 
 
-def test_nets_that_torch_has_not_are_one_clear_line(tmp_path):
+def test_model_without_a_torch_equivalent_is_an_error(tmp_path):
     classifier = small_classifier(preactivation=True)
-    with pytest.raises(UserError, match="no pre-activation net"):
+    with pytest.raises(UserError, match="no pre-activated ResNet with biases"):
         EXPORT_FORMATS["safetensors"].write(Bundle(classifier), tmp_path / "x")
 
 
@@ -168,23 +170,23 @@ def test_nets_that_torch_has_not_are_one_clear_line(tmp_path):
         ("", "Use one of: saved_model"),
     ],
 )
-def test_unknown_formats_are_one_clear_line(text, expected):
+def test_unknown_formats_are_an_error(text, expected):
     with pytest.raises(UserError, match=expected):
         parse_formats(text)
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    row = EXPORT_FORMATS["onnx"]._replace(packages=("not_installed",))
-    monkeypatch.setitem(EXPORT_FORMATS, "onnx", row)
+def test_missing_package_is_reported_with_its_extra(monkeypatch):
+    entry = EXPORT_FORMATS["onnx"]._replace(packages=("not_installed",))
+    monkeypatch.setitem(EXPORT_FORMATS, "onnx", entry)
     with pytest.raises(UserError) as error:
         parse_formats("keras,onnx")
     assert str(error.value) == (
-        "--format=onnx needs not_installed, of the extra export: "
-        "pip install 'resnet-layers[export]'"
+        "--format=onnx: requires not_installed. Install it: pip install "
+        "'resnet-layers[export]'."
     )
 
 
-def test_formats_are_written_once_each():
+def test_repeated_formats_are_written_once():
     assert parse_formats("keras, saved_model,keras") == ["keras", "saved_model"]
 
 
@@ -196,54 +198,52 @@ def loaded(classifier, tmp_path_factory):
 
 
 def files():
-    """Returns {name: bytes} of what TensorFlow decodes."""
+    """Returns {name: bytes} of files that TensorFlow decodes."""
     large, small = smooth_pixels(300, 200), smooth_pixels(7, 9)
     image = PIL.Image.fromarray(smooth_pixels())
     transparent = np.dstack([smooth_pixels(), smooth_pixels(channels=1)])
     return {
         "large.jpg": encoded(large, "jpeg"),
         "small.png": encoded(small, "png"),
-        "grey.jpg": encoded(smooth_pixels(channels=1), "jpeg"),
+        "gray.jpg": encoded(smooth_pixels(channels=1), "jpeg"),
         "palette.png": encoded(np.asarray(image.quantize(8)), "png"),
         "transparent.png": encoded(transparent, "png"),
         "progressive.jpg": encoded(large, "jpeg", progressive=True),
-        "turned.jpg": turned(large, "jpeg"),
+        "rotated.jpg": rotated(large, "jpeg"),
     }
 
 
-def turned(pixels, file_format):
-    """Returns a file as a camera that is held upright stores it."""
+def rotated(pixels, file_format):
+    """Returns a rotated image whose EXIF orientation turns it upright."""
     exif = PIL.Image.Exif()
     exif[PIL.ExifTags.Base.Orientation] = 6
     return encoded(np.rot90(pixels), file_format, exif=exif.tobytes())
 
 
 @pytest.mark.slow
-def test_files_of_all_sizes_are_answered_as_the_classifier_does(
-    classifier, loaded
-):
-    answer = loaded.signatures["serving_default"]
+def test_serving_signature_predicts_like_the_classifier(classifier, loaded):
+    predict = loaded.signatures["serving_default"]
     contents = list(files().values())
     for batch in (contents, contents[:1]):
-        outputs = answer(image_bytes=tf.constant(batch))
+        outputs = predict(image_bytes=tf.constant(batch))
         assert outputs["classes"].shape == (len(batch), TOP_K)
         for number, expected in enumerate(classifier(batch, TOP_K)):
             names = outputs["classes"][number].numpy().tolist()
             numbers = outputs["probabilities"][number].numpy().tolist()
             assert names == [name.encode() for name, _ in expected]
             assert numbers == pytest.approx([p for _, p in expected], abs=1e-6)
-    assert len({str(answer) for answer in classifier(contents)}) > 3
+    assert len({str(ranking) for ranking in classifier(contents)}) > 3
 
 
-def test_photos_are_answered_upright(loaded):
+def test_serving_signature_applies_the_exif_orientation(loaded):
     pixels = smooth_pixels(40, 60)
-    answer = loaded.signatures["serving_default"]
-    files = [encoded(pixels, "png"), turned(pixels, "png")]
-    upright, as_stored = answer(image_bytes=files)["probabilities"]
+    predict = loaded.signatures["serving_default"]
+    files = [encoded(pixels, "png"), rotated(pixels, "png")]
+    upright, as_stored = predict(image_bytes=files)["probabilities"]
     np.testing.assert_allclose(upright, as_stored, atol=1e-5)
 
 
-def test_signatures_are_those_that_are_documented(loaded):
+def test_signatures_match_the_documentation(loaded):
     inputs, outputs = (
         {
             name: {spec.name: spec for spec in tf.nest.flatten(structure)}
@@ -271,8 +271,8 @@ def test_signatures_are_those_that_are_documented(loaded):
     }
 
 
-def test_a_rest_request_is_json_with_base64(classifier, loaded):
-    """Does with a request's body what TensorFlow Serving does."""
+def test_rest_request_is_json_with_base64(classifier, loaded):
+    """Decodes the body of a request as TensorFlow Serving does."""
     contents = list(files().values())[:2]
     body = json.dumps(serving_request(contents))
     instances = json.loads(body)["instances"]
@@ -290,26 +290,28 @@ def test_a_rest_request_is_json_with_base64(classifier, loaded):
     ]
 
 
-def test_pixels_are_answered_in_the_order_of_the_classes(classifier, loaded):
-    answer = loaded.signatures["pixels"]
+def test_pixels_signature_returns_probabilities_in_class_order(
+    classifier, loaded
+):
+    predict = loaded.signatures["pixels"]
     for count in (1, 5):
         images = random_pixels(count)
         np.testing.assert_allclose(
-            answer(images=tf.constant(images))["probabilities"],
+            predict(images=tf.constant(images))["probabilities"],
             classifier.probabilities(images),
             atol=1e-6,
         )
-    assert answer.structured_outputs["probabilities"].shape[1] == len(NAMES)
+    assert predict.structured_outputs["probabilities"].shape[1] == len(NAMES)
 
 
 @pytest.mark.parametrize("file_format", ["bmp", "webp"])
-def test_files_that_tensorflow_does_not_decode_are_refused(loaded, file_format):
+def test_files_that_tensorflow_cannot_decode_are_an_error(loaded, file_format):
     content = encoded(smooth_pixels(), file_format)
     with pytest.raises(tf.errors.InvalidArgumentError):
         loaded.signatures["serving_default"](image_bytes=tf.constant([content]))
 
 
-def test_more_classes_than_there_are_cannot_be_named(classifier):
+def test_top_k_is_limited_to_the_number_of_classes(classifier):
     module = ServingModule(classifier, InferenceGraph(classifier), top_k=99)
     outputs = module.files(tf.constant([encoded(smooth_pixels(), "png")]))
     assert outputs["classes"].shape == (1, len(NAMES))

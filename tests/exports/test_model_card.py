@@ -1,4 +1,4 @@
-"""The model card, as the hub reads it."""
+"""The model card, as the Hugging Face Hub reads it."""
 
 import re
 import sys
@@ -27,14 +27,14 @@ def card_of(report):
         Card(
             'my "pets": all',
             {"model": "small", "seed": "3"},
-            "those of step 1,200",
+            "step 1,200",
             report,
             FILES,
         ),
     )
 
 
-def test_the_hub_reads_facts_and_metrics():
+def test_hub_reads_metadata_and_metrics():
     facts = huggingface_hub.ModelCard(card_of(REPORT)).data
     assert facts.license == "other"
     assert facts.library_name == "keras"
@@ -47,12 +47,12 @@ def test_the_hub_reads_facts_and_metrics():
     assert results["accuracy"].task_type == "image-classification"
 
 
-def test_people_read_what_was_done_and_how_well():
+def test_card_contains_results_and_preprocessing():
     text = huggingface_hub.ModelCard(card_of(REPORT)).text
     assert "| Accuracy | 0.9321 | 0.9240 to 0.9410 |" in text
     assert "| Macro F1 | 0.9300 |  |" in text
-    assert "On 3,669 pictures held out, at step 1,200." in text
-    assert "for a picture. Its weights are those of step 1,200." in text
+    assert "Measured on 3,669 held-out images at step 1,200." in text
+    assert "into one of 6 classes. Weights: step 1,200." in text
     assert "16 x 16 (bilinear)" in text
     assert "123.675, 116.28, 103.53" in text
     assert "--seed=3" in text
@@ -61,10 +61,10 @@ def test_people_read_what_was_done_and_how_well():
     assert "{" not in text
 
 
-def test_card_tells_how_its_keras_file_is_opened(monkeypatch):
+def test_card_explains_how_to_open_the_keras_file(monkeypatch):
     assert "resnet_layers" not in card_of(REPORT)
-    row = ["keras/model.keras", "1.0"]
-    monkeypatch.setattr(sys.modules[__name__], "FILES", [*FILES, row])
+    file = ["keras/model.keras", "1.0"]
+    monkeypatch.setattr(sys.modules[__name__], "FILES", [*FILES, file])
     text = card_of(REPORT)
     [code] = re.findall("```python\n(.*?)```", text, re.DOTALL)
     imported, *_, opened = code.strip().splitlines()
@@ -73,7 +73,7 @@ def test_card_tells_how_its_keras_file_is_opened(monkeypatch):
 
 
 @pytest.mark.parametrize("report", [{}])
-def test_a_run_that_was_not_measured_says_so(report):
+def test_card_without_a_report_says_how_to_measure(report):
     card = huggingface_hub.ModelCard(card_of(report))
     assert card.data.eval_results is None
     assert "--mode=evaluate" in card.text

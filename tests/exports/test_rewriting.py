@@ -1,4 +1,4 @@
-"""Rewritten classifiers answer as before."""
+"""Classifiers that are rewritten for export predict as before."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ from train_loop.exports.formats import (
 GROUPED = {"block": "bottleneck", "groups": 4, "base_width": 32}
 
 
-def check_logits_agree(classifier, other, part):
+def check_logits_agree(classifier, other, fraction):
     images = random_pixels(4)
     expected = classifier.logits(images).numpy().astype("float32")
     difference = np.abs(other.logits(images).numpy() - expected).max()
-    assert difference <= part * np.ptp(expected)
-    # The pictures do say something to the net.
-    assert np.std(expected, axis=0).mean() > part * np.ptp(expected)
+    assert difference <= fraction * np.ptp(expected)
+    # The logits depend on the images.
+    assert np.std(expected, axis=0).mean() > fraction * np.ptp(expected)
 
 
 @pytest.mark.slow
@@ -39,38 +39,38 @@ def check_logits_agree(classifier, other, part):
         {"antialias": "blur", "stem": {"kind": "deep", "pool": "convolution"}},
     ],
 )
-def test_no_norm_is_left_of_a_net_with_norms_behind_convolutions(options):
+def test_all_norms_after_convolutions_are_folded(options):
     classifier = small_classifier(**options)
     folded = with_folded_norms(classifier)
-    check_logits_agree(classifier, folded, part=1e-5)
+    check_logits_agree(classifier, folded, fraction=1e-5)
     norms = [
         layer
         for layer in folded.model._flatten_layers()
         if isinstance(layer, BatchNormalization)
     ]
-    behind = [norm for _, norm in foldable_batch_norms(folded.model)]
+    foldable = [norm for _, norm in foldable_batch_norms(folded.model)]
     assert norms
-    assert {*map(id, norms)} == {*map(id, behind)}
-    # Kernels do the work: the statistics are not looked at any more.
+    assert {*map(id, norms)} == {*map(id, foldable)}
+    # The kernels contain the norms; the statistics have no effect.
     for norm in norms:
         norm.moving_variance.assign(norm.moving_variance * 9.0)
         norm.gamma.assign(norm.gamma * 7.0)
-    check_logits_agree(classifier, folded, part=1e-5)
+    check_logits_agree(classifier, folded, fraction=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, GROUPED])
-def test_norms_in_front_of_convolutions_stay(options):
+def test_norms_before_convolutions_are_not_folded(options):
     classifier = small_classifier(preactivation=True, **options)
     folded = with_folded_norms(classifier)
-    check_logits_agree(classifier, folded, part=1e-5)
+    check_logits_agree(classifier, folded, fraction=1e-5)
     model = folded.model
-    behind = [norm for _, norm in foldable_batch_norms(model)]
-    in_front = [model.post_bn, *(block.pre_bn for block in model.blocks)]
-    assert not {*map(id, behind)} & {*map(id, in_front)}
-    assert len(behind) == (2 if options else 1) * len(model.blocks)
+    foldable = [norm for _, norm in foldable_batch_norms(model)]
+    before = [model.post_bn, *(block.pre_bn for block in model.blocks)]
+    assert not {*map(id, foldable)} & {*map(id, before)}
+    assert len(foldable) == (2 if options else 1) * len(model.blocks)
 
 
-def test_original_stays_as_it_was():
+def test_original_classifier_is_not_changed():
     classifier = small_classifier(BGR)
     before = classifier.model.get_weights()
     for rewrite in (with_folded_norms, in_rgb, portable):
@@ -79,24 +79,24 @@ def test_original_stays_as_it_was():
         np.testing.assert_array_equal(old, new)
 
 
-def test_order_of_channels_moves_into_the_first_kernel():
+def test_channel_order_moves_into_the_first_kernel():
     classifier = small_classifier(BGR)
     assert classifier.preprocessing.normalization.bgr
-    turned = in_rgb(classifier)
-    assert not turned.preprocessing.normalization.bgr
-    check_logits_agree(classifier, turned, part=1e-5)
-    assert in_rgb(turned) is turned
+    rgb = in_rgb(classifier)
+    assert not rgb.preprocessing.normalization.bgr
+    check_logits_agree(classifier, rgb, fraction=1e-5)
+    assert in_rgb(rgb) is rgb
 
 
-def test_grey_moves_into_the_first_kernel():
+def test_grayscale_moves_into_the_first_kernel():
     classifier = small_classifier(GREY)
     colored = in_rgb(classifier)
     assert colored.model.stem.convs[0].kernel.shape[2] == 3
     assert len(colored.preprocessing.normalization.mean) == 3
-    check_logits_agree(classifier, colored, part=1e-5)
-    check_logits_agree(classifier, with_folded_norms(classifier), part=1e-5)
+    check_logits_agree(classifier, colored, fraction=1e-5)
+    check_logits_agree(classifier, with_folded_norms(classifier), fraction=1e-5)
     standardized = small_classifier(GREY, weight_standardization=True)
-    with pytest.raises(UserError, match="small with --channels=1 cannot be"):
+    with pytest.raises(UserError, match="^--channels=1: cannot be combined"):
         in_rgb(standardized)
 
 
@@ -105,5 +105,5 @@ def test_mixed_precision_becomes_float32():
     rebuilt = in_float32(classifier)
     for layer in rebuilt.model._flatten_layers():
         assert layer.compute_dtype == "float32"
-    check_logits_agree(classifier, rebuilt, part=0.02)
+    check_logits_agree(classifier, rebuilt, fraction=0.02)
     assert in_float32(rebuilt) is rebuilt

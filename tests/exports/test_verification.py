@@ -1,4 +1,4 @@
-"""Files that other runtimes run, and how they compare with the model."""
+"""Verification: runtimes run the files, whose predictions are compared."""
 
 import ast
 import pathlib
@@ -38,7 +38,7 @@ def means_of_colors(path):
     save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
 
 
-def test_files_that_cannot_be_run_are_one_line_each(reference, tmp_path):
+def test_each_file_that_cannot_be_run_is_one_line(reference, tmp_path):
     (tmp_path / "broken.onnx").write_text("no model")
     means_of_colors(tmp_path / "model.onnx")
     names = ("broken.onnx", "model.onnx", "missing.onnx")
@@ -61,7 +61,7 @@ def test_files_that_cannot_be_run_are_one_line_each(reference, tmp_path):
         ("raise SystemExit(3)", "exit status 3"),
     ],
 )
-def test_runtime_that_ends_is_told_from_one_that_raises(
+def test_reason_is_the_exception_or_the_end_of_the_process(
     code, expected, tmp_path, monkeypatch
 ):
     script = tmp_path / "runtime.py"
@@ -72,24 +72,24 @@ def test_runtime_that_ends_is_told_from_one_that_raises(
     assert line == f"cannot be run by onnx ({expected})"
 
 
-def test_runtimes_know_nothing_of_this_project():
+def test_runtimes_do_not_import_this_project():
     source = pathlib.Path(runtimes.__file__).read_text()
     nodes = ast.walk(ast.parse(source))
-    named = [
+    imported = [
         getattr(node, "module", None) or node.names[0].name
         for node in nodes
         if isinstance(node, ast.Import | ast.ImportFrom)
     ]
-    assert "numpy" in named
-    assert not [name for name in named if name.startswith("train_loop")]
+    assert "numpy" in imported
+    assert not [name for name in imported if name.startswith("train_loop")]
 
 
-def test_times_are_ranges_of_calls_that_take_turns(monkeypatch):
+def test_times_are_ranges_of_alternating_calls(monkeypatch):
     clock, sizes = [0.0], []
 
     def call(batch):
         sizes.append(len(batch))
-        # The first two only warm up.
+        # The first two calls are the warm-up.
         clock[0] += len(batch) * (5.0 if len(sizes) <= 2 else len(sizes) / 1e3)
 
     perf_counter = types.SimpleNamespace(perf_counter=lambda: clock[0])
@@ -103,8 +103,8 @@ def test_times_are_ranges_of_calls_that_take_turns(monkeypatch):
         assert [low, high] == pytest.approx(expected)
 
 
-def test_times_of_exports_of_before_are_shown():
-    """An earlier version kept medians."""
+def test_times_of_earlier_versions_are_shown():
+    """They stored medians."""
     known = FileMetrics("onnx/model.onnx", 1.0, 0.0, 0.0, 1.0, None)
     for milliseconds, expected in (
         ([8.0, 1.5], ["8.00", "1.50"]),
@@ -112,11 +112,11 @@ def test_times_of_exports_of_before_are_shown():
         ([], ["-", "-"]),
     ):
         text = to_json([known._replace(milliseconds=milliseconds)])
-        _, row = metrics_table(from_json(text))
-        assert row[-2:] == expected
+        _, line = metrics_table(from_json(text))
+        assert line[-2:] == expected
 
 
-def test_drift_is_a_part_of_the_logits_spread():
+def test_drift_is_a_fraction_of_the_range_of_the_logits():
     logits = np.array([[0.0, 2.0, 5.0], [1.0, 0.0, 0.5]])
     other = logits + [[0.0, 0.01, 0.0], [0.0, 0.0, 0.0]]
 
@@ -129,8 +129,8 @@ def test_drift_is_a_part_of_the_logits_spread():
     assert measured.drift == pytest.approx(0.01 / 5, rel=0.1)
     assert measured.agreement == 1.0
     assert measured.accuracy is None
-    # A class that is not named is no difference.
-    answers = softmax(logits)
-    answers[0, 0] = runtimes.NOT_LISTED
-    measured = compare_with_model("x", 0, answers, reference)
+    # A class that the file does not list is not a difference.
+    probabilities = softmax(logits)
+    probabilities[0, 0] = runtimes.NOT_LISTED
+    measured = compare_with_model("x", 0, probabilities, reference)
     assert measured.difference == 0

@@ -1,4 +1,4 @@
-"""One device, two replicas and two workers come to the same weights.
+"""One device, two replicas and two workers train the same weights.
 
     python tests/faults/agreement.py
 
@@ -32,7 +32,7 @@ FLAGS = (
 )
 # Optimizer -> its learning rate.
 RATES = {"sgd": 0.01, "adamw": 0.0001, "lars": 1.0}
-# Of the largest of a variable, where it is no smaller than a hundredth.
+# Relative to a variable's largest value, if that is at least 0.01.
 MOST_DIFFERENCE = 5e-6
 
 
@@ -56,7 +56,7 @@ WAYS = {
 
 
 def values(workdir):
-    """Returns {name: array} of the numbers in the last checkpoint."""
+    """Returns {name: array} of the last checkpoint."""
     prefix = tf.train.latest_checkpoint(workdir / "checkpoints")
     reader = tf.train.load_checkpoint(prefix)
     return {
@@ -67,10 +67,10 @@ def values(workdir):
 
 
 def difference(found, expected):
-    """Returns the largest difference as a part of a variable's largest."""
+    """Returns the largest difference relative to a variable's largest value."""
     if found.keys() != expected.keys():
         raise SystemExit("they keep different variables")
-    # NumPy's maximum, which keeps what is no number.
+    # NumPy's maximum propagates nan.
     return np.max(
         [
             np.abs(found[name] - value).max() / max(np.abs(value).max(), 1e-2)

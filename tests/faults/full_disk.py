@@ -1,4 +1,4 @@
-"""On a disk that is full for a while, a run loses no good checkpoint.
+"""A run loses no good checkpoint if the disk is full for a while.
 
     python tests/faults/full_disk.py
 
@@ -39,7 +39,7 @@ def main():
 
 
 def fill_and_empty(workdir, alone):
-    """Returns what is wrong in the end."""
+    """Returns the errors at the end."""
     filler = workdir.parent / "filler"
     process = start(workdir, *FLAGS)
     lines = iter(process.stdout)
@@ -69,7 +69,7 @@ def fill_and_empty(workdir, alone):
     wrong = [
         what
         for what in differences(workdir, alone)
-        # Reports that there was no room for.
+        # Reports that the disk had no space for.
         if what != "metrics.jsonl"
     ]
     print(f"weights: {wrong or 'equal to those of a run on a good disk'}")

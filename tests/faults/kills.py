@@ -1,4 +1,4 @@
-"""Killed at random moments, a run ends as one that was left alone.
+"""A run that is killed at random ends like an uninterrupted one.
 
     python tests/faults/kills.py --kills=20
 
@@ -62,7 +62,7 @@ def main():
             where = "in a save" if in_save else "anywhere"
             print(f"kill {kills}: {where}, {moment:.3f} s", flush=True)
             continue
-        # It was over before it could be killed: the next one begins.
+        # It ended before the kill: the next one starts.
         wrong = compare(killed, alone, kills)
         shutil.rmtree(killed)
     if not wrong:
@@ -73,7 +73,7 @@ def main():
 
 
 def compare(workdir, other, kills):
-    """Says what is not equal in the ends of two runs; returns it."""
+    """Prints and returns the differences between two finished runs."""
     wrong = differences(workdir, other)
     print(f"ended after {kills} kills: {wrong or 'equal, bit by bit'}")
     return wrong

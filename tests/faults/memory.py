@@ -1,4 +1,4 @@
-"""A long run holds still: its memory after 2,000 steps and after 200.
+"""A long run uses constant memory: after 2,000 steps as after 200.
 
 python tests/faults/memory.py
 """
@@ -10,12 +10,12 @@ from train_loop import Run, Settings
 from train_loop.training.reports import JsonLinesReport
 
 FIRST, LAST = 200, 2000
-# Part of the memory after the first steps.
+# Fraction of the memory after the first steps.
 MOST_GROWTH = 0.02
 
 
 def resident():
-    """Returns the MiB of this process that are in memory, on Linux."""
+    """Returns the resident memory of this process in MiB, on Linux."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 2**10

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, and whether two of them ended alike."""
+"""Runs in separate processes, and the comparison of their results."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-# Two replicas, and all that remembers something from step to step.
+# Two replicas, and everything with state between steps.
 FLAGS = (
     "--dataset=digits",
     "--virtual_devices=2",
@@ -24,7 +24,7 @@ FLAGS = (
     "--clip_norm=1",
     "--precision=mixed_float16",
 )
-# What depends on how fast the machine is.
+# Metrics that depend on the speed of the machine.
 SPEEDS = ("images_per_second", "input_wait")
 
 
@@ -52,7 +52,7 @@ def finish(workdir, *flags):
 
 
 def differences(workdir, other):
-    """Returns what is not equal, bit by bit, in the ends of two runs."""
+    """Returns the bitwise differences between two finished runs."""
     prefixes = [
         tf.train.latest_checkpoint(f / "checkpoints") for f in (workdir, other)
     ]
@@ -72,7 +72,7 @@ def differences(workdir, other):
 
 
 def numbers(workdir):
-    """Returns the records of a run, but for how fast it was."""
+    """Returns the records of a run without its speed."""
     records = map(
         json.loads, (workdir / "metrics.jsonl").read_text().splitlines()
     )

@@ -1,4 +1,4 @@
-"""Of two workers one is killed, frozen or asked to stop: what the other does.
+"""One of two workers is killed, frozen or stopped: what the other does.
 
 python tests/faults/workers.py
 """
@@ -38,7 +38,7 @@ def launch(workdir):
 
 
 def strike(workdir, number):
-    """Sends a signal to the second worker; returns what came of it."""
+    """Sends a signal to the second worker; returns the result."""
     launcher = launch(workdir)
     for line in launcher.stdout:
         if line.lstrip().startswith("150/"):
@@ -70,7 +70,7 @@ def main():
         print(f"{number.name}: status {status} after {seconds:.0f} s")
         for line in errors:
             print(f"  {line}")
-        # All started again.
+        # All workers start again.
         again = launch(workdir)
         again.communicate()
         wrong = differences(workdir, folder / "alone")

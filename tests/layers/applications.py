@@ -1,12 +1,14 @@
-"""Nets of keras.applications, whole and shortened, and the files of them."""
+"""Models of keras.applications, whole and shortened, and their files."""
+
+import functools
 
 import h5py
 import tensorflow as tf
 from keras.src.applications import resnet
 from keras.src.legacy.saving import legacy_h5_format
-from weight_nets import build, zero_kernels
+from weight_models import assign_random, build, zero_kernels
 
-# Our variant: their net.
+# Variant -> model of keras.applications.
 APPLICATIONS = {
     "resnet50_keras": "ResNet50",
     "resnet101_keras": "ResNet101",
@@ -18,7 +20,7 @@ APPLICATIONS = {
 
 
 def make_application(name):
-    """Returns keras.applications' own net for one of our variants."""
+    """Returns the model of keras.applications for a variant."""
     with zero_kernels():
         return getattr(tf.keras.applications, APPLICATIONS[name])(
             weights=None,
@@ -28,8 +30,12 @@ def make_application(name):
         )
 
 
+@functools.cache
 def make_short_application(name):
-    """Returns the first two stages, of two blocks each, and a classifier."""
+    """Returns its first two stages with two blocks each, and a classifier.
+
+    Every call returns the same object.
+    """
     v2 = name.endswith("v2")
     stack = resnet.stack_residual_blocks_v1
     # The last stage of v2 has no stride.
@@ -53,12 +59,22 @@ def make_short_application(name):
         )
 
 
-def build_short(name, **options):
-    """Returns our net for `make_short_application`."""
+@functools.cache
+def _build_short(name, **options):
     return build(name, **{"stage_sizes": (2, 2), **options})
 
 
+def build_short(name, **options):
+    """Returns the `ResNet` for `make_short_application`, with random weights.
+
+    For the same arguments it is the same object, with its weights reset.
+    """
+    model = _build_short(name, **options)
+    assign_random(model, seed=9)
+    return model
+
+
 def save_legacy(model, path):
-    """Writes the layout of the files that keras.applications downloads."""
+    """Writes the HDF5 format that keras.applications downloads."""
     with h5py.File(path, "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, model)

@@ -1,13 +1,13 @@
-"""Presets of Keras Hub: made by the library itself, and written like it."""
+"""Presets of Keras Hub: saved by the library, and written in its format."""
 
 import json
 
 import h5py
 import numpy as np
-from weight_nets import randomize
+from weight_models import randomize
 
-# What `ResNetImageClassifier.save_to_preset` of Keras Hub 0.32 writes, without
-# what has nothing to do with weights.
+# From `ResNetImageClassifier.save_to_preset` of Keras Hub 0.32, without keys
+# that do not matter for weights.
 CONFIG = {
     "class_name": "ResNetBackbone",
     "config": {
@@ -27,7 +27,7 @@ TASK = {
     "class_name": "ResNetImageClassifier",
     "config": {"num_classes": 7, "pooling": "avg", "activation": None},
 }
-# Of ImageNet's mean and standard deviation.
+# From ImageNet's mean and standard deviation.
 CONVERTER = {
     "image_size": [160, 160],
     "scale": [
@@ -64,7 +64,7 @@ def write_preprocessor(folder, converter):
 def write_weights(path, layers):
     """Writes {layer: {variable: array}} in the layout of Keras 3.
 
-    A layer's group is called after its class, its own name stands in it.
+    A layer's group has the name of its class, and its own name as attribute.
     """
     with h5py.File(path, "w") as file:
         for number, (name, variables) in enumerate(layers.items()):
@@ -75,7 +75,7 @@ def write_weights(path, layers):
 
 
 def write_preset(folder):
-    """Writes a preset with a classifier, of two stages of a bottleneck block.
+    """Writes a preset with a classifier and two stages of a bottleneck block.
 
     Returns:
       {layer: {variable: array}}.
@@ -105,7 +105,7 @@ def write_preset(folder):
         for seed, (name, shape) in enumerate(shapes.items())
     }
     head = {"predictions": randomize({"kernel": (512, 7), "bias": (7,)})}
-    # Whoever goes by order is led astray.
+    # In another order, so that reading by order fails.
     write_weights(
         folder / "model.weights.h5",
         {name: layers[name] for name in sorted(layers, reverse=True)},
@@ -123,9 +123,9 @@ def write_preset(folder):
 
 
 def save_preset(keras_hub, folder, block_type, preactivation=False):
-    """Saves a small net of Keras Hub's own, and returns it.
+    """Saves a small model of Keras Hub and returns it.
 
-    Of two stages, with two blocks and with one.
+    It has two stages, with two blocks and one.
     """
     deep = block_type.endswith("_vd")
     backbone = keras_hub.models.ResNetBackbone(

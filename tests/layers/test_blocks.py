@@ -1,4 +1,4 @@
-"""Blocks: shapes, shortcuts, strides and starting points."""
+"""Blocks: shapes, shortcuts, strides and initial values."""
 
 import random
 import re
@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_nets import assert_close, normal
+from small_models import assert_close, normal
 
 from resnet_layers import (
     BasicBlock,
@@ -29,7 +29,7 @@ def test_block_starts_as_identity(block_class, images):
 
 
 @pytest.mark.parametrize("block_class", BLOCKS)
-def test_block_without_zero_gamma_does_not(block_class, images):
+def test_block_without_zero_gamma_is_not_the_identity(block_class, images):
     block = block_class(filters=8, zero_last_gamma=False)
     inputs = tf.nn.relu(np.tile(images, 11)[..., : block.out_channels])
     difference = tf.abs(block(inputs, training=True) - inputs)
@@ -64,7 +64,7 @@ def test_stride_site_moves_the_stride():
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 7])
 @pytest.mark.parametrize("side", [8, 9])
-def test_strided_convolution_pads_both_sides_alike(kernel_size, side):
+def test_strided_convolution_pads_symmetrically(kernel_size, side):
     layer = PaddedConv2D(5, kernel_size, strides=2)
     inputs = np.random.default_rng(0).normal(size=(1, side, side, 2))
     outputs = layer(inputs.astype("float32"))
@@ -90,7 +90,7 @@ def test_strided_convolution_pads_both_sides_alike(kernel_size, side):
 
 
 @pytest.mark.parametrize(
-    ("make", "named"),
+    ("make", "expected"),
     [
         (lambda: BasicBlock(4, stride_site="1x1"), "'stride_site': '1x1'"),
         (
@@ -100,8 +100,8 @@ def test_strided_convolution_pads_both_sides_alike(kernel_size, side):
         (lambda: BasicBlock(4, strides=2, dilation=3), "(2, 2) and dilation"),
     ],
 )
-def test_arguments_that_do_not_fit_each_other_are_named(make, named):
-    with pytest.raises(ValueError, match=re.escape(named)):
+def test_incompatible_arguments_are_reported(make, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)):
         make()
 
 
@@ -112,7 +112,7 @@ def test_gradient_reaches_every_weight(block_class, images):
         loss = tf.reduce_sum(block(images, training=True) ** 2)
     gradients = tape.gradient(loss, block.trainable_variables)
     sizes = [float(tf.reduce_max(tf.abs(gradient))) for gradient in gradients]
-    # Not zero, nor what is only rounding.
+    # Neither zero nor only rounding.
     assert min(sizes) > 1e-5 * max(sizes)
 
 
@@ -121,16 +121,16 @@ def test_zero_padding_shortcut_has_no_weights():
     inputs = tf.nn.relu(normal(2, 8, 8, 3))
     outputs = block(inputs, training=True).numpy()
     assert not block.projects
-    # Zero last gamma: what comes out is the shortcut alone.
+    # With a zero last gamma, the output is the shortcut alone.
     np.testing.assert_array_equal(outputs[..., 1:4], inputs[:, ::2, ::2])
     assert not np.any(outputs[..., [0, 4, 5]])
 
 
 @pytest.mark.parametrize("block_class", BLOCKS)
-def test_zero_padding_takes_no_channels_away(block_class):
+def test_zero_padding_cannot_remove_channels(block_class):
     block = block_class(2, shortcut="zero_padding")
     channels = block.out_channels + 1
-    with pytest.raises(ValueError, match="zero_padding.*at most") as error:
+    with pytest.raises(ValueError, match="zero_padding.*at most ") as error:
         block.build((None, 8, 8, channels))
     assert f"(None, 8, 8, {channels})" in str(error.value)
     block.build((None, 8, 8, channels - 1))
@@ -183,7 +183,7 @@ def test_pooled_projection_pools_where_dilation_replaces_the_stride(dilation):
     assert_close(outputs[0], expected)
 
 
-def test_groups_do_not_see_each_other():
+def test_groups_are_independent():
     block = BottleneckBlock(64, groups=4, base_width=16)
     inputs = np.random.default_rng(0).normal(size=(1, 5, 5, 64)).astype("f4")
     block.conv2.build(inputs.shape)
@@ -195,7 +195,7 @@ def test_groups_do_not_see_each_other():
 
 
 @pytest.mark.parametrize("strides", [1, 2])
-def test_groups_are_separate_convolutions_gradients_included(strides):
+def test_groups_match_separate_convolutions(strides):
     layer = PaddedConv2D(24, 3, strides, groups=4)
     inputs = tf.constant(normal(2, 9, 9, 16))
     layer.build(inputs.shape)
@@ -226,7 +226,7 @@ def test_groups_are_separate_convolutions_gradients_included(strides):
         assert_close(ours, expected)
 
 
-def test_preactivation_keeps_the_shortcut_clean():
+def test_preactivation_shortcut_is_the_identity():
     block = BottleneckBlock(4, strides=2, preactivation=True)
     inputs = np.random.default_rng(0).normal(size=(2, 8, 8, 16)).astype("f4")
     block.build(inputs.shape)
@@ -238,7 +238,7 @@ def test_preactivation_keeps_the_shortcut_clean():
     ).conv3.use_bias
 
 
-def test_squeeze_excitation_is_its_formula():
+def test_squeeze_excitation_matches_its_formula():
     layer = SqueezeExcitation(ratio=1 / 4)
     inputs = np.random.default_rng(0).normal(size=(2, 3, 4, 32)).astype("f4")
     outputs = layer(inputs)
@@ -264,9 +264,7 @@ def test_stochastic_depth_drops_examples_and_keeps_the_mean():
 
 @pytest.mark.parametrize("block_class", [None, *BLOCKS])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_frozen_stochastic_depth_neither_drops_nor_draws(
-    block_class, when, images
-):
+def test_frozen_stochastic_depth_drops_nothing(block_class, when, images):
     def make(**kwargs):
         if block_class is None:
             return StochasticDepth(0.5, **kwargs)
@@ -285,7 +283,7 @@ def test_frozen_stochastic_depth_neither_drops_nor_draws(
     assert drop.seed_generator.state.numpy()[1] == 0
 
 
-def test_stochastic_depth_is_no_weight():
+def test_stochastic_depth_has_no_weights():
     layer = StochasticDepth(0.5, seed=3)
     layer.build((None, 1))
     assert not layer.weights
@@ -293,8 +291,8 @@ def test_stochastic_depth_is_no_weight():
     np.testing.assert_array_equal(state, [3, 0])
 
 
-def test_stochastic_depth_takes_files_with_a_counter(tmp_path):
-    """Those of version 0.1.0, where it was a weight."""
+def test_stochastic_depth_loads_files_of_version_0_1_0(tmp_path):
+    # There, the counter was a weight.
     inputs = tf.keras.Input([1])
     model = tf.keras.Model(inputs, StochasticDepth(0.5)(inputs))
     model.save_weights(tmp_path / "model.weights.h5")
@@ -303,8 +301,8 @@ def test_stochastic_depth_takes_files_with_a_counter(tmp_path):
     model.load_weights(tmp_path / "model.weights.h5")
 
 
-def test_seed_of_stochastic_depth_is_drawn_as_keras_draws():
-    """From Python's generator, which programs seed."""
+def test_default_seed_is_drawn_as_in_keras():
+    # From Python's generator, which programs seed.
     seeds = []
     for start in (1, 1, 2):
         random.seed(start)
@@ -318,7 +316,7 @@ def test_seed_of_stochastic_depth_is_drawn_as_keras_draws():
 
 
 @pytest.mark.parametrize("block_class", BLOCKS)
-def test_seed_of_a_block_is_that_of_its_drop(block_class):
+def test_block_passes_its_seed_to_stochastic_depth(block_class):
     block = block_class(4, stochastic_depth=0.5, seed=3)
     inputs = normal(64, 2, 2, block.out_channels)
     expected = StochasticDepth(0.5, seed=3)(inputs, training=True)
@@ -326,7 +324,7 @@ def test_seed_of_a_block_is_that_of_its_drop(block_class):
     np.testing.assert_array_equal(block.drop(inputs, training=True), expected)
 
 
-def test_stochastic_depth_differs_from_replica_to_replica(two_replicas):
+def test_stochastic_depth_differs_between_replicas(two_replicas):
     with two_replicas.scope():
         layer = StochasticDepth(0.5, seed=3)
         layer.build([None, 1])
@@ -344,7 +342,7 @@ def test_stochastic_depth_differs_from_replica_to_replica(two_replicas):
 @pytest.mark.parametrize("block_class", BLOCKS)
 @pytest.mark.parametrize("antialias", [None, "average", "blur"])
 @pytest.mark.parametrize("strides", [(2, 1), (1, 3)])
-def test_strides_may_differ_for_height_and_width(
+def test_strides_can_differ_for_height_and_width(
     block_class, antialias, strides
 ):
     block = block_class(
@@ -358,7 +356,7 @@ def test_strides_may_differ_for_height_and_width(
 
 
 @pytest.mark.parametrize("block_class", BLOCKS)
-def test_style_reaches_every_layer(block_class, images):
+def test_options_reach_every_layer(block_class, images):
     block = block_class(
         4,
         strides=2,
@@ -382,8 +380,8 @@ def test_style_reaches_every_layer(block_class, images):
     assert np.min(block(images)) < 0
 
 
-def test_an_initializer_starts_no_two_layers_alike():
-    """One of Keras's would, where its seed is drawn once."""
+def test_layers_with_one_initializer_start_differently():
+    # Keras draws the seed of an initializer object only once.
     block = BasicBlock(8, kernel_initializer="he_normal")
     block.build((None, 8, 8, 8))
     assert np.any(np.asarray(block.conv1.kernel) != block.conv2.kernel)

@@ -1,16 +1,16 @@
-"""Frozen parts: they do not move, and come back frozen."""
+"""Frozen parts: unchanged in training, and frozen again after loading."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_nets import (
+from small_models import (
     assert_same_weights,
     gradients_of_a_class,
     has_no_effect,
     scramble,
     share,
     small_resnet,
-    thaw,
+    unfreeze,
 )
 
 from resnet_layers import (
@@ -24,9 +24,17 @@ from resnet_layers import (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["stem", "stage1", "stage2", "backbone"])
-@pytest.mark.parametrize("preactivation", [False, True])
-def test_frozen_parts_do_not_move_by_a_bit(part, preactivation, images):
+@pytest.mark.parametrize(
+    ("part", "preactivation"),
+    [
+        ("stem", False),
+        ("stage1", True),
+        ("stage2", False),
+        ("backbone", False),
+        ("backbone", True),
+    ],
+)
+def test_frozen_parts_are_bitwise_unchanged(part, preactivation, images):
     model = small_resnet(
         preactivation=preactivation,
         zero_last_gamma=False,
@@ -43,14 +51,14 @@ def test_frozen_parts_do_not_move_by_a_bit(part, preactivation, images):
     before = {v.path: np.array(v) for v in model.variables}
     optimizer = tf.keras.optimizers.SGD(0.1)
     optimizer.apply(*gradients_of_a_class(model, images))
-    kept = {v.path for layer in frozen for v in layer.variables}
+    frozen_paths = {v.path for layer in frozen for v in layer.variables}
     for variable in model.variables:
         same = np.array_equal(before[variable.path], np.asarray(variable))
-        if variable.path in kept or not has_no_effect(model, variable):
-            assert same == (variable.path in kept), variable.path
+        if variable.path in frozen_paths or not has_no_effect(model, variable):
+            assert same == (variable.path in frozen_paths), variable.path
 
 
-def test_frozen_batch_norm_does_not_move(images):
+def test_frozen_batch_norm_is_unchanged(images):
     model = small_resnet(zero_last_gamma=False)
     model.build(images.shape)
     model.freeze_batch_norm()
@@ -73,14 +81,14 @@ FREEZES = {
         model.freeze("backbone"),
         setattr(model.blocks[1].conv2, "trainable", True),
     ),
-    "nothing any more": lambda model: (
+    "unfrozen": lambda model: (
         model.freeze("backbone"),
-        thaw(model),
+        unfreeze(model),
     ),
 }
 
 
-# Of a pre-activation net, what reaches its own last batch norm.
+# With pre-activation, only those that concern its last batch norm.
 every_freeze = pytest.mark.parametrize(
     ("freeze", "preactivation"),
     [
@@ -96,7 +104,7 @@ def trainable_paths(model):
 
 
 @pytest.fixture(scope="module")
-def built_net(preactivation, images):
+def built_model(preactivation, images):
     model = small_resnet(
         stage_sizes=(1, 1),
         preactivation=preactivation,
@@ -107,24 +115,31 @@ def built_net(preactivation, images):
 
 
 @pytest.fixture
-def net(built_net):
-    """A `Shared` net that tests may freeze and change."""
-    thaw(built_net.layer)
-    scramble(built_net.layer)
-    return built_net
+def resnet(built_model):
+    """A `Shared` model that tests may freeze and change."""
+    unfreeze(built_model.layer)
+    scramble(built_model.layer)
+    return built_model
 
 
 @pytest.mark.slow
-@every_freeze
-def test_what_is_frozen_comes_back_frozen(freeze, net, images, tmp_path):
-    model = net.layer
+@pytest.mark.parametrize(
+    ("freeze", "preactivation"),
+    [
+        *((name, False) for name in ("stage2", "both", "all but a layer")),
+        *((name, True) for name in ("backbone", "batch norm", "everything")),
+    ],
+    scope="module",
+)
+def test_saved_model_keeps_frozen_layers(freeze, resnet, images, tmp_path):
+    model = resnet.layer
     FREEZES[freeze](model)
-    net.model.save(tmp_path / "model.keras")
+    resnet.model.save(tmp_path / "model.keras")
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
-    assert trainable_paths(loaded) == trainable_paths(net.model)
+    assert trainable_paths(loaded) == trainable_paths(resnet.model)
     other = loaded.get_layer("net")
     assert other.get_config() == model.get_config()
-    # Batch norms look at their own flag.
+    # Each batch norm has its own flag.
     for layer in (model, other):
         layer(images, training=True)
     assert_same_weights(model, other)
@@ -133,12 +148,12 @@ def test_what_is_frozen_comes_back_frozen(freeze, net, images, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("preactivation", [False], scope="module")
 @pytest.mark.parametrize("freeze", ["backbone", "both", "all but a layer"])
-def test_a_frozen_net_by_itself_comes_back_frozen(freeze, net, tmp_path):
-    FREEZES[freeze](net.layer)
-    net.layer.save(tmp_path / "model.keras")
+def test_saved_resnet_keeps_frozen_layers(freeze, resnet, tmp_path):
+    FREEZES[freeze](resnet.layer)
+    resnet.layer.save(tmp_path / "model.keras")
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
-    assert trainable_paths(loaded) == trainable_paths(net.layer)
-    assert loaded.get_config() == net.layer.get_config()
+    assert trainable_paths(loaded) == trainable_paths(resnet.layer)
+    assert loaded.get_config() == resnet.layer.get_config()
 
 
 def freeze_batch_norms(layer):
@@ -159,19 +174,26 @@ def freeze_all_but_the_last(layer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "freeze", [freeze_batch_norms, freeze_below, freeze_all_but_the_last]
-)
-@pytest.mark.parametrize(
-    "make_layer",
+    ("make_layer", "freeze"),
     [
-        lambda: Stem(8, kind="deep"),
-        lambda: BasicBlock(4, attention="se", stochastic_depth=0.1),
-        lambda: BottleneckBlock(4, strides=2, attention="se"),
-        lambda: SqueezeExcitation(),
+        (lambda: Stem(8, kind="deep"), freeze_batch_norms),
+        (lambda: Stem(8, kind="deep"), freeze_all_but_the_last),
+        (
+            lambda: BasicBlock(4, attention="se", stochastic_depth=0.1),
+            freeze_all_but_the_last,
+        ),
+        (
+            lambda: BottleneckBlock(4, strides=2, attention="se"),
+            freeze_batch_norms,
+        ),
+        (
+            lambda: BottleneckBlock(4, strides=2, attention="se"),
+            freeze_below,
+        ),
+        (lambda: SqueezeExcitation(), freeze_below),
     ],
-    ids=["stem", "basic", "bottleneck", "attention"],
 )
-def test_parts_of_a_layer_come_back_frozen(
+def test_saved_layer_keeps_frozen_sublayers(
     make_layer, freeze, images, tmp_path
 ):
     layer = make_layer()
@@ -187,10 +209,8 @@ def test_parts_of_a_layer_come_back_frozen(
 
 @pytest.mark.slow
 @every_freeze
-def test_config_keeps_what_is_frozen_until_the_model_is_built(
-    freeze, net, images
-):
-    model = net.layer
+def test_config_keeps_frozen_layers_until_build(freeze, resnet, images):
+    model = resnet.layer
     FREEZES[freeze](model)
     clone = ResNet.from_config(model.get_config())
     assert clone.get_config() == model.get_config()
@@ -199,11 +219,11 @@ def test_config_keeps_what_is_frozen_until_the_model_is_built(
     assert trainable_paths(clone) == trainable_paths(model)
 
 
-def test_batch_norm_is_frozen_when_all_of_it_is_there():
+def test_freezing_batch_norm_requires_a_built_model():
     with pytest.raises(ValueError, match="must be built"):
         small_resnet().freeze_batch_norm()
 
 
-def test_parts_that_do_not_exist_are_named():
+def test_unknown_part_is_reported():
     with pytest.raises(ValueError, match="part='stage3'"):
         small_resnet().freeze("stage3")

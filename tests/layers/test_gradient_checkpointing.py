@@ -1,33 +1,34 @@
-"""Gradient checkpointing: the same results, and nothing updated twice."""
+"""Gradient checkpointing: same results, and no state is updated twice."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_nets import normal
+from small_models import normal
 from tensorflow.python.eager import context
 
 from resnet_layers import ResNet
 from train_loop.training.strategies import mirrored
 
+# All kinds of state, random numbers included; two blocks are checkpointed.
+OPTIONS = {
+    "stage_sizes": (1, 2),
+    "num_classes": 3,
+    "width": 8,
+    "stem": "small",
+    "stochastic_depth": 0.5,
+    "zero_last_gamma": False,
+    "seed": 1,
+}
 
-def net(width=8, stage_sizes=(1, 2), **options):
-    """Returns a net that draws random numbers, and has all kinds of state."""
-    model = ResNet(
-        stage_sizes=stage_sizes,
-        num_classes=3,
-        width=width,
-        stem="small",
-        stochastic_depth=0.5,
-        zero_last_gamma=False,
-        seed=1,
-        **options,
-    )
+
+def make_model(**options):
+    model = ResNet(**{**OPTIONS, **options})
     model.build((None, 8, 8, 3))
     return model
 
 
-def step_of(model, strategy=None):
-    """Returns gradients and state after two calls, as arrays."""
+def gradients_and_state(model, strategy=None):
+    """Returns gradients and state after two training steps, as arrays."""
     strategy = strategy or tf.distribute.get_strategy()
     images = normal(4, 8, 8, 3)
 
@@ -46,61 +47,60 @@ def step_of(model, strategy=None):
     return [np.asarray(part) for parts in gradients + state for part in parts]
 
 
-def assert_remat_changes_nothing(make, strategy=None):
-    plain, again = make(), make()
-    again.set_weights(plain.get_weights())
-    again.remat = True
-    for left, right in zip(
-        step_of(plain, strategy), step_of(again, strategy), strict=True
+def assert_results_are_identical(make, strategy=None):
+    plain, checkpointed = make(), make()
+    checkpointed.set_weights(plain.get_weights())
+    checkpointed.gradient_checkpointing = True
+    for expected, result in zip(
+        gradients_and_state(plain, strategy),
+        gradients_and_state(checkpointed, strategy),
+        strict=True,
     ):
-        np.testing.assert_array_equal(left, right)
+        np.testing.assert_array_equal(result, expected)
+
+
+def make_half_frozen_model():
+    model = make_model(dtype="mixed_bfloat16", preactivation=True)
+    model.freeze("stage1")
+    return model
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
+    "make",
     [
-        {},
-        {"dtype": "mixed_bfloat16", "preactivation": True},
-        {
-            "block": "basic",
-            "shortcut": "pooled_projection",
-            "norm": "group",
-            "width": 32,
-        },
+        make_half_frozen_model,
+        lambda: make_model(
+            block="basic",
+            shortcut="pooled_projection",
+            norm="group",
+            width=32,
+            stage_sizes=(2,),
+        ),
     ],
-    ids=str,
+    ids=["mixed_bfloat16, half frozen", "group norm"],
 )
-def test_checkpointed_blocks_give_the_same_gradients_and_state(options):
-    assert_remat_changes_nothing(lambda: net(**options))
+def test_checkpointed_gradients_and_state_are_identical(make):
+    assert_results_are_identical(make)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("synchronized", [False, True])
-def test_checkpointed_blocks_give_the_same_on_replicas(synchronized):
+def test_checkpointed_results_are_identical_on_replicas(synchronized):
     strategy = mirrored()
     norm = {"kind": "batch", "synchronized": synchronized}
     with strategy.scope():
-        assert_remat_changes_nothing(
-            lambda: net(norm=norm, stage_sizes=(2,)), strategy
+        assert_results_are_identical(
+            lambda: make_model(norm=norm, stage_sizes=(2,), block="basic"),
+            strategy,
         )
 
 
 @pytest.mark.slow
-def test_frozen_blocks_stay_as_they_are_when_checkpointed():
-    def frozen():
-        model = net()
-        model.freeze("stage1")
-        return model
-
-    assert_remat_changes_nothing(frozen)
-
-
-@pytest.mark.slow
 def test_checkpointed_blocks_run_again():
-    def num_convolutions(remat):
-        model = net()
-        model.remat = remat
+    def num_convolutions(gradient_checkpointing):
+        model = make_model()
+        model.gradient_checkpointing = gradient_checkpointing
 
         @tf.function
         def gradients(images):
@@ -108,7 +108,7 @@ def test_checkpointed_blocks_run_again():
                 loss = tf.reduce_sum(model(images, training=True))
             return tape.gradient(loss, model.trainable_variables)
 
-        # What TensorFlow leaves of the graph: it finds calls that are equal.
+        # The optimized graph, in which TensorFlow has merged equal calls.
         context.enable_run_metadata()
         gradients(normal(4, 8, 8, 3))
         graphs = context.export_run_metadata().function_graphs
@@ -119,15 +119,15 @@ def test_checkpointed_blocks_run_again():
             for node in graph.post_optimization_graph.node
         )
 
-    # Three in each of three blocks but the last, and two in shortcuts.
-    assert num_convolutions(remat=True) == num_convolutions(remat=False) + 8
+    # Three in each of two blocks, and two in shortcuts.
+    assert num_convolutions(True) == num_convolutions(False) + 8
 
 
-def test_net_for_inference_is_not_checkpointed():
-    model = net()
+def test_inference_is_not_checkpointed():
+    model = make_model()
     images = tf.constant(normal(4, 8, 8, 3))
     expected = model(images, training=False)
-    model.remat = True
+    model.gradient_checkpointing = True
     with tf.GradientTape() as tape:
         tape.watch(images)
         logits = model(images, training=False)
@@ -135,8 +135,20 @@ def test_net_for_inference_is_not_checkpointed():
     assert tape.gradient(logits, images) is not None
 
 
-def test_checkpointing_is_in_no_config():
-    model = net()
+def test_gradient_checkpointing_is_not_in_the_config():
+    model = ResNet(**OPTIONS)
     config = model.get_config()
-    model.remat = True
+    model.gradient_checkpointing = True
     assert model.get_config() == config
+
+
+def test_remat_is_a_deprecated_name(tmp_path, recwarn):
+    model = make_model()
+    model.save(tmp_path / "model.keras")
+    tf.train.Checkpoint(model=model).save(tmp_path / "checkpoint")
+    assert not [each for each in recwarn if "remat" in str(each.message)]
+    with pytest.warns(DeprecationWarning, match="Use ResNet.gradient_ch"):
+        model.remat = True
+    assert model.gradient_checkpointing
+    with pytest.warns(DeprecationWarning, match="Use ResNet.gradient_ch"):
+        assert model.remat

@@ -1,6 +1,6 @@
 """Presets of Keras Hub: names, parity, variants, preprocessing.
 
-Parity is tested where the extra `parity` is there:
+Tests of parity require the extra `parity`:
 
     pip install --editable '.[dev,parity]'
     pytest tests/layers/test_hub_presets.py
@@ -18,11 +18,11 @@ from hub_presets import (
     write_preprocessor,
     write_preset,
 )
-from weight_nets import (
-    assert_refused,
+from weight_models import (
+    assert_load_fails,
     assert_same_logits,
     build,
-    pictures,
+    random_images,
     small,
 )
 
@@ -44,7 +44,7 @@ def build_like_preset(**options):
 
 
 @pytest.mark.parametrize("place", ["", "model.weights.h5"])
-def test_presets_are_read_by_name(place, tmp_path):
+def test_presets_are_loaded_by_name(place, tmp_path):
     layers = write_preset(tmp_path)
     model = build_like_preset()
     expected = Preprocessing(NORMALIZATIONS["imagenet"], 160, 1.0, "bicubic")
@@ -75,7 +75,7 @@ def test_presets_without_a_classifier_keep_the_models_own(tmp_path):
     write_preset(tmp_path)
     (tmp_path / "task.weights.h5").unlink()
     model = build_like_preset()
-    assert_refused(model, tmp_path, "has no predictions/kernel")
+    assert_load_fails(model, tmp_path, "has no predictions/kernel")
     model.head.bias.assign(np.arange(7))
     assert load_weights(model, tmp_path, replace_head=True)[:2] == (
         "hub",
@@ -86,28 +86,30 @@ def test_presets_without_a_classifier_keep_the_models_own(tmp_path):
     assert load_weights(headless, tmp_path)[:2] == ("hub", False)
 
 
-def test_presets_of_another_net_do_not_fit(tmp_path):
+def test_presets_of_another_architecture_are_rejected(tmp_path):
     write_preset(tmp_path)
     model = build_like_preset(stage_sizes=(1, 2))
-    assert_refused(model, tmp_path, "has no stack1_block1_1_conv/kernel")
+    assert_load_fails(model, tmp_path, "has no stack1_block1_1_conv/kernel")
     model = small(attention="se", name="net")
-    assert_refused(model, tmp_path, "Keras Hub has no net like net")
+    assert_load_fails(
+        model, tmp_path, "does not match net: no model of Keras Hub has"
+    )
 
 
-def test_classifiers_of_the_largest_numbers_are_refused(tmp_path):
-    """`GlobalMaxPooling2D` has no weights that would tell."""
+def test_presets_with_max_pooling_are_rejected(tmp_path):
+    # `GlobalMaxPooling2D` has no weights to recognize it by.
     write_preset(tmp_path)
     task = json.dumps({"config": {"pooling": "max"}})
     (tmp_path / "task.json").write_text(task)
-    assert_refused(build_like_preset(), tmp_path, "pooling max")
+    assert_load_fails(build_like_preset(), tmp_path, "unsupported pooling max")
 
 
-def rows(variants):
-    return [name for name in variants if name in VARIANTS]
+def variants_in(table):
+    return [name for name in table if name in VARIANTS]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", rows(HUB_VARIANTS))
+@pytest.mark.parametrize("name", variants_in(HUB_VARIANTS))
 def test_variants_of_presets_are_known(name, tmp_path):
     write_preset(tmp_path)
     keys = (
@@ -126,7 +128,7 @@ def test_variants_of_presets_are_known(name, tmp_path):
     assert found.preprocessing.image_size == 160
 
 
-def test_presets_of_no_variant_are_one_line(tmp_path):
+def test_presets_of_unsupported_architectures_are_rejected(tmp_path):
     write_preset(tmp_path)
     for config in (
         {"block_type": "basic_block_vd"},
@@ -134,14 +136,16 @@ def test_presets_of_no_variant_are_one_line(tmp_path):
         {"stackwise_num_filters": [64, 64, 64, 64]},
     ):
         write_config(tmp_path, **config)
-        with pytest.raises(WeightsError, match="no row of VARIANTS") as error:
+        with pytest.raises(
+            WeightsError, match="unsupported architecture"
+        ) as error:
             find_weights(str(tmp_path))
         [line] = str(error.value).splitlines()
         assert str(*config.values()) in line
     (tmp_path / "config.json").unlink()
     assert find_weights(str(tmp_path)).variant is None
     (tmp_path / "config.json").write_text('{"config": {}}')
-    with pytest.raises(WeightsError, match="config.json is damaged"):
+    with pytest.raises(WeightsError, match="config.json: damaged"):
         find_weights(str(tmp_path))
 
 
@@ -171,7 +175,7 @@ PREPROCESSING = Preprocessing(Normalization((0.0,) * 3, (1.0,) * 3))
                 NORMALIZATIONS["symmetric"], interpolation="bilinear"
             ),
         ),
-        # What Keras Hub still takes, and wrote once.
+        # The format of older versions of Keras Hub.
         (
             {
                 "height": 224,
@@ -186,7 +190,7 @@ PREPROCESSING = Preprocessing(Normalization((0.0,) * 3, (1.0,) * 3))
     ],
     ids=["none", "now", "nothing", "symmetric", "older"],
 )
-def test_presets_bring_their_preprocessing(converter, expected, tmp_path):
+def test_preprocessing_of_presets_is_read(converter, expected, tmp_path):
     write_preset(tmp_path)
     write_preprocessor(tmp_path, converter)
     assert read_preprocessing(tmp_path) == expected
@@ -204,13 +208,13 @@ def test_presets_bring_their_preprocessing(converter, expected, tmp_path):
         {"interpolation": None},
     ],
 )
-def test_a_damaged_preprocessor_is_one_line(change, tmp_path):
+def test_damaged_preprocessor_is_rejected_in_one_line(change, tmp_path):
     write_preset(tmp_path)
     write_preprocessor(tmp_path, {**CONVERTER, **change})
     with pytest.raises(WeightsError) as error:
         read_preprocessing(tmp_path)
     [line] = str(error.value).splitlines()
-    assert "preprocessor.json is damaged" in line
+    assert "preprocessor.json: damaged" in line
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +224,7 @@ def keras_hub():
     )
 
 
-# Our variant, shortened: kind of Keras Hub's blocks, pre-activation.
+# Variant -> block type in Keras Hub, pre-activation.
 PARITY = {
     "resnet18": ("basic_block", False),
     "resnet50": ("bottleneck_block", False),
@@ -230,24 +234,20 @@ PARITY = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", rows(PARITY))
-def test_presets_give_the_logits_and_features_of_keras_hub(
-    name, keras_hub, tmp_path
-):
+@pytest.mark.parametrize("name", variants_in(PARITY))
+def test_logits_and_features_match_keras_hub(name, keras_hub, tmp_path):
     theirs = save_preset(keras_hub, tmp_path, *PARITY[name])
     ours = build(name, stage_sizes=(2, 1))
     assert load_weights(ours, tmp_path)[:2] == ("hub", True)
-    assert_same_logits(ours(pictures()), theirs(pictures()))
+    assert_same_logits(ours(random_images()), theirs(random_images()))
     assert_same_logits(
-        ours.features(pictures())[-1], theirs.backbone(pictures())
+        ours.features(random_images())[-1], theirs.backbone(random_images())
     )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("converter", [CONVERTER, {"scale": 0.5, "offset": 2}])
-def test_pixels_become_what_keras_hub_makes_of_them(
-    converter, keras_hub, tmp_path
-):
+def test_normalization_matches_keras_hub(converter, keras_hub, tmp_path):
     theirs = keras_hub.layers.ResNetImageConverter(
         **{**converter, "image_size": (2, 2)}
     )

@@ -1,15 +1,15 @@
-"""Gradients of kernels: what they are, their order, the ways to them."""
+"""Gradients of kernels: their values, their order, and matrix products."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_nets import normal
+from small_models import normal
 
 from resnet_layers import PaddedConv2D, convolutions
 
 
 def convolution(**options):
-    """Returns a built convolution, and the same as TensorFlow has it."""
+    """Returns a built convolution, and TensorFlow's own equivalent."""
     layer = PaddedConv2D(8, 3, **options)
     layer.build((None, 7, 7, 4))
     rate, strides = layer.dilation_rate, layer.strides
@@ -29,7 +29,7 @@ def convolution(**options):
     [{}, {"strides": 2}, {"groups": 2}, {"dilation_rate": 2}],
     ids=str,
 )
-def test_gradients_of_convolutions_are_tensorflows_own(options):
+def test_gradients_equal_those_of_tensorflow(options):
     layer, plain = convolution(**options)
     inputs = tf.constant(normal(2, 7, 7, 4))
 
@@ -54,7 +54,7 @@ def test_gradients_of_convolutions_are_tensorflows_own(options):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_gradients_of_kernels_come_before_those_of_inputs():
+def test_kernel_gradients_run_before_input_gradients():
     layer, _ = convolution()
 
     @tf.function
@@ -65,16 +65,16 @@ def test_gradients_of_kernels_come_before_those_of_inputs():
         return tape.gradient(loss, [inputs, layer.kernel.value])
 
     graph = gradients.get_concrete_function(normal(2, 7, 7, 4)).graph
-    [of_inputs] = [
+    [input_gradients] = [
         operation
         for operation in graph.get_operations()
         if operation.type == "Conv2DBackpropInput"
     ]
-    waits_for = [operation.type for operation in of_inputs.control_inputs]
+    waits_for = [operation.type for operation in input_gradients.control_inputs]
     assert waits_for == ["Conv2DBackpropFilter"]
 
 
-def test_convolution_without_a_tape_is_a_plain_one():
+def test_convolution_without_a_tape_is_a_plain_operation():
     layer, _ = convolution()
     call = tf.function(lambda inputs: layer(inputs))
     graph = call.get_concrete_function(normal(2, 7, 7, 4)).graph
@@ -84,9 +84,9 @@ def test_convolution_without_a_tape_is_a_plain_one():
 
 
 def kernel_and_input_gradients(layer, inputs, sides=None):
-    """Returns gradients, of first and second order, and types of operations.
+    """Returns first- and second-order gradients, and types of operations.
 
-    In a graph for inputs of these sides, by default their own.
+    The graph is for inputs of the given sides, by default their own.
     """
     sides = sides or inputs.shape[1:3]
 
@@ -114,7 +114,7 @@ STRIDES = [1, 2, (2, 1), 3]
 SIDES = [(3, 4), (5, 2), (1, 1)]
 
 
-# All pairs of two of the three.
+# All pairs of two of the three parameters.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel_size", "strides", "sides"),
@@ -124,13 +124,12 @@ SIDES = [(3, 4), (5, 2), (1, 1)]
         for column, strides in enumerate(STRIDES)
     ],
 )
-def test_products_are_the_same_gradients(kernel_size, strides, sides):
-    """Of both orders, and to the last digits."""
+def test_matrix_products_give_the_same_gradients(kernel_size, strides, sides):
     layer = PaddedConv2D(6, kernel_size, strides, dtype="float64")
     inputs = tf.constant(normal(2, *sides, 90), "float64")
     layer.build(inputs.shape)
     products, types = kernel_and_input_gradients(layer, inputs)
-    assert types.count("Conv2DBackpropFilter") <= 1  # Of the second order.
+    assert types.count("Conv2DBackpropFilter") <= 1  # Second order.
     assert "MatMul" in types
     layer.kernel_products = False
     convolved, types = kernel_and_input_gradients(layer, inputs)
@@ -139,7 +138,7 @@ def test_products_are_the_same_gradients(kernel_size, strides, sides):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_products_of_single_pixels_need_no_sides():
+def test_products_of_1x1_kernels_accept_unknown_sizes():
     layer = PaddedConv2D(6, 1, dtype="float64")
     inputs = tf.constant(normal(2, 3, 4, 5), "float64")
     layer.build(inputs.shape)
@@ -170,13 +169,12 @@ def test_products_are_as_exact_as_convolutions(kernel_size, strides, dtype):
     double.build(inputs.shape)
     double.kernel.assign(tf.cast(layer.kernel, "float64"))
     exact = gradient_of(double)
-    of_products = error()
+    error_of_products = error()
     layer.kernel_products = False
-    assert 0 < of_products <= 1.5 * error()
+    assert 0 < error_of_products <= 1.5 * error()
 
 
-# (inputs, kernel, strides): rows and columns of the outputs are what a
-# PaddedConv2D makes of them.
+# The outputs have the height and width that PaddedConv2D computes.
 @pytest.mark.parametrize(
     ("inputs", "kernel", "strides", "are_faster"),
     [
@@ -187,8 +185,8 @@ def test_products_are_as_exact_as_convolutions(kernel_size, strides, dtype):
         ((32, 28, 28, 256), (3, 3, 256, 256), 2, True),
         ((32, 14, 14, 256), (3, 3, 256, 256), 1, False),
         ((32, 56, 56, 64), (3, 3, 64, 64), 1, False),
-        # In groups, with large kernels, and of sides that nobody knows, but
-        # where they make no difference.
+        # Grouped, with large kernels, and with unknown sides (which matter
+        # not for 1x1 kernels).
         ((32, 7, 7, 512), (1, 1, 64, 512), 1, False),
         ((32, 2, 2, 512), (5, 5, 512, 512), 1, False),
         ((32, None, None, 64), (1, 1, 64, 256), 2, False),
@@ -197,7 +195,7 @@ def test_products_are_as_exact_as_convolutions(kernel_size, strides, dtype):
         ((None, 7, 7, 64), (1, 1, 64, 256), 1, True),
     ],
 )
-def test_products_are_taken_where_they_are_faster(
+def test_products_are_used_where_they_are_faster(
     inputs, kernel, strides, are_faster, monkeypatch
 ):
     sides = [side and -(-side // strides) for side in inputs[1:3]]

@@ -1,4 +1,4 @@
-"""What every public layer must be able to do: be saved, cast, trained."""
+"""Contract of every public layer: saving, dtypes, training."""
 
 import functools
 import inspect
@@ -6,7 +6,7 @@ import inspect
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_nets import (
+from small_models import (
     assert_same_weights,
     gradients_of_a_class,
     has_no_effect,
@@ -14,7 +14,7 @@ from layer_nets import (
     share,
     small_resnet,
     small_variant,
-    thaw,
+    unfreeze,
 )
 
 from resnet_layers import (
@@ -36,7 +36,7 @@ from resnet_layers.base import ImageLayer
 # Name -> constructor, with arguments other than the defaults.
 LAYERS = {
     "attention": lambda **kw: SqueezeExcitation(1 / 2, **kw),
-    "neighbours": EfficientChannelAttention,
+    "efficient_attention": EfficientChannelAttention,
     "drop": lambda **kw: StochasticDepth(0.3, **kw),
     "blur": BlurPool2D,
     "max": lambda **kw: PaddedMaxPooling2D(1, "zeros", **kw),
@@ -53,19 +53,17 @@ LAYERS = {
         4, strides=2, stride_site="1x1", zero_last_gamma=False, **kw
     ),
     "resnet": lambda **kw: small_resnet(stem="small", stride_site="1x1", **kw),
-    "resnet_basic": lambda **kw: small_resnet(block="basic", **kw),
-    "resnet_stochastic": lambda **kw: small_resnet(stochastic_depth=0.2, **kw),
     "resnet_dilated_headless": lambda **kw: small_resnet(
         output_stride=4, num_classes=None, **kw
     ),
     "resnext_with_attention": lambda **kw: small_variant(
-        "resnext50_32x4d", attention="se", **kw
+        "resnext50d_32x4d", attention="se", **kw
     ),
-    # What the variants have beyond these.
-    **{
-        name: functools.partial(small_variant, name)
-        for name in ("resnet50_v2", "resnet50d", "resnet20")
-    },
+    "resnet20": lambda **kw: small_variant(
+        "resnet20", stochastic_depth=0.2, **kw
+    ),
+    # Features that only variants have.
+    "resnet50_v2": functools.partial(small_variant, "resnet50_v2"),
     "resnet_bit": functools.partial(
         small_variant,
         "resnetv2_50x1_bit",
@@ -80,7 +78,7 @@ LAYERS = {
         attention="eca",
     ),
 }
-NETS = [name for name in LAYERS if name.startswith("res")]
+MODELS = [name for name in LAYERS if name.startswith("res")]
 
 
 @pytest.fixture(scope="module", params=LAYERS)
@@ -100,8 +98,8 @@ def built_twin(make_layer, images):
 
 @pytest.fixture
 def twin(built_twin):
-    """As `shared`, but with other weights, and tests may change them."""
-    thaw(built_twin.layer)
+    """As `shared`, but with other weights, which tests may change."""
+    unfreeze(built_twin.layer)
     scramble(built_twin.layer, seed=6)
     return built_twin
 
@@ -135,7 +133,7 @@ def test_symbolic_and_eager_shapes_agree(shared, images):
     ],
 )
 def test_config_holds_every_argument(layer, arguments):
-    """Each with a value that is not its default, where there is another."""
+    # Each with another value than its default, if possible.
     parameters = [
         parameter
         for parent in layer.__mro__[: layer.__mro__.index(ImageLayer)]
@@ -171,13 +169,13 @@ BUILT_BY = ["build", "call", "symbolic call"]
 
 
 @pytest.mark.slow
-def test_a_second_build_does_nothing(make_layer, images):
+def test_second_build_changes_nothing(make_layer, images):
     layer = make_layer()
-    # In turn: each way for nets, blocks and other layers.
+    # In turn: each way for models, blocks and other layers.
     number = [*LAYERS.values()].index(make_layer)
     built_by = BUILT_BY[number % len(BUILT_BY)]
     if isinstance(layer, tf.keras.layers.Conv2D | BatchNormalization):
-        pytest.skip("Keras's own build refuses it")
+        pytest.skip("Keras raises in a second build")
     if built_by == "build":
         layer.build(images.shape)
     elif built_by == "call":
@@ -192,9 +190,9 @@ def test_a_second_build_does_nothing(make_layer, images):
         np.testing.assert_array_equal(variable, value)
 
 
-# All others come back below, frozen.
+# The test below covers all others, frozen.
 @pytest.mark.parametrize(
-    "make_layer", ["conv", "basic", "resnet_stochastic"], indirect=True
+    "make_layer", ["conv", "basic", "resnet20"], indirect=True
 )
 def test_keras_file_round_trip(shared, images, tmp_path):
     shared.model.save(tmp_path / "model.keras")
@@ -208,7 +206,7 @@ def test_keras_file_round_trip(shared, images, tmp_path):
 @pytest.mark.parametrize(
     "make_layer", [n for n in LAYERS if n != "conv"], indirect=True
 )
-def test_frozen_layer_comes_back_frozen(twin, images, tmp_path):
+def test_saved_layer_stays_frozen(twin, images, tmp_path):
     twin.layer.trainable = False
     twin.model.save(tmp_path / "model.keras")
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
@@ -248,7 +246,7 @@ def test_checkpoint_round_trip_holds_every_variable(shared, twin, tmp_path):
 
 
 @pytest.mark.slow
-def test_own_dtype_policy_reaches_all_children(make_layer, images):
+def test_dtype_policy_reaches_all_sublayers(make_layer, images):
     layer = make_layer(dtype="mixed_bfloat16")
     outputs = layer(images)
     expected = "float32" if isinstance(layer, ResNet) else "bfloat16"
@@ -261,7 +259,7 @@ def test_own_dtype_policy_reaches_all_children(make_layer, images):
 
 
 @pytest.mark.slow
-def test_own_dtype_policy_wins_over_the_global_one(make_layer, images):
+def test_dtype_policy_wins_over_the_global_one(make_layer, images):
     tf.keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         assert make_layer(dtype="float32")(images).dtype == tf.float32
@@ -280,7 +278,7 @@ def channels_first():
 
 
 @pytest.mark.slow
-def test_keras_own_image_format_changes_nothing(
+def test_keras_image_data_format_is_ignored(
     make_layer, shared, images, channels_first
 ):
     layer = make_layer()
@@ -293,7 +291,7 @@ def test_keras_own_image_format_changes_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", MODELS)
 def test_one_step_changes_every_weight_that_has_an_effect(name, images):
     model = LAYERS[name](zero_last_gamma=False)
     model.build(images.shape)
@@ -306,12 +304,12 @@ def test_one_step_changes_every_weight_that_has_an_effect(name, images):
         if has_no_effect(model, variable):
             assert size < 1e-6 * max(sizes), variable.path
         else:
-            # More than rounding, which another processor may not have.
+            # More than rounding, which depends on the processor.
             assert size > 1e-7 * max(sizes), variable.path
             assert np.any(value != np.asarray(variable)), variable.path
 
 
-@pytest.mark.parametrize("make_layer", NETS, indirect=True)
+@pytest.mark.parametrize("make_layer", MODELS, indirect=True)
 def test_training_flag_reaches_every_batch_norm(twin, images):
     model = twin.layer
     statistics = [np.array(v) for v in model.non_trainable_variables]

@@ -1,15 +1,15 @@
-"""Our batch norm against Keras's own, number by number."""
+"""Batch norm against Keras's layer."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_nets import assert_close
+from small_models import assert_close
 
 from resnet_layers import BatchNormalization
 
 
 def make_pair(dtype="float32", shape=(None, None, None, 6), **options):
-    """Returns our layer and Keras's, with the same odd weights."""
+    """Returns our layer and Keras's, with the same random weights."""
     options = {"momentum": 0.9, "epsilon": 1e-5, "dtype": dtype, **options}
     ours = BatchNormalization(**options)
     theirs = tf.keras.layers.BatchNormalization(**options)
@@ -49,7 +49,7 @@ def assert_same(ours, theirs, tolerance):
     [{}, {"center": False}, {"scale": False}, {"trainable": False}],
     ids=str,
 )
-def test_fused_kernel_gives_keras_numbers(training, options):
+def test_fused_kernel_matches_keras(training, options):
     ours, theirs = make_pair(**options)
     inputs = make_inputs()
     assert ours.runs_fused(inputs)
@@ -72,7 +72,7 @@ def test_fused_kernel_agrees_within_bfloat16_rounding(training):
     assert_same(ours.weights, theirs.weights, 1e-5)
 
 
-def test_kernel_can_be_refused():
+def test_fused_kernel_can_be_disabled():
     ours, theirs = make_pair()
     ours.fused = False
     inputs = make_inputs()
@@ -82,7 +82,7 @@ def test_kernel_can_be_refused():
     assert "fused" not in ours.get_config()
 
 
-def test_moving_statistics_follow_plain_numpy():
+def test_moving_statistics_match_numpy():
     layer = BatchNormalization(momentum=0.9)
     inputs = make_inputs()
     layer(inputs, training=True)
@@ -126,7 +126,7 @@ def test_other_inputs_go_through_keras(options, shape, dtype):
         np.testing.assert_array_equal(weight, other)
 
 
-def test_graph_holds_the_fused_kernel():
+def test_graph_contains_the_fused_kernel():
     layer = BatchNormalization()
     function = tf.function(lambda x: layer(x, training=True))
     graph = function.get_concrete_function(

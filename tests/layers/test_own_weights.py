@@ -1,4 +1,4 @@
-"""Files and runs of our own: what was saved comes back, to the last bit."""
+"""Files and runs of this library: weights load bitwise identical."""
 
 import pathlib
 import zipfile
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras.src.backend.common import global_state
-from weight_nets import (
-    OWN_WAYS,
-    READ_APART,
-    assert_refused,
+from weight_models import (
+    OWN_FORMATS,
+    OWN_READERS,
+    assert_load_fails,
     assert_same_weights,
     assign_random,
     save_keras,
@@ -33,17 +33,19 @@ from resnet_layers import (
 pytestmark = pytest.mark.slow
 
 
+BASIC = {"block": "basic", "stem": "deep", "attention": "se"}
+HEADLESS = {"preactivation": True, "num_classes": None, "trainable": False}
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("save", "options"),
     [
-        {},
-        {"block": "basic", "stem": "deep", "attention": "se"},
-        {"preactivation": True, "num_classes": None, "trainable": False},
+        *((save, {}) for save in OWN_FORMATS),
+        *((save, BASIC) for save in OWN_READERS),
+        *((save, HEADLESS) for save in OWN_READERS),
     ],
-    ids=["default", "basic", "headless"],
 )
-@pytest.mark.parametrize("save", OWN_WAYS)
-def test_own_weights_come_back_exactly(save, options, tmp_path):
+def test_weights_load_bitwise_identical(save, options, tmp_path):
     model = small(**options, name="theirs")
     other = small(**options, name="ours", seed=2)
     has_head = "num_classes" not in options
@@ -53,8 +55,8 @@ def test_own_weights_come_back_exactly(save, options, tmp_path):
         np.testing.assert_array_equal(mine, read, err_msg=mine.path)
 
 
-@pytest.mark.parametrize("save", READ_APART)
-def test_own_weights_of_other_classes_keep_the_models_head(save, tmp_path):
+@pytest.mark.parametrize("save", OWN_READERS)
+def test_other_number_of_classes_keeps_the_models_head(save, tmp_path):
     theirs = small()
     path = save(theirs, tmp_path)
     model = small(num_classes=3, seed=2)
@@ -69,9 +71,11 @@ def test_own_weights_of_other_classes_keep_the_models_head(save, tmp_path):
     assert_same_weights(model, theirs)
 
 
-@pytest.mark.parametrize("num_classes", [None, 7])
-@pytest.mark.parametrize("save", READ_APART)
-def test_own_weights_with_and_without_head_fit(num_classes, save, tmp_path):
+@pytest.mark.parametrize(
+    ("save", "num_classes"),
+    [*((save, None) for save in OWN_READERS), (save_weights_h5, 7)],
+)
+def test_weights_with_and_without_head_load(num_classes, save, tmp_path):
     theirs = small(num_classes=7 if num_classes is None else None)
     model = small(num_classes=num_classes, seed=2)
     path = save(theirs, tmp_path)
@@ -79,9 +83,11 @@ def test_own_weights_with_and_without_head_fit(num_classes, save, tmp_path):
     assert_same_weights(model, theirs)
 
 
-@pytest.mark.parametrize("levels", [1, 2])
-@pytest.mark.parametrize("save", READ_APART)
-def test_own_weights_go_into_a_net_inside_another_model(save, levels, tmp_path):
+@pytest.mark.parametrize(
+    ("save", "levels"),
+    [*((save, 2) for save in OWN_READERS), (save_weights_h5, 1)],
+)
+def test_weights_load_into_a_nested_resnet(save, levels, tmp_path):
     theirs, model = small(), small(seed=2)
     outer = model
     for _ in range(levels):
@@ -96,7 +102,7 @@ def test_own_weights_go_into_a_net_inside_another_model(save, levels, tmp_path):
     assert_same_weights(read, theirs)
 
 
-def test_models_without_one_net_say_what_to_give(tmp_path):
+def test_models_without_exactly_one_resnet_are_rejected(tmp_path):
     path = save_weights_h5(small(), tmp_path)
     inputs = tf.keras.Input([16, 16, 3])
     outputs = [small()(inputs), small(seed=2)(inputs)]
@@ -106,14 +112,16 @@ def test_models_without_one_net_say_what_to_give(tmp_path):
         ("two", tf.keras.Model(inputs, outputs, name="two")),
     ):
         for use in (load_weights, save_safetensors):
-            with pytest.raises(WeightsError, match="give the ResNet") as error:
+            with pytest.raises(
+                WeightsError, match="Pass a single ResNet"
+            ) as error:
                 use(other, path)
             [line] = str(error.value).splitlines()
             assert other.name in line, name
 
 
-@pytest.mark.parametrize("save", READ_APART)
-def test_own_weights_of_a_net_that_was_a_backbone_come_back(save, tmp_path):
+@pytest.mark.parametrize("save", OWN_READERS)
+def test_weights_of_a_backbone_load(save, tmp_path):
     with zero_kernels():
         theirs = ResNet(stage_sizes=(1, 1), width=8, num_classes=7)
         theirs.features(tf.keras.Input([16, 16, 3]))
@@ -125,16 +133,21 @@ def test_own_weights_of_a_net_that_was_a_backbone_come_back(save, tmp_path):
     assert_same_weights(model, theirs)
 
 
-@pytest.mark.parametrize("rates", [(0.2, 0.0), (0.0, 0.2)])
-@pytest.mark.parametrize("save", READ_APART)
-def test_a_counter_of_stochastic_depth_is_no_weight(rates, save, tmp_path):
+@pytest.mark.parametrize(
+    ("save", "rates"),
+    [
+        *((save, (0.2, 0.0)) for save in OWN_READERS),
+        (save_weights_h5, (0.0, 0.2)),
+    ],
+)
+def test_state_of_stochastic_depth_is_not_a_weight(rates, save, tmp_path):
     theirs, model = (small(stochastic_depth=rate) for rate in rates)
     model.stem.convs[0].kernel.assign(tf.ones([3, 3, 3, 8]))
     assert load_weights(model, save(theirs, tmp_path)).head_used
     assert_same_weights(model, theirs)
 
 
-def test_files_of_0_1_0_with_a_counter_of_draws_are_read(tmp_path):
+def test_files_of_version_0_1_0_load(tmp_path):
     theirs, model = (small(seed, stochastic_depth=0.2) for seed in (1, 2))
     path = save_weights_h5(theirs, tmp_path)
     with h5py.File(path, "a") as file:
@@ -155,37 +168,47 @@ BIG = {"stage_sizes": (2, 2)}
 @pytest.mark.parametrize(
     ("save", "theirs", "ours"),
     [
-        # Blocks have numbers in some files, and paths in others.
-        *((save, BIG, {}) for save in READ_APART),
-        *((save, {}, BIG) for save in READ_APART),
+        # Some files number blocks, others have their paths.
+        *((save, BIG, {}) for save in OWN_READERS),
+        *((save, {}, BIG) for save in OWN_READERS),
         (save_weights_h5, {"width": 16}, {}),
         (save_weights_h5, {"attention": "se"}, {}),
         (save_weights_h5, {"block": "basic"}, {}),
     ],
 )
-def test_own_weights_of_another_net_are_one_line(save, theirs, ours, tmp_path):
+def test_weights_of_another_architecture_are_rejected(
+    save, theirs, ours, tmp_path
+):
     path = save(small(**theirs), tmp_path)
-    assert_refused(small(**ours, seed=2, name="net"), path, "does not fit net")
+    assert_load_fails(
+        small(**ours, seed=2, name="net"), path, "does not match net"
+    )
 
 
-@pytest.mark.parametrize("save", READ_APART)
-def test_own_weights_that_are_not_finite_are_refused(save, tmp_path):
+@pytest.mark.parametrize("save", OWN_READERS)
+def test_weights_that_are_not_finite_are_rejected(save, tmp_path):
     theirs = small()
     theirs.blocks[2].bn2.beta.assign([np.inf] * 16)
-    name = "stage2_block1/bn2/beta, of shape (16,)"
-    assert_refused(small(seed=2), save(theirs, tmp_path), name)
+    name = "stage2_block1/bn2/beta of shape (16,)"
+    assert_load_fails(small(seed=2), save(theirs, tmp_path), name)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-@pytest.mark.parametrize("save", READ_APART)
-def test_own_weights_of_other_precision_are_cast(dtype, save, tmp_path):
+@pytest.mark.parametrize(
+    ("save", "dtype"),
+    [
+        *((save, "bfloat16") for save in OWN_READERS),
+        (save_keras, "float16"),
+        (save_run, "float64"),
+    ],
+)
+def test_weights_of_other_dtypes_are_cast(dtype, save, tmp_path):
     theirs, model = small(dtype=dtype), small(seed=2)
     load_weights(model, save(theirs, tmp_path))
     for mine, read in zip(model.weights, theirs.weights, strict=True):
         np.testing.assert_array_equal(mine, np.asarray(read).astype("f4"))
 
 
-def test_own_h5_files_with_a_lost_page_are_one_line(tmp_path):
+def test_h5_files_with_a_lost_page_are_rejected_in_one_line(tmp_path):
     path = save_weights_h5(small(), tmp_path)
     content = path.read_bytes()
     model = small(seed=2)
@@ -204,10 +227,10 @@ def test_own_h5_files_with_a_lost_page_are_one_line(tmp_path):
             model.set_weights(before)
 
 
-def test_no_code_of_a_file_is_run_whatever_the_process_allows(tmp_path):
+def test_code_in_a_file_never_runs(tmp_path):
     ran = tmp_path / "ran"
     inputs = tf.keras.Input([16, 16, 3])
-    # Keras writes neither defaults nor what is bound outside.
+    # Keras stores neither defaults nor closures.
     code = eval(f"lambda x: (open({str(ran)!r}, 'w').close(), x)[1]")
     x = tf.keras.layers.Lambda(code)(inputs)
     tf.keras.Model(inputs, small()(x)).save(tmp_path / "model.keras")
@@ -222,8 +245,8 @@ def test_no_code_of_a_file_is_run_whatever_the_process_allows(tmp_path):
     assert_same_weights(model, small())
 
 
-def with_layers_around(seed):
-    """Returns a model of a net and of layers beside it, one called "head"."""
+def resnet_with_other_layers(seed):
+    """Returns a model with a `ResNet` and other layers, one named "head"."""
     net = small(seed=seed, num_classes=None, name=f"net{seed}")
     inputs = tf.keras.Input([16, 16, 3])
     x = tf.keras.layers.BatchNormalization(name="input_bn")(inputs)
@@ -234,33 +257,35 @@ def with_layers_around(seed):
 
 
 @pytest.mark.parametrize("save", [save_keras, save_weights_h5])
-def test_layers_around_a_net_are_read_into_the_same_layers(save, tmp_path):
-    theirs, net = with_layers_around(1)
+def test_layers_around_a_resnet_load_into_the_same_layers(save, tmp_path):
+    theirs, net = resnet_with_other_layers(1)
     path = save(theirs, tmp_path)
-    ours, _ = with_layers_around(2)
+    ours, _ = resnet_with_other_layers(2)
     load_weights(ours, path)
     for mine, read in zip(ours.weights, theirs.weights, strict=True):
         np.testing.assert_array_equal(mine, read, err_msg=mine.path)
     for model in (small(seed=3, num_classes=None), small(seed=3)):
-        assert_refused(model, path, "layers around the ResNet (input_bn, head)")
-    # A file of the net alone leaves the layers around it as they are.
-    ours, _ = with_layers_around(2)
+        assert_load_fails(
+            model, path, "other layers around the ResNet (input_bn, head)"
+        )
+    # A file of the ResNet alone leaves the other layers unchanged.
+    ours, _ = resnet_with_other_layers(2)
     kernel = np.array(ours.get_layer("head").kernel)
     load_weights(ours, save(net, tmp_path))
     np.testing.assert_array_equal(ours.get_layer("head").kernel, kernel)
 
 
-def test_keras_files_of_other_models_are_refused(tmp_path):
+def test_keras_files_of_other_models_are_rejected(tmp_path):
     inputs = tf.keras.Input([4])
     path = save_keras(tf.keras.Model(inputs, inputs), tmp_path)
-    assert_refused(small(), path, "no ResNet")
+    assert_load_fails(small(), path, "no ResNet")
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("config.json", "{}")
-    assert_refused(small(), path, "cannot be read")
+    assert_load_fails(small(), path, "cannot be read")
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/ckpt-20"])
-def test_newest_checkpoint_of_a_run_is_read(place, tmp_path):
+def test_newest_checkpoint_of_a_run_loads(place, tmp_path):
     older, newer, model = small(1), small(2), small(3)
     save_run(newer, tmp_path, step=20)
     save_run(older, tmp_path, step=9)
@@ -273,8 +298,8 @@ def test_newest_checkpoint_of_a_run_is_read(place, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["br[1]ack", "back\\slash", "a*b"])
-def test_names_that_are_patterns_are_read(folder, tmp_path):
-    """TensorFlow takes the prefix of a checkpoint for a pattern."""
+def test_paths_with_pattern_characters_load(folder, tmp_path):
+    # TensorFlow treats the prefix of a checkpoint as a pattern.
     net, model = small(1), small(2)
     save_run(net, tmp_path / folder, step=2)
     found = find_weights(str(tmp_path / folder))
@@ -282,14 +307,14 @@ def test_names_that_are_patterns_are_read(folder, tmp_path):
     assert_same_weights(model, net)
     for path in (tmp_path / folder / "checkpoints").iterdir():
         path.rename(path.with_name(path.name.replace("ckpt-2", "best[2]")))
-    # One whose name begins alike is another one.
+    # A checkpoint whose name has the same start.
     save_run(small(3), tmp_path / folder, step=2)
     model = small(2)
     load_weights(model, tmp_path / folder / "checkpoints/best[2]")
     assert_same_weights(model, net)
 
 
-def test_safetensors_are_not_written_through_a_planted_link(tmp_path):
+def test_saving_safetensors_does_not_follow_a_planted_link(tmp_path):
     path, mine = tmp_path / "net.safetensors", tmp_path / "mine"
     mine.write_text("mine")
     path.with_name(f"{path.name}.tmp").symlink_to(mine)
@@ -303,7 +328,7 @@ def test_safetensors_are_not_written_through_a_planted_link(tmp_path):
     }
 
 
-def empty(path):
+def truncate(path):
     path.write_bytes(b"")
 
 
@@ -315,8 +340,8 @@ def flip_bytes(path):
 
 
 @pytest.mark.parametrize("suffix", ["index", "data-00000-of-00001"])
-@pytest.mark.parametrize("damage", [empty, flip_bytes, pathlib.Path.unlink])
-def test_a_broken_checkpoint_is_skipped_for_an_older_one(
+@pytest.mark.parametrize("damage", [truncate, flip_bytes, pathlib.Path.unlink])
+def test_damaged_checkpoint_is_skipped_for_an_older_one(
     suffix, damage, tmp_path, recwarn
 ):
     older, model = small(1), small(3)
@@ -325,19 +350,19 @@ def test_a_broken_checkpoint_is_skipped_for_an_older_one(
     damage(tmp_path / "checkpoints" / f"ckpt-20.{suffix}")
     load_weights(model, tmp_path)
     assert_same_weights(model, older)
-    said = [w for w in recwarn if "ckpt-20" in str(w.message)]
-    # Without an index it is no checkpoint.
-    assert len(said) == ((damage, suffix) != (pathlib.Path.unlink, "index"))
-    # Whoever asked for the weights is pointed at.
-    assert all(w.filename == __file__ for w in said)
+    warnings = [w for w in recwarn if "ckpt-20" in str(w.message)]
+    # Without an index there is no checkpoint.
+    assert len(warnings) == ((damage, suffix) != (pathlib.Path.unlink, "index"))
+    # The warning points at the caller.
+    assert all(w.filename == __file__ for w in warnings)
 
 
-def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path):
+def test_run_without_an_intact_checkpoint_is_rejected(tmp_path):
     save_run(small(), tmp_path)
-    empty(tmp_path / "checkpoints" / "ckpt-9.data-00000-of-00001")
-    assert_refused(small(), tmp_path, "cannot be read as weights: ckpt-9")
+    truncate(tmp_path / "checkpoints" / "ckpt-9.data-00000-of-00001")
+    assert_load_fails(small(), tmp_path, "cannot be read as weights (ckpt-9")
 
 
-def test_checkpoints_of_another_kind_are_refused(tmp_path):
+def test_checkpoints_of_other_objects_are_rejected(tmp_path):
     tf.train.Checkpoint(other=tf.Variable(1.0)).write(str(tmp_path / "ckpt-1"))
-    assert_refused(small(), tmp_path, "has no stem/conv1/kernel")
+    assert_load_fails(small(), tmp_path, "has no stem/conv1/kernel")

@@ -1,9 +1,9 @@
-"""Attention, pooling, kernels: the small parts, against their formulas."""
+"""Attention, pooling and kernels against their formulas."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_nets import assert_close, normal, scramble
+from small_models import assert_close, normal, scramble
 
 from resnet_layers import (
     BlurPool2D,
@@ -17,7 +17,7 @@ from resnet_layers import (
 @pytest.mark.parametrize(
     ("channels", "size"), [(8, 3), (64, 3), (256, 5), (512, 5), (2048, 7)]
 )
-def test_efficient_channel_attention_is_its_formula(channels, size):
+def test_efficient_channel_attention_matches_its_formula(channels, size):
     layer = EfficientChannelAttention()
     inputs = normal(2, 3, 4, channels)
     layer.build(inputs.shape)
@@ -35,7 +35,7 @@ def test_efficient_channel_attention_is_its_formula(channels, size):
 
 @pytest.mark.parametrize("strides", [1, 2, (2, 1)])
 @pytest.mark.parametrize("side", [7, 8])
-def test_blur_is_a_convolution_of_its_weights(side, strides):
+def test_blur_matches_a_convolution(side, strides):
     layer = BlurPool2D(strides)
     inputs = normal(2, side, side, 3)
     kernel = np.outer([1, 2, 1], [1, 2, 1]).astype("f4") / 16
@@ -51,8 +51,8 @@ def test_blur_is_a_convolution_of_its_weights(side, strides):
     assert layer.compute_output_shape(inputs.shape) == outputs.shape
 
 
-def test_blur_refuses_what_it_cannot_mirror():
-    with pytest.raises(ValueError, match=r"2 x 2.*\(None, 1, 4, 3\)"):
+def test_blur_rejects_images_that_are_too_small():
+    with pytest.raises(ValueError, match=r"\(None, 1, 4, 3\).*2 x 2"):
         BlurPool2D().build((None, 1, 4, 3))
 
 
@@ -60,7 +60,7 @@ def test_blur_refuses_what_it_cannot_mirror():
     ("padding", "corner"), [("infinity", -1), ("zeros", 0)]
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_padding_of_the_maximum_never_wins_or_is_zero(padding, corner, dtype):
+def test_max_pooling_pads_with_infinity_or_zeros(padding, corner, dtype):
     layer = PaddedMaxPooling2D(padding=padding, dtype=dtype)
     outputs = np.asarray(layer(-tf.ones([1, 6, 6, 1]))).astype("f4")
     assert outputs.shape == (1, 3, 3, 1)
@@ -70,7 +70,7 @@ def test_padding_of_the_maximum_never_wins_or_is_zero(padding, corner, dtype):
 
 @pytest.mark.parametrize("strides", [1, 2, (2, 1)])
 @pytest.mark.parametrize("side", [1, 2, 7, 8])
-def test_padding_with_the_edges_finds_the_same_maxima(side, strides):
+def test_edge_padding_gives_the_same_maxima(side, strides):
     inputs = tf.constant(normal(2, side, side, 3) - 2)
     maxima, gradients = [], []
     for padding in ("infinity", "edges"):
@@ -94,11 +94,11 @@ def test_padding_with_the_edges_finds_the_same_maxima(side, strides):
         ("infinity", {"preactivation": True}),
     ],
 )
-def test_stem_pads_its_pooling_with_zeros_where_none_can_win(padding, options):
+def test_stem_pads_its_pooling_with_zeros_after_a_relu(padding, options):
     inputs = tf.constant(normal(2, 14, 16, 3))
     stem = Stem(8, **options)
     stem.build(inputs.shape)
-    # So that some windows have nothing but zeros after the ReLU.
+    # After the ReLU, some windows contain only zeros.
     for norm in stem.bns:
         norm.beta.assign(-norm.gamma)
     assert stem.pools[0].padding == padding
@@ -123,6 +123,6 @@ def test_standardized_kernels_have_mean_0_and_variance_1():
     standard = (kernel - kernel.mean(axes)) / kernel.std(axes)
     expected = tf.nn.conv2d(inputs, standard, 1, "SAME")
     assert_close(layer(inputs), expected)
-    # It does not matter how large kernels are, or what is added to them.
+    # Scale and offset of a kernel do not matter.
     layer.kernel.assign(3 * kernel + 5)
     assert_close(layer(inputs), expected, 1e-4)

@@ -1,4 +1,4 @@
-"""What pictures must go through, as far as files of weights tell."""
+"""Preprocessing that belongs to files of weights."""
 
 import json
 import zipfile
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from applications import build_short, make_short_application, save_legacy
-from weight_nets import OWN_WAYS, save_run, small
+from weight_models import OWN_FORMATS, save_run, small
 
 from resnet_layers import (
     NORMALIZATIONS,
@@ -39,7 +39,9 @@ def save_whole(model, path):
 @pytest.mark.slow
 @pytest.mark.parametrize("save", [save_keras_3, save_keras_2, save_whole])
 @pytest.mark.parametrize("name", ["resnet50_keras", "resnet50_v2"])
-def test_files_of_keras_applications_are_told_apart(name, save, tmp_path):
+def test_normalization_of_keras_applications_is_recognized(
+    name, save, tmp_path
+):
     path = save(make_short_application(name), tmp_path / "model.h5")
     normalization, *others = read_preprocessing(path)
     assert others == [224, None, None, None]
@@ -55,19 +57,19 @@ def test_files_of_keras_applications_are_told_apart(name, save, tmp_path):
     assert loaded.preprocessing == read_preprocessing(path)
 
 
-@pytest.mark.parametrize("save", OWN_WAYS)
-def test_of_our_own_files_nothing_is_known(save, tmp_path):
+@pytest.mark.parametrize("save", OWN_FORMATS)
+def test_own_files_have_no_preprocessing(save, tmp_path):
     path = save(small(preactivation=True), tmp_path)
     assert read_preprocessing(path) == Preprocessing()
 
 
-def test_of_a_checkpoint_nothing_is_known(tmp_path):
+def test_checkpoints_have_no_preprocessing(tmp_path):
     save_run(small(), tmp_path, step=9)
     path = str(tmp_path / "checkpoints" / "ckpt-9")
     assert read_preprocessing(path) == Preprocessing()
 
 
-def test_of_other_nets_of_keras_nothing_is_known(tmp_path):
+def test_other_keras_models_have_no_preprocessing(tmp_path):
     inputs = tf.keras.Input([4])
     model = tf.keras.Model(inputs, tf.keras.layers.Dense(2)(inputs))
     model.save_weights(tmp_path / "model.weights.h5")
@@ -118,11 +120,11 @@ def write_unknown(folder):
         (write_h5, "cannot be read as weights"),
         (write_unknown, "cannot be read as weights"),
         (lambda folder: folder, "checkpoints/ckpt-STEP.index"),
-        (lambda folder: folder / "none", "is not a file"),
+        (lambda folder: folder / "none", "not found"),
     ],
     ids=["text", "h5", "unknown", "folder", "nothing"],
 )
-def test_what_are_no_weights_is_one_line(write, expected, tmp_path):
+def test_other_files_are_rejected_in_one_line(write, expected, tmp_path):
     path = write(tmp_path)
     with pytest.raises(WeightsError) as error:
         read_preprocessing(path)
@@ -131,7 +133,7 @@ def test_what_are_no_weights_is_one_line(write, expected, tmp_path):
     assert expected in line
 
 
-# What timm's hub says of resnet50.ra_in1k, shortened.
+# From timm's resnet50.ra_in1k on the hub, shortened.
 TIMM_CONFIG = {
     "architecture": "resnet50",
     "num_classes": 1000,
@@ -159,7 +161,7 @@ def torch_file(tmp_path):
     ("config", "expected"),
     [
         (None, IMAGENET),
-        # Of something else.
+        # A config of something else.
         ({"layers": 3}, IMAGENET),
         (
             TIMM_CONFIG,
@@ -185,11 +187,9 @@ def torch_file(tmp_path):
             ),
         ),
     ],
-    ids=["none", "of something else", "pretrained_cfg", "at the top"],
+    ids=["none", "other config", "pretrained_cfg", "at the top"],
 )
-def test_torch_weights_bring_the_preprocessing_beside_them(
-    config, expected, torch_file
-):
+def test_preprocessing_of_torch_weights_is_read(config, expected, torch_file):
     if config is not None:
         torch_file.with_name("config.json").write_text(json.dumps(config))
     assert read_preprocessing(torch_file) == expected
@@ -217,19 +217,19 @@ def test_torch_weights_bring_the_preprocessing_beside_them(
         '{"interpolation": 3}',
     ],
 )
-def test_a_damaged_config_is_one_line(content, torch_file):
+def test_damaged_config_is_rejected_in_one_line(content, torch_file):
     config = torch_file.with_name("config.json")
     config.write_text(content)
     with pytest.raises(WeightsError) as error:
         read_preprocessing(torch_file)
     [line] = str(error.value).splitlines()
-    assert f"{config} is damaged" in line
+    assert f"{config}: damaged" in line
 
 
 def test_weights_beside_a_damaged_config_are_not_loaded(torch_file):
     torch_file.with_name("config.json").write_text("")
     model = small(seed=2)
     before = np.array(model.head.kernel)
-    with pytest.raises(WeightsError, match="is damaged"):
+    with pytest.raises(WeightsError, match="config.json: damaged"):
         load_weights(model, torch_file)
     np.testing.assert_array_equal(model.head.kernel, before)

@@ -1,9 +1,9 @@
-"""Subclasses that users write: their shapes, arguments and frozen layers."""
+"""Custom subclasses: shapes, arguments and frozen layers."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from layer_nets import assert_same_weights, scramble
+from small_models import assert_same_weights, scramble
 
 import resnet_layers
 from resnet_layers import (
@@ -22,8 +22,8 @@ TINY = {"stage_sizes": (1,), "width": 4, "num_classes": 3}
 
 
 @register
-class WithTwoMore(ResNet):
-    """Two layers of one class, whose names Keras makes up."""
+class TwoDenseLayers(ResNet):
+    """Has two layers of one class, with names that Keras generates."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -40,44 +40,44 @@ class WithTwoMore(ResNet):
 
 
 @pytest.mark.parametrize("way", ["save", "clone", "config"])
-def test_layers_without_names_come_back_frozen(way, images, tmp_path):
+def test_layers_with_generated_names_stay_frozen(way, images, tmp_path):
     tf.keras.utils.clear_session()
-    # Names are then others than in a new session.
+    # The generated names then differ from those of a new session.
     tf.keras.layers.Dense(3)
-    net = WithTwoMore(**TINY, stem="small")
-    net(images)
-    net.second.trainable = False
-    net.stem.trainable = False
+    resnet = TwoDenseLayers(**TINY, stem="small")
+    resnet(images)
+    resnet.second.trainable = False
+    resnet.stem.trainable = False
     tf.keras.utils.clear_session()
     if way == "save":
-        net.save(tmp_path / "model.keras")
+        resnet.save(tmp_path / "model.keras")
         other = tf.keras.models.load_model(tmp_path / "model.keras")
     elif way == "clone":
-        other = tf.keras.models.clone_model(net)
+        other = tf.keras.models.clone_model(resnet)
     else:
-        other = WithTwoMore.from_config(net.get_config())
+        other = TwoDenseLayers.from_config(resnet.get_config())
     assert other.first.trainable
     assert not other.second.trainable
     assert not other.stem.trainable
     assert other.head.trainable
 
 
-def test_configs_that_name_frozen_layers_still_freeze_them():
-    """Files of version 0.1.0 do."""
+def test_configs_of_version_0_1_0_freeze_layers():
+    # These have names instead of positions.
     config = ResNet(**TINY).get_config()
     config["trainable_layers"] = {"stem/conv1": False, "head": False}
-    net = ResNet.from_config(config)
-    assert not net.stem.convs[0].trainable
-    assert not net.head.trainable
-    assert net.stem.bns[0].trainable
+    resnet = ResNet.from_config(config)
+    assert not resnet.stem.convs[0].trainable
+    assert not resnet.head.trainable
+    assert resnet.stem.bns[0].trainable
 
 
-class TwiceAsManyChannels(BasicBlock):
+class DoubledChannels(BasicBlock):
     def call(self, inputs, training=None):
         return tf.repeat(super().call(inputs, training=training), 2, -1)
 
 
-class HalfOfTheLogits(ResNet):
+class HalvedLogits(ResNet):
     def call(self, inputs, training=None):
         return super().call(inputs, training)[:, ::2]
 
@@ -98,11 +98,11 @@ class FlatAttention(SqueezeExcitation):
         return tf.reduce_mean(super().call(inputs), [1, 2])
 
 
-class PooledOnDemand(PooledStem):
-    """Inherits a call of a user's own."""
+class InheritedCall(PooledStem):
+    """Inherits an overridden `call`."""
 
 
-class Vouching(BasicBlock):
+class OwnShape(BasicBlock):
     def call(self, inputs, training=None):
         return super().call(inputs, training)
 
@@ -114,17 +114,17 @@ class Vouching(BasicBlock):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: TwiceAsManyChannels(4),
-        lambda: HalfOfTheLogits(**TINY),
+        lambda: DoubledChannels(4),
+        lambda: HalvedLogits(**TINY),
         lambda: WideEmbedding(**{**TINY, "num_classes": None}),
         lambda: PooledStem(4),
-        lambda: PooledOnDemand(4),
+        lambda: InheritedCall(4),
         lambda: FlatAttention(),
-        lambda: Vouching(4),
+        lambda: OwnShape(4),
     ],
 )
 @pytest.mark.parametrize("built", [True, False])
-def test_symbolic_shape_is_that_of_the_call(make, built, images):
+def test_symbolic_shape_matches_the_call(make, built, images):
     layer = make()
     if built:
         layer.build(images.shape)
@@ -140,7 +140,7 @@ def test_symbolic_shape_is_that_of_the_call(make, built, images):
 
 
 def scaled(parent, **defaults):
-    """Returns a subclass with an argument of its own and no `get_config`."""
+    """Returns a subclass with a new argument and no `get_config`."""
 
     class Scaled(parent):
         def __init__(self, *args, scale=1.0, extra=(1, 2), **kwargs):
@@ -170,7 +170,7 @@ SCALED = {
 
 
 @pytest.mark.parametrize("name", SCALED)
-def test_an_argument_of_its_own_comes_back(name, images, tmp_path):
+def test_argument_of_a_subclass_round_trips(name, images, tmp_path):
     layer = SCALED[name](scale=3.0, extra=[4])
     inputs = tf.keras.Input(images.shape[1:])
     model = tf.keras.Model(inputs, layer(inputs))
@@ -185,7 +185,7 @@ def test_an_argument_of_its_own_comes_back(name, images, tmp_path):
 
 @register
 class OtherDefaults(ResNet):
-    """Passes on what is not kept under its own name."""
+    """Passes on arguments that have no attribute of the same name."""
 
     def __init__(self, stem="small", groups=2, depth=1, **kwargs):
         kwargs = {**TINY, **kwargs, "stage_sizes": (depth,)}
@@ -194,8 +194,8 @@ class OtherDefaults(ResNet):
 
 
 @register
-class Described(ResNet):
-    """Says itself what becomes of its argument."""
+class OwnConfig(ResNet):
+    """Has a `get_config` for its argument."""
 
     def __init__(self, scale=1.0, **kwargs):
         super().__init__(**kwargs)
@@ -205,20 +205,20 @@ class Described(ResNet):
         return {**super().get_config(), "scale": self.factor}
 
 
-def test_arguments_that_are_passed_on_come_back():
+def test_arguments_passed_to_the_parent_round_trip():
     config = OtherDefaults(stem="deep", groups=4, depth=2).get_config()
-    net = OtherDefaults.from_config(config)
-    assert net.stem.kind == "deep"
-    assert net.blocks[0].groups == 4
-    assert net.depth == 2
-    assert net.get_config() == config
-    config = Described(scale=5.0, **TINY).get_config()
-    assert Described.from_config(config).factor == 5.0
+    resnet = OtherDefaults.from_config(config)
+    assert resnet.stem.kind == "deep"
+    assert resnet.blocks[0].groups == 4
+    assert resnet.depth == 2
+    assert resnet.get_config() == config
+    config = OwnConfig(scale=5.0, **TINY).get_config()
+    assert OwnConfig.from_config(config).factor == 5.0
 
 
 @register
 class OneConvolution(ResidualBlock):
-    """As its documentation says how to write one; with TensorFlow's ops."""
+    """The documented way to write a block, with TensorFlow operations."""
 
     expansion = 2
 
@@ -239,8 +239,8 @@ class OneConvolution(ResidualBlock):
 @pytest.mark.parametrize(
     "options", [{}, {"preactivation": True}, {"antialias": "blur"}]
 )
-def test_nets_are_made_of_blocks_of_ones_own(options, images, tmp_path):
-    net = ResNet(
+def test_resnet_with_custom_blocks_works(options, images, tmp_path):
+    resnet = ResNet(
         OneConvolution,
         (1, 2),
         num_classes=3,
@@ -249,16 +249,18 @@ def test_nets_are_made_of_blocks_of_ones_own(options, images, tmp_path):
         attention="eca",
         **options,
     )
-    assert net.blocks[0].scale == 2.0
-    assert net.features(images)["P3"].shape == (4, 4, 4, 32)
-    net(images, training=True)
+    assert resnet.blocks[0].scale == 2.0
+    assert resnet.features(images)["P3"].shape == (4, 4, 4, 32)
+    resnet(images, training=True)
     if not options.get("preactivation"):
-        assert np.any(np.asarray(net.blocks[1].bn1.moving_mean))
-    scramble(net)
-    net.save(tmp_path / "model.keras")
+        assert np.any(np.asarray(resnet.blocks[1].bn1.moving_mean))
+    scramble(resnet)
+    resnet.save(tmp_path / "model.keras")
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded(images), net(images))
-    with pytest.raises(ValueError, match="^`groups` is not taken by ResNet"):
+    np.testing.assert_array_equal(loaded(images), resnet(images))
+    with pytest.raises(
+        ValueError, match="^groups=2: unknown argument of ResNet"
+    ):
         ResNet(OneConvolution, groups=2)
 
 
@@ -272,34 +274,34 @@ def test_custom_blocks_of_version_0_1_0_still_work(images):
         def residual(self, x, training=None):
             return self.bn1(self.conv1(x), **resnet_layers.in_phase(training))
 
-    net = ResNet(Earlier, (1, 1), num_classes=3, width=8)
-    net(images, training=True)
-    assert np.any(np.asarray(net.blocks[1].bn1.moving_mean))
+    resnet = ResNet(Earlier, (1, 1), num_classes=3, width=8)
+    resnet(images, training=True)
+    assert np.any(np.asarray(resnet.blocks[1].bn1.moving_mean))
     with pytest.raises(AttributeError, match="no attribute 'in_phases'"):
         resnet_layers.in_phases  # noqa: B018
 
 
 @register
-class Unselfish(BasicBlock):
-    """Calls its first parameter as nobody else does."""
+class OtherFirstParameter(BasicBlock):
+    """Has another first parameter than `self`."""
 
     def __init__(s, filters, alpha=1.0, **kwargs):  # noqa: N805
         super().__init__(filters, **kwargs)
         s.alpha = alpha
 
 
-def test_first_parameter_of_a_constructor_may_have_any_name(tmp_path, images):
-    block = Unselfish(4, alpha=0.5)
+def test_first_constructor_parameter_can_have_any_name(tmp_path, images):
+    block = OtherFirstParameter(4, alpha=0.5)
     assert block.get_config()["alpha"] == 0.5
     inputs = tf.keras.Input(images.shape[1:])
     model = tf.keras.Model(inputs, block(inputs))
     model.save(tmp_path / "model.keras")
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
     assert loaded.layers[1].alpha == 0.5
-    assert ResNet(Unselfish, **TINY, alpha=2.0).blocks[0].alpha == 2.0
+    assert ResNet(OtherFirstParameter, **TINY, alpha=2.0).blocks[0].alpha == 2.0
 
 
-class Forgetful(BasicBlock):
+class Unsaved(BasicBlock):
     def __init__(self, filters, scale=1.0, **kwargs):
         super().__init__(filters, **kwargs)
         self.factor = scale
@@ -311,13 +313,15 @@ class Replacing(BasicBlock):
         self.scale = tf.keras.layers.Rescaling(scale)
 
 
-@pytest.mark.parametrize("make", [Forgetful, Replacing])
-def test_an_argument_that_cannot_come_back_is_named(make, tmp_path):
+@pytest.mark.parametrize("make", [Unsaved, Replacing])
+def test_argument_that_cannot_be_saved_is_reported(make, tmp_path):
     layer = make(4, scale=2.0)
     layer.build((None, 8, 8, 4))
-    with pytest.raises(ValueError, match="`scale`.*get_config") as error:
+    with pytest.raises(
+        ValueError, match="scale: cannot be saved.*get_config"
+    ) as error:
         layer.get_config()
     [line] = str(error.value).splitlines()
     assert make.__name__ in line
-    with pytest.raises(ValueError, match="`scale`"):
+    with pytest.raises(ValueError, match="scale: cannot be saved"):
         layer.save(tmp_path / "model.keras")

@@ -1,4 +1,4 @@
-"""Files of torch.save: read without torch, and without running code."""
+"""Files of torch.save, read without torch and without running code."""
 
 import os
 import zipfile
@@ -14,7 +14,7 @@ from torch_files import (
     write_old_torch,
     write_torch,
 )
-from weight_nets import assert_refused, assert_same_weights, small
+from weight_models import assert_load_fails, assert_same_weights, small
 
 from resnet_layers import (
     WeightsError,
@@ -30,7 +30,7 @@ WRITE = (write_torch, write_old_torch)
 
 @pytest.fixture
 def state(tmp_path):
-    """Returns {torch's name: array} of `small()`, and what torch counts."""
+    """Returns {torch's name: array} of `small()`, with torch's counter."""
     save_safetensors(small(), tmp_path / "model.safetensors")
     tensors = load_file(tmp_path / "model.safetensors")
     return {**tensors, "bn1.num_batches_tracked": np.array(3, "i8")}
@@ -38,7 +38,7 @@ def state(tmp_path):
 
 @pytest.mark.parametrize("write", WRITE)
 @pytest.mark.parametrize("name", ["m.pth", "m.pt", "m.th", "m.pth.tar", "m"])
-def test_files_of_torch_are_read(write, name, state, tmp_path):
+def test_torch_files_load(write, name, state, tmp_path):
     path = tmp_path / name
     write(path, state)
     model = small(seed=2)
@@ -69,22 +69,22 @@ def test_files_of_torch_are_read(write, name, state, tmp_path):
         ),
     ],
 )
-def test_states_are_found_in_checkpoints(write, wrap, prefix, state, tmp_path):
+def test_state_dicts_are_found_in_checkpoints(
+    write, wrap, prefix, state, tmp_path
+):
     other = {n: np.ones_like(array) for n, array in state.items()}
     content = wrap(state, other)
     content["optimizer"] = {"state": {"0": np.zeros(3, "f4")}, "groups": [None]}
     write(tmp_path / "m.pth", content)
     model = small(seed=2)
     loaded = load_weights(model, tmp_path / "m.pth")
-    assert loaded.notes == (f"its names begin with {prefix}",)
+    assert loaded.notes == (f"tensor names have the prefix {prefix!r}",)
     assert_same_weights(model, small())
     assert read_num_classes(tmp_path / "m.pth") == 7
 
 
 @pytest.mark.parametrize("write", WRITE)
-def test_tensors_are_read_in_the_order_that_they_have_in_memory(
-    write, state, tmp_path
-):
+def test_tensors_with_other_memory_layouts_load(write, state, tmp_path):
     kernel = state["conv1.weight"]
     channels_last = np.ascontiguousarray(kernel.transpose(0, 2, 3, 1))
     state["conv1.weight"] = channels_last.transpose(0, 3, 1, 2)
@@ -105,27 +105,27 @@ def touch(path):
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (touch, "needs posix.system, and reading that may run code"),
+        (touch, "needs posix.system beside tensors, which may run code"),
         (lambda path: Call("builtins\neval", "1"), "needs builtins.eval"),
         (lambda path: Name("argparse\nNamespace"), "argparse.Namespace"),
         (
             lambda path: Call("torch.nn.modules.linear\nLinear"),
             "torch.nn.modules.linear.Linear",
         ),
-        # A type is no function.
+        # A type is not a function.
         (
             lambda path: Call("torch\nFloatStorage", 10**9),
-            "needs something that it makes",
+            "needs a call of a created object",
         ),
     ],
 )
-def test_what_would_run_code_is_rejected(
+def test_files_that_would_run_code_are_rejected(
     write, make, expected, state, tmp_path
 ):
     path, proof = tmp_path / "m.pth", tmp_path / "proof"
     write(path, {"state_dict": state, "args": make(proof)})
-    assert_refused(small(seed=2), path, expected)
-    with pytest.raises(WeightsError, match="where you trust the file"):
+    assert_load_fails(small(seed=2), path, expected)
+    with pytest.raises(WeightsError, match="If you trust the file"):
         read_num_classes(path)
     assert not proof.exists()
 
@@ -141,7 +141,7 @@ def test_what_would_run_code_is_rejected(
         b"\x80\x02ccollections\nOrderedDict\n)R}(X\x01\x00\x00\x00a0\x81b.",
         b"\x80\x02R.",
         b"\x80\x02]q\x00h\x01.",
-        # A key of tuples in tuples, which takes years to hash.
+        # A key of nested tuples, which takes years to hash.
         b"\x80\x02})q\x00" + 60 * b"h\x00\x86q\x00" + b"Ns.",
         b"\x80\x02}(K\x01u.",
         b"\x80\x02K\x01K\x02b.",
@@ -154,14 +154,14 @@ def test_other_instructions_are_rejected(code, tmp_path):
     path = tmp_path / "m.pth"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", code)
-    assert_refused(small(), path, "cannot be")
+    assert_load_fails(small(), path, f"{path}: ")
     if code.startswith(b"\x80"):
         path.write_bytes(code)
-        assert_refused(small(), path, "cannot be")
+        assert_load_fails(small(), path, f"{path}: ")
 
 
-def test_functions_are_harmless():
-    """Nothing but what makes containers and descriptions of tensors."""
+def test_allowed_functions_are_all_in_this_library():
+    # They only create containers and descriptions of tensors.
     modules = {getattr(f, "__module__", None) for f in FUNCTIONS.values()}
     assert modules == {"resnet_layers.weights.pickles"}
 
@@ -171,42 +171,44 @@ def test_functions_are_harmless():
     [(1, (8,), (1,)), (0, (3, 3), (3, 1)), (-1, (2,), (1,)), (7, (2,), (-1,))],
 )
 @pytest.mark.parametrize("write", WRITE)
-def test_tensors_stay_within_their_numbers(
+def test_tensors_cannot_exceed_their_storage(
     write, offset, shape, strides, tmp_path
 ):
     bias = Tensor(np.zeros(8, "f4"), offset, shape, strides)
-    # The numbers of another tensor stand behind.
+    # Followed by the values of another tensor.
     write(tmp_path / "m.pth", {"fc.bias": bias, "x": np.zeros(100, "f4")})
-    assert_refused(small(), tmp_path / "m.pth", "reaches out of its storage")
+    assert_load_fails(small(), tmp_path / "m.pth", "exceeds its storage")
 
 
 @pytest.mark.parametrize("write", WRITE)
-def test_truncated_files_are_one_clear_line(write, state, tmp_path):
+def test_truncated_files_are_rejected_in_one_line(write, state, tmp_path):
     path = tmp_path / "m.pth"
     write(path, state)
     content = path.read_bytes()
     for size in (len(content) // 2, len(content) - 30):
         path.write_bytes(content[:size])
-        assert_refused(small(seed=2), path, "cannot be read")
+        assert_load_fails(small(seed=2), path, "cannot be read")
 
 
-def test_what_torch_does_not_write_is_rejected(state, tmp_path):
+def test_files_without_a_state_dict_are_rejected(state, tmp_path):
     path = tmp_path / "m.pth"
     write_torch(path, state, zipfile.ZIP_DEFLATED)
-    assert_refused(small(seed=2), path, "is packed in it")
+    assert_load_fails(small(seed=2), path, "is compressed")
     write_torch(path, [1, 2])
-    assert_refused(small(seed=2), path, "has no tensors by name")
+    assert_load_fails(small(seed=2), path, "no named tensors found, only list")
     write_torch(path, {"epoch": 1})
-    assert_refused(small(seed=2), path, "and it has epoch")
+    assert_load_fails(small(seed=2), path, "only epoch")
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("net/data.pkl", b"")
         file.writestr("net/constants.pkl", b"")
-    assert_refused(small(seed=2), path, "is a program of TorchScript")
+    assert_load_fails(
+        small(seed=2), path, "TorchScript programs are unsupported"
+    )
     path.write_bytes(pickled({"blobs": 1}))
-    assert_refused(small(seed=2), path, "not one of torch.save")
+    assert_load_fails(small(seed=2), path, "that torch.save did not write")
 
 
-def test_folders_of_older_models_have_a_file_of_torch(state, tmp_path):
+def test_pytorch_model_bin_is_found_in_a_folder(state, tmp_path):
     folder = tmp_path / "net"
     os.mkdir(folder)
     write_torch(folder / "pytorch_model.bin", state)

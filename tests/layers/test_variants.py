@@ -1,4 +1,4 @@
-"""The rows of VARIANTS: their names, texts, and numbers of other libraries."""
+"""Entries of VARIANTS: names, descriptions, and parity with timm."""
 
 import json
 import pathlib
@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from weight_nets import zero_kernels
+from weight_models import zero_kernels
 
 from benchmarks.fixed_random import (
     TOLERANCE,
@@ -18,7 +18,7 @@ from benchmarks.fixed_random import (
 from resnet_layers import VARIANTS, ResNet, load_weights
 from resnet_layers.weights.names import torch_targets
 
-# What timm's nets say, written by
+# Outputs of timm's models, written by
 #   python -m benchmarks.parity --names=... --record=tests/layers/parity.json
 RECORDED = json.loads(
     pathlib.Path(__file__).with_name("parity.json").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ RECORDED = json.loads(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDED)
-def test_nets_compute_what_timms_do(name, tmp_path):
+def test_variants_match_timm(name, tmp_path):
     expected = RECORDED[name]
     with zero_kernels():
         ours = VARIANTS[name]()
@@ -48,26 +48,26 @@ def test_nets_compute_what_timms_do(name, tmp_path):
     count = len(expected["logits"][0])
     corners = [np.asarray(m)[:, 0, 0, :count] for m in maps]
     for mine, theirs in zip(corners, expected["features"], strict=True):
-        # The spread of a few numbers is smaller than that of all.
+        # A few values have a smaller range than all of them.
         assert difference(mine, theirs) <= TOLERANCE
     logits = np.asarray(ours(batch))[:, :count]
     assert difference(logits, expected["logits"]) <= TOLERANCE
 
 
-def test_every_net_says_what_it_is():
+def test_every_variant_has_a_description():
     texts = [variant.__doc__ for variant in VARIANTS.values()]
     assert len(set(texts)) == len(VARIANTS) > 100
     assert VARIANTS["seresnext26t_32x4d"].__doc__ == (
-        "seresnext26t_32x4d: bottleneck blocks in stages of 2, 2, 2, 2, 32 "
-        "groups of 4 (ResNeXt), tiered stem and pooled shortcuts (T), "
+        "ResNet of bottleneck blocks (2, 2, 2, 2 per stage) with 32 groups of "
+        "width 4 (ResNeXt), a tiered stem, pooled shortcuts (ResNet-T) and "
         "squeeze-and-excitation."
     )
-    # Nothing but the text says it twice.
-    rows = [
+    # All arguments differ too.
+    arguments = [
         json.dumps({**variant.arguments, "name": ""}, sort_keys=True)
         for variant in VARIANTS.values()
     ]
-    assert len(set(rows)) == len(rows)
+    assert len(set(arguments)) == len(arguments)
 
 
 @pytest.mark.parametrize(
@@ -77,19 +77,20 @@ def test_every_net_says_what_it_is():
         ("ResNet50", "resnet50"),
         ("resnet50.a1_in1k", "resnet50"),
         ("resnext50", "resnext50_32x4d"),
-        ("vgg", "none"),
+        ("vgg", None),
     ],
 )
-def test_unknown_names_get_the_nearest(name, nearest):
+def test_unknown_name_is_reported_with_the_nearest(name, nearest):
+    hint = f"Did you mean .*{nearest}" if nearest else "Use a name in VARIANTS"
     with pytest.raises(
-        KeyError, match=f"{name}.*nearest: .*{nearest}"
+        KeyError, match=f"^variant={name}: unknown. {hint}"
     ) as error:
         VARIANTS[name]
     assert "\n" not in str(error.value)
     assert name not in VARIANTS
 
 
-def test_keywords_override_the_row():
-    net = VARIANTS["seresnet50"](attention=None, num_classes=7, name="mine")
+def test_arguments_override_those_of_the_variant():
+    resnet = VARIANTS["seresnet50"](attention=None, num_classes=7, name="mine")
     config = ResNet(num_classes=7, name="mine").get_config()
-    assert net.get_config() == {**config, "attention": None}
+    assert resnet.get_config() == {**config, "attention": None}

@@ -1,4 +1,4 @@
-"""Files that are damaged, foreign or dangerous, and how ours are written."""
+"""Files that are damaged, unsupported or dangerous, and how ours are saved."""
 
 import os
 import zipfile
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from applications import build_short, make_short_application, save_legacy
 from safetensors.numpy import load_file, save, save_file
-from weight_nets import (
-    assert_refused,
+from weight_models import (
+    assert_load_fails,
     assert_same_weights,
     build,
-    pictures,
+    random_images,
     save_keras,
     save_weights_h5,
     small,
@@ -31,19 +31,19 @@ from resnet_layers.weights import assign
 from resnet_layers.weights.names import Target, torch_targets
 
 
-def test_model_without_weights_says_how_to_get_them(tmp_path):
+def test_model_must_be_built(tmp_path):
     path = save_keras(small(), tmp_path)
     for use in (load_weights, save_safetensors):
         with pytest.raises(WeightsError, match="model.build"):
             use(VARIANTS["resnet_tiny"](), path)
 
 
-def test_a_folder_without_checkpoints_says_what_was_expected(tmp_path):
+def test_folder_without_weights_is_rejected(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    assert_refused(small(), tmp_path, "checkpoints/ckpt-STEP.index")
+    assert_load_fails(small(), tmp_path, "checkpoints/ckpt-STEP.index")
     with pytest.raises(WeightsError, match="ckpt-STEP.index"):
         find_weights(str(tmp_path), "resnet50")
-    with pytest.raises(WeightsError, match="none is not a file"):
+    with pytest.raises(WeightsError, match="none: not found"):
         find_weights(str(tmp_path / "none"), "resnet50")
 
 
@@ -62,7 +62,7 @@ def add_a_tensor(path):
     save_file({**load_file(path), "extra.weight": np.zeros(3, "f4")}, path)
 
 
-def put_in_a_nan(path):
+def insert_a_nan(path):
     tensors = load_file(path)
     tensors["layer2.0.bn1.bias"][5] = np.nan
     save_file(tensors, path)
@@ -90,9 +90,12 @@ def replace_by_text(path):
     [
         (remove_a_tensor, "layer2.0.bn1.bias"),
         (add_a_tensor, "extra.weight"),
-        (put_in_a_nan, "layer2.0.bn1.bias"),
+        (insert_a_nan, "layer2.0.bn1.bias"),
         (change("conv1.weight", lambda x: x.astype("f8") * 1e300), "finite"),
-        (change("fc.bias", lambda x: x * np.inf), "fc.bias, of shape (7,)"),
+        (
+            change("fc.bias", lambda x: x * np.inf),
+            "fc.bias of shape (7,) has values",
+        ),
         (change("bn1.running_var", lambda x: -abs(x)), "negative"),
         (change("conv1.weight", lambda x: x.astype("c8")), "complex64"),
         (change("conv1.weight", lambda x: x > 0), "bool"),
@@ -101,14 +104,16 @@ def replace_by_text(path):
         (replace_by_text, "cannot be read"),
     ],
 )
-def test_bad_safetensors_are_one_clear_line(tmp_path, damage, expected):
+def test_damaged_safetensors_are_rejected_in_one_line(
+    tmp_path, damage, expected
+):
     path = tmp_path / "model.safetensors"
     save_safetensors(small(), path)
     damage(path)
-    assert_refused(small(seed=2), path, expected)
+    assert_load_fails(small(seed=2), path, expected)
 
 
-def test_another_architecture_is_named_with_both_shapes(tmp_path):
+def test_shape_mismatch_is_reported_with_both_shapes(tmp_path):
     path = tmp_path / "model.safetensors"
     save_safetensors(build("resnext50_32x4d", stage_sizes=(1, 1)), path)
     with pytest.raises(WeightsError) as error:
@@ -126,25 +131,25 @@ def renamed(path, rename):
     ("rename", "notes"),
     [
         (lambda n: n, ()),
-        (lambda n: f"module.{n}", ("its names begin with module.",)),
+        (lambda n: f"module.{n}", ("tensor names have the prefix 'module.'",)),
         (
             lambda n: f"_orig_mod.model.{n}",
-            ("its names begin with _orig_mod.model.",),
+            ("tensor names have the prefix '_orig_mod.model.'",),
         ),
         (
             lambda n: n.replace("fc.", "fc.1."),
-            ("its classifier is called fc.1",),
+            ("the classifier is named 'fc.1'",),
         ),
         (
             lambda n: f"backbone.{n}".replace("backbone.fc", "head.linear"),
             (
-                "its names begin with backbone.",
-                "its classifier is called head.linear",
+                "tensor names have the prefix 'backbone.'",
+                "the classifier is named 'head.linear'",
             ),
         ),
     ],
 )
-def test_prefixes_and_names_of_classifiers_are_found(rename, notes, tmp_path):
+def test_prefixes_and_classifier_names_are_recognized(rename, notes, tmp_path):
     path = tmp_path / "model.safetensors"
     theirs, model = small(), small(seed=2)
     save_safetensors(theirs, path)
@@ -157,17 +162,19 @@ def test_prefixes_and_names_of_classifiers_are_found(rename, notes, tmp_path):
     assert_same_weights(without_head, theirs)
 
 
-def test_classifiers_that_are_convolutions_are_found(tmp_path):
+def test_convolutional_classifiers_are_recognized(tmp_path):
     path = tmp_path / "model.safetensors"
     options = {"preactivation": True, "use_bias": False}
     theirs, model = small(**options), small(seed=2, **options)
     save_safetensors(theirs, path)
     renamed(path, lambda n: f"module.{n}")
-    assert load_weights(model, path).notes == ("its names begin with module.",)
+    assert load_weights(model, path).notes == (
+        "tensor names have the prefix 'module.'",
+    )
     assert_same_weights(model, theirs)
 
 
-def test_averages_are_taken_of_files_with_both(tmp_path):
+def test_weight_average_wins_in_files_with_both(tmp_path):
     path = tmp_path / "model.safetensors"
     theirs, model = small(), small(seed=2)
     save_safetensors(model, path)
@@ -176,28 +183,30 @@ def test_averages_are_taken_of_files_with_both(tmp_path):
     average = load_file(path)
     both = {f"model.{n}": t for n, t in last.items()}
     save_file({**both, **{f"ema.{n}": t for n, t in average.items()}}, path)
-    assert load_weights(model, path).notes == ("its names begin with ema.",)
+    assert load_weights(model, path).notes == (
+        "tensor names have the prefix 'ema.'",
+    )
     assert_same_weights(model, theirs)
-    # Nothing says which of these is meant.
+    # It is ambiguous which of these to load.
     save_file({**both, **{f"other.{n}": t for n, t in last.items()}}, path)
-    assert_refused(model, path, "other.conv1.weight, model.conv1.weight")
+    assert_load_fails(model, path, "other.conv1.weight, model.conv1.weight")
 
 
-def test_names_that_do_not_fit_are_shown_with_the_nearest(tmp_path):
+def test_unmatched_name_is_reported_with_the_nearest(tmp_path):
     path = tmp_path / "model.safetensors"
     save_safetensors(small(), path)
     renamed(path, lambda n: n.replace("layer1.0.conv1", "layer1.0.conv_1"))
-    expected = "the nearest there: layer1.0.conv_1.weight"
-    assert_refused(small(seed=2), path, expected)
+    expected = "; nearest: layer1.0.conv_1.weight"
+    assert_load_fails(small(seed=2), path, expected)
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"text", b"\x89HDF\r\n\x1a\n" + b"0" * 90]
 )
-def test_bad_h5_is_one_clear_line(tmp_path, content):
+def test_damaged_h5_is_rejected_in_one_line(tmp_path, content):
     path = tmp_path / "model.h5"
     path.write_bytes(content)
-    assert_refused(small(), path, "cannot be read")
+    assert_load_fails(small(), path, "cannot be read")
 
 
 def link_outside(file, name, other):
@@ -218,13 +227,11 @@ def show_outside(file, name, other):
 
 
 @pytest.mark.parametrize(
-    "lead_out", [link_outside, store_outside, show_outside]
+    "add_reference", [link_outside, store_outside, show_outside]
 )
 @pytest.mark.parametrize("save", [save_weights_h5, save_keras])
-def test_files_that_lead_out_of_themselves_are_rejected(
-    lead_out, save, tmp_path
-):
-    """Else weights of a stranger read any file into the model."""
+def test_references_to_other_files_are_rejected(add_reference, save, tmp_path):
+    # Otherwise, untrusted weights could read any file into the model.
     other = tmp_path / "other.h5"
     with h5py.File(other, "w") as file:
         file["secret"] = np.arange(7, dtype="f4")
@@ -232,16 +239,18 @@ def test_files_that_lead_out_of_themselves_are_rejected(
     with h5py.File(path, "a") as file:
         assert file["head/vars/1"].shape == (7,)
         del file["head/vars/1"]
-        lead_out(file, "head/vars/1", str(other))
+        add_reference(file, "head/vars/1", str(other))
     with h5py.File(path) as file:
-        # It is what it pretends to be.
+        # The reference works in h5py.
         assert file["head/vars/1"][6] == 6
     if save is save_keras:
         weights, path = path, save(small(), tmp_path)
         replace_member(path, "model.weights.h5", weights.read_bytes())
     model = small(seed=2)
     before = [np.array(weight) for weight in model.weights]
-    with pytest.raises(WeightsError, match="is kept in another file") as error:
+    with pytest.raises(
+        WeightsError, match="is stored in another file"
+    ) as error:
         load_weights(model, path)
     assert "head/vars/1" in str(error.value)
     for weight, value in zip(model.weights, before, strict=True):
@@ -257,38 +266,38 @@ def replace_member(path, name, content, compression=zipfile.ZIP_STORED):
 
 
 @pytest.mark.parametrize("name", ["model.weights.h5", "config.json"])
-def test_archives_are_looked_at_before_they_are_unpacked(
-    name, tmp_path, monkeypatch
-):
+def test_archives_are_checked_before_unpacking(name, tmp_path, monkeypatch):
     path = save_keras(small(), tmp_path)
     config = zipfile.ZipFile(path).read("config.json")
-    # Packed by somebody, it is read all the same, and text becomes small.
+    # A compressed file loads too, and text compresses well.
     padded = config + b" " * 10**5
     replace_member(path, "config.json", padded, zipfile.ZIP_DEFLATED)
     load_weights(small(seed=2), path)
     replace_member(path, name, b" " * 2**25, zipfile.ZIP_DEFLATED)
     monkeypatch.setattr(zipfile.ZipFile, "extract", None)
-    assert_refused(small(seed=2), path, f"{name} in it would unpack to 33,554,")
+    assert_load_fails(
+        small(seed=2), path, f"member {name} would unpack to 33,554,"
+    )
 
 
 @pytest.fixture(scope="module")
 def keras_file(tmp_path_factory):
-    """Returns a file of keras.applications, of a net like ResNet-50's begin."""
+    """Returns a file of keras.applications with the start of a ResNet-50."""
     path = tmp_path_factory.mktemp("weights") / "model.h5"
     save_legacy(make_short_application("resnet50_keras"), path)
     return path
 
 
-def test_truncated_h5_is_one_clear_line(keras_file, tmp_path):
+def test_truncated_h5_is_rejected_in_one_line(keras_file, tmp_path):
     path = tmp_path / "model.h5"
     content = keras_file.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    assert_refused(small(), path, "cannot be read")
+    assert_load_fails(small(), path, "cannot be read")
 
 
-def test_weights_of_another_kind_of_net_do_not_fit(keras_file):
+def test_weights_of_another_architecture_are_rejected(keras_file):
     model = build_short("resnet50_v2", width=16)
-    assert_refused(model, keras_file, "does not fit resnet50_v2")
+    assert_load_fails(model, keras_file, "does not match resnet50_v2")
 
 
 def small_of(channels):
@@ -299,43 +308,45 @@ def small_of(channels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("channels", [1, 2, 4, 7])
-@pytest.mark.parametrize("save", [save_torch, save_weights_h5])
-def test_kernels_fit_other_channels_as_in_timm(channels, save, tmp_path):
+@pytest.mark.parametrize(
+    ("save", "channels"),
+    [*((save_torch, n) for n in (1, 2, 4, 7)), (save_weights_h5, 4)],
+)
+def test_kernels_are_adapted_to_channels_as_in_timm(channels, save, tmp_path):
     theirs = small()
     path = save(theirs, tmp_path)
     kernel = np.asarray(theirs.stem.convs[0].kernel)
-    # What timm's `adapt_input_conv` does.
+    # As timm's `adapt_input_conv`.
     if channels == 1:
         expected = kernel.sum(2, keepdims=True)
     else:
         expected = np.concatenate([kernel] * 3, 2)[:, :, :channels]
         expected = expected * 3 / channels
     model = small_of(channels)
-    assert_refused(model, path, "`adapt_channels` fits it")
+    assert_load_fails(model, path, "adapt_channels=True")
     load_weights(model, path, adapt_channels=True)
     np.testing.assert_allclose(model.stem.convs[0].kernel, expected, rtol=1e-6)
     np.testing.assert_array_equal(model.head.kernel, theirs.head.kernel)
 
 
-def test_grey_images_give_nearly_the_features_of_colored_ones(tmp_path):
+def test_adapted_kernels_keep_the_logits_of_gray_images(tmp_path):
     theirs, model = small(), small_of(1)
     load_weights(model, save_torch(theirs, tmp_path), adapt_channels=True)
-    grey = pictures(16)[..., :1]
+    gray = random_images(16)[..., :1]
     np.testing.assert_allclose(
-        model(grey), theirs(np.repeat(grey, 3, axis=-1)), atol=1e-4
+        model(gray), theirs(np.repeat(gray, 3, axis=-1)), atol=1e-4
     )
-    # And back: the mean of the channels.
+    # In the other direction: the mean of the channels.
     path = save_torch(model, tmp_path)
     load_weights(theirs, path, adapt_channels=True)
-    colors = pictures(16)
+    colors = random_images(16)
     np.testing.assert_allclose(
         theirs(colors), model(colors.mean(-1, keepdims=True)), atol=1e-4
     )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_safetensors_of_other_precision_are_cast(dtype, tmp_path):
+def test_safetensors_of_other_dtypes_are_cast(dtype, tmp_path):
     theirs, model = small(dtype=dtype), small(seed=2)
     save_safetensors(theirs, tmp_path / "model.safetensors")
     load_weights(model, tmp_path / "model.safetensors")
@@ -343,7 +354,7 @@ def test_safetensors_of_other_precision_are_cast(dtype, tmp_path):
         np.testing.assert_array_equal(mine, np.asarray(read).astype("f4"))
 
 
-def test_safetensors_are_written_as_the_package_writes_them(tmp_path):
+def test_safetensors_are_byte_identical_to_the_package(tmp_path):
     path = tmp_path / "model.safetensors"
     for dtype in ("float32", "bfloat16"):
         model = small(dtype=dtype, stem="deep", attention="se")
@@ -352,7 +363,7 @@ def test_safetensors_are_written_as_the_package_writes_them(tmp_path):
         assert content == save(load_file(path), metadata={"format": "pt"})
 
 
-def test_safetensors_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_safetensors_are_written_atomically(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     save_safetensors(small(), path)
     assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()

@@ -1,6 +1,6 @@
-"""Weights of others: the same pictures, the same logits.
+"""Third-party weights: the same images give the same logits.
 
-Parity with torchvision and timm is tested where the extra `parity` is there:
+Tests against torchvision and timm require the extra `parity`:
 
     pip install --editable '.[dev,parity]'
     pytest tests/layers/test_weight_parity.py
@@ -17,12 +17,12 @@ from applications import (
 )
 from keras.src.backend.common import global_state
 from safetensors.numpy import load_file
-from weight_nets import (
+from weight_models import (
     assert_same_logits,
     assert_same_weights,
     assign_random,
     build,
-    pictures,
+    random_images,
     randomize,
 )
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 
 def big_ones_slow(names):
-    """Returns the names as parameters; of big nets the tests are slow."""
+    """Returns the names as parameters; tests of big models are slow."""
     return [
         pytest.param(name, marks=pytest.mark.slow)
         if any(size in name for size in ("101", "152", "wide"))
@@ -57,23 +57,23 @@ TIMM = ("resnet18d", "resnet34d", "resnet50d", "resnet101d", "seresnet50")
 
 
 @pytest.mark.parametrize("name", ["resnet50_keras", "resnet50_v2"])
-def test_keras_applications_weights_give_their_logits(name, tmp_path):
+def test_logits_match_keras_applications(name, tmp_path):
     theirs = make_application(name)
     assign_random(theirs)
     save_legacy(theirs, tmp_path / "model.h5")
     ours = build(name)
     assert load_weights(ours, tmp_path / "model.h5")[:2] == ("keras", True)
-    assert_same_logits(ours(pictures()), theirs(pictures()))
-    # pytest keeps its folders for a while, and nets are large.
+    assert_same_logits(ours(random_images()), theirs(random_images()))
+    # pytest keeps its folders for a while, and models are large.
     (tmp_path / "model.h5").unlink()
 
 
 @pytest.mark.parametrize("name", ["resnet101_keras", "resnet152_v2"])
-def test_nets_have_the_names_and_shapes_of_keras_applications(name):
-    """Without numbers: the logits of the smallest show that these suffice."""
+def test_names_and_shapes_match_keras_applications(name):
+    # Without values: the smallest models show that names and shapes suffice.
     with tf.keras.StatelessScope(initialize_variables=False):
         theirs, ours = make_application(name), build(name)
-    # Else the end of the next scope would give them numbers.
+    # Otherwise the end of the next scope initializes them.
     global_state.set_global_attribute("uninitialized_variables", [])
     expected = {
         f"{layer.name}/{variable.name}": tuple(variable.shape)
@@ -90,32 +90,32 @@ def test_nets_have_the_names_and_shapes_of_keras_applications(name):
     }
 
 
-@pytest.fixture(params=["resnet50_keras", "resnet50_v2"])
+@pytest.fixture(params=["resnet50_keras", "resnet50_v2"], scope="module")
 def short(request):
-    """Returns the name of a variant, and keras.applications' net, shortened."""
+    """Returns (variant, its shortened model of keras.applications)."""
     model = make_short_application(request.param)
     assign_random(model)
     return request.param, model
 
 
-def test_keras_3_weights_files_are_read_too(short, tmp_path):
+def test_keras_3_weights_files_load(short, tmp_path):
     name, theirs = short
     theirs.save_weights(tmp_path / "model.weights.h5")
     ours = build_short(name)
     assert load_weights(ours, tmp_path / "model.weights.h5").head_used
-    assert_same_logits(ours(pictures()), theirs(pictures()))
+    assert_same_logits(ours(random_images()), theirs(random_images()))
 
 
-def test_weights_are_found_in_a_whole_model(short, tmp_path):
+def test_whole_model_files_load(short, tmp_path):
     name, theirs = short
     theirs.save(tmp_path / "model.h5")
     ours = build_short(name)
     assert load_weights(ours, tmp_path / "model.h5")[:2] == ("keras", True)
-    assert_same_logits(ours(pictures()), theirs(pictures()))
+    assert_same_logits(ours(random_images()), theirs(random_images()))
 
 
 @pytest.mark.parametrize("num_classes", [3, None])
-def test_another_number_of_classes_keeps_the_models_head(
+def test_other_number_of_classes_keeps_the_models_head(
     num_classes, short, tmp_path
 ):
     name, theirs = short
@@ -150,9 +150,11 @@ def check_torch_parity(theirs, name, path, **options):
     ours = build(name, **options)
     assert load_weights(ours, path)[:2] == ("torch", True)
     with torch.no_grad():
-        expected = theirs(torch.from_numpy(pictures().transpose(0, 3, 1, 2)))
-    assert_same_logits(ours(pictures()), expected.numpy())
-    # And back, exactly.
+        expected = theirs(
+            torch.from_numpy(random_images().transpose(0, 3, 1, 2))
+        )
+    assert_same_logits(ours(random_images()), expected.numpy())
+    # Saving is exact.
     save_safetensors(ours, path)
     for key, value in load_file(path).items():
         np.testing.assert_array_equal(value, state[key].numpy(), err_msg=key)
@@ -164,7 +166,7 @@ def check_torch_parity(theirs, name, path, **options):
 
 
 @pytest.mark.parametrize("name", big_ones_slow(TORCHVISION))
-def test_torchvision_weights_give_their_logits(name, tmp_path):
+def test_logits_match_torchvision(name, tmp_path):
     torchvision = pytest.importorskip(
         "torchvision", reason="needs the extra: pip install '.[parity]'"
     )
@@ -176,8 +178,8 @@ def check_timm_parity(name, output_stride, tmp_path, monkeypatch):
     timm = pytest.importorskip(
         "timm", reason="needs the extra: pip install '.[parity]'"
     )
-    # timm averages the last pixels with zeros where dilation has taken a
-    # stride's place, and alone where it has not. Ours are alone in both.
+    # Where dilation replaces a stride, timm averages the last pixels with
+    # zeros; elsewhere not. Ours are never averaged with zeros.
     monkeypatch.setattr(
         timm.layers.pool2d_same,
         "pad_same",
@@ -190,7 +192,7 @@ def check_timm_parity(name, output_stride, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", big_ones_slow(TIMM))
-def test_timm_weights_give_their_logits(name, tmp_path, monkeypatch):
+def test_logits_match_timm(name, tmp_path, monkeypatch):
     check_timm_parity(name, 32, tmp_path, monkeypatch)
 
 
@@ -198,9 +200,7 @@ def test_timm_weights_give_their_logits(name, tmp_path, monkeypatch):
     ("name", "output_stride"),
     [("resnet50", 16), ("resnet50", 8), ("resnet18d", 16), ("resnet50d", 16)],
 )
-def test_dilated_nets_give_the_logits_of_timms(
-    name, output_stride, tmp_path, monkeypatch
-):
+def test_dilated_logits_match_timm(name, output_stride, tmp_path, monkeypatch):
     check_timm_parity(name, output_stride, tmp_path, monkeypatch)
 
 

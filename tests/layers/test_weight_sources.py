@@ -1,4 +1,4 @@
-"""Where weights come from, with folders in place of the servers."""
+"""Sources of weights, with folders instead of servers."""
 
 import hashlib
 import pathlib
@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from applications import make_short_application, save_legacy
 from hub_presets import write_preset
-from weight_nets import small
+from weight_models import small
 
 from resnet_layers import (
     NORMALIZATIONS,
@@ -22,7 +22,7 @@ from resnet_layers.weights import downloads
 CAFFE = Preprocessing(NORMALIZATIONS["caffe"], 224)
 
 
-def test_imagenet_weights_are_downloaded_and_hashed(monkeypatch, tmp_path):
+def test_imagenet_weights_are_downloaded_and_verified(monkeypatch, tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
     monkeypatch.setattr(
@@ -37,49 +37,51 @@ def test_imagenet_weights_are_downloaded_and_hashed(monkeypatch, tmp_path):
     found = find_weights("imagenet", "resnet50_keras")
     assert found[1:] == ("resnet50_keras", CAFFE)
     assert found.path.read_bytes() == file.read_bytes()
-    # Without a variant it is that one.
+    # The default variant.
     assert find_weights("imagenet") == found
     found.path.unlink()
     files["resnet50_keras"] = ("resnet50", "0" * 32)
-    with pytest.raises(WeightsError, match="could not be downloaded") as error:
+    with pytest.raises(WeightsError, match="cannot be downloaded") as error:
         find_weights("imagenet", "resnet50_keras")
     assert "\n" not in str(error.value)
 
 
-def test_imagenet_weights_exist_for_some_variants_only():
-    with pytest.raises(WeightsError, match="only for resnet50_keras"):
+def test_variant_without_imagenet_weights_is_rejected():
+    with pytest.raises(
+        WeightsError, match="variant=resnet18: .* Use one of resnet50_keras"
+    ):
         find_weights("imagenet", "resnet18")
 
 
 @pytest.fixture
 def server(tmp_path):
-    """Returns a folder with the repositories of the hub."""
+    """Returns the folder of the hub's repositories."""
     return tmp_path / "server"
 
 
 @pytest.fixture
 def hub(monkeypatch, server, tmp_path):
-    """Returns what was asked of the hub, whose repositories are folders."""
+    """Returns the requests to a hub whose repositories are folders."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     package = pytest.importorskip(
         "huggingface_hub", reason="needs the extra: pip install '.[weights]'"
     )
-    asked = []
+    requests = []
 
     def snapshot_download(repository, allow_patterns):
-        asked.append((repository, allow_patterns))
+        requests.append((repository, allow_patterns))
         if not (server / repository).is_dir():
             raise OSError("404 Client Error:\nRepository Not Found")
         return str(server / repository)
 
     monkeypatch.setattr(package, "snapshot_download", snapshot_download)
-    return asked
+    return requests
 
 
 def test_timm_weights_come_from_the_hub(hub, server):
     name = "timm/resnet50.a1_in1k"
-    # A folder of that name with other files in it does not count.
+    # The parent folder of a path does not count as one.
     pathlib.Path("timm").mkdir()
     folder = server / name
     folder.mkdir(parents=True)
@@ -108,16 +110,16 @@ def test_presets_come_from_the_hub(hub, server):
 
 
 @pytest.mark.parametrize("name", ["timm/none", "keras/none"])
-def test_what_the_hub_does_not_have_is_one_line(name, hub):
+def test_missing_repository_is_reported_in_one_line(name, hub):
     with pytest.raises(WeightsError) as error:
         find_weights(name)
     [line] = str(error.value).splitlines()
-    assert f"https://huggingface.co/{name} could not be downloaded" in line
+    assert f"https://huggingface.co/{name}: cannot be downloaded" in line
 
 
-def test_repositories_without_weights_are_one_line(hub, server):
+def test_repository_without_weights_is_rejected(hub, server):
     (server / "keras/empty").mkdir(parents=True)
-    with pytest.raises(WeightsError, match="keras/empty holds no weights"):
+    with pytest.raises(WeightsError, match="keras/empty: no weights found"):
         find_weights("keras/empty")
 
 

@@ -1,4 +1,4 @@
-"""Which variant files of weights are of, as far as they tell."""
+"""Variants, configs and functions that belong to files of weights."""
 
 import json
 
@@ -9,14 +9,14 @@ from applications import build_short, make_short_application, save_legacy
 from hub_presets import write_config as write_hub_config
 from hub_presets import write_preset
 from safetensors.numpy import load_file, save_file
-from weight_nets import (
-    OWN_WAYS,
-    READ_APART,
-    assert_refused,
+from weight_models import (
+    OWN_FORMATS,
+    OWN_READERS,
+    assert_load_fails,
     assert_same_weights,
     assign_random,
     build,
-    pictures,
+    random_images,
     save_keras,
     save_run,
     save_weights_h5,
@@ -47,7 +47,7 @@ def save_torch(model, folder):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Returns a folder as the hub has it, without a config."""
+    """Returns a folder as on the hub, without a config."""
     save_torch(small(), tmp_path)
     return tmp_path
 
@@ -57,7 +57,7 @@ def write_json(folder, **config):
 
 
 @pytest.mark.parametrize("place", ["", "model.safetensors"])
-def test_a_folder_as_downloaded_is_like_its_file(place, folder):
+def test_downloaded_folder_equals_its_file(place, folder):
     write_json(folder, architecture="resnet50d", crop_pct=0.95)
     found = find_weights(str(folder / place))
     assert found.path == folder / "model.safetensors"
@@ -70,7 +70,7 @@ def test_a_folder_as_downloaded_is_like_its_file(place, folder):
     assert_same_weights(model, small())
 
 
-def test_timms_config_names_the_variant(folder):
+def test_variant_comes_from_timms_config(folder):
     for name in VARIANTS:
         write_json(folder, architecture=name)
         assert find_weights(str(folder)).variant == name
@@ -79,22 +79,22 @@ def test_timms_config_names_the_variant(folder):
 
 
 @pytest.mark.parametrize("config", [None, {}, {"layers": 3}])
-def test_without_a_name_no_variant_is_known(config, folder):
+def test_variant_is_unknown_without_an_architecture(config, folder):
     if config is not None:
         write_json(folder, **config)
     assert find_weights(str(folder)).variant is None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("save", OWN_WAYS)
-def test_of_our_own_files_no_variant_is_known(save, tmp_path):
+@pytest.mark.parametrize("save", OWN_FORMATS)
+def test_own_files_have_no_variant(save, tmp_path):
     path = save(small(), tmp_path)
     assert find_weights(str(path)) == (path, None, Preprocessing())
 
 
-@pytest.mark.parametrize("save", [*READ_APART, save_torch])
-def test_files_tell_how_many_classes_they_have(save, tmp_path):
-    # Squeeze-and-excitation has matrices and biases, too.
+@pytest.mark.parametrize("save", [*OWN_READERS, save_torch])
+def test_number_of_classes_is_read(save, tmp_path):
+    # Squeeze-and-excitation has matrices and biases too.
     path = save(small(attention="se", stem="deep"), tmp_path)
     assert read_num_classes(path) == 7
 
@@ -104,7 +104,7 @@ def test_files_without_a_classifier_have_no_number_of_classes(tmp_path):
     assert read_num_classes(path) is None
 
 
-def test_files_of_others_tell_how_many_classes_they_have(tmp_path):
+def test_number_of_classes_of_a_preset_is_read(tmp_path):
     write_preset(tmp_path)
     assert read_num_classes(tmp_path) == 7
 
@@ -116,13 +116,13 @@ KNOWN = Preprocessing(
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/ckpt-3"])
-def test_a_run_tells_its_variant_and_preprocessing(place, tmp_path):
+def test_variant_and_preprocessing_of_a_run_are_read(place, tmp_path):
     checkpoint = tf.train.Checkpoint(model=small())
     checkpoint.write(str(tmp_path / "checkpoints/ckpt-3"))
     write_config(tmp_path / "config.json", "resnet50d", ["a", "b"], KNOWN)
     found = find_weights(str(tmp_path / place))
     assert found[1:] == ("resnet50d", KNOWN)
-    # Of earlier runs.
+    # Older runs.
     for text in (None, '{"format_version": 2}'):
         if text is None:
             (tmp_path / "config.json").unlink()
@@ -131,19 +131,19 @@ def test_a_run_tells_its_variant_and_preprocessing(place, tmp_path):
         found = find_weights(str(tmp_path / place))
         assert found[1:] == (None, Preprocessing())
     (tmp_path / "config.json").write_text('{"preprocessing": {"mean": 1}}')
-    with pytest.raises(WeightsError, match="config.json is damaged") as error:
+    with pytest.raises(WeightsError, match="config.json: damaged") as error:
         read_preprocessing(tmp_path / place)
     assert "\n" not in str(error.value)
 
 
-def test_a_run_of_another_function_does_not_fit(tmp_path):
+def test_run_of_another_function_is_rejected(tmp_path):
     model = small(stride_site="1x1")
     path = save_run(model, tmp_path)
     write_config(path / "config.json", "resnet50", ["a"], Preprocessing())
-    assert_refused(model, path, "of resnet50, with stride_site='3x3'")
+    assert_load_fails(model, path, "of resnet50 with stride_site='3x3'")
 
 
-# A third of a number is not exact in any base.
+# Thirds are not exact in binary or decimal.
 EXACT = [
     Preprocessing(),
     KNOWN,
@@ -157,7 +157,7 @@ EXACT = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preprocessing", EXACT)
-def test_configs_come_back_exactly(preprocessing, tmp_path):
+def test_configs_round_trip_exactly(preprocessing, tmp_path):
     names = ["cat", "Mäuse, weiße", "3"]
     path = tmp_path / "config.json"
     write_config(
@@ -169,7 +169,7 @@ def test_configs_come_back_exactly(preprocessing, tmp_path):
     )
     for place in (path, tmp_path):
         assert read_config(place) == expected
-    # Also beside a file with torch's names, and one of our own.
+    # Beside a file with torch's names, and one of this library.
     for save in (save_torch, save_weights_h5):
         assert find_weights(str(save(small(), tmp_path)))[1:] == (
             "resnet50d",
@@ -186,7 +186,7 @@ def test_configs_come_back_exactly(preprocessing, tmp_path):
         }
 
 
-def test_configs_of_others_are_read(tmp_path):
+def test_third_party_configs_are_read(tmp_path):
     assert read_config(tmp_path) == (None, None, Preprocessing(), {})
     content = {
         "architecture": "resnet18",
@@ -201,27 +201,27 @@ def test_configs_of_others_are_read(tmp_path):
         Preprocessing(normalization),
     )
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(WeightsError, match="config.json is damaged"):
+    with pytest.raises(WeightsError, match="config.json: damaged"):
         read_config(tmp_path)
 
 
-def test_architectures_of_no_variant_are_one_line(folder):
-    """Some have the names and shapes of another one, and compute others."""
+def test_unsupported_architecture_is_rejected_in_one_line(folder):
+    # Some have the names and shapes of a variant, but another function.
     write_json(folder, architecture="ecaresnet50d_pruned")
     with pytest.raises(WeightsError) as error:
         find_weights(str(folder))
     [line] = str(error.value).splitlines()
-    assert "of the architecture ecaresnet50d_pruned" in line
-    assert "the nearest are" in line
+    assert "unsupported architecture ecaresnet50d_pruned" in line
+    assert "VARIANTS, such as " in line
     assert "resnet50" in line
     write_json(folder, architecture="vit")
-    with pytest.raises(WeightsError, match="no row of VARIANTS$"):
+    with pytest.raises(WeightsError, match="variant in VARIANTS.$"):
         find_weights(str(folder))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50_keras", "resnet50_v2"])
-def test_files_of_keras_applications_tell_their_variant(
+def test_variant_of_keras_applications_is_recognized(
     name, tmp_path, monkeypatch
 ):
     path = tmp_path / "model.h5"
@@ -234,15 +234,15 @@ def test_files_of_keras_applications_tell_their_variant(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "options", "trait"),
+    ("name", "options", "expected"),
     [
         ("resnet50_keras", {"stride_site": "3x3"}, "stride_site='3x3'"),
         ("resnet50_v2", {"downsample": "first"}, "downsample='first'"),
         ("resnet50_v2", {"stem": "imagenet"}, "pool='max'"),
     ],
 )
-def test_files_of_keras_applications_fit_models_that_compute_the_same(
-    name, options, trait, tmp_path
+def test_keras_applications_weights_require_the_same_function(
+    name, options, expected, tmp_path
 ):
     path = tmp_path / "model.h5"
     save_legacy(make_short_application(name), path)
@@ -250,20 +250,20 @@ def test_files_of_keras_applications_fit_models_that_compute_the_same(
     load_weights(build_short(name), path)
     if name == "resnet50_keras":
         load_weights(build_short("resnet50_v1"), path)
-    assert_refused(build_short(name, **options), path, trait)
+    assert_load_fails(build_short(name, **options), path, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
+    ("save", "options"),
     [
-        {"stride_site": "1x1"},
-        {"antialias": "average"},
-        {"weight_standardization": True},
+        ("safetensors", {"stride_site": "1x1"}),
+        ("safetensors", {"antialias": "average"}),
+        ("safetensors", {"weight_standardization": True}),
+        ("keras", {"stride_site": "1x1"}),
     ],
 )
-@pytest.mark.parametrize("save", ["safetensors", "keras"])
-def test_our_files_say_what_names_do_not_show(options, save, tmp_path):
+def test_own_files_record_the_function(options, save, tmp_path):
     path = tmp_path / "model.safetensors"
     theirs = small(**options)
     if save == "keras":
@@ -271,28 +271,28 @@ def test_our_files_say_what_names_do_not_show(options, save, tmp_path):
     else:
         save_safetensors(theirs, path)
     [(name, value)] = options.items()
-    assert_refused(small(seed=2), path, f"{name}={value!r}")
+    assert_load_fails(small(seed=2), path, f"{name}={value!r}")
     model = small(seed=2, **options)
     load_weights(model, path)
     assert_same_weights(model, theirs)
 
 
-def test_torchs_files_are_of_models_with_the_stride_in_the_3x3(folder):
+def test_torch_weights_require_the_stride_in_the_3x3(folder):
     path = folder / "model.safetensors"
-    assert_refused(small(stride_site="1x1"), path, "stride_site='3x3'")
+    assert_load_fails(small(stride_site="1x1"), path, "stride_site='3x3'")
     write_json(folder, architecture="resnetblur50")
-    assert_refused(small(), path, "of resnetblur50, with antialias='blur'")
+    assert_load_fails(small(), path, "of resnetblur50 with antialias='blur'")
     load_weights(small(seed=2, antialias="blur"), path)
 
 
-def test_presets_do_not_fit_models_that_compute_something_else(tmp_path):
+def test_presets_require_the_same_function(tmp_path):
     write_preset(tmp_path)
     options = {"stage_sizes": (1, 1)}
     load_weights(build("resnet50", **options), tmp_path)
     path = tmp_path / "model.weights.h5"
     model = build("resnet50_v1", **options)
-    assert_refused(model, path, "stride_site='3x3'")
-    # Shortcuts that pool have the same names and shapes.
+    assert_load_fails(model, path, "stride_site='3x3'")
+    # Pooled shortcuts have the same names and shapes.
     write_hub_config(
         tmp_path,
         input_conv_filters=[32, 32, 64],
@@ -300,11 +300,11 @@ def test_presets_do_not_fit_models_that_compute_something_else(tmp_path):
         block_type="bottleneck_block_vd",
     )
     model = build("resnet50", **options)
-    assert_refused(model, path, "shortcut='pooled_projection'")
+    assert_load_fails(model, path, "shortcut='pooled_projection'")
 
 
 def rename_to_transformers(name):
-    """Returns transformers' name of a torchvision one."""
+    """Converts a torchvision name to the one in transformers."""
     stages, kinds = "encoder.stages.{}.layers.{}", {"conv": "convolution"}
     kinds["bn"] = "normalization"
     layer, _, variable = name.rpartition(".")
@@ -322,7 +322,7 @@ def rename_to_transformers(name):
     return f"resnet.{block}.layer.{number}.{kinds[part[:-1]]}.{variable}"
 
 
-# What microsoft/resnet-50 has, shortened.
+# From microsoft/resnet-50, shortened.
 TRANSFORMERS = {
     "architectures": ["ResNetForImageClassification"],
     "depths": [3, 4, 6, 3],
@@ -343,7 +343,7 @@ PREPROCESSOR = {
 }
 
 
-def test_models_of_transformers_are_read(folder):
+def test_transformers_weights_load(folder):
     path = folder / "model.safetensors"
     tensors = load_file(path)
     names = {rename_to_transformers(name): t for name, t in tensors.items()}
@@ -362,11 +362,11 @@ def test_models_of_transformers_are_read(folder):
     assert load_weights(model, path)[:2] == ("transformers", True)
     for mine, read in zip(model.weights, small().weights, strict=True):
         np.testing.assert_array_equal(mine, read)
-    # The backbone alone has no prefix, and no classifier.
+    # The backbone alone has no prefix.
     save_file({n.removeprefix("resnet."): t for n, t in names.items()}, path)
     loaded = load_weights(small(seed=2), path)
     assert loaded[:2] == ("transformers", True)
-    assert_refused(small(stride_site="1x1"), path, "of resnet50")
+    assert_load_fails(small(stride_site="1x1"), path, "of resnet50")
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_models_of_transformers_are_read(folder):
         ({"model_type": "vit"}, None),
     ],
 )
-def test_configs_of_transformers_tell_the_variant(changes, variant, folder):
+def test_variant_comes_from_transformers_config(changes, variant, folder):
     config = {**TRANSFORMERS, **changes}
     config = {name: v for name, v in config.items() if v is not None}
     write_json(folder, **config)
@@ -403,20 +403,18 @@ def test_configs_of_transformers_tell_the_variant(changes, variant, folder):
     ("name", "expected"),
     [
         ("res2a_branch2a.weight", "Keras's ResNet-50 from before 2019"),
-        ("layer0.conv1.weight", "Cadene's pretrained models"),
+        ("layer0.conv1.weight", "Cadene's pretrained SENets"),
         ("blocks.0.patch_embed.weight", "a vision transformer"),
     ],
 )
-def test_files_of_other_layouts_are_called_what_they_are(
-    name, expected, folder
-):
+def test_weights_of_other_models_are_recognized(name, expected, folder):
     save_file({name: np.zeros(3, "f4")}, folder / "model.safetensors")
-    assert_refused(small(), folder / "model.safetensors", expected)
+    assert_load_fails(small(), folder / "model.safetensors", expected)
 
 
 @pytest.fixture(scope="module")
 def nested():
-    """Returns a model around one of keras.applications, that, and ours."""
+    """Returns (outer model, its model of keras.applications, our variant)."""
     inner = make_short_application("resnet50_keras")
     backbone = tf.keras.Model(
         inner.inputs[0], inner.layers[-2].output, name="backbone"
@@ -431,9 +429,7 @@ def nested():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["m.keras", "m.weights.h5", "m.h5"])
-def test_models_of_keras_applications_are_found_inside_others(
-    name, nested, tmp_path
-):
+def test_nested_keras_applications_models_load(name, nested, tmp_path):
     model, backbone, ours = nested
     path = tmp_path / name
     if name == "m.h5":
@@ -444,9 +440,9 @@ def test_models_of_keras_applications_are_found_inside_others(
         model.save_weights(path)
     assign_random(ours, seed=3)
     loaded = load_weights(ours, path)
-    assert loaded.notes == ("its classifier is called mine",)
+    assert loaded.notes == ("the classifier is named 'mine'",)
     np.testing.assert_allclose(
-        ours.embed(pictures()), backbone(pictures()), atol=1e-4
+        ours.embed(random_images()), backbone(random_images()), atol=1e-4
     )
     assert read_num_classes(path) == 3
     found = find_weights(str(path))
@@ -454,9 +450,9 @@ def test_models_of_keras_applications_are_found_inside_others(
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"architecture": ["a"]}'])
-def test_a_damaged_config_is_one_line(content, folder):
+def test_damaged_config_is_rejected_in_one_line(content, folder):
     (folder / "config.json").write_text(content)
     with pytest.raises(WeightsError) as error:
         find_weights(str(folder))
     [line] = str(error.value).splitlines()
-    assert "config.json is damaged" in line
+    assert "config.json: damaged" in line

@@ -1,4 +1,4 @@
-"""Tensors are checked and read one at a time, whatever they are read from."""
+"""Tensors are checked and read one at a time, in every format."""
 
 import tracemalloc
 
@@ -6,10 +6,9 @@ import h5py
 import numpy as np
 import pytest
 from applications import build_short, make_short_application
-from weight_nets import (
-    OWN_WAYS,
-    READ_APART,
-    assert_refused,
+from weight_models import (
+    OWN_READERS,
+    assert_load_fails,
     assert_same_weights,
     assign_random,
     save_run,
@@ -27,17 +26,17 @@ def save_torch(model, folder):
     return folder / "model.safetensors"
 
 
-FORMATS = (save_torch, *READ_APART)
+FORMATS = (save_torch, *OWN_READERS)
 
 
 def many(seed):
-    """Returns a net of which one tensor is a small part, and the bytes."""
+    """Returns (model of many small tensors, their size in bytes)."""
     model = small(seed, block="basic", width=64, stage_sizes=(8,))
     return model, sum(np.asarray(weight).nbytes for weight in model.weights)
 
 
 def peak_of(function, *arguments):
-    """Returns the bytes that a second call takes at most."""
+    """Returns the peak memory of a second call, in bytes."""
     function(*arguments)
     tracemalloc.start()
     try:
@@ -49,21 +48,21 @@ def peak_of(function, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("save", FORMATS)
-def test_not_all_tensors_are_in_memory_at_once(save, tmp_path):
+def test_loading_reads_one_tensor_at_a_time(save, tmp_path):
     (theirs, size), (model, _) = many(1), many(2)
     path = save(theirs, tmp_path)
-    # The weights that the model has from now on are among them.
+    # This includes the new weights of the model.
     assert peak_of(load_weights, model, path) < 1.5 * size
     assert_same_weights(model, theirs)
 
 
-def test_not_all_tensors_are_in_memory_when_they_are_written(tmp_path):
+def test_saving_reads_one_tensor_at_a_time(tmp_path):
     model, size = many(1)
     assert peak_of(save_torch, model, tmp_path) < 0.5 * size
 
 
 @pytest.mark.parametrize("save", FORMATS)
-def test_numbers_are_not_read_before_all_names_and_shapes_fit(
+def test_names_and_shapes_are_checked_before_values_are_read(
     save, tmp_path, monkeypatch
 ):
     path = save(small(num_classes=3), tmp_path)
@@ -72,12 +71,12 @@ def test_numbers_are_not_read_before_all_names_and_shapes_fit(
         raise AssertionError("a tensor was read")
 
     monkeypatch.setattr(assign, "_read", fail)
-    assert_refused(small(seed=2), path, "there, and (")
+    assert_load_fails(small(seed=2), path, ", and (")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("save", FORMATS)
-def test_what_cannot_be_read_at_last_leaves_the_model_as_it_was(
+def test_late_read_error_leaves_the_model_unchanged(
     save, tmp_path, monkeypatch
 ):
     path = save(small(), tmp_path)
@@ -93,10 +92,10 @@ def test_what_cannot_be_read_at_last_leaves_the_model_as_it_was(
         return dialect, tensors
 
     monkeypatch.setattr(assign, "open_tensors", open_damaged)
-    assert_refused(small(seed=2), path, "as weights: Input/output error")
+    assert_load_fails(small(seed=2), path, "as weights (Input/output error)")
 
 
-def test_damage_that_hdf5_finds_in_the_numbers_is_one_line(tmp_path):
+def test_hdf5_checksum_error_is_reported_in_one_line(tmp_path):
     path = save_weights_h5(small(), tmp_path)
     with h5py.File(path, "a") as file:
         group = file["head/vars"]
@@ -109,20 +108,20 @@ def test_damage_that_hdf5_finds_in_the_numbers_is_one_line(tmp_path):
     content = bytearray(path.read_bytes())
     content[begin] ^= 255
     path.write_bytes(content)
-    assert_refused(small(seed=2), path, "cannot be read")
+    assert_load_fails(small(seed=2), path, "cannot be read")
 
 
-def test_damage_that_tensorflow_finds_in_the_numbers_is_one_line(tmp_path):
+def test_checkpoint_checksum_error_is_reported_in_one_line(tmp_path):
     path = save_run(small(), tmp_path)
     data = path / "checkpoints/ckpt-9.data-00000-of-00001"
     content = bytearray(data.read_bytes())
     content[::1000] = bytes(len(content[::1000]))
     data.write_bytes(content)
-    assert_refused(small(seed=2), path, "cannot be read as weights: ckpt-9")
+    assert_load_fails(small(seed=2), path, "cannot be read as weights (ckpt-9")
 
 
 @pytest.mark.slow
-def test_biases_of_keras_are_folded_when_their_turn_comes(tmp_path):
+def test_keras_biases_are_folded_into_moving_means(tmp_path):
     theirs, ours = make_short_application("resnet50_keras"), None
     assign_random(theirs)
     theirs.save_weights(tmp_path / "model.weights.h5")
@@ -136,7 +135,7 @@ def test_biases_of_keras_are_folded_when_their_turn_comes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("save", [save_torch, *OWN_WAYS])
+@pytest.mark.parametrize("save", FORMATS)
 def test_all_replicas_get_the_weights(save, tmp_path, two_replicas):
     theirs = small()
     path = save(theirs, tmp_path)

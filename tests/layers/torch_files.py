@@ -14,21 +14,21 @@ STORAGES = {
 
 
 class Call:
-    """What a pickle calls by name, with arguments."""
+    """A function that a pickle calls by name, with arguments."""
 
     def __init__(self, name, *arguments):
         self.name, self.arguments = name, arguments
 
 
 class Name:
-    """What a pickle only names."""
+    """An object that a pickle refers to by name."""
 
     def __init__(self, name):
         self.name = name
 
 
 class Tensor:
-    """A tensor whose place in its numbers is given, rightly or wrongly."""
+    """A tensor with an explicit, possibly invalid, place in its storage."""
 
     def __init__(self, array, offset, shape, strides):
         self.array, self.place = array, (offset, shape, strides)
@@ -43,8 +43,9 @@ def pickled(value, arrays=None):
     """Returns the pickle of a value.
 
     Args:
-      value: of dicts, lists, tuples, texts, numbers, arrays, and what is above.
-      arrays: a list that gets the arrays, whose numbers are outside.
+      value: dicts, lists, tuples, strings, numbers, arrays, and the classes
+        above.
+      arrays: list that receives the arrays, whose values are stored outside.
     """
     return b"\x80\x02" + b"".join(_opcodes(value, arrays)) + b"."
 
@@ -77,7 +78,7 @@ def _opcodes(value, arrays):
         yield b"("
         for name, item in value.items():
             yield from put(name, item)
-        # With the versions of the layers behind it, as torch has them.
+        # Followed by the versions of the layers, as in torch.
         yield b"u}X\x09\x00\x00\x00_metadata}sb"
     elif isinstance(value, tuple | list):
         is_tuple = isinstance(value, tuple)
@@ -101,7 +102,7 @@ def _opcodes(value, arrays):
 
 
 def bytes_of(array):
-    """Returns the numbers of an array in the order of its memory."""
+    """Returns the values of an array in memory order."""
     return array.ravel("K").tobytes()
 
 
@@ -116,7 +117,7 @@ def write_torch(path, value, compression=zipfile.ZIP_STORED):
 
 
 def write_old_torch(path, value):
-    """Writes the format of before torch 1.6."""
+    """Writes the format from before torch 1.6."""
     arrays = []
     content = pickled(value, arrays)
     keys = [str(key) for key in range(len(arrays))]

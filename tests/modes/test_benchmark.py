@@ -1,4 +1,4 @@
-"""The mode that measures, on a net that takes no time."""
+"""The mode `benchmark`, on a tiny model."""
 
 import json
 from unittest import mock
@@ -33,7 +33,7 @@ SMALL = (
 
 @pytest.fixture
 def small_machine(monkeypatch):
-    """Measures the machine with next to nothing, and warms up shortly."""
+    """Shortens the measurements of the machine and the warm-up."""
     monkeypatch.setattr(benchmark, "WARM_UP_SECONDS", 0.0)
     monkeypatch.setattr(machine, "LARGEST_MATRIX", 1024)
     monkeypatch.setattr(machine, "SECONDS_PER_MEASUREMENT", 0.001)
@@ -42,7 +42,7 @@ def small_machine(monkeypatch):
 
 
 def check(found, name):
-    """Asserts that the numbers of a task belong together."""
+    """Asserts that the numbers of a task are consistent."""
     numbers = found[name]
     rates, steps = numbers["images_per_second"], numbers["step_seconds"]
     assert rates["mean"] * numbers["seconds"] == pytest.approx(
@@ -61,7 +61,7 @@ def check(found, name):
         least["flops"] / numbers["limits"]["flops_per_second"]
     )
     parts = least["products_seconds"], least["memory_seconds"]
-    # Sums of many numbers, in two orders.
+    # The order of summation causes rounding errors.
     assert max(parts) <= least["least_seconds"] * (1 + 1e-9)
     assert least["least_seconds"] <= sum(parts) * (1 + 1e-9)
     assert least["share"] == pytest.approx(
@@ -71,9 +71,9 @@ def check(found, name):
 
 
 @pytest.mark.slow
-def test_benchmark_measures_all_that_a_model_does(tmp_path, run, monkeypatch):
+def test_benchmark_measures_all_tasks(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # Batches wait on the devices as they do in a run.
+    # Batches are prefetched to the devices, as in a run.
     distributing = mock.Mock(wraps=tasks.distribute)
     monkeypatch.setattr(tasks, "distribute", distributing)
     status, out, err = run(
@@ -85,34 +85,34 @@ def test_benchmark_measures_all_that_a_model_does(tmp_path, run, monkeypatch):
     assert status == 0, err
     assert distributing.call_count == 2
     assert "synthetic images, 1 replica(s)" in out
-    assert "share of the roofline" in out
+    assert "fraction of the roofline" in out
     found = json.loads((tmp_path / "b.json").read_text())
     for name in TASKS:
         check(found, name)
-    # Nothing else is left behind.
+    # No other files remain.
     assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
-    # Forward, and two gradients, but for that of the images.
+    # The forward pass and two gradients, except that of the images.
     ratio = found["train"]["roofline"]["flops"]
     ratio /= found["evaluate"]["roofline"]["flops"]
     assert 2 < ratio < 3
     assert found["train"]["input_wait"] is not None
     assert found["configuration"]["image_size"] == "16"
     assert "dataset" not in found["configuration"]
-    # On one device, the limits of all are the same.
+    # The limits of a task on one device are those of the device.
     limits = found["limits"]["flops_per_second"]["float32"]
     assert limits == found["predict"]["limits"]["flops_per_second"]
     for name in {*TASKS} - {"train"}:
         assert found[name]["first_step_seconds"]["process"] is None
     first = found["train"]["first_step_seconds"]
     assert first["task"] <= first["process"]
-    # All that changes the speed, and has a value.
-    told = {"loss", "gradient_checkpointing", "deterministic", "fast_paths"}
-    assert told <= {*found["configuration"]}
+    # Flags that change the speed are recorded.
+    names = {"loss", "gradient_checkpointing", "deterministic", "fast_paths"}
+    assert names <= {*found["configuration"]}
 
 
 @pytest.mark.slow
-def test_benchmark_reads_the_images_that_are_named(folder, tmp_path, run):
-    """On two replicas, which is what there are here."""
+def test_benchmark_reads_the_images_of_a_dataset(folder, tmp_path, run):
+    """On the two replicas of the test machine."""
     status, out, err = run(
         *SMALL,
         f"--dataset={folder}",
@@ -128,9 +128,9 @@ def test_benchmark_reads_the_images_that_are_named(folder, tmp_path, run):
 
 
 @pytest.mark.slow
-def test_benchmark_of_a_run_leaves_it_as_it_is(trained, run, monkeypatch):
+def test_benchmark_does_not_change_the_run(trained, run, monkeypatch):
     before = contents(trained)
-    # An epoch of noise is shorter than one of the run.
+    # An epoch of synthetic images is shorter than one of the run.
     monkeypatch.setattr(tasks, "SYNTHETIC_BATCHES", 1)
     for data in ("real", "synthetic"):
         status, out, err = run(
@@ -141,47 +141,47 @@ def test_benchmark_of_a_run_leaves_it_as_it_is(trained, run, monkeypatch):
             "--benchmark_rounds=1",
         )
         assert status == 0, err
-        assert f"batches of 6, float32, {data} images" in out
+        assert f"batch size 6, float32, {data} images" in out
         assert contents(trained) == before
 
 
-def prediction_of(workdir, **asked):
-    """Returns the task of predicting on noise."""
-    given = Settings(
+def prediction_of(workdir, **options):
+    """Returns the task of predicting on synthetic images."""
+    settings = Settings(
         model="resnet_tiny",
         image_size=16,
         batch_size=4,
         strategy="one_device",
         workdir=workdir,
-        **asked,
+        **options,
     )
-    return TASKS["predict"](given, is_synthetic=True)
+    return TASKS["predict"](settings, is_synthetic=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("are_wanted", [False, True])
-def test_faster_ways_are_taken_unless_refused(are_wanted):
-    given = Settings(model="resnet18", fast_paths=are_wanted)
-    model = build_classifier(resolve(given), ["a", "b"]).model
+@pytest.mark.parametrize("fast_paths", [False, True])
+def test_fast_paths_are_used_unless_disabled(fast_paths):
+    settings = Settings(model="resnet18", fast_paths=fast_paths)
+    model = build_classifier(resolve(settings), ["a", "b"]).model
     layers = model._flatten_layers()
     inputs = tf.keras.KerasTensor((None, 8, 8, 64))
-    found = {
+    is_fast = {
         BatchNormalization: lambda layer: layer.runs_fused(inputs),
         PaddedConv2D: lambda layer: layer.kernel_products,
     }
-    for kind, of_layer in found.items():
-        ways = [of_layer(each) for each in layers if isinstance(each, kind)]
-        assert ways == [are_wanted] * 20
+    for kind, of_layer in is_fast.items():
+        found = [of_layer(each) for each in layers if isinstance(each, kind)]
+        assert found == [fast_paths] * 20
 
 
-def test_new_net_is_timed_as_if_it_were_trained(tmp_path):
-    """Sums of zero would be left out of its graph, and nothing be fused."""
+def test_new_model_is_timed_like_a_trained_one(tmp_path):
+    """TensorFlow would remove zero offsets, and then fuse nothing."""
     model = prediction_of(tmp_path).classifier.model
     for _, norm in foldable_batch_norms(model):
         assert np.all(norm.beta.numpy() != 0)
 
 
-def test_predict_is_timed_with_folded_norms_unless_these_are_left(tmp_path):
+def test_predict_is_timed_with_folded_norms_by_default(tmp_path):
     types, works = {}, {}
     for folds in (None, False):
         task = prediction_of(tmp_path, fast_paths=folds)
@@ -190,7 +190,7 @@ def test_predict_is_timed_with_folded_norms_unless_these_are_left(tmp_path):
         works[folds] = task.minimum_work()
     assert not {"FusedBatchNormV3", "Rsqrt"} & types[None]
     assert "Rsqrt" in types[False]
-    # Both are counted as if norms cost nothing.
+    # The minimum work does not include norms.
     assert works[None] == works[False]
 
 
@@ -206,21 +206,21 @@ def test_predict_is_timed_with_folded_norms_unless_these_are_left(tmp_path):
         ),
     ],
 )
-def test_model_is_that_of_what_is_named(flags, model, folds, run, monkeypatch):
+def test_model_follows_the_flags(flags, model, folds, run, monkeypatch):
     found = []
 
     def stop(settings, is_synthetic):
         assert is_synthetic
         found.append((resolve(settings).model, settings.fast_paths))
-        raise UserError("seen enough")
+        raise UserError("stop here")
 
     monkeypatch.setitem(TASKS, "train", stop)
     assert run("--mode=benchmark", *flags).status == 1
     assert found == [(model, folds)]
 
 
-def test_limits_are_those_of_the_devices_that_a_task_takes():
-    """Two workers of two replicas each, who predict each by themselves."""
+def test_limits_are_those_of_the_devices_of_a_task():
+    """Two workers have two replicas each; each predicts by itself."""
 
     def limits(workers, replicas):
         task = Task(None, None, None, workers, replicas, None)
@@ -234,7 +234,7 @@ def test_limits_are_those_of_the_devices_that_a_task_takes():
         assert together(lambda w: limits(w, 1)) == [Limits(2.0, 3.0)] * 2
         assert limits(ALONE, 2) == Limits(4.0, 6.0)
         assert limits(ALONE, 1) == Limits(2.0, 3.0)
-    # On CPUs, the replicas of a worker share its cores.
+    # The replicas of a CPU worker share its cores.
     assert limits(ALONE, 2) == Limits(2.0, 3.0)
     assert together(lambda w: limits(w, 4)) == [Limits(4.0, 6.0)] * 2
     assert together(lambda w: limits(w, 1)) == [Limits(2.0, 3.0)] * 2
@@ -249,7 +249,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("flags", "expected"),
     [
         (["--benchmark=fly"], "--benchmark=fly: unknown. Use one of: train"),
         (
@@ -259,8 +259,8 @@ def contents(folder):
         (["--benchmark_data=unreal"], "Use one of: synthetic, real"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(given, expected, run):
-    status, _, err = run(*SMALL, *given)
+def test_invalid_flags_are_one_line(flags, expected, run):
+    status, _, err = run(*SMALL, *flags)
     assert status == 1
     [line] = err.splitlines()
     assert expected in line

@@ -1,4 +1,4 @@
-"""Export, as a user starts it."""
+"""The mode `export`."""
 
 import json
 import re
@@ -26,9 +26,9 @@ def trained(trained):
     return trained
 
 
-def test_export_is_proven_on_the_runs_own_pictures(trained, run):
+def test_export_is_verified_on_the_images_of_the_run(trained, run):
     folder = trained.parent / "images"
-    # Of so few, broken ones shall not matter.
+    # An unreadable image is skipped.
     (folder / "test/cat/0.jpeg").write_bytes(b"broken")
     status, out, err = run(
         "--mode=export",
@@ -45,8 +45,8 @@ def test_export_is_proven_on_the_runs_own_pictures(trained, run):
         "litert/model_float16.tflite",
         "litert/model_int8.tflite",
     ]
-    assert "Compared on 8 pictures" in out
-    # Accuracy, of the same pictures by the same answers.
+    assert "Compared on 8 images" in out
+    # The accuracy, which is the same for the same predictions.
     assert len({re.findall(r"[\d.]+%", line)[1] for line in table[:4]}) == 1
     made = trained / "export"
     assert sorted(path.name for path in made.iterdir()) == [
@@ -56,22 +56,22 @@ def test_export_is_proven_on_the_runs_own_pictures(trained, run):
     assert "--dataset=images" in card
     assert str(folder.parent) not in card
     assert "onnx/model.onnx" in card
-    # What the file says is what the run says.
+    # The files predict like the run.
     content = encoded(smooth_pixels(16, 16), "png")
     classifier = load_classifier(made / "safetensors/model.safetensors")
     session = onnxruntime.InferenceSession(made / "onnx/model.onnx")
     image = classifier.prepare(content).numpy()[np.newaxis]
-    [told] = session.run(None, {"images": image})[0]
+    [probabilities] = session.run(None, {"images": image})[0]
     names = json.loads((made / "onnx/classifier.json").read_text())
-    assert dict(zip(names["class_names"], told, strict=True)) == pytest.approx(
-        dict(classifier(content)[0]), abs=1e-5
-    )
+    assert dict(
+        zip(names["class_names"], probabilities, strict=True)
+    ) == pytest.approx(dict(classifier(content)[0]), abs=1e-5)
     assert dict(classifier(content)[0]) == pytest.approx(
         dict(load_classifier(trained)(content)[0]), abs=0.05
     )
 
 
-def test_other_pictures_will_do_where_the_data_are_gone(trained, run, tmp_path):
+def test_other_images_replace_missing_training_data(trained, run, tmp_path):
     (tmp_path / "images").rename(tmp_path / "moved")
     arguments = (
         "--mode=export",
@@ -82,25 +82,27 @@ def test_other_pictures_will_do_where_the_data_are_gone(trained, run, tmp_path):
     status, _, err = run(*arguments)
     assert status == 1
     [line] = err.splitlines()
-    assert line.endswith("or name pictures to try the files on: --images")
+    assert line.endswith(
+        "Or pass other images to verify the files with --images."
+    )
     status, out, err = run(*arguments, f"--images={tmp_path / 'moved'}")
     assert (status, err) == (0, "")
-    assert "Compared on 27 pictures" in out
+    assert "Compared on 27 images" in out
     assert (tmp_path / "there/safetensors/model.safetensors").is_file()
     assert not (trained / "export").exists()
     (tmp_path / "moved/broken.jpg").write_bytes(b"broken")
     status, _, err = run(*arguments, f"--images={tmp_path / 'moved'}")
     assert status == 1
-    assert err.startswith(f"error: {tmp_path}/moved/broken.jpg cannot be dec")
+    assert err.startswith(f"error: {tmp_path}/moved/broken.jpg: cannot be dec")
 
 
-def test_card_describes_all_that_was_written(trained, run, monkeypatch):
-    """Before and after a format that failed, and in an earlier export."""
+def test_card_describes_all_exported_files(trained, run, monkeypatch):
+    """Also with a failed format, and with files of an earlier export."""
 
     def fail(*_):
-        raise UserError("this net cannot be written")
+        raise UserError("this model cannot be written")
 
-    # What nobody need run is written quickly.
+    # A format without a runtime is quick to write.
     quick = EXPORT_FORMATS["safetensors"]
     monkeypatch.setitem(EXPORT_FORMATS, "keras", quick)
     monkeypatch.setitem(EXPORT_FORMATS, "onnx", quick._replace(write=fail))
@@ -108,9 +110,10 @@ def test_card_describes_all_that_was_written(trained, run, monkeypatch):
     status, out, err = run(*flags, "--format=keras,onnx,safetensors")
     assert status == 1
     assert err.splitlines() == [
-        "onnx/model.safetensors: this net cannot be written",
+        "onnx/model.safetensors: this model cannot be written",
         "error: --format=keras,onnx,safetensors: 1 of 3 files failed; 2 "
-        f"files are in {trained / 'export'}",
+        f"files are in {trained / 'export'}. Fix the errors above, or pass "
+        "only the other formats.",
     ]
     assert not (trained / "export/onnx").exists()
     card = trained / "export/model_card.md"
@@ -124,32 +127,31 @@ def test_card_describes_all_that_was_written(trained, run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("weights", "words", "measured"),
+    ("weights", "text", "found"),
     [
-        (Weights(8, "none", True), "those of step 8", "report"),
+        (Weights(8, "none", True), "step 8", "report"),
         (
             Weights(6, "none", True),
-            "those of step 6",
+            "step 6",
             "report-checkpoint=6",
         ),
         (
             Weights(8, "ema", True),
-            "the average (`--weight_average=ema`) of the steps up to 8",
+            "the average (`--weight_average=ema`) up to step 8",
             "report-use_weight_average=True",
         ),
         (
             Weights(4, "ema", False),
-            "those of step 4 itself (`--use_weight_average=false`), not "
-            "the average "
-            "(`--weight_average=ema`) of the steps up to it",
+            "step 4 (`--use_weight_average=false`), not the average "
+            "(`--weight_average=ema`)",
             None,
         ),
     ],
 )
-def test_card_tells_which_weights_there_are_and_their_measures(
-    weights, words, measured, tmp_path
+def test_card_describes_the_weights_and_finds_their_report(
+    weights, text, found, tmp_path
 ):
-    assert str(weights) == words
+    assert str(weights) == text
     for name, facts in {
         "report": {"step": 8},
         "report-checkpoint=6": {"step": 6, "average": "none"},
@@ -158,17 +160,17 @@ def test_card_tells_which_weights_there_are_and_their_measures(
         "report-use_weight_average=False-eval_split=train": {"step": 6},
     }.items():
         (tmp_path / name).mkdir()
-        text = json.dumps({**facts, "name": name})
-        (tmp_path / name / "report.json").write_text(text)
+        content = json.dumps({**facts, "name": name})
+        (tmp_path / name / "report.json").write_text(content)
     report = weights.find_report(Workdir(tmp_path))
-    assert report.get("name") == measured
+    assert report.get("name") == found
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "needs the --workdir of a run"),
-        (["--workdir=tests"], "has no flags.txt"),
+        ([], "--mode=export: requires --workdir"),
+        (["--workdir=tests"], "no flags.txt"),
         (["--format=tflite"], f"Use one of: {', '.join(EXPORT_FORMATS)}"),
         (["--format=json"], "--format=json: unknown"),
         (
@@ -178,7 +180,7 @@ def test_card_tells_which_weights_there_are_and_their_measures(
         (["--explain"], "--explain: requires --mode=predict"),
     ],
 )
-def test_mistakes_are_one_clear_line(
+def test_invalid_flags_are_one_line(
     arguments, expected, run, monkeypatch, pytestconfig
 ):
     monkeypatch.chdir(pytestconfig.rootpath)

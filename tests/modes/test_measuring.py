@@ -1,4 +1,4 @@
-"""Evaluation and comparison of models, on any data with their classes."""
+"""The modes `evaluate` and `compare`."""
 
 import csv
 import json
@@ -30,14 +30,14 @@ pytestmark = pytest.mark.usefixtures("small_net", "no_charts")
 
 @pytest.fixture
 def no_charts(monkeypatch):
-    """Leaves out of reports what takes longest: test_modes.py has them."""
+    """Skips the slow charts of reports, which test_modes.py covers."""
     monkeypatch.setattr(report, "write_charts", lambda *_: [])
 
 
 def train(images, workdir):
     """Returns the folder of a run of a single step."""
-    given = Settings(dataset=images, workdir=workdir, steps=1)
-    Run.create(given.over(SMALL)).train()
+    settings = Settings(dataset=images, workdir=workdir, steps=1)
+    Run.create(settings.over(SMALL)).train()
     return workdir
 
 
@@ -54,7 +54,7 @@ def states(folder):
 
 
 @pytest.mark.slow
-def test_report_is_what_the_run_measured_of_itself(trained, run):
+def test_report_equals_the_last_evaluation_of_the_run(trained, run):
     before = states(trained)
     status, out, err = run("--mode=evaluate", f"--workdir={trained}")
     assert status == 0, err
@@ -69,20 +69,20 @@ def test_report_is_what_the_run_measured_of_itself(trained, run):
     with (trained / "report/predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows].count("cat") == 4
-    # And it is what the classifier says of each file.
+    # The predictions are those of the classifier for each file.
     [[(name, probability), *_]] = load_classifier(trained)(rows[0]["image"])
     assert rows[0]["prediction"] == name
     assert float(rows[0]["probability"]) == pytest.approx(probability, abs=1e-5)
 
 
-def test_batches_may_be_others_than_those_of_updates(tmp_path):
-    given = Settings(gradient_accumulation_steps=4, strategy="one_device")
-    resolve(given).write(tmp_path / "flags.txt")
+def test_batch_size_need_not_fit_gradient_accumulation(tmp_path):
+    settings = Settings(gradient_accumulation_steps=4, strategy="one_device")
+    resolve(settings).write(tmp_path / "flags.txt")
     Evaluator(Settings(workdir=tmp_path, batch_size=3))
 
 
 @pytest.mark.slow
-def test_what_is_written_is_returned(trained):
+def test_written_summaries_are_returned(trained):
     report = evaluate(Settings(workdir=trained, report="returned"))
     assert report == report_of(trained, "returned")
     compared = compare(
@@ -103,14 +103,14 @@ def test_report_depends_on_neither_batch_size_nor_replicas(trained, run):
             assert other[name] == pytest.approx(report[name], rel=1e-5)
 
 
-def test_run_of_several_workers_is_measured_by_one_machine(tmp_path):
+def test_run_of_several_workers_is_evaluated_on_one_machine(tmp_path):
     Settings(strategy="multi_worker").write(tmp_path / "flags.txt")
-    measurement = Evaluator(Settings(workdir=tmp_path))
-    assert measurement.strategy.num_replicas_in_sync == 2
+    evaluator = Evaluator(Settings(workdir=tmp_path))
+    assert evaluator.strategy.num_replicas_in_sync == 2
 
 
 @pytest.mark.slow
-def test_report_of_something_else_has_a_name_of_its_own(trained, run):
+def test_report_with_other_settings_has_another_name(trained, run):
     flags = ("--mode=evaluate", f"--workdir={trained}", "--checkpoint=2")
     status, _, err = run(*flags, "--eval_split=train", "--image_size=20")
     assert status == 0, err
@@ -121,8 +121,8 @@ def test_report_of_something_else_has_a_name_of_its_own(trained, run):
     status, _, err = run(*flags, "--eval_split=test", f"--report={name}")
     assert status == 1
     [line] = err.splitlines()
-    assert f"--report={name}: must be new, or an earlier report" in line
-    assert "(--eval_split=train, --image_size=20). Use another name" in line
+    assert f"--report={name}: must be a new folder, or an earlier" in line
+    assert "has --eval_split=train, --image_size=20. Pass another name." in line
 
 
 def texts(settings):
@@ -130,7 +130,7 @@ def texts(settings):
 
 
 def reported(settings, **options):
-    """Returns the name of a report, after writing it (but for its numbers)."""
+    """Writes a report without metrics, and returns its name."""
     folder, subject = report_folder(texts(settings), **options)
     folder.mkdir(exist_ok=True)
     content = json.dumps({"examples": 1, "subject": subject})
@@ -140,14 +140,14 @@ def reported(settings, **options):
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
-    """Returns a folder with others of the same names, to be in."""
+    """Returns the current folder, with subfolders of equal names."""
     monkeypatch.chdir(tmp_path)
     for place in ("siteA/test", "siteB/test", "b/siteB/test", "run", "other"):
         (tmp_path / place).mkdir(parents=True)
     return tmp_path
 
 
-def test_reports_on_folders_of_one_name_have_names_of_their_own(places):
+def test_reports_on_folders_of_equal_names_have_different_names(places):
     expected = {
         "siteA/test": "report-dataset=test",
         "siteB/test": "report-dataset=siteB_test",
@@ -155,10 +155,10 @@ def test_reports_on_folders_of_one_name_have_names_of_their_own(places):
         "digits": "report-dataset=digits",
     }
     for _ in range(2):
-        # The second time, each takes the place of its own.
+        # The second report replaces the first one.
         for dataset, name in expected.items():
             assert reported(Settings(workdir="run", dataset=dataset)) == name
-    # However it is written.
+    # An absolute path is the same data set.
     again = Settings(workdir=places / "run", dataset=places / "siteB/test")
     assert reported(again) == expected["siteB/test"]
     assert {path.name for path in (places / "run").iterdir()} == set(
@@ -166,14 +166,14 @@ def test_reports_on_folders_of_one_name_have_names_of_their_own(places):
     )
 
 
-def test_report_is_of_what_a_link_points_to(places):
+def test_links_are_resolved(places):
     settings = Settings(workdir="run", dataset="latest")
     (places / "latest").symlink_to("siteA/test")
     assert reported(settings) == reported(settings) == "report-dataset=latest"
     (places / "latest").unlink()
     (places / "latest").symlink_to("siteB/test")
     assert reported(settings).endswith("_latest")
-    # A link to the run is the run.
+    # A link to the run is the same run.
     (places / "link").symlink_to("run")
     assert reported(Settings(workdir="run")) == "report"
     assert reported(Settings(workdir="link")) == "report"
@@ -194,7 +194,9 @@ def test_report_is_of_what_a_link_points_to(places):
         ),
     ],
 )
-def test_reports_on_weights_are_kept_apart(places, options, name):
+def test_reports_on_different_weights_have_different_names(
+    places, options, name
+):
     for folder in ("a", "b"):
         (places / folder).mkdir(exist_ok=True)
         (places / folder / "x.h5").touch()
@@ -202,7 +204,7 @@ def test_reports_on_weights_are_kept_apart(places, options, name):
     assert reported(Settings(dataset="siteA/test", **options)) == name
 
 
-def test_names_run_out_but_numbers_do_not(places):
+def test_names_of_other_subjects_are_numbered(places):
     for number in ("", "-2", "-3"):
         moved = Settings(workdir="run", eval_split="b")
         assert reported(moved) == f"report-eval_split=b{number}"
@@ -211,7 +213,7 @@ def test_names_run_out_but_numbers_do_not(places):
         path.write_text(json.dumps({"examples": 1, "subject": subject}))
 
 
-def test_names_of_reports_fit_into_a_file_system(places):
+def test_names_of_reports_are_limited_in_length(places):
     options = {"workdir": "run", "model": "resnet18"}
     for place, name in (
         ("a", "report-dataset=x"),
@@ -223,7 +225,7 @@ def test_names_of_reports_fit_into_a_file_system(places):
         assert reported(Settings(dataset=dataset, **options)) == name
 
 
-def test_comparisons_with_runs_of_one_name_are_kept_apart(places):
+def test_comparisons_with_runs_of_equal_names_have_different_names(places):
     names = [
         reported(
             Settings(workdir="run", with_=place),
@@ -239,7 +241,7 @@ def test_comparisons_with_runs_of_one_name_are_kept_apart(places):
     ]
 
 
-def test_named_report_is_replaced_by_its_own_only(places):
+def test_named_report_is_replaced_only_by_the_same_settings(places):
     named = {"report": places / "shared"}
     settings = Settings(workdir="run", dataset="siteA/test", **named)
     assert reported(settings) == reported(settings) == "shared"
@@ -248,12 +250,14 @@ def test_named_report_is_replaced_by_its_own_only(places):
         Settings(workdir="other", dataset="siteA/test", **named),
         Settings(workdir="run", **named),
     ):
-        with pytest.raises(UserError, match=r"^--report=.*Use another name\.$"):
+        with pytest.raises(
+            UserError, match=r"^--report=.*Pass another name\.$"
+        ):
             report_folder(texts(other))
 
 
-def test_reports_of_before_are_replaced_by_their_own_only(places):
-    """They have no subject."""
+def test_report_of_an_early_version_is_replaced_only_by_the_same(places):
+    """Such a report has no subject."""
     for name, dataset in (
         ("report", "anything"),
         ("report-dataset=test", "siteA/test"),
@@ -296,14 +300,14 @@ def test_classes_are_matched_by_name(trained, tmp_path, run):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_one_class_alone_is_measured(trained, tmp_path, run):
-    """All but the ROC-AUC, which needs others."""
+def test_single_class_is_evaluated(trained, tmp_path, run):
+    """Only the ROC-AUC is undefined."""
     write_folder(tmp_path / "one", {"dog": 5})
     flags = (f"--workdir={trained}", f"--dataset={tmp_path / 'one'}")
     status, out, err = run("--mode=evaluate", *flags, "--report=one")
     assert (status, err) == (0, "")
     assert "1 of the model's 3, matched by name" in out
-    assert "All images are of one class: there is no ROC-AUC" in out
+    assert "All images are of one class: ROC-AUC is undefined" in out
     assert "nan" not in out
     report = report_of(trained, "one")
     undefined = [name for name in METRICS if report[name] is None]
@@ -319,10 +323,8 @@ def test_one_class_alone_is_measured(trained, tmp_path, run):
 
 
 @pytest.mark.slow
-def test_images_that_changed_or_moved_since_training_are_measured(
-    tmp_path, run
-):
-    """As the run has them: most of them it was trained on."""
+def test_changed_or_moved_images_are_evaluated(tmp_path, run):
+    """With the split of the run; changed images cause a warning."""
     old, new = tmp_path / "old", tmp_path / "new"
     write_folder(old, {"cat": 10, "dog": 10})
     workdir = train(old, tmp_path / "run")
@@ -333,7 +335,7 @@ def test_images_that_changed_or_moved_since_training_are_measured(
     assert status == 0, err
     [line] = [line for line in out.splitlines() if "warning" in line]
     assert "not the images that" in line
-    assert "there were 16 for train and 4 for eval" in line
+    assert "images was 16 for train and 4 for eval" in line
     (old / "cat/new.jpeg").unlink()
     old.rename(new)
     status, _, err = run(*flags, f"--dataset={new}", "--report=moved")
@@ -344,7 +346,7 @@ def test_images_that_changed_or_moved_since_training_are_measured(
 
 
 @pytest.mark.slow
-def test_table_that_no_new_run_may_use_is_measured_by_its_run(tmp_path, run):
+def test_table_with_duplicates_is_evaluated_by_an_existing_run(tmp_path, run):
     write_folder(tmp_path / "images", {"cat": 10, "dog": 10})
     table = tmp_path / "table.csv"
     paths = sorted((tmp_path / "images").rglob("*.jpeg"))
@@ -359,10 +361,10 @@ def test_table_that_no_new_run_may_use_is_measured_by_its_run(tmp_path, run):
     flags = ("--mode=evaluate", f"--workdir={workdir}")
     status, out, err = run(*flags)
     assert status == 0, err
-    assert re.search("warning: line 22 of .* again, which line 2 has", out)
+    assert re.search("warning: .*: line 22 repeats .* of line 2", out)
     status, _, err = run(*flags, f"--dataset={table}")
     assert status == 1
-    assert "line 22 of" in err
+    assert "line 22 repeats" in err
 
 
 @pytest.mark.slow
@@ -375,7 +377,7 @@ def test_temperature_is_fitted_on_other_images(trained, run):
     assert found["temperature"] > 0
     status, _, err = run(*flags, "--calibration_split=test")
     assert status == 1
-    assert "shares images with what is measured" in err
+    assert "must not share images with the evaluation split" in err
 
 
 @pytest.mark.parametrize(
@@ -383,16 +385,19 @@ def test_temperature_is_fitted_on_other_images(trained, run):
     [
         (
             ["--checkpoint=3"],
-            "no checkpoint of step 3; there are",
+            "--checkpoint=3: not found",
         ),
-        (["--dataset=digits"], "knows no class '0' (10 of 10"),
+        (
+            ["--dataset=digits"],
+            "10 of 10 classes are unknown to the model, such as '0'",
+        ),
         (["--image_size=0"], "at least"),
-        (["--report=checkpoints"], "holds something else"),
-        (["--eval_split=missing"], "--eval_split=missing cannot be read"),
+        (["--report=checkpoints"], "not an earlier report"),
+        (["--eval_split=missing"], "--eval_split=missing: unknown split"),
         (["--with=x"], "--with: requires --mode=compare"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(flags, expected, trained, run):
+def test_invalid_flags_are_one_line(flags, expected, trained, run):
     before = states(trained)
     status, _, err = run("--mode=evaluate", f"--workdir={trained}", *flags)
     assert status == 1
@@ -401,15 +406,15 @@ def test_what_cannot_be_measured_is_one_line(flags, expected, trained, run):
     assert states(trained) == before
 
 
-def test_weights_are_measured_without_a_run(run):
+def test_weights_without_a_dataset_are_an_error(run):
     status, _, err = run("--mode=evaluate", "--weights=x.h5")
     assert status == 1
-    assert "Name the --workdir of a run, or --weights and a --dataset" in err
+    assert "Pass the --workdir of a run, or --weights and a --dataset" in err
 
 
 @pytest.mark.slow
 def test_two_runs_are_compared(trained, run):
-    """One of them is the other as it was after two steps."""
+    """The second run is the first one after two steps."""
     other = shutil.copytree(trained, trained.parent / "other")
     for path in other.glob("checkpoints/ckpt-4*"):
         path.unlink()
@@ -436,12 +441,12 @@ def test_two_runs_are_compared(trained, run):
     assert (folder / "comparison.html").is_file()
 
 
-def test_models_take_turns_to_be_timed(monkeypatch):
-    """A machine that gets slower and slower makes no difference between them.
+def test_models_alternate_when_they_are_timed(monkeypatch):
+    """A machine that slows down affects both models alike.
 
     The first model takes twice as long.
     """
-    clock, asked = [0.0], []
+    clock, called = [0.0], []
 
     def model(name, work):
         def logits(images):
@@ -452,8 +457,8 @@ def test_models_take_turns_to_be_timed(monkeypatch):
         return types.SimpleNamespace(logits=logits, preprocessing=size)
 
     def take(name, work):
-        asked.append(name)
-        clock[0] += work * 1.05 ** len(asked)
+        called.append(name)
+        clock[0] += work * 1.05 ** len(called)
 
     perf_counter = types.SimpleNamespace(perf_counter=lambda: clock[0])
     monkeypatch.setattr(model_costs, "time", perf_counter)
@@ -461,13 +466,13 @@ def test_models_take_turns_to_be_timed(monkeypatch):
     speeds = model_costs.images_per_second(
         models, tf.distribute.get_strategy(), 8, rounds=4
     )
-    assert asked == ["first", "second"] * 5
+    assert called == ["first", "second"] * 5
     assert speeds.shape == (4, 2)
     np.testing.assert_allclose(speeds[:, 0] / speeds[:, 1], 1.05 / 2)
 
 
 @pytest.mark.slow
-def test_a_run_is_no_better_than_itself(trained, run):
+def test_run_does_not_differ_from_itself(trained, run):
     status, _, err = run(
         "--mode=compare", f"--workdir={trained}", f"--with={trained}"
     )
@@ -476,23 +481,23 @@ def test_a_run_is_no_better_than_itself(trained, run):
     found = json.loads(path.read_text())
     assert found["mcnemar"]["p_value"] == 1
     assert all(
-        measure["difference"] == 0 and measure["interval"] == [0, 0]
-        for measure in found["measures"].values()
+        metric["difference"] == 0 and metric["interval"] == [0, 0]
+        for metric in found["measures"].values()
     )
 
 
-def test_comparison_needs_somebody(trained, run):
+def test_comparison_requires_a_second_model(trained, run):
     status, _, err = run("--mode=compare", f"--workdir={trained}")
     assert status == 1
-    assert "--mode=compare needs --with" in err
+    assert "--mode=compare: requires --with" in err
     status, _, err = run(
         "--mode=compare", f"--workdir={trained}", "--with=nowhere"
     )
     assert status == 1
-    assert "nowhere is not the folder of a run" in err
+    assert "nowhere: not an existing run" in err
 
 
-def test_comparison_needs_classes_that_both_know(trained, tmp_path, run):
+def test_comparison_requires_common_classes(trained, tmp_path, run):
     other = tmp_path / "other"
     shutil.copytree(trained, other)
     text = (other / "data.json").read_text()
@@ -503,15 +508,15 @@ def test_comparison_needs_classes_that_both_know(trained, tmp_path, run):
         "--mode=compare", f"--workdir={trained}", f"--with={other}"
     )
     assert status == 1
-    assert "have no class in common" in err
+    assert "has no class name in common" in err
     assert err.count("\n") == 1
 
 
-def test_augmented_predictions_are_averaged_by_probability():
+def test_probabilities_of_augmented_views_are_averaged():
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), "uint8")
 
     def model(views):
-        # Two classes, by the brightness of the first pixel and of all.
+        # Two classes: the brightness of the first pixel, and the mean.
         views = tf.cast(views, tf.float32) / 64
         return tf.stack(
             [views[:, 0, 0, 0], tf.reduce_mean(views, [1, 2, 3])], axis=1
@@ -533,14 +538,14 @@ def test_augmented_predictions_are_averaged_by_probability():
     np.testing.assert_array_equal(alone, model(images))
 
 
-def test_classes_of_one_name_are_measured_by_number_or_not_at_all():
-    """As a run of before may have them."""
+def test_classes_of_equal_names_are_matched_only_by_index():
+    """A run of an early version may have them."""
     stored = Dataset(("a", "b", "a"), {})
     labels, note = evaluation.match_classes(stored, ("a", "b", "a"))
     assert (labels.tolist(), note) == ([0, 1, 2], "")
     for theirs, ours in (("ab", "aba"), ("aba", "ab"), ("aba", "aab")):
-        with pytest.raises(UserError, match="several classes are called 'a'"):
+        with pytest.raises(UserError, match="but several are named 'a'"):
             evaluation.match_classes(Dataset(tuple(theirs), {}), tuple(ours))
-    # Names that are not matched may repeat.
+    # Names that are not matched may occur twice.
     labels, _ = evaluation.match_classes(Dataset(("b",), {}), ("a", "b", "a"))
     assert labels.tolist() == [1]

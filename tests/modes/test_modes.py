@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("small_net")
 
 
 @pytest.mark.slow
-def test_train_says_what_it_does_and_where_things_are(folder, workdir, run):
+def test_train_prints_a_summary_and_where_files_are(folder, workdir, run):
     status, out, err = run(
         f"--dataset={folder}",
         f"--workdir={workdir}",
@@ -35,22 +35,22 @@ def test_train_says_what_it_does_and_where_things_are(folder, workdir, run):
     )
     assert status == 0, err
     first, second, third, *_ = out.splitlines()
-    assert "18 images to train on, 6 to evaluate on, 2 classes" in first
-    assert "6 steps of 6 images on 1 replica(s)" in second
-    assert third.startswith("Recipe pictures")
+    assert "18 training images, 6 evaluation images, 2 classes" in first
+    assert "6 steps with batch size 6 on 1 replica(s)" in second
+    assert third.startswith("Recipe images")
     table, *_, last = out.splitlines()[-5:]
     assert table.split() == ["split", "step", "loss", "accuracy", "images"]
     assert f"tensorboard --logdir={workdir}" in last
-    # Bars are for terminals.
+    # Progress bars are for terminals only.
     assert "step/s" not in err
     records = read_metrics(workdir)
     assert records[-1]["step"] == 6
-    # The run's own flags make it longer.
+    # Extends the run.
     status, out, _ = run(f"--workdir={workdir}", "--epochs=3")
     assert status == 0
     assert "from step 6" in out
     assert read_metrics(workdir)[-1]["step"] == 9
-    # And evaluate what it ended with.
+    # The final model is evaluated.
     status, out, _ = run("--mode=evaluate", f"--workdir={workdir}")
     assert status == 0
     report = json.loads((workdir / "report/report.json").read_text())
@@ -61,29 +61,29 @@ def test_train_says_what_it_does_and_where_things_are(folder, workdir, run):
     assert "Accuracy" in out
     status, out, _ = run(f"--workdir={workdir}")
     assert status == 0
-    assert "Nothing was left to do: the run is at step 9 of 9." in out
+    assert "The run is already finished, at step 9 of 9." in out
 
 
 @pytest.mark.slow
-def test_everything_is_trained_on_and_nothing_evaluated(tmp_path, workdir, run):
+def test_run_without_evaluation_split_trains(tmp_path, workdir, run):
     status, out, err = train_on_everything(tmp_path, workdir, run)
     assert status == 0, err
-    assert "nothing is evaluated on.\n" in out
-    assert "10 images to train on, none to evaluate on" in out
+    assert "without evaluation (--validation_fraction=0).\n" in out
+    assert "10 training images, no evaluation images" in out
     splits = [record["split"] for record in read_metrics(workdir)]
     assert splits == ["train", "train"]
     status, _, err = run("--mode=evaluate", f"--workdir={workdir}")
     assert status == 1
     [line] = err.splitlines()
-    assert "was trained on everything and evaluates on nothing" in line
+    assert "has no evaluation split" in line
     evaluate = ("--mode=evaluate", "--eval_split=train")
     assert run(*evaluate, f"--workdir={workdir}").status == 0
-    with pytest.raises(UserError, match="evaluates on nothing"):
+    with pytest.raises(UserError, match="has no evaluation split"):
         Run.open(workdir).evaluate()
 
 
 @pytest.mark.slow
-def test_run_without_evaluation_goes_on_as_it_began(tmp_path, workdir, run):
+def test_run_without_evaluation_split_resumes(tmp_path, workdir, run):
     others = ("--freeze=backbone", "--cache=disk", "--skip_bad_images")
     assert train_on_everything(tmp_path, workdir, run, *others).status == 0
     assert run(f"--workdir={workdir}", "--steps=3").status == 0
@@ -105,7 +105,7 @@ def train_on_everything(tmp_path, workdir, run, *others):
 
 @pytest.mark.parametrize("place", ["images", "images/new", "link/train/run"])
 @pytest.mark.parametrize("mode", ["train", "data"])
-def test_run_among_its_images_is_refused_without_a_trace(
+def test_workdir_inside_the_dataset_is_an_error_and_writes_nothing(
     folder, place, mode, run
 ):
     """Its checkpoints and event files would count as classes."""
@@ -119,19 +119,21 @@ def test_run_among_its_images_is_refused_without_a_trace(
     )
     assert status == 1
     [line] = err.splitlines()
-    assert "is in the folder of the images" in line
+    assert "must be outside of --dataset=" in line
     assert sorted(folder.rglob("*")) == before
 
 
-def test_default_place_among_the_images_is_refused(folder, run, monkeypatch):
+def test_default_workdir_inside_the_dataset_is_an_error(
+    folder, run, monkeypatch
+):
     monkeypatch.chdir(folder)
     status, _, err = run("--dataset=.", *SMALL_FLAGS)
     assert status == 1
-    assert "name a --workdir outside of it" in err
+    assert "Pass another --workdir." in err
     assert not (folder / "runs").exists()
 
 
-def test_mistyped_workdir_is_one_clear_line(workdir, run):
+def test_mistyped_workdir_is_an_error_in_one_line(workdir, run):
     for mode in ("train", "data"):
         status, _, err = run(f"--mode={mode}", f"--workdir={workdir}")
         assert status == 1
@@ -144,8 +146,8 @@ def test_mistyped_workdir_is_one_clear_line(workdir, run):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["--batch_size=200", "--epochs=2"], "come to 0.18 steps"),
-        (["--epochs=0"], "come to 0 steps"),
+        (["--batch_size=200", "--epochs=2"], "make 0.18 steps"),
+        (["--epochs=0"], "make 0 steps"),
         (["--steps=0"], "--steps=0"),
     ],
 )
@@ -156,7 +158,7 @@ def test_run_without_a_step_is_an_error(folder, workdir, given, expected, run):
     assert status == 1
     [line] = err.splitlines()
     assert expected in line
-    assert "Nothing was left to do" not in out
+    assert "already finished" not in out
     assert not workdir.exists()
 
 
@@ -170,17 +172,17 @@ def test_hand_signs_are_trained_on(tmp_path, workdir, run):
         *SMALL_FLAGS,
     )
     assert status == 0, err
-    assert "12 images to train on, 6 to evaluate on, 6 classes" in out
+    assert "12 training images, 6 evaluation images, 6 classes" in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "Name the --workdir of a run"),
-        (["--workdir=tests"], "has no flags.txt"),
+        ([], "Pass the --workdir of a run"),
+        (["--workdir=tests"], "no flags.txt"),
     ],
 )
-def test_evaluate_needs_a_run(
+def test_evaluate_requires_a_run(
     arguments, expected, run, monkeypatch, pytestconfig
 ):
     monkeypatch.chdir(pytestconfig.rootpath)
@@ -191,27 +193,27 @@ def test_evaluate_needs_a_run(
 
 
 @pytest.mark.slow
-def test_what_changes_on_the_way_is_said_and_kept(trained, run):
+def test_changed_settings_are_printed_and_recorded(trained, run):
     status, out, err = run(
         f"--workdir={trained}", "--epochs=2", "--learning_rate=0.001"
     )
     assert status == 0, err
-    [line] = [line for line in out.splitlines() if "From here on" in line]
+    [line] = [line for line in out.splitlines() if "Changed settings" in line]
     assert "--learning_rate is 0.001 (was 0.05)" in line
-    assert "--steps is not given (was 4)" in line
+    assert "--steps is not set (was 4)" in line
     [record] = read_json_lines(trained / "history.jsonl")
     assert record["step"] == 4
     assert record["changes"]["learning_rate"] == ["0.05", "0.001"]
-    # Fewer steps than it has taken: nothing of what was planned is lost.
+    # Fewer steps than trained: the settings of the run do not change.
     flags = (trained / "flags.txt").read_text()
     status, _, err = run(f"--workdir={trained}", "--steps=1")
     assert status == 1
-    assert "has taken 6 steps, and 1 are planned now" in err
+    assert "has already trained 6 steps, more than the 1 steps requested" in err
     assert err.count("\n") == 1
     assert (trained / "flags.txt").read_text() == flags
     status, out, _ = run(f"--workdir={trained}")
     assert status == 0
-    assert "From here on" not in out
+    assert "Changed settings" not in out
     assert len(read_json_lines(trained / "history.jsonl")) == 1
 
 
@@ -220,7 +222,7 @@ def test_what_changes_on_the_way_is_said_and_kept(trained, run):
     ("model", "size", "total"),
     [("resnet18", 224, "11,689,512"), ("resnet20", 32, "269,722")],
 )
-def test_summary_prints_costs_at_a_size_that_suits(run, model, size, total):
+def test_summary_uses_the_image_size_of_the_model(run, model, size, total):
     status, out, _ = run("--mode=summary", f"--model={model}")
     assert status == 0
     assert f" {size} x {size}, " in out
@@ -234,19 +236,19 @@ def test_summary_of_a_run_has_its_model_size_and_classes(
     contents = {"class_names": ["cat", "dog"], "splits": {}}
     (tmp_path / "data.json").write_text(json.dumps(contents))
     with monkeypatch.context() as patch:
-        # Nothing is written: the folder may be for reading only.
+        # Nothing is written: the folder may be read-only.
         patch.setattr(Workdir, "check_writable", None)
         status, out, _ = run("--mode=summary", f"--workdir={tmp_path}")
     assert status == 0
     assert "resnet_tiny, 2 classes, 16 x 16" in out
     status, _, err = run("--mode=summary", f"--workdir={tmp_path}/mistyped")
     assert status == 1
-    assert "mistyped is not the folder of a run" in err
+    assert "mistyped: not an existing run" in err
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Returns the titles of what would be drawn, with their labels."""
+    """Returns the titles of the drawn grids, with their labels."""
     titles = {}
 
     def note(path, groups):
@@ -274,7 +276,7 @@ def test_data_counts_and_draws(folder, workdir, run, monkeypatch):
     (folder / "train/owl").mkdir()
     status, out, err = run(*arguments)
     assert status == 0
-    assert re.search(r"train/owl, .*test/owl hold no images\n", out)
+    assert re.search("train/owl, .*test/owl: no images found.", out)
     assert "warning: train: owl has 0 images" in out
 
 
@@ -285,7 +287,7 @@ def test_many_classes_are_counted_in_a_file(tmp_path, workdir, drawn, run):
             write_folder(tmp_path / "images", {f"{split}/c{number:03}": 1})
     for number in range(12):
         (tmp_path / f"images/train/empty{number}").mkdir()
-    # It would clear the screen, and be a formula of a spreadsheet.
+    # It would clear the screen, and be a formula in a spreadsheet.
     (tmp_path / "images/train/=A1\x1b[2J").mkdir()
     status, out, err = run(
         "--mode=data",
@@ -298,7 +300,10 @@ def test_many_classes_are_counted_in_a_file(tmp_path, workdir, drawn, run):
     assert "train: smallest c000 (1), c001 (1)" in out
     assert r"; 13 empty: =A1\x1b[2J, empty0, empty1" in out
     assert "\x1b" not in out
-    assert f"All classes are counted in {workdir / 'class_counts.csv'}." in out
+    assert (
+        f"The counts of all classes are in {workdir / 'class_counts.csv'}."
+        in out
+    )
     rows = (workdir / "class_counts.csv").read_text().splitlines()
     assert rows[:3] == [
         "class,train,eval",
@@ -309,7 +314,7 @@ def test_many_classes_are_counted_in_a_file(tmp_path, workdir, drawn, run):
 
 
 @pytest.mark.slow
-def test_names_that_no_font_has_are_drawn_by_their_numbers(
+def test_class_names_without_a_font_are_drawn_as_numbers(
     tmp_path, workdir, drawn, run, monkeypatch
 ):
     ascii_only = frozenset(range(128))
@@ -322,13 +327,13 @@ def test_names_that_no_font_has_are_drawn_by_their_numbers(
         *SMALL_FLAGS,
     )
     assert (status, err) == (0, "")
-    assert "No font here has the letters of some: #1 for 猫." in out
+    assert "no installed font has their letters: #1 for 猫." in out
     assert {*drawn["Training"]} == {"cat", "#1"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("skip", [False, True])
-def test_data_names_broken_images_and_draws_the_others(
+def test_data_lists_broken_images_and_draws_the_others(
     folder, workdir, drawn, skip, run
 ):
     for number, (name, content) in enumerate(broken_files().items()):
@@ -348,15 +353,15 @@ def test_data_names_broken_images_and_draws_the_others(
     assert sorted(drawn["Evaluation"]) == 3 * ["cat"] + 3 * ["dog"]
     if skip:
         assert (status, err) == (0, "")
-        assert "Leaving out 7 broken images of 31.\n" in out
-        # What is counted is what is left.
+        assert "Skipping 7 broken images of 31.\n" in out
+        # Only the remaining images are counted.
         assert re.search(r"dog +9 +3\n", out)
     else:
         assert status == 1
         [line] = err.splitlines()
-        assert line.startswith("error: 7 images cannot be decoded")
+        assert ": 7 images cannot be decoded. Fix" in line
         assert "--skip_bad_images" in line
-        # All but the empty file, which is no image.
+        # All but the empty file, which is not an image.
         assert re.search(r"cat +11 +3\ndog +11 +5\n", out)
 
 
@@ -398,15 +403,15 @@ def test_data_draws_nothing_of_a_split_that_is_all_broken(
         path.write_bytes(b"not an image")
     status, _, err = run("--mode=data", *arguments)
     assert status == 1
-    assert err.startswith("error: 6 images cannot be decoded")
+    assert ": 6 images cannot be decoded. Fix" in err
     assert list(drawn) == ["Training"]
     for mode in ("data", "train"):
         status, _, err = run(
             f"--mode={mode}", "--skip_bad_images", "--steps=1", *arguments
         )
         assert status == 1
-        assert err == "error: no image for eval can be decoded\n"
-    # And nothing at all where there is nothing at all.
+        assert "no image of the eval split can be decoded. Fix" in err
+    # Without images, nothing is drawn.
     drawn.clear()
     for path in folder.glob("train/*/*"):
         path.write_bytes(b"not an image")
@@ -417,8 +422,8 @@ def test_data_draws_nothing_of_a_split_that_is_all_broken(
     assert not drawn
 
 
-def test_last_numbers_of_training_are_those_of_an_epoch(tmp_path):
-    """Not of its last batch alone, and with its own count of images."""
+def test_final_training_metrics_are_means_over_an_epoch(tmp_path):
+    """Not only of the last batch, and with the number of images."""
     reports = {50: (1.0, 0.5), 84: (0.4, 0.8), 85: (3.0, 0.0)}
     records = [
         {"step": step, "split": "train", "loss": loss, "accuracy": accuracy}

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("small_net")
 
 @pytest.fixture
 def trained(trained):
-    """Returns the folder of a run, whose data are gone."""
+    """Returns the folder of a run whose dataset is deleted."""
     shutil.rmtree(trained.parent / "images")
     return trained
 
@@ -36,12 +36,14 @@ def photos(tmp_path):
 
 
 @pytest.mark.slow
-def test_answers_are_the_classifiers_in_every_format(
+def test_predictions_are_the_classifiers_in_every_format(
     trained, photos, run, monkeypatch
 ):
     arguments = ("--mode=predict", f"--workdir={trained}", "--top_k=1")
     paths = sorted(map(str, photos.iterdir()))
-    expected = [answer for [answer] in load_classifier(trained)(paths, top_k=1)]
+    expected = [
+        prediction for [prediction] in load_classifier(trained)(paths, top_k=1)
+    ]
     folding = mock.Mock(wraps=model_builder.fold_batch_norms)
     monkeypatch.setattr(model_builder, "fold_batch_norms", folding)
     for others in ((), ("--fast_paths=false",)):
@@ -74,7 +76,9 @@ def test_answers_are_the_classifiers_in_every_format(
 
 
 @pytest.mark.slow
-def test_broken_pictures_are_named_and_the_others_done(trained, photos, run):
+def test_broken_images_are_listed_and_the_others_predicted(
+    trained, photos, run
+):
     (photos / "1.jpg").write_bytes(b"not an image")
     arguments = ("--mode=predict", f"--workdir={trained}")
     images = f"--images={photos},{photos}/gone.jpg"
@@ -85,15 +89,12 @@ def test_broken_pictures_are_named_and_the_others_done(trained, photos, run):
         assert status == 1
         broken, missing, last = err.splitlines()
         assert broken == (
-            f"{photos}/1.jpg cannot be decoded (not the content of an image "
-            "file)"
+            f"{photos}/1.jpg: cannot be decoded (not an image file)"
         )
         assert missing == (
-            f"{photos}/gone.jpg cannot be read (No such file or directory)"
+            f"{photos}/gone.jpg: cannot be read (No such file or directory)"
         )
-        assert last == (
-            "error: 2 of 4 images cannot be read; the others are done"
-        )
+        assert ": 2 of 4 images cannot be read. The others are done." in last
         if output_format == "json":
             records = json.loads(out)
             assert [*records[1]] == ["image", "error"]
@@ -102,14 +103,14 @@ def test_broken_pictures_are_named_and_the_others_done(trained, photos, run):
             assert len(out.splitlines()) == count
 
 
-def test_standard_output_holds_nothing_but_answers(
+def test_standard_output_contains_only_predictions(
     trained, photos, run, monkeypatch
 ):
     def load_and_talk(*arguments, **options):
         print("Downloading ...")
         return load_classifier(*arguments, **options)
 
-    # The name in the package is that of the function.
+    # In the package, the name refers to the function.
     module = sys.modules["train_loop.modes.predict"]
     monkeypatch.setattr(module, "load_classifier", load_and_talk)
     arguments = ("--mode=predict", f"--workdir={trained}", "--format=json")
@@ -131,7 +132,7 @@ def test_explanations_are_drawn(trained, photos, given, run, tmp_path):
         *where,
     )
     assert status == 0
-    assert err == f"Explanations are drawn in {folder}.\n"
+    assert err == f"Explanations are in {folder}.\n"
     assert len(out.splitlines()) == 4
     assert sorted(path.name for path in folder.iterdir()) == [
         "0.png",
@@ -143,10 +144,13 @@ def test_explanations_are_drawn(trained, photos, given, run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--images=x.jpg"], "needs some --images, and the --workdir of a run"),
-        (["--workdir=RUN"], "needs some --images"),
-        (["--workdir=RUN", "--images=*.gif"], "--images=*.gif matches no file"),
-        (["--workdir=tests", "--images=README.md"], "has no flags.txt"),
+        (["--images=x.jpg"], "requires --images, and --workdir or --weights"),
+        (["--workdir=RUN"], "requires --images"),
+        (
+            ["--workdir=RUN", "--images=*.gif"],
+            "--images=*.gif: no matching file",
+        ),
+        (["--workdir=tests", "--images=README.md"], "no flags.txt"),
         (["--format=onnx", "--images=x"], "Use one of: table, json, csv"),
         (["--top_k=0"], "--top_k=0"),
         (["--export_dir=x"], "--export_dir: requires --mode=export"),
@@ -156,7 +160,7 @@ def test_explanations_are_drawn(trained, photos, given, run, tmp_path):
         ),
     ],
 )
-def test_mistakes_are_one_clear_line(
+def test_mistakes_are_an_error_in_one_line(
     arguments, expected, trained, run, monkeypatch, pytestconfig
 ):
     monkeypatch.chdir(pytestconfig.rootpath)
@@ -169,7 +173,7 @@ def test_mistakes_are_one_clear_line(
     assert expected in line
 
 
-def test_what_is_asked_is_no_part_of_the_run(trained, photos, run):
+def test_flags_of_prediction_are_not_saved_in_the_run(trained, photos, run):
     before = Workdir(trained).flags.read_text()
     assert not re.search(r"--(images|format|top_k|explain|export)", before)
     run("--mode=predict", f"--workdir={trained}", f"--images={photos}")

@@ -1,4 +1,4 @@
-"""A classifier against plain NumPy, Pillow and keras.applications."""
+"""A classifier against NumPy, Pillow and keras.applications."""
 
 import io
 import zipfile
@@ -24,7 +24,7 @@ from train_loop.prediction.classifier import (
 )
 
 NAMES = ("ape", "bee", "cat", "dog", "elk")
-# Of 32 x 48 pixels it takes 24 x 24, which need no resizing.
+# The crop of 32 x 48 pixels has 24 x 24 pixels and needs no resizing.
 PREPROCESSING = Preprocessing(NORMALIZATIONS["caffe"], 24, 0.75, "bicubic")
 
 
@@ -47,7 +47,7 @@ def pixels(number=0):
     return np.roll(smooth_pixels(32, 48), number, axis=(0, 1))
 
 
-def expected_answer(classifier, square):
+def expected_prediction(classifier, square):
     """Returns {name: probability} of a uint8 [24, 24, 3] array."""
     inputs = square[..., ::-1] - np.float32((103.939, 116.779, 123.68))
     logits = classifier.model(inputs[np.newaxis], training=False).numpy()[0]
@@ -60,56 +60,56 @@ def crop(image):
     return np.asarray(image.crop((12, 4, 36, 28)).convert("RGB"))
 
 
-def check_answer(answer, expected, **tolerance):
-    assert {*dict(answer)} == {*NAMES}
-    probabilities = [probability for _, probability in answer]
+def check_prediction(prediction, expected, **tolerance):
+    assert {*dict(prediction)} == {*NAMES}
+    probabilities = [probability for _, probability in prediction]
     assert probabilities == sorted(probabilities, reverse=True)
     assert all(type(probability) is float for probability in probabilities)
     assert sum(probabilities) == pytest.approx(1.0, abs=1e-5)
-    assert dict(answer) == pytest.approx(expected, **tolerance)
+    assert dict(prediction) == pytest.approx(expected, **tolerance)
 
 
-def test_models_of_grey_images_get_what_pillow_makes_of_colors():
+def test_grayscale_conversion_equals_pillow():
     image = pixels()
     normalized = normalize(image, Normalization((100.0,), (50.0,)))
-    grey = np.asarray(PIL.Image.fromarray(image).convert("L"), "f4")
+    gray = np.asarray(PIL.Image.fromarray(image).convert("L"), "f4")
     assert normalized.shape == (32, 48, 1)
     # Pillow rounds.
     np.testing.assert_allclose(
-        normalized[..., 0] * 50 + 100, grey, atol=0.5 + 1e-3
+        normalized[..., 0] * 50 + 100, gray, atol=0.5 + 1e-3
     )
 
 
 @pytest.mark.parametrize("file_format", ["png", "jpeg", "bmp", "gif", "webp"])
-def test_answers_are_a_softmax_of_pillows_crop(
+def test_predictions_are_the_softmax_of_the_crop_of_pillow(
     classifier, file_format, tmp_path
 ):
     content = encoded(pixels(), file_format)
     path = tmp_path / f"image.{file_format}"
     path.write_bytes(content)
     with PIL.Image.open(io.BytesIO(content)) as image:
-        expected = expected_answer(classifier, crop(image))
-    for given in (path, str(path), content, [path], [content]):
-        [answer] = classifier(given)
-        check_answer(answer, expected, abs=1e-5)
+        expected = expected_prediction(classifier, crop(image))
+    for image in (path, str(path), content, [path], [content]):
+        [prediction] = classifier(image)
+        check_prediction(prediction, expected, abs=1e-5)
 
 
-def test_arrays_are_images_as_they_are(classifier):
+def test_arrays_are_accepted_as_images(classifier):
     square = crop(PIL.Image.fromarray(pixels()))
-    expected = expected_answer(classifier, square)
-    for given in (
+    expected = expected_prediction(classifier, square)
+    for image in (
         pixels(),
         [pixels()],
         pixels()[np.newaxis],
         tf.constant(pixels()),
         PIL.Image.fromarray(pixels())._repr_png_(),
     ):
-        [answer] = classifier(given)
-        check_answer(answer, expected, abs=1e-5)
+        [prediction] = classifier(image)
+        check_prediction(prediction, expected, abs=1e-5)
 
 
 def pillow_images():
-    """Returns {mode: PIL image}, and of the same size as `pixels()`."""
+    """Returns {mode: PIL image with the size of `pixels()`}."""
     image = PIL.Image.fromarray(pixels())
     modes = ("1", "L", "LA", "P", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
     images = {mode: image.convert(mode) for mode in modes if mode != "LAB"}
@@ -124,23 +124,23 @@ def pillow_images():
 def test_pil_images_of_every_mode_are_converted(classifier, mode):
     image = pillow_images()[mode]
     rgb = (image.convert("LA") if mode == "La" else image).convert("RGB")
-    expected = expected_answer(classifier, crop(rgb))
-    for given in (image, [image]):
-        [answer] = classifier(given)
-        check_answer(answer, expected, abs=1e-5)
+    expected = expected_prediction(classifier, crop(rgb))
+    for images in (image, [image]):
+        [prediction] = classifier(images)
+        check_prediction(prediction, expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B"])
 def test_16_bits_of_pil_images_are_scaled(classifier, mode):
-    grey = pixels()[..., 0]
+    gray = pixels()[..., 0]
     order = ">u2" if mode.endswith("B") else "<u2"
-    content = (grey.astype("u2") * 256 + 9).astype(order).tobytes()
-    [answer] = classifier(PIL.Image.frombytes(mode, (48, 32), content))
-    square = crop(PIL.Image.fromarray(grey))
-    check_answer(answer, expected_answer(classifier, square), abs=1e-5)
+    content = (gray.astype("u2") * 256 + 9).astype(order).tobytes()
+    [prediction] = classifier(PIL.Image.frombytes(mode, (48, 32), content))
+    expected = expected_prediction(classifier, crop(PIL.Image.fromarray(gray)))
+    check_prediction(prediction, expected, abs=1e-5)
 
 
-def test_orientation_of_pil_images_is_that_of_their_files():
+def test_pil_images_keep_their_exif_orientation():
     image = PIL.Image.fromarray(pixels())
     exif = image.getexif()
     exif[0x0112] = 6
@@ -148,15 +148,15 @@ def test_orientation_of_pil_images_is_that_of_their_files():
         assert encoded_image.getexif()[0x0112] == 6
 
 
-def test_exif_that_cannot_be_read_turns_no_pil_image(classifier):
+def test_damaged_exif_of_pil_images_is_ignored(classifier):
     image = PIL.Image.fromarray(pixels())
     damaged = io.BytesIO()
-    image.save(damaged, "png", exif=b"Exif\0\0no TIFF")
-    with PIL.Image.open(damaged) as given:
-        assert classifier(given) == classifier(image)
+    image.save(damaged, "png", exif=b"Exif\0\0not TIFF")
+    with PIL.Image.open(damaged) as opened:
+        assert classifier(opened) == classifier(image)
 
 
-def test_file_objects_and_generators_are_images(classifier, tmp_path):
+def test_file_objects_and_generators_are_accepted(classifier, tmp_path):
     content = encoded(pixels(), "png")
     path = tmp_path / "image.png"
     path.write_bytes(content)
@@ -181,14 +181,13 @@ def test_images_of_another_size_are_resized_as_pillow_does(classifier):
     # Three quarters of the shorter side.
     image = PIL.Image.fromarray(large).crop((24, 8, 72, 56))
     square = np.asarray(image.resize((24, 24), PIL.Image.BICUBIC))
-    [answer] = classifier(large)
+    [prediction] = classifier(large)
+    expected = expected_prediction(classifier, square)
     # Pillow rounds after each of two passes.
-    check_answer(answer, expected_answer(classifier, square), abs=0.01)
+    check_prediction(prediction, expected, abs=0.01)
 
 
-def test_many_images_of_all_kinds_are_predicted_in_their_order(
-    classifier, tmp_path
-):
+def test_many_images_are_predicted_in_order(classifier, tmp_path):
     count = BATCH_SIZE + 5
     images, expected = [], []
     for number in range(count):
@@ -197,23 +196,25 @@ def test_many_images_of_all_kinds_are_predicted_in_their_order(
         path.write_bytes(encoded(array, "png"))
         images.append((array, path, str(path), path.read_bytes())[number % 4])
         expected.append(crop(PIL.Image.fromarray(array)))
-    answers = classifier(images)
-    assert len(answers) == count
-    for answer, square in zip(answers, expected, strict=True):
-        check_answer(answer, expected_answer(classifier, square), abs=1e-4)
-    assert len({str(answer) for answer in answers}) > count // 2
+    predictions = classifier(images)
+    assert len(predictions) == count
+    for prediction, square in zip(predictions, expected, strict=True):
+        check_prediction(
+            prediction, expected_prediction(classifier, square), abs=1e-4
+        )
+    assert len({str(prediction) for prediction in predictions}) > count // 2
     assert classifier([]) == []
 
 
 def test_the_most_probable_classes_come_first(classifier):
-    [whole] = classifier(pixels())
-    assert classifier(pixels(), top_k=2) == [whole[:2]]
-    assert classifier(pixels(), top_k=99) == [whole]
+    [prediction] = classifier(pixels())
+    assert classifier(pixels(), top_k=2) == [prediction[:2]]
+    assert classifier(pixels(), top_k=99) == [prediction]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_constant_weights_answer_as_variables_do(dtype):
+def test_constant_weights_predict_like_variables(dtype):
     model = VARIANTS["resnet_tiny"](num_classes=len(NAMES), dtype=dtype)
     model.build((None, 24, 24, 3))
     classifier = Classifier(model, PREPROCESSING, NAMES)
@@ -228,31 +229,33 @@ def test_constant_weights_answer_as_variables_do(dtype):
     assert "ReadVariableOp" not in {o.type for o in graph.get_operations()}
 
 
-def message(classifier, given):
+def message(classifier, images):
     with pytest.raises(UserError) as error:
-        classifier(given)
+        classifier(images)
     [line] = str(error.value).splitlines()
     return line
 
 
 @pytest.mark.parametrize("name", broken_files())
-def test_broken_images_are_one_clear_line(classifier, name, tmp_path):
+def test_broken_images_are_an_error(classifier, name, tmp_path):
     path = tmp_path / name
     content = broken_files()[name]
     path.write_bytes(content)
-    for given in (path, str(path), [pixels(), path]):
-        assert message(classifier, given).startswith(f"{path} cannot be ")
+    for images in (path, str(path), [pixels(), path]):
+        assert message(classifier, images).startswith(f"{path}: cannot be ")
     line = message(classifier, content)
-    assert line.startswith("the image cannot be decoded; must be an image file")
+    assert line.startswith("images: cannot be decoded. Pass image files (paths")
 
 
-def test_paths_that_are_no_file_are_one_clear_line(classifier, tmp_path):
+def test_missing_files_are_an_error(classifier, tmp_path):
     line = message(classifier, tmp_path / "missing.jpg")
     assert line == (
-        f"{tmp_path / 'missing.jpg'} cannot be read (No such file or directory)"
+        f"{tmp_path / 'missing.jpg'}: cannot be read (No such file or "
+        "directory). Pass a readable image file."
     )
     assert message(classifier, tmp_path) == (
-        f"{tmp_path} cannot be read (Is a directory)"
+        f"{tmp_path}: cannot be read (Is a directory). Pass a readable image "
+        "file."
     )
 
 
@@ -277,7 +280,7 @@ def test_paths_that_are_no_file_are_one_clear_line(classifier, tmp_path):
         PIL.Image.new("RGB", (0, 32)),
     ],
 )
-def test_arrays_of_other_things_are_one_clear_line(classifier, array):
+def test_unsupported_values_are_an_error(classifier, array):
     assert "cannot be" in message(classifier, array)
 
 
@@ -285,7 +288,7 @@ def test_arrays_of_other_things_are_one_clear_line(classifier, array):
     ("name", "mode"),
     [("imagenet", "torch"), ("caffe", "caffe"), ("symmetric", "tf")],
 )
-def test_normalizations_are_those_of_keras_applications(name, mode):
+def test_normalizations_equal_keras_applications(name, mode):
     image = smooth_pixels()
     normal = normalize(tf.cast(image, tf.float32), NORMALIZATIONS[name])
     preprocess = tf.keras.applications.imagenet_utils.preprocess_input
@@ -297,7 +300,7 @@ def test_normalizations_are_those_of_keras_applications(name, mode):
     np.testing.assert_allclose(several[1], expected, atol=1e-4)
 
 
-def test_training_and_embedding_see_the_same_inputs(classifier):
+def test_logits_and_embeddings_have_the_same_inputs(classifier):
     images = np.stack([pixels()[:24, :24], pixels(5)[:24, :24]])
     inputs = normalize(images, NORMALIZATIONS["caffe"])
     model = classifier.model

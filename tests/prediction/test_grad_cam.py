@@ -1,4 +1,4 @@
-"""Grad-CAM, against what it must be where the classifier is linear."""
+"""Grad-CAM against class activation maps, its result for a linear head."""
 
 import numpy as np
 import PIL.Image
@@ -15,13 +15,13 @@ from train_loop.prediction.predict_files import (
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_heat_is_the_class_weights_over_the_last_features(dtype):
+def test_heatmap_is_the_class_activation_map_of_a_linear_head(dtype):
     classifier = small_classifier(dtype=dtype)
     images, labels = random_pixels(3), [0, 4, 4]
     model = classifier.model
     features = tf.nest.flatten(model.features(classifier.normalize(images)))[-1]
     features = tf.cast(features, tf.float32).numpy()
-    # Zhou et al., 2015: with a mean and one dense layer, both are the same.
+    # Zhou et al., 2015: with mean pooling and one dense layer, both are equal.
     weights = model.head.kernel.numpy()[:, labels]
     expected = np.einsum("nhwc,cn->nhw", features, weights)[..., np.newaxis]
     expected = tf.image.resize(np.maximum(expected, 0), (16, 16), "bicubic")
@@ -32,16 +32,16 @@ def test_heat_is_the_class_weights_over_the_last_features(dtype):
     np.testing.assert_allclose(heat, expected, atol=0.02)
     assert heat.max(axis=(1, 2)) == pytest.approx(1)
     assert np.abs(heat[1] - heat[2]).max() > 0.1
-    # A class that nothing supports.
+    # No pixel supports the class.
     model.head.kernel.assign(-tf.abs(model.head.kernel))
     heat = grad_cam(classifier, images[:1], [2])
     np.testing.assert_array_equal(heat, np.zeros((1, 16, 16)))
 
 
 @pytest.mark.slow
-def test_each_image_gets_a_file_of_its_own(tmp_path, recwarn):
+def test_each_image_gets_its_own_file(tmp_path, recwarn):
     classifier = small_classifier()
-    # Letters that no font has, and what looks like a formula.
+    # Characters without a font, and mathtext syntax.
     classifier.class_names = ("\uf8ff", "$x^$", "cat", "dog", "emu")
     predictions = []
     for name, label in (
@@ -66,5 +66,5 @@ def test_each_image_gets_a_file_of_its_own(tmp_path, recwarn):
     with PIL.Image.open(folder / "cat.png") as image:
         pixels = np.asarray(image.convert("RGB"))
     assert min(pixels.shape[:2]) > 300
-    # An image, colors over it, and a legend.
+    # An image, a heatmap and a color bar.
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500

@@ -1,4 +1,4 @@
-"""Which files a text names."""
+"""The image paths of `--images`."""
 
 import os
 
@@ -30,33 +30,33 @@ def photos(tmp_path, monkeypatch):
     ("text", "expected"),
     [
         ("photos/b.jpg", ["photos/b.jpg"]),
-        # In a folder, images; those of folders below it as well.
+        # A folder: its images, including subfolders.
         ("photos", ["photos/a.PNG", "photos/b.jpg", "photos/sub/c.webp"]),
-        # In a glob, whatever it matches.
+        # A glob: all matching files.
         ("photos/*", ["photos/a.PNG", "photos/b.jpg", "photos/notes.txt"]),
         ("photos/**/*.webp", ["photos/sub/c.webp"]),
         ("phot*", ["photos/a.PNG", "photos/b.jpg", "photos/sub/c.webp"]),
-        # In the order that they are named.
+        # In the order of the text.
         ("photos/sub,photos/b.jpg", ["photos/sub/c.webp", "photos/b.jpg"]),
-        # Commas and brackets may belong to a name.
+        # Commas and brackets can be part of a name.
         ("other/x,y.jpg", ["other/x,y.jpg"]),
         ("photos/b.jpg,other/x,y.jpg", ["photos/b.jpg", "other/x,y.jpg"]),
         ("other/x,*,photos/sub", ["other/x,y.jpg", "photos/sub/c.webp"]),
         ("other/[1].jpg", ["other/[1].jpg"]),
-        # A file that is named is named in the answers, there or not.
+        # A missing file is kept and gets an error later.
         ("nowhere.jpg,photos/b.jpg", ["nowhere.jpg", "photos/b.jpg"]),
     ],
 )
-def test_names_become_paths(text, expected):
+def test_text_is_expanded_to_paths(text, expected):
     assert find_images(text, ()) == expected
 
 
-def test_the_home_directory_may_be_a_wave(tmp_path, monkeypatch):
+def test_tilde_is_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_images("~/photos/b*", ()) == [str(tmp_path / "photos/b.jpg")]
 
 
-def test_a_list_names_files_and_folders_and_no_globs():
+def test_list_contains_files_and_folders_but_no_globs():
     lines = [
         b"photos/b.jpg\n",
         b"\n",
@@ -77,21 +77,21 @@ def test_a_list_names_files_and_folders_and_no_globs():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("photos/*.gif", "--images=photos/*.gif matches no file"),
-        ("photos/b.jpg,*.gif", "--images=*.gif matches no file"),
-        ("empty", "--images=empty holds no images: no file in it ends in .jpg"),
-        ("", "--images= names nothing; it takes files, folders and globs"),
-        ("-", "--images=- names nothing"),
+        ("photos/*.gif", "--images=photos/*.gif: no matching file."),
+        ("photos/b.jpg,*.gif", "--images=*.gif: no matching file."),
+        ("empty", "--images=empty: no images found. Pass a folder with files"),
+        ("", "--images=: contains no paths. Pass files, folders and globs"),
+        ("-", "--images=-: contains no paths."),
     ],
 )
-def test_nothing_to_name_is_one_clear_line(text, expected):
+def test_no_images_is_an_error(text, expected):
     with pytest.raises(UserError) as error:
         find_images(text, ())
     [line] = str(error.value).splitlines()
     assert line.startswith(expected)
 
 
-def test_longest_names_that_exist_win(tmp_path):
+def test_longest_existing_names_win(tmp_path):
     for name in ("a", "a,b", "b,c"):
         (tmp_path / name).touch()
     assert split_names("a,b,c") == ["a,b", "c"]
@@ -101,7 +101,7 @@ def test_longest_names_that_exist_win(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a[1]", "[b]", "what?", "*"])
-def test_folder_that_is_there_is_no_pattern(name, tmp_path, monkeypatch):
+def test_existing_folder_is_not_a_pattern(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in (name, "a1", "b", "whatx"):
         for below in ("cat", "c[at]"):
@@ -113,7 +113,7 @@ def test_folder_that_is_there_is_no_pattern(name, tmp_path, monkeypatch):
         assert find_images(f"{folder}/*/*.png", ()) == expected
         assert find_images(f"{folder}/*/", ()) == expected
         assert find_images(f"{folder}/c[at]/*.png", ()) == expected[:1]
-    # Another one is.
+    # Without an existing folder of this name, it is a pattern.
     assert find_images("[a]1/cat/*", ()) == ["a1/cat/x.png"]
 
 

@@ -1,4 +1,4 @@
-"""Predictions for many files, and the formats they are printed in."""
+"""Predictions for many files, and their output formats."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def classifier():
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    """Returns paths of three batches and a bit, some broken or missing."""
+    """Returns the paths of more than three batches, some broken or missing."""
     folder = tmp_path_factory.mktemp("photos")
     contents = [
         encoded(image, ("png", "jpeg", "bmp", "gif", "webp")[number % 5])
@@ -41,7 +41,7 @@ def paths(tmp_path_factory):
     contents[-1] = broken["short.png"]
     paths = []
     for number, content in enumerate(contents):
-        # Whatever it is called.
+        # Without a suffix.
         path = folder / f"{number} \N{BEAR FACE}"
         path.write_bytes(content)
         paths.append(str(path))
@@ -50,10 +50,10 @@ def paths(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_predictions_are_the_classifiers_in_order(classifier, paths):
+def test_predictions_equal_the_classifier_in_order(classifier, paths):
     found = list(predict_files(classifier, paths))
     assert [each.image for each in found] == paths
-    # The missing one stands among them.
+    # The missing file is among them.
     broken = [0, BATCH_SIZE, 6, len(paths) - 1]
     for number, each in enumerate(found):
         if number in broken:
@@ -64,12 +64,12 @@ def test_predictions_are_the_classifiers_in_order(classifier, paths):
         assert each.error is None
         [expected] = classifier(each.image)
         assert dict(each.predictions) == pytest.approx(dict(expected), abs=1e-6)
-        probabilities = [part for _, part in each.predictions]
+        probabilities = [probability for _, probability in each.predictions]
         assert probabilities == sorted(probabilities, reverse=True)
     missing = found[BATCH_SIZE]
     assert missing.error == "cannot be read (No such file or directory)"
     assert len({str(each.predictions) for each in found}) > BATCH_SIZE
-    # Batches of all sizes share one graph.
+    # All batch sizes share one graph.
     assert classifier._probabilities.experimental_get_tracing_count() == 1
     [best] = predict_files(classifier, paths[1:2], top_k=2)
     assert dict(best.predictions) == pytest.approx(
@@ -77,7 +77,7 @@ def test_predictions_are_the_classifiers_in_order(classifier, paths):
     )
 
 
-def test_nothing_readable_at_all_is_named(classifier, paths):
+def test_only_broken_files_are_reported(classifier, paths):
     found = list(predict_files(classifier, [paths[0], paths[0]]))
     assert [bool(each.error) for each in found] == [True, True]
 
@@ -134,7 +134,7 @@ def test_csv_has_a_line_for_each_prediction():
     assert records[2]["error"] == "cannot be decoded (text)"
 
 
-def test_names_of_strangers_run_nothing_and_move_nothing():
+def test_names_cannot_inject_formulas_or_control_characters():
     label = "=cmd|' /C calc'!A0\x1b[2J"
     found = [
         FilePrediction("\x1b]0;x\x07.jpg", ((label, 1.0),)),
@@ -145,12 +145,12 @@ def test_names_of_strangers_run_nothing_and_move_nothing():
     one, other = csv.DictReader(lines("csv", found))
     assert one["label"] == r"'=cmd|' /C calc'!A0\x1b[2J"
     assert other["image"] == "'=1+1.jpg"
-    # For programs.
+    # JSON is for programs and keeps the text.
     record, _ = json.loads("".join(lines("json", found)))
     assert record["predictions"][0]["label"] == label
 
 
-def test_table_has_a_line_for_each_image_that_can_be_read():
+def test_table_has_a_line_for_each_readable_image():
     header, first, second = lines("table")
     assert header.split() == ["image", "1", "2"]
     assert first.split() == ["a,", "b.jpg", "cat", "75.0%", "dog", "25.0%"]

@@ -44,21 +44,21 @@ def make_resnet(**options):
 def make_trainer(
     strategy, make=make_model, optimizer=MomentumSGD, rate=0.05, **options
 ):
-    """Returns a trainer, every time with the same weights."""
+    """Returns a trainer, always with the same weights."""
     random.seed(1)
     with strategy.scope():
         model = make()
         model.build((None, *IMAGE_SHAPE))
         optimizer = optimizer(rate)
     for variable in model.variables:
-        # Blocks begin as the identity, and no gradients reach their kernels.
+        # Blocks start as the identity, so that their kernels have no gradients.
         if variable.name == "gamma":
             variable.assign(tf.ones_like(variable))
     return Trainer(model, optimizer, strategy, **options)
 
 
 def make_examples(steps=6):
-    """Returns (images, labels), every time the same."""
+    """Returns (images, labels), always the same."""
     numbers = np.random.default_rng(2)
     count = steps * BATCH_SIZE
     images = numbers.normal(size=(count, *IMAGE_SHAPE)).astype("float32")
@@ -103,7 +103,7 @@ def state_of(trainer):
 
 
 def start_again(trainer, start):
-    """Gives a trainer an earlier state, and clears its metrics."""
+    """Restores a trainer's state and clears its metrics."""
     local_results = trainer.strategy.experimental_local_results
     for variable, values in zip(variables_of(trainer), start, strict=True):
         places = local_results(variable.value)

@@ -21,7 +21,7 @@ FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 
 
 class ListModel(tf.keras.Model):
-    """Keeps its layers where tf.train.Checkpoint does not look."""
+    """Keeps its layers where tf.train.Checkpoint does not find them."""
 
     def __init__(self):
         super().__init__()
@@ -117,7 +117,7 @@ DAMAGES = [truncate_data, damage_data, remove_data, truncate_index, empty_index]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_newest_readable_checkpoint_is_taken(tmp_path, damage):
+def test_newest_readable_checkpoint_is_restored(tmp_path, damage):
     [(_, newest), *_] = save_three(tmp_path)
     damage(newest)
     parts = make_parts()
@@ -130,7 +130,7 @@ def test_newest_readable_checkpoint_is_taken(tmp_path, damage):
     assert "\n" not in warning
 
 
-def test_all_broken_is_an_error_that_loses_nothing(tmp_path):
+def test_all_broken_checkpoints_are_an_error_that_removes_nothing(tmp_path):
     for _, prefix in save_three(tmp_path):
         truncate_data(prefix)
     checkpoints = Checkpoints(tmp_path, *make_parts(), warn=lambda line: None)
@@ -139,7 +139,7 @@ def test_all_broken_is_an_error_that_loses_nothing(tmp_path):
     assert len(checkpoints.list()) == 3
 
 
-def test_list_does_not_depend_on_tensorflows_own(tmp_path):
+def test_list_does_not_depend_on_tensorflows_file(tmp_path):
     save_three(tmp_path)
     (tmp_path / "checkpoint").unlink()
     assert Checkpoints(tmp_path, *make_parts()).restore() == 30
@@ -151,7 +151,7 @@ def test_old_checkpoints_are_removed(tmp_path):
     for step in (1, 2, 3):
         checkpoints.save(step)
     assert [step for step, _ in checkpoints.list()] == [3, 2, 1]
-    # Also by a process that starts again.
+    # Also after a restart.
     checkpoints = Checkpoints(tmp_path, *parts, keep=2, best={4: 1}.get)
     checkpoints.save(4)
     checkpoints.remove_old()
@@ -160,13 +160,13 @@ def test_old_checkpoints_are_removed(tmp_path):
     assert [step for step, _ in checkpoints.list()] == [4, 3]
 
 
-def test_local_state_is_that_of_its_checkpoint(tmp_path):
+def test_replica_state_belongs_to_its_checkpoint(tmp_path):
     checkpoints, states = Checkpoints(tmp_path, *make_parts()), []
     trainer = types.SimpleNamespace(restore_replica_state=states.append)
     checkpoints.save(10, {"mean": np.ones(2)})
     checkpoints.resume(trainer)
     assert [state["mean"].tolist() for state in states] == [[1, 1]]
-    # After a kill in the middle of a save, and without one of its own.
+    # After a kill during a save, and without its own state.
     checkpoints.save(10)
     checkpoints.resume(trainer)
     assert len(states) == 1
@@ -188,13 +188,13 @@ def test_last_checkpoint_can_be_discarded(tmp_path):
 
 
 @pytest.mark.slow
-def test_rests_of_killed_writes_are_removed(tmp_path):
+def test_files_of_killed_writes_are_removed(tmp_path):
     save_three(tmp_path)
     (tmp_path / "checkpoint").unlink()
     rest = tmp_path / f".unfinished-{platform.node()}-killed"
     rest.mkdir()
     (rest / "ckpt-40.index").touch()
-    # Without its index, it is no checkpoint.
+    # Without its index, it is not a checkpoint.
     (tmp_path / "ckpt-40.data-00000-of-00001").touch()
     checkpoints = Checkpoints(tmp_path, *make_parts(), keep=2)
     assert checkpoints.restore() == 30
@@ -206,7 +206,7 @@ def test_rests_of_killed_writes_are_removed(tmp_path):
 
 
 @pytest.mark.slow
-def test_opening_a_run_leaves_another_process_its_checkpoint(
+def test_opening_a_run_keeps_checkpoints_of_another_process(
     tmp_path, monkeypatch
 ):
     save_three(tmp_path)
@@ -214,7 +214,7 @@ def test_opening_a_run_leaves_another_process_its_checkpoint(
     write = checkpoints._checkpoint._write
 
     def opened_meanwhile(prefix, options=None):
-        # TensorFlow itself writes here first.
+        # TensorFlow writes here first.
         temporary = pathlib.Path(f"{prefix}_temp")
         temporary.mkdir()
         assert Checkpoints(tmp_path, *make_parts()).restore() == 30
@@ -226,7 +226,7 @@ def test_opening_a_run_leaves_another_process_its_checkpoint(
     assert Checkpoints(tmp_path, *make_parts()).restore() == 40
 
 
-def test_disk_has_a_checkpoint_before_it_is_there(tmp_path, monkeypatch):
+def test_checkpoint_is_flushed_before_its_rename(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, *make_parts())
     kept, renamed, fsync = set(), [], os.fsync
 
@@ -237,7 +237,7 @@ def test_disk_has_a_checkpoint_before_it_is_there(tmp_path, monkeypatch):
     def replace(source, target):
         renamed.append(pathlib.Path(target).suffix)
         assert pathlib.Path(source).stat().st_ino in kept
-        # The names before it too.
+        # The names before it are flushed too.
         assert not renamed[1:] or tmp_path.stat().st_ino in kept
         os.rename(source, target)
 
@@ -245,12 +245,12 @@ def test_disk_has_a_checkpoint_before_it_is_there(tmp_path, monkeypatch):
         patch.setattr(os, "fsync", noted_fsync)
         patch.setattr(os, "replace", replace)
         checkpoints.save(10)
-    # What makes it a checkpoint comes last.
+    # The index comes last.
     assert renamed == [".data-00000-of-00001", ".index"]
     assert checkpoints.restore() == 10
 
 
-# What TensorFlow takes for a pattern, and other names that are unusual.
+# Glob patterns of TensorFlow, and other unusual names.
 ODD_NAMES = [
     *("br[1]ack", "a*b", "a?b", "a\\b", "[", "{a,b}", "#a", "a%20b"),
     *("a'b\"c", "a\nb", "e\u0301", "-a", "$HOME", "a,b=c"),
@@ -258,8 +258,8 @@ ODD_NAMES = [
 
 
 @pytest.mark.slow
-def test_odd_names_of_folders_make_no_difference(tmp_path):
-    # A checkpoint whose name begins alike, and folders that patterns match.
+def test_unusual_folder_names_work(tmp_path):
+    # A checkpoint with the same prefix, and folders that the patterns match.
     parts = make_parts(ListModel)
     for name in ("br1ack", "axb", "abc"):
         Checkpoints(tmp_path / name, *parts).save(1)
@@ -274,7 +274,7 @@ def test_odd_names_of_folders_make_no_difference(tmp_path):
         assert all(np.all(value == step) for value in values(parts))
 
 
-def test_damaged_local_state_is_skipped(tmp_path):
+def test_damaged_replica_state_is_skipped(tmp_path):
     warnings = []
     checkpoints = Checkpoints(tmp_path, *make_parts(), warn=warnings.append)
     checkpoints.save(10, {"mean": np.ones(9)})
@@ -300,7 +300,7 @@ def test_replicas_start_from_the_same_statistics(tmp_path, two_replicas):
             np.testing.assert_array_equal(value, tf.fill(value.shape, 2.0))
 
 
-def test_checkpoints_of_others_are_noticed(tmp_path):
+def test_checkpoints_of_another_process_are_detected(tmp_path):
     parts = make_parts()
     mine = Checkpoints(tmp_path, *parts)
     assert not mine.changed_by_others()
@@ -308,7 +308,7 @@ def test_checkpoints_of_others_are_noticed(tmp_path):
     assert not mine.changed_by_others()
     other = Checkpoints(tmp_path, *parts)
     other.restore()
-    # Both stand at the same step until one of them goes on.
+    # Both are at the same step until one continues.
     assert not other.changed_by_others()
     assert not mine.changed_by_others()
     other.save(20)
@@ -316,7 +316,7 @@ def test_checkpoints_of_others_are_noticed(tmp_path):
     assert mine.changed_by_others()
 
 
-def test_checkpoints_that_vanish_are_noticed(tmp_path):
+def test_missing_checkpoints_are_detected(tmp_path):
     checkpoints = Checkpoints(tmp_path, *make_parts())
     checkpoints.save(10)
     for path in tmp_path.glob("ckpt-*"):
@@ -325,7 +325,7 @@ def test_checkpoints_that_vanish_are_noticed(tmp_path):
 
 
 class TwoLayers(tf.keras.Model):
-    """Two layers with variables of the same shape, made in either order."""
+    """Two layers with equal shapes, created in either order."""
 
     def __init__(self, names=("one", "two")):
         super().__init__()
@@ -341,7 +341,7 @@ class TwoLayers(tf.keras.Model):
 
 
 def numbered(model, optimizer):
-    """Gives every variable values of its own."""
+    """Assigns distinct values to all variables."""
     for number, variable in enumerate([*model.variables, *optimizer.variables]):
         values = tf.range(tf.size(variable)) + 100 * number
         variable.assign(
@@ -350,7 +350,7 @@ def numbered(model, optimizer):
 
 
 def slots_of(model, optimizer):
-    """Returns {name without that of the model: value}."""
+    """Returns {name without the model's: value}."""
     return {
         variable.name.removeprefix(f"{model.name}_"): np.asarray(variable)
         for variable in optimizer.variables
@@ -414,7 +414,7 @@ def test_earlier_run_finds_its_slots_and_keeps_them(tmp_path):
     assert int(optimizer.iterations.numpy()) == 240
 
     def assert_restored():
-        # The variables of that version, in the order of that version.
+        # The variables of the earlier version, in its order.
         assert len(optimizer.variables) == 27
         for number, variable in enumerate(optimizer.variables):
             value = reader.get_tensor(f"optimizer/{number}/{VALUE}")
@@ -430,7 +430,7 @@ def test_earlier_run_finds_its_slots_and_keeps_them(tmp_path):
     assert_restored()
 
 
-def test_variables_of_one_path_are_refused(tmp_path):
+def test_variables_with_equal_paths_are_rejected(tmp_path):
     class Twins(ListModel):
         def __init__(self):
             super().__init__()

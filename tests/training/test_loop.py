@@ -19,7 +19,7 @@ from train_loop.training.checkpoints import Evaluations, SkippedBatches
 from train_loop.training.workers import SharedError, Workers
 from train_loop.workdir import append_json_line
 
-# Numbers of the devices' clocks, exact in binary.
+# Times that are exact in binary.
 SECONDS_PER_STEP = 0.5
 SECONDS_WAITED = 0.125
 NAN = {"loss": float("nan")}
@@ -27,7 +27,7 @@ NAN = {"loss": float("nan")}
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Returns a clock that stands still but for the fake trainer's steps."""
+    """Returns a clock that only the fake trainer's steps advance."""
     clock = types.SimpleNamespace(now=0.0)
     monkeypatch.setattr(
         loop, "time", types.SimpleNamespace(perf_counter=lambda: clock.now)
@@ -37,7 +37,7 @@ def clock(monkeypatch):
 
 @dataclasses.dataclass
 class FakeTrainer:
-    """Counts steps and remembers in which order it was called."""
+    """Counts steps and records the order of calls."""
 
     log: list
     clock: types.SimpleNamespace
@@ -87,7 +87,7 @@ class FakeTrainer:
 
 @dataclasses.dataclass
 class FakeCheckpoints:
-    """Remembers, in a log, what it was asked for."""
+    """Records its calls in a log."""
 
     log: list
     workers: Workers = ALONE
@@ -174,12 +174,12 @@ def train(clock, tmp_path):
             ["2", "4 evaluate", "5 save", "6", "8 evaluate"]
             + ["10 evaluate save"],
         ),
-        # A run that goes on stops where one in a single piece does.
+        # A resumed run stops at the same steps as an uninterrupted one.
         (7, 10, (2, 4, 5), ["8 evaluate", "10 evaluate save"]),
         (8, 10, (2, 4, 5), ["10 evaluate save"]),
         # All at once.
         (0, 6, (3, 3, 3), ["3 evaluate save", "6 evaluate save"]),
-        # The last step is reported, evaluated and saved, whatever the rest.
+        # The last step is always reported, evaluated and saved.
         (0, 3, (100, 100, 100), ["3 evaluate save"]),
         (
             0,
@@ -188,7 +188,7 @@ def train(clock, tmp_path):
             ["2 evaluate", "3 save", "4 evaluate"] + ["5 evaluate save"],
         ),
         (0, 3, (1, 100, 100), ["1", "2", "3 evaluate save"]),
-        # What is evaluated is saved.
+        # Evaluations are saved.
         (
             0,
             5,
@@ -196,7 +196,7 @@ def train(clock, tmp_path):
             ["2 evaluate save", "3 save", "4 evaluate save"]
             + ["5 evaluate save"],
         ),
-        # What has nothing to be evaluated on.
+        # Without evaluation images.
         (0, 5, (100, 0, 3), ["3 save", "5 save"]),
         # Done.
         (10, 10, (2, 4, 5), []),
@@ -204,7 +204,7 @@ def train(clock, tmp_path):
         (0, 0, (2, 4, 5), []),
     ],
 )
-def test_run_stops_where_something_happens(step, last, cadence, stops):
+def test_stops_are_the_steps_of_the_cadence(step, last, cadence, stops):
     found = loop.Cadence(last, *cadence).stops(step)
     texts = [
         f"{stop.step}{' evaluate' * stop.evaluates}{' save' * stop.saves}"
@@ -234,17 +234,17 @@ def test_train_report_save_evaluate_report(train):
         ("report eval", 8),
         ("report train", 10),
         ("average", 10),
-        # A stop in a long evaluation loses nothing.
+        # A signal during a long evaluation loses nothing.
         ("save", 10),
         ("evaluate", 10),
         ("report eval", 10),
-        # Until then, the newest may have to be discarded.
+        # Until then, the newest checkpoint may be discarded.
         ("remove old",),
     ]
 
 
 @pytest.mark.parametrize("step", [8, 10])
-def test_pending_evaluation_is_made_first(train, step):
+def test_pending_evaluation_comes_first(train, step):
     log, metrics = train(step=step)
     assert log[:3] == [
         ("evaluate", step),
@@ -255,7 +255,7 @@ def test_pending_evaluation_is_made_first(train, step):
     assert metrics[0] == {"loss": 1.0, "ema_loss": 1.0}
 
 
-def test_run_goes_on_at_the_trainers_step(train):
+def test_run_resumes_at_the_trainers_step(train):
     log, _ = train(step=7)
     assert log[0] == ("report train", 8)
     assert ("save", 5) not in log
@@ -282,7 +282,7 @@ def test_speed_and_waiting_are_measured(train):
 @pytest.mark.parametrize(
     ("seconds_per_step", "calls"),
     [
-        # Twice as many as long as that takes less than half a second.
+        # The number doubles while a call takes less than half a second.
         (0.01, [1, 2, 4, 8, 16, 32, 37]),
         (0.25, [1, 2, *[2] * 48, 1]),
         (60.0, [1] * 100),
@@ -305,15 +305,15 @@ def test_calls_take_about_a_second(train, monkeypatch, seconds_per_step, calls):
 @pytest.mark.parametrize(
     ("options", "step", "kept"),
     [
-        ({"breaks_at": 3}, 3, "there is no checkpoint yet"),
-        ({"breaks_at": 7}, 7, "the checkpoint of step 5 is kept"),
-        ({"breaks_at": 7, "step": 6}, 7, "the checkpoint of step 6 is kept"),
-        ({"eval_metrics": [NAN]}, 4, "there is no checkpoint yet"),
-        ({"finite": False}, 5, "there is no checkpoint yet"),
+        ({"breaks_at": 3}, 3, "There is no checkpoint yet"),
+        ({"breaks_at": 7}, 7, "The checkpoint of step 5 is kept"),
+        ({"breaks_at": 7, "step": 6}, 7, "The checkpoint of step 6 is kept"),
+        ({"eval_metrics": [NAN]}, 4, "There is no checkpoint yet"),
+        ({"finite": False}, 5, "There is no checkpoint yet"),
     ],
 )
-def test_what_is_not_finite_is_never_saved(train, options, step, kept):
-    with pytest.raises(UserError, match=f"at step {step} of 10; {kept}"):
+def test_diverged_weights_are_never_saved(train, options, step, kept):
+    with pytest.raises(UserError, match=f"at step {step} of 10: .* {kept}"):
         train(**options)
     assert not {("save", n) for n in range(step, 11)} & {*train.log}
 
@@ -322,21 +322,23 @@ def test_what_is_not_finite_is_never_saved(train, options, step, kept):
 def test_checkpoint_whose_evaluation_is_not_finite_is_discarded(
     train, start, step
 ):
-    """Also where the evaluation was pending."""
-    kept = "there is no checkpoint yet"
-    with pytest.raises(UserError, match=f"at step {step} of 10; {kept}"):
+    """Also if the evaluation was pending."""
+    kept = "There is no checkpoint yet"
+    with pytest.raises(UserError, match=f"at step {step} of 10: .* {kept}"):
         train(eval_metrics=[NAN], step=start)
     assert train.log[-1] == ("discard",)
 
 
 def test_average_that_is_not_finite_is_discarded_too(train):
-    with pytest.raises(UserError, match="the ema_loss is not finite at step 4"):
+    with pytest.raises(
+        UserError, match="at step 4 of 10: ema_loss is not finite"
+    ):
         train(eval_metrics=[{"loss": 1.0, "ema_loss": float("inf")}])
 
 
-def test_run_that_diverges_in_its_first_phase_tells_its_own_last_step(train):
+def test_error_in_the_first_phase_reports_the_last_step_of_the_run(train):
     cadence = CADENCE._replace(steps=30, phase_end=10)
-    with pytest.raises(UserError, match="not finite at step 7 of 30;"):
+    with pytest.raises(UserError, match="at step 7 of 30: loss is not finite"):
         train(cadence, breaks_at=7)
 
 
@@ -352,10 +354,10 @@ def test_steps_before_a_broken_image_of_the_evaluation_are_saved(train):
     assert train.log[-2:] == [("average", 4), ("save", 4, "local of 4")]
 
 
-def test_request_to_stop_is_answered_after_the_step(train, default_signals):
+def test_signal_stops_training_after_the_step(train, default_signals):
     with pytest.raises(StoppedError), recording_signals():
         train(signalled_at=7)
-    # With what each replica had, and not what they have in common now.
+    # With the state of each replica, not their mean.
     assert train.log[-2:] == [("average", 7), ("save", 7, "local of 7")]
 
 
@@ -368,12 +370,12 @@ def test_evaluation_is_stopped_between_batches(clock, default_signals):
     assert trainer.log == [0]
 
 
-def test_run_ends_where_it_has_stopped_improving(train):
+def test_run_ends_without_improvement(train):
     losses = [{"loss": loss} for loss in (3.0, 2.0, 2.5, 2.1, 1.0)]
     cadence = loop.Cadence(100, 2, 2, 2)
     log, _ = train(cadence, losses, patience=2)
     assert log[-2:] == [("report eval", 8), ("remove old",)]
-    # After a restart as well; with more patience it continues.
+    # Also after a restart; with more patience it continues.
     log.clear()
     train(cadence, patience=2, step=8)
     assert log == []
@@ -390,7 +392,7 @@ def roll_back(clock, tmp_path):
         skipped = SkippedBatches(tmp_path / "skipped.jsonl", limit)
         trainer = FakeTrainer([], clock, step)
         checkpoints = types.SimpleNamespace(resume=trainer.log.append)
-        error = loop.DivergedError(step, 10, saved, "the loss is not finite")
+        error = loop.DivergedError(step, 10, saved, "loss is not finite")
         batch_of = batching._replace(skipped=skipped.numbers).batch_of
         loop.roll_back(error, skipped, batch_of, checkpoints, trainer)
         assert trainer.log == [trainer]
@@ -402,24 +404,20 @@ def roll_back(clock, tmp_path):
 def test_rollback_skips_the_last_two_batches(roll_back, capsys):
     assert roll_back(3, 2) == [{"step": 3, "batches": [2]}]
     [_, record] = roll_back(6, 4)
-    # The fifth and sixth step, and a batch before them was skipped.
+    # The fifth and sixth step; an earlier batch was skipped before.
     assert record == {"step": 6, "batches": [5, 6]}
-    assert "without the images of step 5 and 6 (rollback 2 of 2)" in (
-        capsys.readouterr().out
-    )
-    with pytest.raises(UserError, match="gone back 2 times already"):
+    assert "without the images of step 5 and 6." in (capsys.readouterr().out)
+    with pytest.raises(UserError, match="rolled back 2 times already"):
         roll_back(7, 4)
 
 
 @pytest.mark.parametrize(("saved", "limit"), [(0, 2), (4, 0)])
-def test_no_rollback_without_a_checkpoint_or_unless_wanted(
-    roll_back, saved, limit
-):
+def test_rollback_requires_a_checkpoint_and_a_limit(roll_back, saved, limit):
     with pytest.raises(loop.DivergedError):
         roll_back(5, saved, limit)
 
 
-def test_run_goes_on_where_the_disk_is_full_for_a_while(train, capsys):
+def test_training_continues_while_the_disk_is_full(train, capsys):
     cadence = loop.Cadence(11, 1, 0, 5)
     train(cadence, full_at=(5,))
     assert [each for each in train.log if each[0] == "save"] == [
@@ -427,7 +425,7 @@ def test_run_goes_on_where_the_disk_is_full_for_a_while(train, capsys):
         ("save", 11),
     ]
     assert (
-        "the disk is full: step 5 is not saved; the checkpoint of step 0 is "
+        "disk full: step 5 is not saved. The checkpoint of step 0 is "
         "kept" in capsys.readouterr().out
     )
     with pytest.raises(OSError, match="No space left"):
@@ -435,8 +433,8 @@ def test_run_goes_on_where_the_disk_is_full_for_a_while(train, capsys):
 
 
 @pytest.mark.parametrize("is_full", [True, False])
-def test_workers_go_on_together_where_the_disk_of_one_is_full(clock, is_full):
-    """From the same checkpoint, or all of them end."""
+def test_workers_continue_together_if_one_disk_is_full(clock, is_full):
+    """From the same checkpoint, or all end."""
 
     def save(workers):
         trainer = FakeTrainer([], clock, 5, workers=workers)
@@ -455,10 +453,10 @@ def test_workers_go_on_together_where_the_disk_of_one_is_full(clock, is_full):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_batch_that_one_worker_cannot_read_ends_all_evaluations(
+def test_unreadable_batch_of_one_worker_ends_all_evaluations(
     clock, tmp_path, number
 ):
-    """Between two batches; and then all save what they learned."""
+    """Between two batches; then all save a checkpoint."""
 
     def broken():
         yield "batch"
@@ -485,21 +483,21 @@ def test_batch_that_one_worker_cannot_read_ends_all_evaluations(
         assert log[-2:] == [("average", 4), ("save", 4, "local of 4")]
 
 
-def test_tracing_again_is_warned_of_once(train, capsys):
+def test_repeated_tracing_warns_once(train, capsys):
     train(num_traces=3)
     [line] = capsys.readouterr().out.splitlines()
-    assert "was traced 3 times by step 2" in line
+    assert "was traced 3 times up to step 2" in line
 
 
 @pytest.mark.parametrize("loss", [1.1e4, float("inf")])
-def test_exploded_loss_is_never_saved(train, loss):
+def test_diverged_loss_is_never_saved(train, loss):
     with pytest.raises(loop.DivergedError, match="at step 6 of 10") as error:
         train(train_loss=loss, step=5)
     assert (error.value.step, error.value.saved) == (6, 5)
     assert train.log == []
 
 
-def test_nothing_is_saved_where_memory_or_disk_ran_out(train):
+def test_nothing_is_saved_without_memory_or_disk(train):
     full = tf.errors.ResourceExhaustedError(None, None, "No space left")
     with pytest.raises(tf.errors.ResourceExhaustedError):
         train(eval_metrics=[full])
@@ -507,13 +505,13 @@ def test_nothing_is_saved_where_memory_or_disk_ran_out(train):
 
 
 @pytest.mark.parametrize("options", [{"step": 7}, {"finite": False}])
-def test_nothing_new_or_not_finite_is_saved_before_an_error(train, options):
+def test_error_saves_only_new_finite_weights(train, options):
     with pytest.raises(loop.BatchError):
         train(unreadable_at=options.get("step", 1) + 1, **options)
     assert "save" not in [name for name, *_ in train.log]
 
 
-def test_every_batch_of_an_evaluation_is_taken(clock):
+def test_evaluation_uses_every_batch(clock):
     trainer = FakeTrainer([], clock)
     metrics = loop.evaluate(trainer, range(11), 11)
     assert trainer.log == list(range(11))

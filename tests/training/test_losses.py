@@ -22,7 +22,7 @@ LABELS = tf.constant([0, 2, 1, 1, 0])
 LOGITS = tf.constant(np.random.default_rng(1).normal(size=(5, 4)), tf.float32)
 
 
-def test_cross_entropy_is_kerass():
+def test_cross_entropy_equals_keras():
     for smoothing in (0.0, 0.2):
         expected = tf.keras.losses.categorical_crossentropy(
             tf.one_hot(LABELS, 4),
@@ -72,8 +72,8 @@ def timms_targets(first, second, share, smoothing, num_classes):
 @pytest.mark.parametrize(
     ("share", "parts"), [(1.0, 1), (0.7, 2), (0.85, 1), (0.15, 1)]
 )
-def test_sigmoids_targets_are_timms(smoothing, share, parts):
-    """Both classes of a mixed image in full, but for less than a fifth."""
+def test_sigmoid_targets_equal_timm(smoothing, share, parts):
+    """Labels above 0.2 become 1."""
     labels = LABELS.numpy()
     others = (labels + 1) % 4
     targets = timms_targets(labels, others, share, smoothing, 4)
@@ -92,7 +92,7 @@ def test_sigmoids_targets_are_timms(smoothing, share, parts):
         )
 
 
-def test_smoothing_raises_what_sigmoid_takes_to_be_there():
+def test_smoothing_raises_the_presence_threshold():
     """Of 1,000 classes, by a factor of 0.1, from 0.2 to 0.222."""
     logits = tf.constant([[1.0, 2.0] + 998 * [0.0]])
     for share, smoothing, parts in (
@@ -133,7 +133,7 @@ def test_smoothing_that_hides_every_class_is_rejected(
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_classes_count_by_their_weights(name):
+def test_class_weights_scale_losses(name):
     weights = np.array([2.0, 0.5, 1.0, 3.0])
     loss = LOSSES[name]
     expected = weights[LABELS] * loss(LABELS, LOGITS, label_smoothing=0.1)
@@ -145,22 +145,22 @@ def test_classes_count_by_their_weights(name):
     assert float(value / plain) == pytest.approx(0.7 * 2.0 + 0.3 * 0.5)
 
 
-def test_balanced_weights_let_classes_count_alike():
+def test_balanced_weights_give_classes_equal_totals():
     counts = np.array([30, 10, 0, 5])
     weights = CLASS_WEIGHTS["balanced"](counts)
     together = counts * weights
-    # n / (k * n_c), of the three classes that are there.
+    # n / (k * n_c), for the three classes with examples.
     np.testing.assert_allclose(together, [15, 15, 0, 15])
     assert together.sum() == pytest.approx(counts.sum())
     assert np.isfinite(weights).all()
     np.testing.assert_array_equal(CLASS_WEIGHTS["balanced"]([4, 4]), [1, 1])
 
 
-def test_largest_logit_is_the_answer():
+def test_largest_logit_is_the_prediction():
     logits = tf.constant([[1.0, 2.0, 0.0], [1.0, 2.0, 0.0]])
     np.testing.assert_array_equal(
         is_correct(tf.constant([1, 0], tf.int64), logits), [1, 0]
     )
-    # Of a mixture, the part that most of it is.
+    # In a mixed image, the class with the largest fraction.
     mixtures = tf.constant([[0.4, 0.6, 0.0], [0.6, 0.4, 0.0]])
     np.testing.assert_array_equal(is_correct(mixtures, logits), [1, 0])

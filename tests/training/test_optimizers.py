@@ -13,7 +13,7 @@ from train_loop.training.optimizers import (
 )
 from train_loop.training.update import reduce_and_apply, skip_own_reduction
 
-# Float32 has them exactly.
+# Exact in float32.
 RATES = [0.5, 0.125, 0.03125, 0.03125]
 DECAY = 0.3
 
@@ -25,7 +25,7 @@ def momentum(state, gradient, rate, nesterov):
 
 
 def moments(state, gradient):
-    """Returns Adam's moments, corrected for their start at 0."""
+    """Returns Adam's bias-corrected moments."""
     state["t"] = state.get("t", 0) + 1
     state["m"] = 0.9 * state.get("m", 0.0) + 0.1 * gradient
     state["s"] = 0.999 * state.get("s", 0.0) + 0.001 * gradient**2
@@ -58,7 +58,7 @@ def rmsprop(state, w, gradient, rate, decay):
 
 
 def lars(state, w, gradient, rate, decay):
-    """You et al., 2017, algorithm 1, but for the rate's place."""
+    """You et al., 2017, algorithm 1, with the learning rate outside."""
     if w.ndim > 1:
         norms = np.linalg.norm(w), np.linalg.norm(gradient)
         gradient = gradient + decay * w
@@ -90,9 +90,9 @@ PAPERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("decay", [DECAY, 0.0])
-def test_updates_are_the_papers(name, decay):
+def test_updates_follow_the_papers(name, decay):
     random = np.random.default_rng(0)
-    # A kernel, a bias, one of no weights and one without gradients.
+    # A kernel, a bias, a zero kernel and one without gradients.
     expected = [random.normal(size=(3, 2)), random.normal(size=2)]
     expected += [np.zeros((2, 2)), random.normal(size=(3, 1, 2, 4))]
     expected += [random.normal(size=(1, 1, 2, 6)), random.normal(size=(2, 2))]
@@ -114,15 +114,15 @@ def test_updates_are_the_papers(name, decay):
             strength = decay if w.ndim > 1 else 0.0
             step = PAPERS[name](states[i], w, gradient, rate, strength)
             expected[i] = w - step
-    # Keras has 1 - 0.999 ** t of Adam in float32, and so do all runs.
+    # Keras computes 1 - 0.999 ** t in float32.
     tolerance = {"sgd": 1e-12, "lars": 1e-12, "rmsprop": 1e-6}.get(name, 5e-5)
     for variable, value in zip(variables, expected, strict=True):
         np.testing.assert_allclose(variable, value, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_is_trained_later_begins_as_the_rest_did(name):
-    """Adam's moments are corrected for their own start."""
+def test_layers_trained_later_start_like_others(name):
+    """Adam's bias correction counts from their first step."""
     random = np.random.default_rng(0)
     start, gradients = random.normal(size=(2, 3)), random.normal(size=(4, 2, 3))
     late, alone = (tf.Variable(start, name=n) for n in ("late", "alone"))
@@ -138,7 +138,7 @@ def test_what_is_trained_later_begins_as_the_rest_did(name):
     np.testing.assert_allclose(late, alone, rtol=0, atol=1e-5)
 
 
-def test_momentum_need_not_be_nesterovs():
+def test_nesterov_momentum_can_be_disabled():
     variable, state, w = tf.Variable([1.0]), {}, np.ones(1)
     optimizer = OPTIMIZERS["sgd"](0.1, 0.0, nesterov=False)
     optimizer.build([variable])
@@ -150,7 +150,7 @@ def test_momentum_need_not_be_nesterovs():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_checkpoints_do_not_depend_on_options(name):
-    """A run may go on with others."""
+    """A run may resume with other options."""
     shapes = []
     for number in (0.0, 0.5):
         options = {n: number for n in options_of(name) if n != "nesterov"}
@@ -182,12 +182,12 @@ def test_optimizer_round_trips_through_its_config(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_factors_slow_down_what_they_name(name):
+def test_factors_scale_the_learning_rate(name):
     variables = [
         tf.keras.Variable(tf.ones([2, 2]), name=pace)
         for pace in ("slow", "fast")
     ]
-    # The decay, too: alone, where there is no gradient.
+    # The decay too, which acts alone without a gradient.
     factors = {variables[0].path: 0.1}
     optimizer = OPTIMIZERS[name](0.01, 0.5, factors)
     optimizer.build(variables)
@@ -199,7 +199,7 @@ def test_factors_slow_down_what_they_name(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_replicas_take_the_steps_of_one_device(one_device, two_replicas, name):
+def test_replicas_update_like_one_device(one_device, two_replicas, name):
     def after_steps(strategy):
         random = np.random.default_rng(1)
         shapes = (3, 2), (2,), (1, 2, 2, 3)
@@ -229,8 +229,8 @@ def test_replicas_take_the_steps_of_one_device(one_device, two_replicas, name):
         np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-6)
 
 
-def test_velocity_does_not_hold_the_rate():
-    """A run whose rate goes to 0 stands still at once."""
+def test_velocity_excludes_the_learning_rate():
+    """With a learning rate of 0, weights stop at once."""
     variable = tf.Variable([1.0])
     schedule = tf.keras.optimizers.schedules.PiecewiseConstantDecay(
         [0], [1.0, 0.0]

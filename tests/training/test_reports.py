@@ -23,7 +23,7 @@ def write(path, *lines):
     path.write_text("".join(lines))
 
 
-def test_json_lines_hold_what_was_reported(tmp_path):
+def test_json_lines_hold_the_reports(tmp_path):
     path = tmp_path / "metrics.jsonl"
     report = reports.JsonLinesReport(path, start=0)
     report(5, "train", {"loss": 0.5})
@@ -31,7 +31,7 @@ def test_json_lines_hold_what_was_reported(tmp_path):
     assert read_json_lines(path) == [{"step": 5, "split": "train", "loss": 0.5}]
 
 
-def test_json_lines_go_on_where_the_run_does(tmp_path):
+def test_json_lines_resume_with_the_run(tmp_path):
     path = tmp_path / "metrics.jsonl"
     records = [
         {"step": s, "split": "train", "loss": s / 8} for s in (5, 10, 15)
@@ -65,7 +65,7 @@ def test_console_shows_a_line_per_report(capsys):
         ("learning_rate", 0.00123456, "0.00123"),
     ],
 )
-def test_numbers_are_written_as_people_read_them(name, value, text):
+def test_numbers_are_formatted_by_metric(name, value, text):
     assert console.format_metric(name, value) == text
 
 
@@ -78,7 +78,7 @@ def test_table_is_aligned():
 
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory):
-    """Returns a function that asks a TensorBoard of a run: path -> answer."""
+    """Returns a function that queries TensorBoard: path -> response."""
     folder = tmp_path_factory.mktemp("logs")
     model = make_resnet(name="resnet_tiny")
     model.build((None, 8, 8, 3))
@@ -121,7 +121,7 @@ def tags(ask, plugin):
     }
 
 
-def test_curves_are_grouped_and_lie_over_each_other(ask):
+def test_curves_are_grouped_and_overlaid(ask):
     quality = {"quality/loss", "quality/accuracy"}
     assert tags(ask, "scalars") == {
         "run/train": {*quality, "speed/images_per_second"},
@@ -132,13 +132,13 @@ def test_curves_are_grouped_and_lie_over_each_other(ask):
     assert points == [(step, pytest.approx(1 / step)) for step in STEPS]
 
 
-def test_graph_stands_under_the_name_of_the_model(ask):
+def test_graph_has_the_name_of_the_model(ask):
     graph = ask("graphs/graph", run="run/train", conceptual="false").decode()
     assert 'name: "resnet_tiny/stem/conv1' in graph
     assert "_1/" not in graph
 
 
-def test_images_text_histograms_and_curves_are_there(ask):
+def test_images_text_histograms_and_curves_are_written(ask):
     assert tags(ask, "images") == {"run/train": {"training_images"}}
     assert tags(ask, "text")["run/train"] == {"flags"}
     assert "resnet_tiny/head/kernel" in tags(ask, "histograms")["run/eval"]
@@ -146,13 +146,13 @@ def test_images_text_histograms_and_curves_are_there(ask):
     answer = ask("pr_curves/pr_curves", tag="cat/pr_curves", run="run/eval")
     [curve] = json.loads(answer)["run/eval"]
     assert curve["step"] == 10
-    # Whatever has half the probability or more is right.
+    # A probability of at least 0.5 counts as positive.
     middle = np.searchsorted(curve["thresholds"], 0.5)
     assert curve["precision"][middle] == 1
     assert curve["recall"][middle] == 0.5
 
 
-def test_runs_are_compared_by_their_settings_and_what_they_came_to(ask):
+def test_runs_are_compared_by_settings_and_metrics(ask):
     experiment = json.loads(ask("hparams/experiment", data={}))
     names = {info["name"] for info in experiment["hparamInfos"]}
     assert names == {"model", "learning_rate"}
@@ -172,7 +172,7 @@ def test_runs_are_compared_by_their_settings_and_what_they_came_to(ask):
     assert metrics == pytest.approx(expected)
 
 
-def test_profile_cuts_steps_where_it_begins_and_ends(monkeypatch):
+def test_profile_splits_steps_at_its_ends(monkeypatch):
     folders = []
     monkeypatch.setattr(
         tf.profiler.experimental,
@@ -195,7 +195,7 @@ def test_profile_cuts_steps_where_it_begins_and_ends(monkeypatch):
     assert [size for size, _ in NO_PROFILE.sections(3, 9)] == [6]
 
 
-def test_grid_puts_images_side_by_side():
+def test_grid_arranges_images():
     images = np.arange(4.0).reshape(4, 1, 1, 1) * np.ones((4, 2, 3, 1))
     grid = reports.image_grid(images)
     assert grid.shape == (4, 6, 1)

@@ -22,7 +22,7 @@ def rates(text, warmup=WARMUP, steps=STEPS):
 
 
 def falling(step):
-    """Returns the part of the steps after the warm-up that is done."""
+    """Returns the finished fraction of the steps after the warm-up."""
     return min((step - WARMUP) / (STEPS - WARMUP), 1)
 
 
@@ -35,7 +35,7 @@ def cycle(step, rise, start):
     return (1 + math.cos(math.pi * rest)) / 2
 
 
-# Text -> step after the warm-up -> part of the highest rate.
+# Text -> step after the warm-up -> fraction of the peak learning rate.
 FORMULAS = {
     "constant": lambda step: 1,
     "cosine": lambda step: (1 + math.cos(math.pi * falling(step))) / 2,
@@ -60,7 +60,7 @@ FORMULAS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", FORMULAS)
-def test_rates_are_those_of_the_formula(text):
+def test_learning_rates_follow_the_formula(text):
     schedule = rates(text)
     steps = range(WARMUP, STEPS + 3)
     expected = [RATE * FORMULAS[text](step) for step in steps]
@@ -82,16 +82,16 @@ def test_schedules_warm_up_linearly(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules_can_do_without_warm_up(name):
+def test_schedules_work_without_warm_up(name):
     later = rates(name, warmup=0, steps=STEPS - WARMUP)
-    # The epochs of some are counted from the beginning of the run.
+    # Epochs of some schedules count from the start of the run.
     if name != "step":
         assert float(later(0)) == pytest.approx(float(rates(name)(WARMUP)))
     assert float(later(0)) > 0
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_run_may_end_while_it_warms_up(name):
+def test_run_may_end_during_warm_up(name):
     schedule = rates(name, warmup=10, steps=5)
     first = float(schedule(10))
     values = [float(schedule(step)) for step in range(6)]
@@ -115,7 +115,7 @@ def test_schedules_round_trip_through_their_config(name):
         (" step:0.2:60:120", "step:0.2:60.0:120.0"),
     ],
 )
-def test_schedules_come_back_from_their_text(text, canonical):
+def test_schedules_round_trip_through_text(text, canonical):
     schedule = Schedule.parse(text)
     assert str(schedule) == canonical
     assert Schedule.parse(canonical) == schedule
@@ -132,17 +132,17 @@ def test_schedules_come_back_from_their_text(text, canonical):
         ("constant:1", "Use constant; trailing"),
     ],
 )
-def test_what_is_not_possible_is_one_clear_line(text, message):
+def test_invalid_schedules_are_one_clear_line(text, message):
     with pytest.raises(UserError, match=message):
         Schedule.parse(text)
 
 
-def test_usage_names_the_numbers():
+def test_usage_lists_the_numbers():
     assert schedule_usage("step") == "step:FACTOR:EPOCH:EPOCH... (0.1)"
     assert schedule_usage("polynomial") == "polynomial:POWER:END (2:0)"
 
 
-def test_epochs_of_step_before_a_second_phase_do_not_lower_its_rate():
+def test_step_epochs_before_a_second_phase_do_not_lower_its_learning_rate():
     def second(text):
         schedule = Schedule.parse(text).rates(RATE, 2, 22, PER_EPOCH, begun=33)
         return [float(schedule(step)) for step in range(2, 22)]
@@ -154,7 +154,7 @@ def test_epochs_of_step_before_a_second_phase_do_not_lower_its_rate():
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_second_phase_begins_anew(name):
+def test_second_phase_restarts_the_schedule(name):
     first = rates(name, warmup=2, steps=6)
     second = rates(name, warmup=3, steps=8)
     schedule = TwoPhases(first, second, 6)

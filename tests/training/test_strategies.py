@@ -12,7 +12,7 @@ from train_loop.training.strategies import STRATEGIES, distribute, split_cpu
 @pytest.mark.parametrize(
     ("name", "replicas"), [("mirrored", 2), ("one_device", 1)]
 )
-def test_strategies_take_the_devices_that_are_there(name, replicas):
+def test_strategies_use_available_devices(name, replicas):
     assert STRATEGIES[name]("").num_replicas_in_sync == replicas
 
 
@@ -22,8 +22,8 @@ def test_one_machine_does_not_parse_tf_config(monkeypatch):
     assert os.environ["TF_CONFIG"] == "{oops"
 
 
-def test_cpu_is_split_before_anything_runs(two_replicas):
-    # As it is split already.
+def test_cpu_is_split_only_before_tensorflow_starts(two_replicas):
+    # It is split already.
     split_cpu(2)
     with pytest.raises(UserError, match="--virtual_devices=3"):
         split_cpu(3)
@@ -37,7 +37,7 @@ def test_cpu_is_split_before_anything_runs(two_replicas):
     ],
     ids=["one_device", "mirrored"],
 )
-def test_two_batches_are_on_the_device_before_they_are_needed(make):
+def test_two_batches_are_prefetched_to_the_device(make):
     # The second CPU stands for a GPU, and the first one is the host.
     strategy, batches = make(), tf.data.Dataset.range(9).batch(3)
     iterator = iter(distribute(strategy, lambda context: batches))

@@ -29,7 +29,7 @@ SMOOTHING = 0.1
 
 @pytest.fixture(scope="module")
 def traced(one_device, two_replicas):
-    """Returns a function: replicas -> a trainer as if it were new.
+    """Returns a function: replicas -> a trainer in its initial state.
 
     There is one for each number of replicas: tracing takes far longer than
     the steps themselves.
@@ -77,8 +77,8 @@ def test_replicas_agree_with_one_device(
     train(single)
     train(double)
     after = [np.asarray(v) for v in single.model.trainable_variables]
-    # Against the longest way that any weight has gone. What started at zero
-    # and should have stayed there holds nothing but rounding.
+    # Relative to the largest change of a weight: weights that should stay zero
+    # have rounding errors only.
     way = max(np.abs(a - b).max() for a, b in zip(after, before, strict=True))
     for variable, expected in zip(
         double.model.trainable_variables, after, strict=True
@@ -88,7 +88,7 @@ def test_replicas_agree_with_one_device(
     assert results == pytest.approx(expected, rel=1e-5)
 
 
-def test_replicas_hold_the_same_weights(traced):
+def test_replicas_have_identical_weights(traced):
     trainer = traced(2)
     train(trainer)
     for variable in trainer.model.trainable_variables:
@@ -99,8 +99,8 @@ def test_replicas_hold_the_same_weights(traced):
 
 
 @pytest.mark.slow
-def test_what_is_frozen_stays_until_it_is_thawed(two_replicas):
-    """Bit by bit; then it is as if it had never been frozen."""
+def test_frozen_layers_stay_until_unfrozen(two_replicas):
+    """Bitwise; afterwards they train as if never frozen."""
     optimizer = functools.partial(MomentumSGD, l2=0.1)
     trainer, other = (
         make_trainer(two_replicas, optimizer=optimizer) for _ in range(2)
@@ -174,7 +174,7 @@ def test_one_step_is_the_gradient_of_the_mean_loss(traced):
     assert trainer.step == 1
 
 
-def test_several_steps_in_one_call_are_the_same_bit_by_bit(traced):
+def test_several_steps_in_one_call_are_bitwise_identical(traced):
     trainer = traced(2)
     train(trainer)
     together, expected = state_of(trainer), trainer.results("train")
@@ -187,8 +187,8 @@ def test_several_steps_in_one_call_are_the_same_bit_by_bit(traced):
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_evaluation_does_not_count_weight_zero(traced, replicas):
-    # Nor does it smooth labels: that is for training alone.
+def test_evaluation_ignores_weight_zero(traced, replicas):
+    # Label smoothing is for training only.
     trainer = traced(replicas)
     images, labels = (part[: 2 * BATCH_SIZE] for part in make_examples())
     weights = np.ones(2 * BATCH_SIZE, "float32")
@@ -209,7 +209,7 @@ def test_evaluation_does_not_count_weight_zero(traced, replicas):
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_first_broken_step_is_named(traced, replicas):
+def test_first_diverged_step_is_reported(traced, replicas):
     trainer = traced(replicas)
     images, labels = make_examples()
     # Only the last example of the fourth batch: with two replicas, the second
@@ -224,13 +224,11 @@ def test_first_broken_step_is_named(traced, replicas):
 @pytest.mark.parametrize(
     ("replicas", "place"), [(1, 0), (2, 0), (2, BATCH_SIZE - 1)]
 )
-def test_batch_that_cannot_be_read_takes_no_part_of_a_step(
-    traced, replicas, place
-):
+def test_unreadable_batch_changes_nothing(traced, replicas, place):
     trainer = traced(replicas)
     train(trainer, steps=3)
     expected = state_of(trainer)
-    # With two replicas, the first one's half of the batch or the second's.
+    # With two replicas, the half of either replica.
     broken = tf.constant(3 * BATCH_SIZE + place, tf.int64)
     for _ in range(10):
         trainer = traced(replicas)
@@ -257,7 +255,7 @@ def traced_nodes(trainer):
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_steps_branch_on_no_number_of_a_device(traced, replicas):
+def test_steps_do_not_branch_on_device_values(traced, replicas):
     types = [
         node.op for nodes in traced_nodes(traced(replicas)) for node in nodes
     ]
@@ -266,7 +264,7 @@ def test_steps_branch_on_no_number_of_a_device(traced, replicas):
     assert not conditionals & set(types)
 
 
-def test_steps_bring_no_number_to_the_host():
+def test_steps_copy_no_value_to_the_host():
     # The second CPU stands for a GPU, and the first one is the host.
     strategy = tf.distribute.MirroredStrategy(
         ["CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
@@ -274,12 +272,12 @@ def test_steps_bring_no_number_to_the_host():
     trainer = make_trainer(strategy, make_model_without_norm)
     _, *functions = traced_nodes(trainer)
     devices = {node.device[-5:] for nodes in functions for node in nodes}
-    # What has no place of its own goes where its inputs are.
+    # An operation without a device runs where its inputs are.
     assert devices == {"", "CPU:1"}
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_clock_is_read_before_a_batch_is_asked_for(traced, replicas):
+def test_clock_is_read_before_a_batch_is_requested(traced, replicas):
     count = 0
     for nodes in traced_nodes(traced(replicas)):
         clocks = {f"^{node.name}" for node in nodes if node.op == "Timestamp"}
@@ -290,19 +288,19 @@ def test_clock_is_read_before_a_batch_is_asked_for(traced, replicas):
     assert count == replicas
 
 
-def test_waiting_for_input_is_timed(two_replicas, monkeypatch):
+def test_input_wait_is_measured(two_replicas, monkeypatch):
     times, asked, late = [], threading.Event(), []
 
     def timestamp():
         times.append(time.perf_counter())
-        # Twice a step: the second one's batch is asked for now.
+        # Twice a step: the second batch is requested here.
         if len(times) == 3:
             asked.set()
         return times[-1]
 
     def wait(number):
-        # The first example of the second batch is late: it is not read before
-        # somebody waits for it.
+        # The first example of the second batch is late: it is read only when
+        # the step waits for it.
         if number == BATCH_SIZE:
             late.append(asked.wait(60))
             time.sleep(0.05)
@@ -324,7 +322,7 @@ def test_waiting_for_input_is_timed(two_replicas, monkeypatch):
     assert 0.05 <= float(waited) < time.perf_counter() - began
 
 
-def test_deterministic_operations_train_too():
+def test_training_works_with_deterministic_operations():
     tf.config.experimental.enable_op_determinism()
     try:
         one_device = tf.distribute.get_strategy()
@@ -336,7 +334,7 @@ def test_deterministic_operations_train_too():
 
 
 @pytest.mark.parametrize("broken", ["model", "optimizer"])
-def test_numbers_that_are_not_finite_are_found_anywhere(traced, broken):
+def test_non_finite_values_are_found_anywhere(traced, broken):
     trainer = traced(1)
     assert trainer.is_finite()
     variable = getattr(trainer, broken).variables[-1]
@@ -346,7 +344,7 @@ def test_numbers_that_are_not_finite_are_found_anywhere(traced, broken):
     assert not trainer.is_finite()
 
 
-def test_forward_stands_in_place_of_the_model(one_device):
+def test_forward_replaces_the_model(one_device):
     images, labels = make_examples()
     plain = make_trainer(one_device, make_model_without_norm)
     plain.train(make_batches(one_device, images, labels), tf.constant(2))
@@ -359,7 +357,7 @@ def test_forward_stands_in_place_of_the_model(one_device):
             2 * images, training=training
         ),
     )
-    # Twice the half of a number is that number, bit by bit.
+    # Doubling half of a number is exact.
     halves = make_batches(one_device, images / 2, labels)
     doubling.train(halves, tf.constant(2))
     assert_same(doubling, state_of(plain))

@@ -48,12 +48,12 @@ STEPS = 3
 
 
 def ours(optimizer, gradients):
-    """Returns the norm, and updates as the trainer does."""
+    """Updates like the trainer; returns the norm."""
     return reduce_and_apply(optimizer, gradients)
 
 
 def kerass(optimizer, gradients):
-    """Updates as Keras does."""
+    """Updates like Keras."""
     optimizer.apply(gradients)
     return tf.constant(0.0)
 
@@ -89,7 +89,7 @@ def take_steps(strategy, make, update, scale=1.0):
 
     norms = []
     for number in range(STEPS):
-        # A row for each of two halves of the batch.
+        # One entry for each half of the batch.
         halves = [
             scale * numbers((number, index), (2, *variable.shape))
             for index, variable in enumerate(variables)
@@ -116,7 +116,7 @@ def take_steps(strategy, make, update, scale=1.0):
     ("optimizer", "replicas"),
     [("ours", 1), ("ours", 2), ("sgd", 2), ("adamw", 2), ("average", 2)],
 )
-def test_updates_are_bitwise_those_of_keras(
+def test_updates_are_bitwise_identical_to_keras(
     one_device, two_replicas, optimizer, replicas
 ):
     strategy = {1: one_device, 2: two_replicas}[replicas]
@@ -128,7 +128,9 @@ def test_updates_are_bitwise_those_of_keras(
 
 
 @pytest.mark.parametrize("optimizer", CLIPPED)
-def test_clipping_looks_at_the_sum(one_device, two_replicas, optimizer):
+def test_clipping_uses_the_summed_gradients(
+    one_device, two_replicas, optimizer
+):
     make = CLIPPED[optimizer]
     expected, _ = take_steps(one_device, make, ours)
     values, _ = take_steps(two_replicas, make, ours)
@@ -137,7 +139,7 @@ def test_clipping_looks_at_the_sum(one_device, two_replicas, optimizer):
             np.testing.assert_allclose(on_replica, other[0], atol=1e-6)
 
 
-def test_norm_is_that_of_the_sum(one_device, two_replicas):
+def test_norm_is_of_the_summed_gradients(one_device, two_replicas):
     expected = [
         np.sqrt(
             sum(
@@ -153,19 +155,19 @@ def test_norm_is_that_of_the_sum(one_device, two_replicas):
             np.testing.assert_allclose(of_replica, expected, rtol=1e-5)
 
 
-def test_one_infinite_gradient_shows_on_all_replicas(two_replicas):
+def test_infinite_gradient_reaches_all_replicas(two_replicas):
     _, norms = take_steps(two_replicas, KERAS["sgd"], ours, np.inf)
     assert not np.isfinite(norms).any()
 
 
-def test_gradients_cross_the_network_once():
+def test_gradients_are_reduced_once():
     name = "sum_over_replicas"
 
     def add(values):
         with tf.name_scope(name):
             return tf.add_n(values)
 
-    # Every sum over the replicas goes through here, whoever asks for it.
+    # Every sum over the replicas calls this.
     strategy = tf.distribute.MirroredStrategy(
         ["CPU:0", "CPU:1"],
         cross_device_ops=tf.distribute.ReductionToOneDevice(
@@ -243,19 +245,19 @@ def whole(one_device):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_pieces_make_the_update_of_the_whole(
+def test_micro_batches_give_the_update_of_the_whole_batch(
     whole, one_device, two_replicas, replicas
 ):
     strategy = {1: one_device, 2: two_replicas}[replicas]
     assert_close(updated(strategy, micro_batches=2), whole)
 
 
-def test_batch_norm_sees_the_pieces(one_device):
+def test_batch_norm_uses_micro_batches(one_device):
     pieces = make_trainer(one_device, rate=0.0, update=Update(micro_batches=2))
     images, labels = make_examples()
     model = make_trainer(one_device).model
     pieces.train(make_batches(one_device, images, labels), tf.constant(1))
-    # Every second example makes a piece.
+    # A micro-batch has every second example.
     for start in range(2):
         model(images[start:BATCH_SIZE:2], training=True)
     found = pieces.model.layers[1].moving_mean
@@ -265,7 +267,7 @@ def test_batch_norm_sees_the_pieces(one_device):
 
 
 @pytest.mark.slow
-def test_replicas_agree_with_everything_switched_on(one_device, two_replicas):
+def test_replicas_agree_with_all_options(one_device, two_replicas):
     def optimizer(rate):
         return OPTIMIZERS["lars"](20.0 * rate, 1e-3)
 
@@ -280,12 +282,12 @@ def test_replicas_agree_with_everything_switched_on(one_device, two_replicas):
         for strategy in (two_replicas, one_device)
     )
     assert_close(found, expected)
-    # It was clipped, and not every time.
+    # Some steps were clipped, others not.
     assert expected[1]["gradient_norm"] > CLIP_NORM
 
 
-def test_clipping_shortens_the_sum_of_all_gradients(one_device):
-    # The way of one step of plain SGD is as long as the gradient.
+def test_clipping_limits_the_global_norm(one_device):
+    # A step of plain SGD has the norm of the gradient.
     lengths = []
     for clip_norm in (None, CLIP_NORM):
         trainer = make_trainer(
@@ -305,7 +307,7 @@ def test_clipping_shortens_the_sum_of_all_gradients(one_device):
 
 
 @pytest.mark.slow
-def test_compiled_step_equals_the_other_to_rounding(one_device):
+def test_compiled_step_differs_by_rounding_only(one_device):
     assert_close(
         updated(one_device, make_resnet, compiled=True),
         updated(one_device, make_resnet),
@@ -330,7 +332,7 @@ def traced(two_replicas):
 
 @pytest.fixture
 def two(traced):
-    """Returns a trainer on two replicas, as if it were new."""
+    """Returns a trainer on two replicas in its initial state."""
     trainer, start = traced
     start_again(trainer, start)
     trainer.update.loss_scale.scale.assign(INITIAL_SCALE)
@@ -339,7 +341,7 @@ def two(traced):
 
 
 def exploding(number):
-    """Returns examples of which one makes gradients, not its loss, infinite."""
+    """Returns examples; the gradients of one, not its loss, are infinite."""
     images, labels = make_examples()
     images[number] *= 1e35
     return images, labels
@@ -350,12 +352,12 @@ def scale(trainer):
 
 
 @pytest.mark.slow
-def test_scale_changes_no_digit(two, two_replicas):
+def test_loss_scale_is_exact(two, two_replicas):
     plain = make_trainer(two_replicas, make_model_without_norm)
     plain.train(make_batches(two_replicas), tf.constant(4))
     two.train(make_batches(two_replicas), tf.constant(4))
     assert_same(two, state_of(plain))
-    # After three good steps it doubles.
+    # It doubles after three finite steps.
     assert scale(two) == 2 * INITIAL_SCALE
     results = two.results("train")
     assert results["skipped_steps"] == 0
@@ -363,14 +365,14 @@ def test_scale_changes_no_digit(two, two_replicas):
     assert results["gradient_norm"] == plain.results("train")["gradient_norm"]
 
 
-def test_step_is_taken_back_on_all_replicas(two, two_replicas):
+def test_update_is_undone_on_all_replicas(two, two_replicas):
     # The last example of the third batch: the second replica's.
     examples = exploding(3 * BATCH_SIZE - 1)
     batches = make_batches(two_replicas, *examples)
     two.train(batches, tf.constant(2))
     before = state_of(two)
     broken_step, _ = two.train(batches, tf.constant(1))
-    # It is known, and goes on.
+    # It is counted, and training continues.
     assert int(broken_step) == -1
     assert two.step == 3
     assert two.is_finite()
@@ -384,7 +386,7 @@ def test_step_is_taken_back_on_all_replicas(two, two_replicas):
     results = two.results("train")
     assert results["skipped_steps"] == 1
     assert np.isfinite(results["gradient_norm"])
-    # What went well is counted anew.
+    # The count of finite steps restarts.
     two.train(batches, tf.constant(2))
     assert scale(two) == INITIAL_SCALE / 2
     two.train(batches, tf.constant(1))
@@ -393,7 +395,7 @@ def test_step_is_taken_back_on_all_replicas(two, two_replicas):
 
 @pytest.fixture
 def half(traced_half):
-    """Returns a trainer in float16, as if it were new."""
+    """Returns a trainer in float16 in its initial state."""
     trainer, start = traced_half
     start_again(trainer, start)
     trainer.update.loss_scale.scale.assign(INITIAL_SCALE)
@@ -408,21 +410,21 @@ def traced_half(one_device):
     return trainer, state_of(trainer)
 
 
-def test_statistics_are_taken_back_too(one_device, half):
+def test_statistics_are_restored_too(one_device, half):
     trainer = half
     before = state_of(trainer)[: len(trainer.model.variables)]
     images, labels = make_examples()
     images[0] = np.nan
     batches = make_batches(one_device, images, labels)
     broken_step, _ = trainer.train(batches, tf.constant(1))
-    # A loss that is not finite is none that a smaller scale would mend.
+    # A smaller scale does not fix a loss that is not finite.
     assert int(broken_step) == 1
     after = state_of(trainer)[: len(before)]
     for ours, theirs in zip(after, before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_smallest_scale_is_the_end(two, two_replicas):
+def test_smallest_scale_stays(two, two_replicas):
     two.update.loss_scale.scale.assign(1.0)
     batches = make_batches(two_replicas, *exploding(0))
     broken_step, _ = two.train(batches, tf.constant(1))
@@ -459,7 +461,7 @@ def test_exponential_average_warms_up():
     np.testing.assert_allclose(found[1:], expected, rtol=1e-6)
 
 
-def test_stochastic_average_is_the_mean_of_the_last_quarter():
+def test_swa_is_the_mean_of_the_last_quarter():
     values = np.random.default_rng(0).normal(size=40)
     mean = 0.0
     for value, coefficient in zip(
@@ -471,7 +473,7 @@ def test_stochastic_average_is_the_mean_of_the_last_quarter():
 
 @pytest.fixture(scope="module")
 def averaged(two_replicas):
-    """Returns a trainer after six steps, and what its averages should be."""
+    """Returns a trainer after six steps, and its expected averages."""
     trainer = make_trainer(two_replicas)
     with two_replicas.scope():
         average = Average(trainer.model, AVERAGES["ema"](0.5, 6))
@@ -511,7 +513,7 @@ def test_averages_follow_the_formula(averaged):
             )
 
 
-def test_average_that_is_not_finite_is_found(averaged):
+def test_non_finite_average_is_found(averaged):
     trainer, _ = averaged
     assert trainer.is_finite()
     _, mean = trainer.update.average.pairs[0]
@@ -521,7 +523,7 @@ def test_average_that_is_not_finite_is_found(averaged):
     mean.assign(before)
 
 
-def test_averages_stand_in_place_and_go_back(averaged):
+def test_averages_replace_weights_temporarily(averaged):
     trainer, _ = averaged
     pairs = trainer.update.average.pairs
     before = [(np.asarray(v), m.numpy()) for v, m in pairs]

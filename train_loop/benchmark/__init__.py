@@ -1,1 +1,1 @@
-"""How fast something is, and how fast it could be."""
+"""Benchmarks: how fast a model runs, and how fast the machine allows."""

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, memory, and the least time."""
+"""Parameters, multiply-adds and memory of a model, and its roofline."""
 
 import dataclasses
 import itertools
@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-# Operations with a kernel as their second input.
+# Operations whose second input is a kernel.
 PRODUCTS = ("Conv2D", "MatMul")
-
+POOLING_OPS = ("MaxPool", "AvgPool")
 # Other operations whose results training keeps for the gradients.
 ACTIVATIONS = (
     "AddV2",
@@ -25,9 +25,10 @@ ACTIVATIONS = (
 class Cost(NamedTuple):
     """Size of a part of a model, and its work for one image.
 
-    `layers` are those with a kernel; `parameters` are the trainable ones;
-    `multiply_adds` count convolutions and matrix products, as He et al. do;
-    `activation_bytes` is the size of what training keeps for the gradients.
+    `layers` counts layers with a kernel, `parameters` trainable parameters,
+    and `multiply_adds` those of convolutions and matrix products, as in He et
+    al. `activation_bytes` is the memory of the activations that training keeps
+    for the gradients.
     """
 
     layers: int
@@ -37,14 +38,14 @@ class Cost(NamedTuple):
 
 
 def model_costs(model, image_size):
-    """Counts the `Cost` of the parts of a model, from the graph it builds.
+    """Counts the `Cost` of each part of a model, from its inference graph.
 
     Args:
       model: a built `ResNet`.
       image_size: height and width of the images.
 
     Returns:
-      {part: `Cost`}, in order: stem, the stages, head and "total".
+      {part: `Cost`}, in the order stem, stages, head, "total".
     """
     names = [layer.name for layer in model.layers]
     parts = {_part(name): [0, 0, 0, 0] for name in names}
@@ -73,8 +74,10 @@ def model_costs(model, image_size):
 
 
 def cost_table(model, image_size):
-    """Returns the rows of a table as strings, the header first."""
-    rows = [["part", "layers", "parameters", "multiply-adds", "activations"]]
+    """Returns a table of `model_costs` as rows of text, the header first."""
+    rows = [
+        ["part", "layers", "parameters", "multiply-adds", "activation memory"]
+    ]
     for part, cost in model_costs(model, image_size).items():
         rows.append(
             [
@@ -89,25 +92,25 @@ def cost_table(model, image_size):
 
 
 def images_per_second(classifiers, strategy, batch_size, rounds=5):
-    """Measures how many images classifiers predict per second.
+    """Measures how many images per second classifiers predict.
 
-    Without reading any. They take turns, so that the ratios in a round do not
-    depend on the load of the machine.
+    The images are not read from files. The classifiers alternate, so that
+    other load on the machine hardly affects the ratios within a round.
 
     Args:
       classifiers: several `Classifier`s.
-      strategy: that they were made in the scope of.
-      batch_size: images at once, over all replicas.
-      rounds: measurements of each, after one to warm up.
+      strategy: the strategy in whose scope they were created.
+      batch_size: global batch size.
+      rounds: number of measurements of each, after a warm-up.
 
     Returns:
       float64 [rounds, classifiers].
     """
-    share = batch_size // strategy.num_replicas_in_sync
+    per_replica = batch_size // strategy.num_replicas_in_sync
 
     def step_of(classifier):
         size = classifier.preprocessing.image_size
-        images = tf.zeros([share, size, size, 3], tf.uint8)
+        images = tf.zeros([per_replica, size, size, 3], tf.uint8)
         return tf.function(
             lambda: strategy.run(classifier.logits, args=(images,)),
             autograph=False,
@@ -115,20 +118,20 @@ def images_per_second(classifiers, strategy, batch_size, rounds=5):
 
     steps = [step_of(classifier) for classifier in classifiers]
     seconds = np.empty([1 + rounds, len(steps)])
-    for row in seconds:
+    for of_round in seconds:
         for number, step in enumerate(steps):
             began = time.perf_counter()
-            for part in strategy.experimental_local_results(step()):
-                part.numpy()
-            row[number] = time.perf_counter() - began
+            for logits in strategy.experimental_local_results(step()):
+                logits.numpy()
+            of_round[number] = time.perf_counter() - began
     return batch_size / seconds[1:]
 
 
 def graph_of(model, image_size):
-    """Returns the graph that a model builds for one image, in inference.
+    """Returns the inference graph of a model for one image.
 
     Returns:
-      The tensor of the images, and all operations, in order.
+      The input tensor and all operations, in order.
     """
     function = tf.function(
         lambda images: model(images, training=False), autograph=False
@@ -140,9 +143,9 @@ def graph_of(model, image_size):
 
 
 def part_at(operation, names):
-    """Returns in which of the named layers an operation stands, or None."""
-    # "resnet50/stage1_block1/conv1/convolution", and a number after any of the
-    # names where a layer is called for the second time.
+    """Returns the name of the layer that an operation belongs to, or None."""
+    # For example "resnet50/stage1_block1/conv1/convolution". Further calls of a
+    # layer add a number to its name.
     _, _, scope = operation.name.partition("/")
     scope, _, _ = scope.partition("/")
     name = scope if scope in names else scope.rpartition("_")[0]
@@ -153,27 +156,20 @@ def _part(name):
     return name.partition("_")[0]
 
 
-POOLING_OPS = ("MaxPool", "AvgPool")
-
-
 class MinimumWork(NamedTuple):
-    """The work that an operation needs at least.
-
-    Of `flops`, a multiply-add counts as two.
-    """
+    """The minimum work of an operation; a multiply-add is two `flops`."""
 
     flops: int = 0
     bytes: int = 0
 
 
 class Roofline(NamedTuple):
-    """The least time of a step, and what it is made of.
+    """The minimum time of a step.
 
-    `flops` and `bytes` are those of all its operations together;
-    `products_seconds` is what the products take if nothing else counts, and
-    `memory_seconds` the same of the bytes. An operation takes at least the
-    longer one of its two, and one is done after the other: that is
-    `least_seconds`.
+    `flops` and `bytes` are the totals of all operations. `products_seconds` is
+    the time of the flops alone, `memory_seconds` the time of the bytes alone.
+    `least_seconds` adds up the longer of the two for each operation, because
+    operations run one after the other.
     """
 
     flops: int
@@ -187,7 +183,7 @@ def roofline_of(work, limits):
     """Returns the `Roofline` of operations on a machine.
 
     Args:
-      work: the `MinimumWork` of each.
+      work: the `MinimumWork` of each operation.
       limits: `Limits` of the machine.
     """
     flops = sum(each.flops for each in work)
@@ -205,45 +201,45 @@ def roofline_of(work, limits):
 
 
 def compared_with_roofline(work, limits, seconds):
-    """Returns the speed of a step beside its limits, as a value for JSON.
+    """Returns the measured speed of a step and its limits, for JSON.
 
     Args:
       work: the `MinimumWork` of each operation.
       limits: `Limits` of the machine.
-      seconds: of a step, as it was measured.
+      seconds: measured seconds of a step.
     """
-    least = roofline_of(work, limits)
+    roofline = roofline_of(work, limits)
     return {
         "limits": {
             "flops_per_second": limits.flops,
             "bytes_per_second": limits.bytes,
         },
-        "flops_per_second": least.flops / seconds,
-        "share_of_flops": least.products_seconds / seconds,
-        "share_of_bandwidth": least.memory_seconds / seconds,
+        "flops_per_second": roofline.flops / seconds,
+        "share_of_flops": roofline.products_seconds / seconds,
+        "share_of_bandwidth": roofline.memory_seconds / seconds,
         "roofline": {
-            **least._asdict(),
-            "share": least.least_seconds / seconds,
+            **roofline._asdict(),
+            "share": roofline.least_seconds / seconds,
         },
     }
 
 
 @dataclasses.dataclass(eq=False)
 class FeatureMap:
-    """A tensor that is written to memory, and what computes it.
+    """A tensor that is written to memory, and the operation behind it.
 
     Args:
       kind: "images", "product", "sum", "pool" or "mean".
-      inputs: `FeatureMap`s that it is computed from.
-      bytes: of a whole batch.
-      kernel_bytes: of a product.
-      flops: of a product.
+      inputs: the `FeatureMap`s that it is computed from.
+      bytes: its size for a whole batch.
+      kernel_bytes: size of a product's kernel.
+      flops: operations of a product.
       learns: whether the kernel is trained.
-      has_norm: whether the tensor is needed for its gradient.
+      has_norm: whether its gradient requires the tensor.
 
     Attributes:
-      users: how many `FeatureMap`s are computed from it.
-      has_gradient: whether something before it is trained.
+      users: number of `FeatureMap`s that are computed from it.
+      has_gradient: whether it or an earlier operation is trained.
     """
 
     kind: str
@@ -269,24 +265,24 @@ def feature_maps(model, image_size, batch_size):
     Args:
       model: a built `ResNet`.
       image_size: height and width of the images.
-      batch_size: how many.
+      batch_size: number of images.
     """
     layers = {layer.name: layer for layer in model.layers}
     images, operations = graph_of(model, image_size)
-    # They come as bytes.
+    # Pixels are uint8.
     first = FeatureMap("images", [], batch_size * images.shape.num_elements())
-    # Of every tensor, by name: the maps that it is computed from, on the way.
+    # {name of a tensor: the maps that it is computed from}.
     origins, maps = {images.name: [first]}, [first]
     for operation in operations:
         if operation.outputs and operation.outputs[0] is images:
             continue
         sources = [origins.get(tensor.name, []) for tensor in operation.inputs]
-        made = _feature_map_of(operation, sources, batch_size, layers)
-        if made is not None:
-            maps.append(made)
+        new = _feature_map_of(operation, sources, batch_size, layers)
+        if new is not None:
+            maps.append(new)
         for number, output in enumerate(operation.outputs):
-            if made is not None:
-                origins[output.name] = [made]
+            if new is not None:
+                origins[output.name] = [new]
             elif operation.type == "IdentityN":
                 origins[output.name] = sources[number]
             else:
@@ -295,12 +291,12 @@ def feature_maps(model, image_size, batch_size):
 
 
 def _feature_map_of(operation, sources, batch_size, layers):
-    """Returns the `FeatureMap` that an operation writes, None if it need not.
+    """Returns the `FeatureMap` of an operation, or None if it can be fused.
 
     Args:
-      operation: of a graph for one image.
-      sources: the maps that each of its inputs is computed from.
-      batch_size: how many images there are.
+      operation: an operation of a graph for one image.
+      sources: for each of its inputs, the maps that it is computed from.
+      batch_size: number of images.
       layers: {name: layer}.
     """
     inputs = _all(sources)
@@ -317,7 +313,7 @@ def _feature_map_of(operation, sources, batch_size, layers):
             "product",
             inputs,
             size,
-            # Variables are float32, whatever is computed in.
+            # Variables are float32 in every precision.
             kernel_bytes=4 * kernel.num_elements(),
             flops=2 * products,
             learns=bool(layer is not None and layer.trainable_variables),
@@ -327,34 +323,34 @@ def _feature_map_of(operation, sources, batch_size, layers):
         return FeatureMap("pool", inputs, size)
     if operation.type == "Mean":
         return FeatureMap("mean", inputs, size)
-    # Two tensors of one size that come from elsewhere. What scales a map,
-    # channel by channel, is smaller; the factors of a swish are of one map;
-    # and what a norm subtracts is a mean of it.
-    alike = {
+    # A sum combines two tensors of the output's shape from different maps. The
+    # scale of a channel is smaller, the factors of a swish come from one map,
+    # and a norm subtracts a mean.
+    summands = {
         tuple(source for source in maps if source.kind != "mean")
         for tensor, maps in zip(operation.inputs, sources, strict=True)
         if tensor.shape == output.shape
     } - {()}
-    return FeatureMap("sum", inputs, size) if len(alike) > 1 else None
+    return FeatureMap("sum", inputs, size) if len(summands) > 1 else None
 
 
 def _all(sources):
-    """Returns all the maps of several lists, each once."""
+    """Returns the maps of several lists without duplicates."""
     return list(dict.fromkeys(itertools.chain(*sources)))
 
 
 def inference_work(maps):
-    """Returns the `MinimumWork` of each map that is computed in inference."""
+    """Returns the `MinimumWork` of all operations of inference."""
     return [_inference(tensor) for tensor in maps if tensor.kind != "images"]
 
 
 def training_work(maps, trained_bytes, optimizer_bytes):
-    """Returns the `MinimumWork` of all that is done in a training step.
+    """Returns the `MinimumWork` of all operations of a training step.
 
     Args:
       maps: see `feature_maps`.
-      trained_bytes: of the weights that are trained.
-      optimizer_bytes: of what the optimizer keeps beside them.
+      trained_bytes: size of the trained weights.
+      optimizer_bytes: size of the optimizer's variables.
     """
     works = [_forward(tensor) for tensor in maps if tensor.kind != "images"]
     for tensor in maps:
@@ -375,7 +371,7 @@ def _inference(tensor):
         return _forward(tensor)
     read = sum(other.bytes for other in tensor.inputs)
     if any(o.kind == "product" and o.users == 1 for o in tensor.inputs):
-        # It is written where the product would have been, which counts that.
+        # Fused into the product, whose own output it replaces.
         return MinimumWork(0, read - tensor.bytes)
     return MinimumWork(0, read + tensor.bytes)
 

@@ -1,4 +1,4 @@
-"""What a benchmark times, and how."""
+"""The tasks of a benchmark: what is timed, and the table of the results."""
 
 import dataclasses
 import time
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from resnet_layers import BatchNormalization
-from train_loop.benchmark.machine import Limits, process_age
+from train_loop.benchmark.machine import Limits
 from train_loop.benchmark.model_costs import (
     feature_maps,
     inference_work,
@@ -36,199 +36,20 @@ from train_loop.training.strategies import distribute
 from train_loop.training.workers import Workers
 from train_loop.workdir import Workdir
 
-# After the first one, at least: what is set up late is no part of a step.
-WARM_UP_STEPS = 2
-# A group of steps takes at least about this long, so that the clock and the
-# call from Python do not count.
-SECONDS_PER_GROUP = 0.25
-
-
-class Timer:
-    """Times steps, by groups.
-
-    The time to the first step counts from the timer's creation: before data
-    are opened and the network is built.
-
-    Args:
-      is_first: whether the process has done nothing else before.
-
-    Attributes:
-      first_step: {"process": seconds from the start of the process to the end
-        of the first step, or None; "task": seconds from the beginning}.
-      groups: seconds of each group.
-      group_steps: steps of each group.
-      waits: seconds that each group waited for input, where that is known.
-    """
-
-    def __init__(self, is_first=True):
-        self.is_first = is_first
-        self.began = time.perf_counter()
-        self.first_step = None
-        self.groups = []
-        self.group_steps = None
-        self.waits = []
-
-    def run(self, take, rounds, agree=round, warm_up=0.0):
-        """Times steps: the first one, some to warm up, and then groups.
-
-        Args:
-          take: function of a number of steps that does them, to their end, and
-            returns the seconds that it waited for input, or None.
-          rounds: how many groups.
-          agree: maps a number to an integer that is the same on all workers.
-          warm_up: how many seconds warming up takes at least.
-        """
-        take(1)
-        since = time.perf_counter() - self.began
-        process = process_age() if self.is_first else None
-        self.first_step = {"process": process, "task": since}
-        laps = []
-        while not agree(len(laps) >= WARM_UP_STEPS and sum(laps) >= warm_up):
-            began = time.perf_counter()
-            take(1)
-            laps.append(time.perf_counter() - began)
-        seconds = sum(laps[1:]) / len(laps[1:])
-        self.group_steps = agree(max(round(SECONDS_PER_GROUP / seconds), 1))
-        for _ in range(rounds):
-            began = time.perf_counter()
-            waited = take(self.group_steps)
-            self.groups.append(time.perf_counter() - began)
-            self.waits += [] if waited is None else [waited]
-
-    def numbers(self, batch_size):
-        """Returns what was measured, as a value for JSON.
-
-        Args:
-          batch_size: images of a step.
-        """
-        seconds = np.array(self.groups)
-        images = self.group_steps * batch_size
-        total = float(seconds.sum())
-        return {
-            "steps": len(seconds) * self.group_steps,
-            "images": len(seconds) * images,
-            "seconds": total,
-            "steps_per_group": self.group_steps,
-            "images_per_second": {
-                "mean": len(seconds) * images / total,
-                **percentiles(images / seconds),
-            },
-            "step_seconds": percentiles(seconds / self.group_steps),
-            "first_step_seconds": self.first_step,
-            "input_wait": sum(self.waits) / total if self.waits else None,
-        }
-
-
-def percentiles(values):
-    """Returns the median and the 10th and 90th percentile of some numbers."""
-    p10, median, p90 = np.percentile(values, [10, 50, 90])
-    return {"median": float(median), "p10": float(p10), "p90": float(p90)}
-
-
-def results_table(found, names):
-    """Returns the text that is printed of a benchmark.
-
-    Args:
-      found: what `--benchmark_file` holds.
-      names: of the tasks.
-    """
-    configuration, limits = found["configuration"], found["limits"]
-    size = configuration["image_size"]
-    title = (
-        f"{configuration['model']}, {size} x {size}, batches of "
-        f"{configuration['batch_size']}, {configuration['precision']}, "
-        f"{configuration['data']} images, {configuration['replicas']} "
-        "replica(s)"
-    )
-    rows = [["", *names]]
-    for row, text_of in ROWS.items():
-        texts = [text_of(found[name]) for name in names]
-        if any(texts):
-            rows.append([row, *texts])
-    products = ", ".join(
-        f"{rate / 1e9:,.0f} GFLOP/s in {dtype}"
-        for dtype, rate in limits["flops_per_second"].items()
-    )
-    machine = (
-        f"One device here, as TensorFlow reaches it: matrix products "
-        f"{products}; memory {limits['bytes_per_second'] / 1e9:,.1f} GB/s."
-    )
-    lines = [_roofline_line(name, found[name]["roofline"]) for name in names]
-    return "\n".join([title, text_table(rows), machine, *lines])
-
-
-def _roofline_line(name, least):
-    """Returns the least time of a step, and its reason."""
-    return (
-        f"A step of {name}: products of {least['flops'] / 1e9:,.1f} GFLOP take "
-        f"{_seconds(least['products_seconds'])}, {least['bytes'] / 1e9:,.2f} "
-        f"GB to move take {_seconds(least['memory_seconds'])}; operation by "
-        f"operation, whichever takes longer, at least "
-        f"{_seconds(least['least_seconds'])}: {least['share']:.0%} of that "
-        "speed is reached."
-    )
-
-
-def _seconds(seconds):
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
-
-
-def _range(numbers, text_of):
-    low, high = text_of(numbers["p10"]), text_of(numbers["p90"])
-    return f"{text_of(numbers['median'])} ({low} to {high})"
-
-
-def _gigabytes(count):
-    return "" if count is None else f"{count / 1e9:.2f} GB"
-
-
-def _known_seconds(seconds):
-    return "" if seconds is None else _seconds(seconds)
-
-
-# Title -> (what was measured of a task) -> text; "" if it is unknown.
-ROWS = {
-    "images per second (10th to 90th percentile)": lambda m: _range(
-        m["images_per_second"], partial(format_metric, "images_per_second")
-    ),
-    "seconds per step": lambda m: _range(m["step_seconds"], _seconds),
-    "steps timed": lambda m: str(m["steps"]),
-    "first step, from the start of the process": lambda m: _known_seconds(
-        m["first_step_seconds"]["process"]
-    ),
-    "first step, from the beginning of the task": lambda m: _seconds(
-        m["first_step_seconds"]["task"]
-    ),
-    "waiting for input": lambda m: (
-        "" if m["input_wait"] is None else f"{m['input_wait']:.1%}"
-    ),
-    "memory at its most": lambda m: _gigabytes(m["peak_memory_bytes"]),
-    "memory of the GPU at its most": lambda m: _gigabytes(
-        m["peak_device_memory_bytes"]
-    ),
-    # Training: forward, and the gradients of inputs and of kernels, three
-    # times the products of the forward pass, but for the images' gradient.
-    "GFLOP/s": lambda m: f"{m['flops_per_second'] / 1e9:,.1f}",
-    "share of matrix products' speed": lambda m: f"{m['share_of_flops']:.0%}",
-    "share of memory's speed": lambda m: f"{m['share_of_bandwidth']:.0%}",
-    "share of the roofline": lambda m: f"{m['roofline']['share']:.0%}",
-}
-
-
-# The classes of noise, unless a run has its own.
+# Synthetic images have as many classes as ImageNet, or those of a run.
 SYNTHETIC_CLASSES = tuple(map(str, range(1000)))
-# More than any existing run, whose epochs are others than those of noise.
-SYNTHETIC_STEPS = 10**9
-# An epoch of noise.
+# An epoch of synthetic images.
 SYNTHETIC_BATCHES = 100
+# Exceeds the step of any existing run, which a benchmark may resume.
+SYNTHETIC_STEPS = 10**9
 
 
 class Task(NamedTuple):
-    """What is timed step by step, ready to begin.
+    """A task that is ready to be timed step by step.
 
-    `take` is a function of a number of steps that does them, to their end, and
-    returns the seconds that it waited for images, None if they are unknown.
-    `minimum_work` returns the `MinimumWork` of each operation of a step, on
+    `take` is a function of a number of steps. It runs them to their end and
+    returns the seconds that it waited for images, or None if unknown.
+    `minimum_work` returns the `MinimumWork` of each operation of a step with
     `batch_size` images.
     """
 
@@ -244,7 +65,7 @@ class Task(NamedTuple):
         return self.settings.batch_size
 
     def limits(self, of_device):
-        """Returns the `Limits` of all its devices, of all workers.
+        """Returns the `Limits` of all devices of all workers together.
 
         All workers must call it.
 
@@ -252,44 +73,43 @@ class Task(NamedTuple):
           of_device: `Limits` of one device of this worker.
         """
         if self.replicas < self.workers.count:
-            # Every worker does all of it by itself.
+            # Every worker runs the whole task by itself.
             return of_device
-        # Replicas on CPUs share the cores that one product takes as well.
+        # Replicas on CPUs share the cores that a single product uses too.
         gpus = tf.config.list_logical_devices("GPU")
         devices = self.replicas / self.workers.count if gpus else 1
         return Limits(*self.workers.sums(*of_device.times(devices)))
 
 
 def training(settings, is_synthetic):
-    """Returns the `Task` of training, as a run does it.
+    """Returns the `Task` of training steps, as in a run.
 
-    On images, though a run may cache the embeddings of a frozen backbone; and
-    with all of `--freeze` frozen, though a run may unfreeze it later.
+    The steps process images even if the run would cache the embeddings of a
+    frozen backbone. All of `--freeze` stays frozen.
 
     Args:
-      settings: `Settings` that were given, with the `workdir` of a run or of
-        one that is not there yet.
-      is_synthetic: whether images are noise.
+      settings: explicit `Settings`, with the `workdir` of a new or an existing
+        run.
+      is_synthetic: whether images are random noise.
     """
     run = _open_run(settings, is_synthetic)
     trainer = run.trainer
     if is_synthetic:
-        training_batches = _noise(run, weighted=False)
+        training_batches = _synthetic_batches(run, weighted=False)
     else:
         training_batches = run.training_batches()
     iterator = iter(training_batches)
 
     def take(count):
         broken_step, waited = trainer.train(iterator, tf.constant(count))
-        # The step is over when its results are on the host.
+        # A step ends when its results are on the host.
         int(broken_step)
         return float(waited)
 
     def minimum_work():
-        model = run.classifier.model
         return training_work(
-            _maps(run.settings, model),
-            _num_bytes(model.trainable_variables),
+            _feature_maps(run.settings, run.classifier),
+            _num_bytes(run.classifier.model.trainable_variables),
             _num_bytes(trainer.optimizer.variables),
         )
 
@@ -297,17 +117,18 @@ def training(settings, is_synthetic):
 
 
 def evaluation(settings, is_synthetic):
-    """Returns the `Task` of evaluating, as a run does it."""
+    """Returns the `Task` of evaluation steps, as in a run."""
     run = _open_run(settings, is_synthetic)
     trainer = run.trainer
     split = run.data.evaluation
     if split is None:
         raise UserError(
-            "--benchmark=evaluate has nothing to evaluate on "
-            "(--validation_fraction=0); take --benchmark_data=synthetic"
+            "--benchmark=evaluate: requires evaluation images, but "
+            "--validation_fraction=0 leaves none. Pass "
+            "--benchmark_data=synthetic."
         )
     if is_synthetic:
-        evaluation_batches = _noise(run, weighted=True)
+        evaluation_batches = _synthetic_batches(run, weighted=True)
     else:
         evaluation_batches = distribute(
             trainer.strategy,
@@ -322,24 +143,23 @@ def evaluation(settings, is_synthetic):
         trainer.results("eval")
 
     def minimum_work():
-        return inference_work(_maps(run.settings, run.classifier.model))
+        return inference_work(_feature_maps(run.settings, run.classifier))
 
     return _task_of(run, take, minimum_work)
 
 
 def prediction(settings, is_synthetic):
-    """Returns the `Task` of predicting, as `--mode=predict` does it.
+    """Returns the `Task` of predictions, as in `--mode=predict`.
 
-    On the first device, with any strategy; a GPU gets the images from the host
-    in each step.
+    It uses the first device under any strategy. A GPU receives the images from
+    the host in each step.
     """
     resolved = resolve(settings)
-    # Other tasks of this process may need all of its devices.
+    # Creates all devices, which other tasks of this process may need.
     workers = Workers(build_strategy(resolved))
     check_image_size(resolved)
     check_memory(resolved)
-    size, split = resolved.image_size, None
-    class_names = _class_names(settings)
+    class_names, split = _class_names(settings), None
     if not is_synthetic:
         data, _ = open_whole_data(resolved)
         class_names, split = data.class_names, data.evaluation or data.train
@@ -347,12 +167,15 @@ def prediction(settings, is_synthetic):
         classifier = load_classifier(settings.workdir)
     else:
         classifier = build_classifier(resolved, class_names)
-        _give_offsets(classifier.model)
+        _randomize_offsets(classifier.model)
     prepare_for_inference(resolved, classifier)
     if split is None:
-        context = tf.distribute.InputContext()
-        dataset = noise_batches(
-            resolved.batch_size, size, len(class_names), context, weighted=True
+        dataset = synthetic_batches(
+            resolved.batch_size,
+            resolved.image_size,
+            len(class_names),
+            tf.distribute.InputContext(),
+            weighted=True,
         )
     else:
         transforms = make_transforms(resolved, data)
@@ -371,7 +194,7 @@ def prediction(settings, is_synthetic):
         return waited
 
     def minimum_work():
-        return inference_work(_maps(resolved, classifier.model))
+        return inference_work(_feature_maps(resolved, classifier))
 
     return Task(take, classifier, resolved, workers, 1, minimum_work)
 
@@ -380,91 +203,22 @@ def prediction(settings, is_synthetic):
 TASKS = {"train": training, "evaluate": evaluation, "predict": prediction}
 
 
-def _give_offsets(model):
-    """Gives a new model's batch norms something to add, as training does.
-
-    If weights are constants, TensorFlow removes the addition of zeros; it then
-    fuses nothing into the convolutions, and is slower than a trained network.
-    """
-    random = np.random.default_rng(0)
-    for layer in model._flatten_layers():
-        if isinstance(layer, BatchNormalization) and layer.center:
-            beta = layer.beta
-            beta.assign(0.1 * random.standard_normal(beta.shape))
-
-
-def _open_run(settings, is_synthetic):
-    """Returns a `Run`, with noise in place of its images if that is wanted."""
-    data = None
-    if is_synthetic:
-        batch_size = resolve(settings).batch_size
-        data = synthetic_data(_class_names(settings), batch_size)
-        settings = dataclasses.replace(settings, steps=SYNTHETIC_STEPS)
-    return Run.create(settings, data)
-
-
-def _class_names(settings):
-    """Returns the names of the classes of a run, or some."""
-    workdir = Workdir.of(settings.workdir)
-    if workdir.is_run:
-        return workdir.read_data()["class_names"]
-    return SYNTHETIC_CLASSES
-
-
-def _noise(run, weighted):
-    """Returns distributed batches of noise."""
-    return distribute(
-        run.trainer.strategy,
-        lambda context: noise_batches(
-            run.batch_size,
-            run.settings.image_size,
-            len(run.data.class_names),
-            context,
-            weighted,
-        ),
-    )
-
-
-def _task_of(run, take, minimum_work):
-    trainer = run.trainer
-    replicas = trainer.strategy.num_replicas_in_sync
-    return Task(
-        take,
-        run.classifier,
-        run.settings,
-        trainer.workers,
-        replicas,
-        minimum_work,
-    )
-
-
-def _maps(settings, model):
-    return feature_maps(model, settings.image_size, settings.batch_size)
-
-
-def _num_bytes(variables):
-    return sum(
-        variable.shape.num_elements() * tf.as_dtype(variable.dtype).size
-        for variable in variables
-    )
-
-
 def synthetic_data(class_names, batch_size):
-    """Returns `Data` without images, that only have a number of them."""
+    """Returns `Data` that has a number of examples, but no images."""
     count = SYNTHETIC_BATCHES * batch_size
     labels = np.arange(count) % len(class_names)
-    # No tensors: the devices of TensorFlow are not set up yet.
+    # Not tensors: TensorFlow's devices are not configured yet.
     split = Split.of_all(MemoryStore(np.zeros(count), labels))
     return Data(tuple(class_names), split, split, contents={})
 
 
-def noise_batches(batch_size, image_size, num_classes, context, weighted):
-    """Returns an endless dataset of one batch, there from the beginning.
+def synthetic_batches(batch_size, image_size, num_classes, context, weighted):
+    """Returns a dataset that repeats a single batch of noise without end.
 
     Args:
-      batch_size: examples of one step, over all replicas.
+      batch_size: global batch size.
       image_size: height and width.
-      num_classes: how many different labels there are.
+      num_classes: number of different labels.
       context: a `tf.distribute.InputContext`.
       weighted: whether weights follow the labels, as in evaluation.
     """
@@ -478,3 +232,164 @@ def noise_batches(batch_size, image_size, num_classes, context, weighted):
     if weighted:
         batch += (tf.ones(size),)
     return tf.data.Dataset.from_tensors(batch).repeat()
+
+
+def results_table(results, names):
+    """Returns the text that a benchmark prints.
+
+    Args:
+      results: the content of `--benchmark_file`.
+      names: names of the tasks.
+    """
+    configuration, limits = results["configuration"], results["limits"]
+    size = configuration["image_size"]
+    title = (
+        f"{configuration['model']}, {size} x {size}, batch size "
+        f"{configuration['batch_size']}, {configuration['precision']}, "
+        f"{configuration['data']} images, {configuration['replicas']} "
+        "replica(s)"
+    )
+    rows = [["", *names]]
+    for label, text_of in ROWS.items():
+        texts = [text_of(results[name]) for name in names]
+        if any(texts):
+            rows.append([label, *texts])
+    products = ", ".join(
+        f"{rate / 1e9:,.0f} GFLOP/s in {dtype} matrix products"
+        for dtype, rate in limits["flops_per_second"].items()
+    )
+    bandwidth = f"{limits['bytes_per_second'] / 1e9:,.1f} GB/s of memory"
+    machine = f"Measured peak of one device: {products}, {bandwidth}."
+    lines = [_roofline_text(name, results[name]["roofline"]) for name in names]
+    return "\n".join([title, text_table(rows), machine, *lines])
+
+
+def _roofline_text(name, roofline):
+    return (
+        f"Roofline of {name}: {roofline['flops'] / 1e9:,.1f} GFLOP of matrix "
+        f"products take {_seconds(roofline['products_seconds'])}, "
+        f"{roofline['bytes'] / 1e9:,.2f} GB of memory traffic take "
+        f"{_seconds(roofline['memory_seconds'])}. With the slower of the two "
+        "for each operation, a step takes at least "
+        f"{_seconds(roofline['least_seconds'])}; the measured speed is "
+        f"{roofline['share']:.0%} of that."
+    )
+
+
+def _range(numbers, text_of):
+    low, high = text_of(numbers["p10"]), text_of(numbers["p90"])
+    return f"{text_of(numbers['median'])} ({low} to {high})"
+
+
+def _seconds(seconds):
+    if seconds is None:
+        return ""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def _gigabytes(count):
+    return "" if count is None else f"{count / 1e9:.2f} GB"
+
+
+def _percent(fraction):
+    return "" if fraction is None else f"{fraction:.1%}"
+
+
+# Row -> function of the results of a task -> text; "" if unknown.
+ROWS = {
+    "images per second (10th to 90th percentile)": lambda task: _range(
+        task["images_per_second"], partial(format_metric, "images_per_second")
+    ),
+    "time per step": lambda task: _range(task["step_seconds"], _seconds),
+    "timed steps": lambda task: str(task["steps"]),
+    "first step, from the start of the process": lambda task: _seconds(
+        task["first_step_seconds"]["process"]
+    ),
+    "first step, from the start of the task": lambda task: _seconds(
+        task["first_step_seconds"]["task"]
+    ),
+    "fraction of time waiting for input": lambda task: _percent(
+        task["input_wait"]
+    ),
+    "peak memory": lambda task: _gigabytes(task["peak_memory_bytes"]),
+    "peak GPU memory": lambda task: _gigabytes(
+        task["peak_device_memory_bytes"]
+    ),
+    # Training takes three times the operations of the forward pass, for the
+    # gradients of inputs and kernels, except the gradient of the images.
+    "GFLOP/s": lambda task: f"{task['flops_per_second'] / 1e9:,.1f}",
+    "fraction of peak GFLOP/s": lambda task: f"{task['share_of_flops']:.0%}",
+    "fraction of peak memory bandwidth": lambda task: (
+        f"{task['share_of_bandwidth']:.0%}"
+    ),
+    "fraction of the roofline": lambda task: f"{task['roofline']['share']:.0%}",
+}
+
+
+def _open_run(settings, is_synthetic):
+    """Returns the `Run` to measure."""
+    data = None
+    if is_synthetic:
+        batch_size = resolve(settings).batch_size
+        data = synthetic_data(_class_names(settings), batch_size)
+        settings = dataclasses.replace(settings, steps=SYNTHETIC_STEPS)
+    return Run.create(settings, data)
+
+
+def _class_names(settings):
+    workdir = Workdir.of(settings.workdir)
+    if workdir.is_run:
+        return workdir.read_data()["class_names"]
+    return SYNTHETIC_CLASSES
+
+
+def _synthetic_batches(run, weighted):
+    """Returns distributed batches of noise."""
+    return distribute(
+        run.trainer.strategy,
+        lambda context: synthetic_batches(
+            run.batch_size,
+            run.settings.image_size,
+            len(run.data.class_names),
+            context,
+            weighted,
+        ),
+    )
+
+
+def _task_of(run, take, minimum_work):
+    return Task(
+        take,
+        run.classifier,
+        run.settings,
+        run.trainer.workers,
+        run.trainer.strategy.num_replicas_in_sync,
+        minimum_work,
+    )
+
+
+def _randomize_offsets(model):
+    """Gives the batch norms of a new model offsets, as training does.
+
+    If the weights are constants, TensorFlow removes additions of zeros. It
+    then fuses nothing into the convolutions, and is slower than for a trained
+    model.
+    """
+    random = np.random.default_rng(0)
+    for layer in model._flatten_layers():
+        if isinstance(layer, BatchNormalization) and layer.center:
+            beta = layer.beta
+            beta.assign(0.1 * random.standard_normal(beta.shape))
+
+
+def _feature_maps(settings, classifier):
+    return feature_maps(
+        classifier.model, settings.image_size, settings.batch_size
+    )
+
+
+def _num_bytes(variables):
+    return sum(
+        variable.shape.num_elements() * tf.as_dtype(variable.dtype).size
+        for variable in variables
+    )

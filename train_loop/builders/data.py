@@ -13,7 +13,7 @@ from train_loop.data.split import content_hash
 from train_loop.data.transforms import Transforms, preprocessing_of
 from train_loop.errors import UserError
 
-# How long a new run looks for images that it would train and evaluate on.
+# How long a new run searches for training images that are also in evaluation.
 SECONDS_FOR_DUPLICATES = 10
 
 
@@ -24,14 +24,14 @@ def open_data(settings, workdir, workers):
       settings: resolved `Settings`.
       workdir: the run's `Workdir`, for the list of broken images and for a
         cache on disk.
-      workers: the `Workers` that train on it.
+      workers: the `Workers` that train together.
 
     Raises:
-      UserError: it is not there, or cannot be used as it is.
+      UserError: the dataset is missing, invalid, or not the one of the run.
     """
     if settings.data_service:
         check_service(settings.data_service, settings.cache)
-    data, refused = open_whole_data(settings)
+    data, rejected = open_whole_data(settings)
     _check_same(data, settings.dataset, workers)
     is_new = not (workdir.is_run and workdir.data.is_file())
     if is_new:
@@ -39,22 +39,22 @@ def open_data(settings, workdir, workers):
     else:
         difference = data.difference(workdir.read_data())
         if difference:
-            # It would evaluate on some that it was trained on.
+            # The run would evaluate on images that it was trained on.
             raise UserError(
-                f"the images of {settings.dataset} are not those that "
-                f"{workdir} began with: {difference}; start a new run, from "
-                f"the weights of this one if you like: --weights={workdir}"
+                f"--dataset={settings.dataset}: must have the images that "
+                f"{workdir} began with ({difference}). Restore them, or start "
+                f"a new run from its weights with --weights={workdir}."
             )
     if settings.skip_bad_images:
         records = check.find_broken_once(
-            data, refused, workdir.bad_images, workers
+            data, rejected, workdir.bad_images, workers
         )
         data = check.without_broken(data, records)
-        left_out = check.describe_skipped(data, records)
-        print(printable(f"{left_out}, named in {workdir.bad_images}."))
+        skipped = check.describe_skipped(data, records)
+        print(printable(f"{skipped}, listed in {workdir.bad_images}."))
         check.check_not_empty(data)
     else:
-        check_none_rejected(refused)
+        check_none_rejected(rejected)
     if is_new and workers.is_chief:
         print_warnings(check.leak_warnings(data, SECONDS_FOR_DUPLICATES))
     for name, split in data.splits.items():
@@ -66,14 +66,14 @@ def open_data(settings, workdir, workers):
 
 
 def check_outside_of_images(workdir, dataset):
-    """Raises UserError where a run would write among the images.
+    """Raises UserError if a run would write into the folder of its images.
 
-    From then on, its own folders would count as classes.
+    Its own folders would then count as classes.
 
     Args:
       workdir: a `Workdir`.
-      dataset: the name of a data set, of a folder perhaps; None for the run's
-        own, or the default one.
+      dataset: name of a dataset or path of a folder; None for that of the run
+        or the default.
     """
     if dataset in (None, *datasets.DATASETS) or workdir.is_run:
         return
@@ -83,30 +83,30 @@ def check_outside_of_images(workdir, dataset):
     path, images = workdir.path.resolve(), images.resolve()
     if path == images or images in path.parents:
         raise UserError(
-            f"--workdir={workdir} is in the folder of the images, {dataset}, "
-            "where each folder is a class; name a --workdir outside of it"
+            f"--workdir={workdir}: must be outside of --dataset={dataset}, "
+            "where each folder is a class. Pass another --workdir."
         )
 
 
-def check_none_rejected(refused):
-    """Raises UserError where there are files that are of no use.
+def check_none_rejected(rejected):
+    """Raises UserError if there are unusable files.
 
     Args:
-      refused: {path: reason} of these.
+      rejected: {path: reason}.
     """
-    if refused:
-        name, reason = next(iter(refused.items()))
-        others = (
-            f" (and {len(refused) - 1} like it)" if len(refused) > 1 else ""
-        )
+    if rejected:
+        name, reason = next(iter(rejected.items()))
+        others = ""
+        if len(rejected) > 1:
+            others = f" ({len(rejected) - 1} others are invalid too)"
         raise UserError(
-            f"{name} {reason}{others}; mend it, or leave such images out with "
-            "--skip_bad_images"
+            f"{name}: {reason}{others}. Fix or remove it, or pass "
+            "--skip_bad_images."
         )
 
 
 def open_whole_data(settings):
-    """Returns all `Data`, and {path: reason} of files that are of no use."""
+    """Returns all `Data`, and {path: reason} of unusable files."""
     stored = datasets.open_dataset(
         settings.dataset, settings.data_dir, settings.manual_dir
     )
@@ -123,23 +123,23 @@ def open_whole_data(settings):
 
 
 def check_has_evaluation(settings, data):
-    """Raises UserError where evaluations decide, and there are none."""
-    deciding = {
+    """Raises UserError if flags require evaluations and there are none."""
+    requiring = {
         f"--keep_best={settings.keep_best}": settings.keep_best != "none",
         f"--early_stopping={settings.early_stopping}": (
             settings.early_stopping is not None
         ),
     }
-    for flag, is_on in deciding.items():
+    for flag, is_on in requiring.items():
         if is_on and data.evaluation is None:
             raise UserError(
-                f"{flag} needs images to evaluate on, and "
-                "--validation_fraction=0 keeps none; leave one of them out"
+                f"{flag}: requires an evaluation split, and "
+                "--validation_fraction=0 leaves none. Remove one of the two."
             )
 
 
 def make_transforms(settings, data):
-    """Returns what is done to the images, `Transforms`."""
+    """Returns the `Transforms` of the images."""
     return Transforms(
         preprocessing_of(data.train, settings.preprocessing),
         settings.augment,
@@ -148,13 +148,13 @@ def make_transforms(settings, data):
 
 
 def embedding_facts(settings):
-    """Returns what embeddings follow from, beside images and weights."""
+    """Returns the settings that embeddings depend on."""
     texts, preprocessing = settings.texts(), settings.preprocessing
     return [texts[n] for n in ("model", "precision", *preprocessing._fields)]
 
 
 def make_batching(settings):
-    """Returns how training examples become batches, a `Batching`."""
+    """Returns the `Batching`: how training examples become batches."""
     return batches.Batching(
         settings.batch_size,
         settings.seed,
@@ -164,13 +164,13 @@ def make_batching(settings):
 
 
 def check_service(address, cache):
-    """Raises UserError where the service cannot be used.
+    """Raises UserError if the data service is not usable.
 
-    TensorFlow would wait for ever.
+    TensorFlow would wait forever.
 
     Args:
       address: such as grpc://host:5050.
-      cache: row of `CACHES` that the examples are kept in.
+      cache: entry of `CACHES`.
     """
     parts = urllib.parse.urlsplit(address)
     try:
@@ -180,35 +180,36 @@ def check_service(address, cache):
         socket.create_connection(place, timeout=10).close()
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"--data_service={address} cannot be reached ({error}); start its "
-            "dispatcher, or leave the flag out"
+            f"--data_service={address}: not reachable ({error}). Start its "
+            "dispatcher, or remove the flag."
         ) from error
     if cache == "disk":
         raise UserError(
-            "--cache=disk is read by this process only, not by the workers of "
-            f"--data_service={address}; take --cache=none or memory"
+            "--cache=disk: cannot be combined with "
+            f"--data_service={address}, whose workers cannot read it. Use "
+            "--cache=none or --cache=memory."
         )
 
 
 def _check_same(data, dataset, workers):
-    """Raises UserError where workers would train on different images."""
+    """Raises UserError if workers would train on different images."""
     own = content_hash(json.dumps(data.contents))
     [others] = workers.sums(own != workers.text_from_chief(own))
     if others:
         raise UserError(
-            f"{others:.0f} of {workers.count} workers find other images or "
-            f"classes in {dataset} than the first one; all of them need the "
-            "same, by name and class"
+            f"--dataset={dataset}: {others:.0f} of {workers.count} workers "
+            "have other images or classes than the first worker. Give all "
+            "workers the same files and class folders."
         )
 
 
 def _cached(settings, workdir, data, workers):
-    """Returns the data with their files where --cache wants them."""
+    """Returns the data, cached as --cache says."""
     choice = settings.cache
     if choice == "auto":
         choice = cache.choose_cache(data.splits.values())
         if settings.data_service:
-            # Its workers read files, but not through functions of Python.
+            # Its workers can read files, but cannot call Python functions.
             is_hdf5 = settings.dataset.lower().endswith(HDF5_SUFFIXES)
             choice = "memory" if is_hdf5 else "none"
 

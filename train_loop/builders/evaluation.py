@@ -1,4 +1,4 @@
-"""Settings -> an evaluation: classifiers, examples, their predictions."""
+"""Settings -> an evaluation: classifiers, examples and predictions."""
 
 import dataclasses
 import functools
@@ -38,17 +38,17 @@ from train_loop.settings import Settings, to_text
 from train_loop.training.strategies import distribute
 from train_loop.workdir import Workdir
 
-# The side of images on pages, in pixels.
+# Side of the images in HTML reports, in pixels.
 PAGE_IMAGE_SIDE = 144
-# What decides which images of a data set a run evaluates on.
+# Settings that choose the evaluation images of a run's dataset.
 SPLIT_SETTINGS = ("train_split", "eval_split", "validation_fraction")
 
 
 class Examples(NamedTuple):
     """The examples that a classifier is evaluated on.
 
-    `labels` are the numbers of the data set's classes among the classifier's;
-    `note` says in words how they were matched, or is empty.
+    `labels` maps the dataset's class numbers to the classifier's; `note` says
+    how they were matched, or is empty.
     """
 
     split: Split
@@ -60,30 +60,32 @@ class Evaluator:
     """Predicts the images of a split, on the devices of the settings.
 
     Args:
-      given: explicit `Settings`, with the `workdir` of a run, or with
+      explicit: explicit `Settings`, with the `workdir` of a run, or with
         `weights` and a `dataset`.
 
     Raises:
-      UserError: it has neither, or there are no such devices.
+      UserError: both are missing, or the devices are not available.
     """
 
-    def __init__(self, given: Settings):
-        made_with = Settings()
-        if given.workdir is not None:
-            made_with = Settings.read(Workdir.of(given.workdir).flags)
-            if made_with.strategy == "multi_worker":
-                # The workers are gone, and one machine is enough to evaluate.
-                made_with = dataclasses.replace(made_with, strategy=None)
-        elif given.weights is None or given.dataset is None:
+    def __init__(self, explicit: Settings):
+        run_settings = Settings()
+        if explicit.workdir is not None:
+            run_settings = Settings.read(Workdir.of(explicit.workdir).flags)
+            if run_settings.strategy == "multi_worker":
+                # One machine is enough to evaluate.
+                run_settings = dataclasses.replace(run_settings, strategy=None)
+        elif explicit.weights is None or explicit.dataset is None:
             raise UserError(
-                "what is to be measured? Name the --workdir of a run, or "
-                "--weights and a --dataset to measure them on"
+                "--workdir: not set. Pass the --workdir of a run, or --weights "
+                "and a --dataset to evaluate them on."
             )
-        self.given = given
-        # Evaluating a run in another way changes nothing in it.
-        self.settings = given.over(made_with).over(MODE_DEFAULTS).over(DEFAULTS)
+        self.explicit = explicit
+        # Evaluating a run with other settings does not change the run.
+        self.settings = (
+            explicit.over(run_settings).over(MODE_DEFAULTS).over(DEFAULTS)
+        )
         check_memory(self.settings)
-        # Only updates have micro-batches.
+        # Only training splits a batch into micro-batches.
         self.strategy = build_strategy(
             dataclasses.replace(self.settings, gradient_accumulation_steps=1)
         )
@@ -93,26 +95,26 @@ class Evaluator:
     @property
     def source(self):
         """The run or the weights that are evaluated."""
-        return self.given.workdir or self.given.weights
+        return self.explicit.workdir or self.explicit.weights
 
     def report_folder(self, *options):
         """Returns the `report_folder` of the explicit settings."""
-        given = {n: to_text(value) for n, value in self.given.given.items()}
-        return report_folder(given, *options)
+        texts = {n: to_text(v) for n, v in self.explicit.given.items()}
+        return report_folder(texts, *options)
 
     def open_own_classifier(self):
         """Returns the `Classifier` of `source`."""
         return self.open_classifier(
             self.source,
-            model=self.given.model,
-            class_names=read_class_names(self.given),
-            step=self.given.checkpoint,
+            model=self.explicit.model,
+            class_names=read_class_names(self.explicit),
+            step=self.explicit.checkpoint,
         )
 
     def open_classifier(self, source, **options):
         """Returns the `Classifier` of a run or of weights, on the devices.
 
-        Its preprocessing is its own, except for explicit settings.
+        Explicit settings override its own preprocessing.
 
         Args:
           source: see `load_classifier`.
@@ -125,31 +127,31 @@ class Evaluator:
                 source, averaged=self.settings.use_weight_average, **options
             )
             prepare_for_inference(self.settings, classifier)
-        return override_preprocessing(classifier, self.given)
+        return override_preprocessing(classifier, self.explicit)
 
     def open_examples(self, class_names, eval_split=None):
         """Returns the `Examples` to evaluate a classifier on.
 
         Args:
           class_names: of the classifier.
-          eval_split: of the data set; by default the explicit one, or the one
+          eval_split: of the dataset; by default the explicit one, or the one
             that a run evaluates on.
 
         Raises:
-          UserError: the data set is missing, or has classes that the
-            classifier does not know.
+          UserError: the dataset is missing, or has classes that are unknown
+            to the classifier.
         """
         settings = self.settings
         stored = self._stored
-        eval_split = eval_split or self.given.eval_split
+        eval_split = eval_split or self.explicit.eval_split
         data = None if eval_split else self._data_of_run(stored)
         if data is None:
             split = choose_evaluation(stored, eval_split)
         elif data.evaluation is None:
             raise UserError(
-                f"{self.given.workdir} was trained on everything and evaluates "
-                "on nothing; name other images with --dataset, or a split with "
-                "--eval_split"
+                f"--workdir={self.explicit.workdir}: has no evaluation split. "
+                "Pass other images with --dataset, or a split with "
+                "--eval_split."
             )
         else:
             split = data.evaluation
@@ -162,41 +164,42 @@ class Evaluator:
 
     @functools.cached_property
     def _stored(self):
-        """The data set that models are evaluated on."""
+        """The dataset that models are evaluated on."""
         settings = self.settings
         stored = datasets.open_dataset(
             settings.dataset, settings.data_dir, settings.manual_dir
         )
-        if stored.fault and self.given.dataset is not None:
+        if stored.fault and self.explicit.dataset is not None:
             raise UserError(stored.fault)
         if stored.fault:
             print(f"warning: {stored.fault}")
         return stored
 
     def _data_of_run(self, stored):
-        """Returns the `Data` of the run; None for another data set."""
-        settings, given = self.settings, self.given
+        """Returns the `Data` of the run; None for another dataset."""
+        settings, explicit = self.settings, self.explicit
         options = [getattr(settings, name) for name in SPLIT_SETTINGS]
-        if given.dataset is None:
+        if explicit.dataset is None:
             data = choose_splits(stored, *options)
-            workdir = Workdir.of(given.workdir)
+            workdir = Workdir.of(explicit.workdir)
             difference = data.difference(workdir.read_data())
-            if difference and given.given.keys().isdisjoint(SPLIT_SETTINGS):
+            if difference and explicit.given.keys().isdisjoint(SPLIT_SETTINGS):
                 print(
                     f"warning: --dataset={settings.dataset}: not the images "
                     f"that {workdir} was trained on ({difference}). Some of "
                     "those evaluated may be among them."
                 )
             return data
-        if given.workdir is None:
+        if explicit.workdir is None:
             return None
-        # It may be the run's own, moved: most of it was trained on.
+        # It may be the dataset of the run in another place. Then only the
+        # run's evaluation split is evaluated: the rest was trained on.
         try:
             data = choose_splits(stored, *options)
         except UserError:
             return None
-        began = Workdir.of(given.workdir).read_data()
-        return None if data.difference(began) else data
+        recorded = Workdir.of(explicit.workdir).read_data()
+        return None if data.difference(recorded) else data
 
     def predict(self, classifier, examples):
         """Returns the `Predictions` of a classifier for examples."""
@@ -210,37 +213,40 @@ class Evaluator:
         )
 
 
-def match_classes(stored, ours):
-    """Returns the numbers of a data set's classes among ours, and a note.
+def match_classes(stored, model_names):
+    """Returns the model's numbers of a dataset's classes, and a note.
 
     Args:
       stored: a `Dataset`.
-      ours: names of the classes of a model.
+      model_names: names of the classes of a model.
 
     Raises:
-      UserError: one of them is unknown, or several have its name.
+      UserError: a class is unknown to the model, or its name is not unique.
     """
-    theirs, ours = with_imagenet_words(stored.class_names), list(ours)
-    if theirs == ours:
-        return np.arange(len(ours)), ""
-    number_of = {name: number for number, name in enumerate(ours)}
-    unknown = [name for name in theirs if name not in number_of]
+    names, model_names = (
+        with_imagenet_words(stored.class_names),
+        list(model_names),
+    )
+    if names == model_names:
+        return np.arange(len(names)), ""
+    number_of = {name: number for number, name in enumerate(model_names)}
+    unknown = [name for name in names if name not in number_of]
     if unknown:
-        few = ", ".join(ours[:5]) + (", ..." if len(ours) > 5 else "")
+        few = ", ".join(model_names[:5])
+        few += ", ..." if len(model_names) > 5 else ""
         raise UserError(
-            f"the model knows no class {unknown[0]!r} ({len(unknown)} of "
-            f"{len(theirs)} classes of the data set are unknown); it knows "
-            f"{few}. Classes are matched by name"
-            f"{stored.hint and f'. {stored.hint}'}"
+            f"--dataset: {len(unknown)} of {len(names)} classes are unknown to "
+            f"the model, such as {unknown[0]!r}. Rename them to the model's: "
+            f"{few}.{stored.hint and f' {stored.hint}.'}"
         )
-    check_unique(theirs)
-    known = set(theirs)
-    check_unique(name for name in ours if name in known)
+    check_unique(names)
+    known = set(names)
+    check_unique(name for name in model_names if name in known)
     which = "in another order"
-    if len(theirs) < len(ours):
-        which = f"{len(theirs)} of the model's {len(ours)}"
-    note = f"The classes of the data set are {which}, matched by name."
-    return np.array([number_of[name] for name in theirs]), note
+    if len(names) < len(model_names):
+        which = f"{len(names)} of the model's {len(model_names)}"
+    note = f"The classes of the dataset are {which}, matched by name."
+    return np.array([number_of[name] for name in names]), note
 
 
 def predict_split(
@@ -257,14 +263,14 @@ def predict_split(
       classifier: a `Classifier`, made in the strategy's scope.
       split: a `Split` with at least one example.
       strategy: a `tf.distribute.Strategy`.
-      batch_size: examples at once, over all replicas.
+      batch_size: global batch size.
       augmentation: a `TestTimeAugmentation`.
-      labels: int [classes of the split], their numbers among the classifier's
-        classes; None where they are the same.
+      labels: int [classes of the split], the classifier's number of each
+        class; None if they are the same.
 
     Raises:
       UserError: an image cannot be read.
-      StoppedError: a signal asked a run to stop.
+      StoppedError: a signal requested a stop.
     """
     size = classifier.preprocessing.image_size
     preprocessing = preprocessing_of(split, classifier.preprocessing)
@@ -287,8 +293,9 @@ def predict_split(
     with check.explained(split), transient_bar(steps, "batch") as bar:
         for batch in dataset:
             results = strategy.run(step, args=(batch,))
-            parts = map(strategy.experimental_local_results, results)
-            for logits, truth, weights in zip(*parts, strict=True):
+            per_replica = map(strategy.experimental_local_results, results)
+            for logits, truth, weights in zip(*per_replica, strict=True):
+                # Examples of weight 0 only pad the last batch.
                 real = weights.numpy() > 0
                 predicted.append((logits.numpy()[real], truth.numpy()[real]))
             bar.update(1)
@@ -304,11 +311,11 @@ def predict_split(
 
 
 def _image_loader(split, preprocessing):
-    """Returns a function: position in a split -> a small image of it."""
+    """Returns a function: position in a split -> its image, resized."""
     transforms = Transforms(preprocessing._replace(image_size=PAGE_IMAGE_SIDE))
 
-    # As a graph: step by step, the pipeline of a read would be built anew for
-    # every image. See also `Classifier`.
+    # As a graph: eagerly, the input pipeline would be built anew for every
+    # image. See also `Classifier`.
     @tf.function(input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
     def read(position):
         example = split.read(None, position, tf.constant(1, tf.int64))

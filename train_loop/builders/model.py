@@ -22,17 +22,17 @@ from train_loop.data.tfds import imagenet_class_names, with_imagenet_words
 from train_loop.errors import UserError, check_choice, first_few
 from train_loop.prediction.classifier import Classifier
 from train_loop.recipes import GENERIC
-from train_loop.resolve import locate_weights, resolve
+from train_loop.resolve import locate_weights, resolve, weights_error
 from train_loop.settings import Settings
 from train_loop.training.checkpoints import Evaluations
 from train_loop.workdir import Workdir, read_json
 
-# What every format has beside its files, for programs.
+# Each export has this file: classes and preprocessing, for programs.
 DESCRIPTION = "classifier.json"
 
 
 def build_classifier(settings, class_names):
-    """Returns the `Classifier`, its model with weights drawn from the seed."""
+    """Returns a `Classifier` with random weights from the seed."""
     with _seeded(settings.seed):
         model = VARIANTS[settings.model](
             num_classes=len(class_names),
@@ -43,31 +43,32 @@ def build_classifier(settings, class_names):
         size, preprocessing = settings.image_size, settings.preprocessing
         channels = len(preprocessing.normalization.mean)
         model.build((None, size, size, channels))
-    model.remat = settings.gradient_checkpointing
+    model.gradient_checkpointing = settings.gradient_checkpointing
     model.fast_paths = settings.fast_paths
     freeze(settings, model)
     return Classifier(model, preprocessing, class_names)
 
 
 def _choose_norm(settings):
-    """Returns the norm of the variant, synchronized if that is wanted."""
+    """Returns the norm of the variant, synchronized if the flag says so."""
     norm = VARIANTS[settings.model].arguments.get("norm", "batch")
     if not settings.synchronized_batch_norm:
         return norm
     norm = norm if isinstance(norm, dict) else {"kind": norm}
     if norm["kind"] != "batch":
         raise UserError(
-            f"--synchronized_batch_norm is not for {settings.model}, which "
-            f"has {norm['kind']} norm; leave it out"
+            "--synchronized_batch_norm: requires batch norm, and "
+            f"--model={settings.model} has {norm['kind']} norm. Remove the "
+            "flag."
         )
     return {**norm, "synchronized": True}
 
 
 @contextlib.contextmanager
 def _seeded(seed):
-    """Draws initial weights from a seed, and leaves the caller's numbers be.
+    """Seeds initial weights; restores Python's random state at the end.
 
-    Keras takes the seeds of initializers from Python's generator.
+    Keras draws the seeds of initializers from Python's generator.
     """
     state = random.getstate()
     random.seed(seed)
@@ -78,19 +79,19 @@ def _seeded(seed):
 
 
 def check_image_size(settings):
-    """Raises UserError where the last stage would have less than a pixel."""
+    """Raises UserError if the last stage would have less than one pixel."""
     with _seeded(0):
         reduction = VARIANTS[settings.model]().reduction
     if settings.image_size < reduction:
         raise UserError(
-            f"--image_size={settings.image_size} is too small for "
-            f"{settings.model}, which makes one pixel of {reduction}; take at "
-            f"least {reduction}, or another --model"
+            f"--image_size={settings.image_size}: must be at least {reduction} "
+            f"for {settings.model}. Pass --image_size={reduction} or more, or "
+            "another --model."
         )
 
 
 def freeze(settings, model):
-    """Freezes what stays as it is, in the first phase where there are two."""
+    """Freezes layers after the settings, for the first phase of two."""
     if settings.frozen_batch_norm:
         model.freeze_batch_norm()
     if settings.freeze != "none":
@@ -99,8 +100,8 @@ def freeze(settings, model):
 
 
 def unfreeze(settings, model):
-    """Leaves frozen what stays so to the end."""
-    # Where it is True already, Keras would do nothing.
+    """Unfreezes all layers but those that stay frozen to the end."""
+    # Keras does nothing if it is True already.
     model.trainable = False
     model.trainable = True
     if settings.frozen_batch_norm:
@@ -108,54 +109,55 @@ def unfreeze(settings, model):
 
 
 def load_initial_weights(path, settings, classifier, class_names):
-    """Reads weights into a model, and says what comes with them.
+    """Loads initial weights into a model and prints a summary.
 
-    The head is used too where its classes are the same, or unknown.
+    Loads the head too if its classes are the same or unknown.
 
     Args:
       path: of the weights.
       settings: resolved `Settings`.
       classifier: the `Classifier` of the model.
-      class_names: of the weights' classes, None if they are not known.
+      class_names: of the weights; None if unknown.
     """
     model = classifier.model
     new = [np.asarray(variable) for variable in model.head.variables]
     loaded = _read_weights(
         model, settings.weights, path, replace_head=True, adapt_channels=True
     )
-    head = "with a new classifier"
+    head = "new classification head"
     if loaded.head_used and class_names is None:
         head = (
-            f"with its classifier, of as many classes ({model.num_classes}); "
-            "which ones they are it does not say"
+            f"its own classification head ({model.num_classes} classes without "
+            "names)"
         )
     elif loaded.head_used:
-        theirs, ours = map(
+        weights_names, own_names = map(
             with_imagenet_words, (class_names, classifier.class_names)
         )
-        head = "with its classifier, of the same classes"
-        if [*theirs] != [*ours]:
+        head = "its own classification head (same classes)"
+        if [*weights_names] != [*own_names]:
             for variable, values in zip(model.head.variables, new, strict=True):
                 variable.assign(values)
             head = (
-                "with a new classifier: that of the weights is for "
-                f"{first_few(theirs)}"
+                "new classification head (the weights have other classes: "
+                f"{first_few(weights_names)})"
             )
     texts = settings.texts()
     print(
-        f"Starting from {path}, {head}; images are brought to "
+        f"Starting from {path}: {head}; images resized to "
         f"{settings.image_size} x {settings.image_size} "
-        f"({settings.interpolation}, the middle {settings.crop_fraction:.3g} "
-        f"in evaluation) and normalised as {texts['normalization']}"
+        f"({settings.interpolation}, center crop of "
+        f"{settings.crop_fraction:.3g} in evaluation), normalization "
+        f"{texts['normalization']}."
     )
 
 
 def _read_weights(model, weights, path, **options):
-    """Reads the file that `--weights` names; prints what had to be changed."""
+    """Loads the weights of `--weights`; prints what had to be converted."""
     try:
         loaded = load_weights(model, path, **options)
     except WeightsError as error:
-        raise UserError(f"--weights={weights}: {error}") from error
+        raise weights_error(weights, error) from error
     if loaded.notes:
         print(f"{path}: {'; '.join(loaded.notes)}.")
     return loaded
@@ -165,7 +167,7 @@ def class_names_of(weights, path):
     """Returns the names of the classes of weights, None if unknown.
 
     Args:
-      weights: what `--weights` takes.
+      weights: value of `--weights`.
       path: where they were found.
     """
     if weights == "imagenet":
@@ -173,21 +175,21 @@ def class_names_of(weights, path):
     for folder in (path, *path.parents[:2]):
         workdir = Workdir(folder)
         if workdir.is_run and workdir.data.is_file():
-            # Damaged, it is one of the reasons to start from weights.
+            # A damaged run is a reason to start from its weights.
             with contextlib.suppress(UserError):
                 return workdir.read_data()["class_names"]
     return _read_description(path).get("class_names")
 
 
 def warn_of_random_weights(settings):
-    """Warns of parts that would stay as they were drawn."""
+    """Warns of frozen parts with random weights."""
     frozen = {
         f"--freeze={settings.freeze}": settings.freeze != "none",
         "--frozen_batch_norm": settings.frozen_batch_norm,
     }
     print_warnings(
-        f"{flag} without --weights: what is frozen is random; name weights to "
-        "start from, such as --weights=imagenet"
+        f"{flag}: freezes random weights. Pass weights to start from, such as "
+        "--weights=imagenet."
         for flag, is_on in frozen.items()
         if is_on
     )
@@ -201,31 +203,47 @@ def load_classifier(
     averaged=True,
     data_names=None,
 ):
-    """Returns the `Classifier` of a run, or of weights.
+    """Loads the `Classifier` of a run or of weights.
 
-    Of a run, finished or not, it needs the folder only, not its data.
-    ImageNet's classes are called by words, with the WordNet id behind.
+    A run needs only its folder, not its data, and need not be finished. The
+    classes of ImageNet have names such as "goldfish (n01443537)".
 
     Args:
-      source: the folder of a run; or a file of weights, "imagenet" or
-        "timm/NAME", as `--weights` takes them.
-      model: entry of `VARIANTS`, for weights that do not tell it themselves.
-      class_names: of weights; by default those beside them, else ImageNet's
-        if there are 1,000, else `data_names`.
-      step: of a run, which checkpoint; "best" for that of the best evaluation;
-        None for the last that can be read.
-      averaged: take the averaged weights of a run that keeps some.
-      data_names: of the classes of the data set that weights are measured on.
+      source: folder of a run; or weights as in `--weights`: a file, a folder
+        of timm or Keras Hub, "imagenet", "timm/NAME" or "keras/NAME".
+      model: entry of `VARIANTS` for weights that do not specify their model.
+      class_names: list of class names for weights. The default is the names
+        stored with the weights, the names of ImageNet for 1,000 classes, or
+        `data_names`.
+      step: step of a run's checkpoint; "best" for the best evaluation; None for
+        the last readable checkpoint.
+      averaged: whether to load averaged weights if the run has them.
+      data_names: class names of the data set to evaluate weights on.
+
+    Returns:
+      A `Classifier`.
 
     Raises:
-      UserError: there is no such run, it has no checkpoint yet, or the weights
-        are of no use.
+      UserError: the run is not found or has no checkpoint, the weights cannot
+        be used, or the class names are unknown.
+
+    Example:
+      ```python
+      from train_loop import load_classifier
+
+      classifier = load_classifier("runs/pets", step="best")
+      [prediction] = classifier("cat.jpg", top_k=3)
+      for class_name, probability in prediction:
+          print(f"{class_name}: {probability:.1%}")
+
+      classifier = load_classifier("imagenet", model="resnet50")
+      ```
     """
     if is_weights(source):
         if step is not None:
             raise UserError(
-                f"--checkpoint={step} is of a run, and {source} is a file of "
-                "weights; leave it out"
+                f"--checkpoint={step}: requires a run, and {source} is a file "
+                "of weights. Remove --checkpoint."
             )
         return _pretrained_classifier(
             str(source), model, class_names, data_names
@@ -246,51 +264,54 @@ def load_classifier(
 
 
 def is_weights(source):
-    """Tells whether a name is that of weights, and not that of a run."""
+    """Returns whether a name or path is that of weights, not of a run."""
     source = str(source)
     path = pathlib.Path(source).expanduser()
     return (
         source == "imagenet"
         or is_of_hub(source)
         or path.is_file()
-        # A folder as the hub has it. That of a run has such a file as well.
+        # A folder as on the Hugging Face Hub; a run has that file as well.
         or (path.joinpath("config.json").is_file() and not Workdir(path).is_run)
     )
 
 
 def existing_run(folder):
-    """Returns the `Workdir` of a run that can be asked something."""
+    """Returns the `Workdir` of a run with a checkpoint."""
     workdir = Workdir.of(folder)
     if not workdir.is_run:
         raise UserError(
-            f"{workdir} is not the folder of a run: it has no flags.txt"
+            f"{workdir}: not an existing run (no flags.txt), and no file of "
+            "weights. Check the path."
         )
     if not workdir.has_checkpoint:
-        raise UserError(f"{workdir} has no checkpoint yet; train it first")
+        raise UserError(
+            f"{workdir}: has no checkpoint yet. Train the run first."
+        )
     return workdir
 
 
 def find_checkpoint(workdir, step, averaged=True):
-    """Returns the step of a checkpoint that there is.
+    """Returns the step of an existing checkpoint.
 
     Args:
       workdir: the `Workdir` of a run.
       step: of the checkpoint; "best" for that of the best evaluation, by
-        --keep_best, or else by the accuracy of the weights that are taken;
-        None for the last.
-      averaged: whether these are the averaged ones, of a run that keeps some.
+        --keep_best, or else by the accuracy of the weights in use; None for
+        the last.
+      averaged: whether averaged weights are used, if the run has them.
 
     Raises:
-      UserError: there is none, or nothing tells which one is the best.
+      UserError: it does not exist, or the best one is unknown.
     """
     steps = workdir.steps
-    kept = f"there are checkpoints of step {', '.join(map(str, steps))}"
+    available = f"Pass one of {', '.join(map(str, steps))}."
     if step is None:
         return steps[-1]
     if step != "best":
         if step not in steps:
             raise UserError(
-                f"{workdir} has no checkpoint of step {step}; {kept}"
+                f"--checkpoint={step}: not found in {workdir}. {available}"
             )
         return step
     settings = Settings.read(workdir.flags)
@@ -303,14 +324,14 @@ def find_checkpoint(workdir, step, averaged=True):
     best = Evaluations(workdir.metrics, metric).best_step()
     if best is None:
         raise UserError(
-            f"{workdir} has no record of an evaluation that would tell which "
-            f"checkpoint is the best; name one: {kept} (--checkpoint=STEP)"
+            f"--checkpoint=best: requires an evaluation with {metric}, and "
+            f"{workdir} has none. {available}"
         )
     if best not in steps:
         raise UserError(
-            f"{workdir} was best ({metric}) at step {best}, whose checkpoint "
-            f"is not there any more; {kept} (--checkpoint=STEP). A run with "
-            "--keep_best keeps the best one"
+            f"--checkpoint=best: {workdir} has the best {metric} at step "
+            f"{best}, but that checkpoint is deleted. {available} Use "
+            "--keep_best in training to keep the best one."
         )
     return best
 
@@ -322,8 +343,8 @@ def _pretrained_classifier(weights, model, class_names, data_names):
     model = model or beside.get("model") or found.variant
     if model is None:
         raise UserError(
-            f"--weights={weights} does not tell which model it is for; name "
-            "the --model"
+            f"--weights={weights}: does not contain the name of its model. "
+            "Pass --model."
         )
     check_choice("--model", model, VARIANTS)
     settings = resolve(
@@ -352,8 +373,8 @@ def _choose_class_names(weights, count, names, data_names):
         names = thousand
     if names is None and count == len(data_names or ()):
         print(
-            f"The classes of {weights} have no names; they are taken to be "
-            f"those of the data set, in its order: {first_few(data_names)}."
+            f"The classes of {weights} have no names. Using those of the "
+            f"dataset, in its order: {first_few(data_names)}."
         )
         names = data_names
     if names is None:
@@ -370,7 +391,7 @@ def _choose_class_names(weights, count, names, data_names):
 
 
 def _read_description(path):
-    """Returns what files beside the weights tell: ours, or of the hub."""
+    """Returns the description beside weights: of an export or of the Hub."""
     if path.with_name(DESCRIPTION).is_file():
         contents = read_json(path.with_name(DESCRIPTION), "preprocessing")
         preprocessing = contents["preprocessing"]
@@ -379,7 +400,7 @@ def _read_description(path):
         return {
             **contents,
             "preprocessing": {
-                # Of exports from before there was a choice.
+                # Exports of earlier versions do not have it.
                 "exif_orientation": False,
                 **preprocessing,
                 "normalization": normalization,
@@ -392,11 +413,11 @@ def _read_description(path):
 
 
 def read_class_names(settings):
-    """Returns the lines of --class_names, None where it is not given.
+    """Returns the lines of --class_names; None if it is not set.
 
     Raises:
-      UserError: it cannot be read, a name is empty or there twice, or it is
-        given for a run.
+      UserError: the file is unreadable, a name is empty or not unique, or
+        --workdir is set too.
     """
     path = settings.class_names
     if path is None:
@@ -404,7 +425,7 @@ def read_class_names(settings):
     if settings.workdir is not None:
         raise UserError(
             f"--class_names={path}: cannot be combined with --workdir, whose "
-            "run has names. Omit one of them."
+            "run has names. Remove one of the two."
         )
     try:
         text = pathlib.Path(path).expanduser().read_text(encoding="utf-8-sig")
@@ -414,12 +435,12 @@ def read_class_names(settings):
             f"--class_names={path}: not readable ({reason}). Pass a text file "
             "with the name of a class on each line."
         ) from error
-    # Not `splitlines`, for which a name may hold ends of lines.
+    # Not `splitlines`: it also splits at characters that a name may contain.
     names = [name.strip() for name in text.rstrip("\n").split("\n")]
     seen = set()
     for number, name in enumerate(names, start=1):
         if not name or name in seen:
-            problem = "is there twice" if name else "is empty"
+            problem = "is not unique" if name else "is empty"
             raise UserError(
                 f"--class_names={path}: line {number}, {name!r}, {problem}. "
                 "Write the name of each class once."
@@ -428,13 +449,13 @@ def read_class_names(settings):
     return names
 
 
-def override_preprocessing(classifier, given):
-    """Returns a classifier with its own preprocessing, but for what was given.
+def override_preprocessing(classifier, explicit):
+    """Returns a classifier with explicit settings in its preprocessing.
 
     Raises:
-      UserError: images would be too small for it.
+      UserError: images would be too small for the model.
     """
-    changes = given.preprocessing._asdict()
+    changes = explicit.preprocessing._asdict()
     changes = {name: v for name, v in changes.items() if v is not None}
     if not changes:
         return classifier
@@ -442,18 +463,19 @@ def override_preprocessing(classifier, given):
     reduction = classifier.model.reduction
     if preprocessing.image_size < reduction:
         raise UserError(
-            f"--image_size={preprocessing.image_size} is too small; this "
-            f"model makes one pixel of {reduction}"
+            f"--image_size={preprocessing.image_size}: must be at least "
+            f"{reduction} for this model. Pass --image_size={reduction} or "
+            "more."
         )
     return Classifier(classifier.model, preprocessing, classifier.class_names)
 
 
 def prepare_for_inference(settings, classifier):
-    """Makes a classifier faster that is only for inference from now on.
+    """Optimizes a classifier in place for inference.
 
     Args:
-      settings: `Settings`, whose `fast_paths` may be None, for the default.
-      classifier: a `Classifier`; it is changed.
+      settings: `Settings`; `fast_paths` may be None for the default.
+      classifier: a `Classifier`, which is not for training afterwards.
     """
     if settings.fast_paths is False:
         classifier.model.fast_paths = False

@@ -1,4 +1,4 @@
-"""A phase of training: what is trained while the same layers are frozen."""
+"""A phase of training: the steps during which the same layers are frozen."""
 
 import contextlib
 import dataclasses
@@ -22,22 +22,23 @@ from train_loop.training.trainer import Trainer
 from train_loop.training.workers import unshared
 from train_loop.workdir import is_made_from, made_from
 
-# Among how many batches one that could not be prepared is looked for: a data
-# service prepares them ahead, in an order of its own.
+# How many batches are searched for a broken image: a data service prepares
+# batches ahead, in its own order.
 BATCHES_AHEAD = 128
-# Of several workers. What started them does not wait for long where one ended.
+# Limit of that search with several workers: their launcher soon ends all of
+# them when one has ended.
 SECONDS_TO_EXPLAIN = 10.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Phase:
-    """What the loop trains and evaluates.
+    """The trainer and the batches of one phase.
 
     Args:
       trainer: a `Trainer`, traced for the layers that are frozen now.
       data: the `Data` to train and evaluate on.
-      transforms: what is done to their images, `Transforms`.
-      batching: how training examples become batches, a `Batching`.
+      transforms: the `Transforms` of the images.
+      batching: the `Batching` of training examples.
     """
 
     trainer: Trainer
@@ -46,7 +47,7 @@ class Phase:
     batching: Batching
 
     def training_batches(self):
-        """Returns the distributed training batches of the steps to come."""
+        """Returns the distributed training batches of the remaining steps."""
         step = self.trainer.step
         return distribute(
             self.trainer.strategy,
@@ -66,11 +67,11 @@ class Phase:
 
     @functools.cached_property
     def _evaluation_batches(self):
-        # Made once: each time, TensorFlow traces how an image is decoded.
+        # Created once: TensorFlow traces the decoding of images each time.
         return self.evaluation_batches(self.data.evaluation)
 
     def num_evaluation_steps(self, split):
-        """Returns how many of these batches there are."""
+        """Returns the number of evaluation batches of a split."""
         return batches.num_evaluation_steps(
             split, self.batching.batch_size, self.trainer.workers.context
         )
@@ -78,11 +79,11 @@ class Phase:
     def evaluate(self):
         """Returns {metric: number} of the whole evaluation split.
 
-        Of averaged weights as well, as "ema_accuracy" and so on. Whatever
-        training has counted so far stays as it is.
+        Adds the metrics of averaged weights, such as "ema_accuracy". Training
+        metrics and statistics are restored afterwards.
 
         Raises:
-          SharedError: an image cannot be read, by one of the workers.
+          SharedError: one of the workers cannot read an image.
         """
         average = self.trainer.update.average
         with self.trainer.preserving_state():
@@ -108,7 +109,7 @@ class Phase:
         )
 
     def explain(self, error):
-        """Returns an error that names the image that ended training."""
+        """Returns an error that names the broken image, if one is found."""
         if isinstance(self.transforms, Untransformed):
             return error
         batching, split = self.batching, self.data.train
@@ -120,23 +121,22 @@ class Phase:
 
     @property
     def _seconds_to_explain(self):
-        """How long a search for a broken image may take."""
+        """Time limit of the search for a broken image, in seconds."""
         is_alone = self.trainer.workers.count == 1
         return math.inf if is_alone else SECONDS_TO_EXPLAIN
 
     def on_embeddings(self, classifier, facts, folder):
         """Returns the phase with embeddings in place of images.
 
-        Only the classifier's head is left to run: the frozen backbone runs
-        here, once over each image.
+        Runs the frozen backbone once over each image, so that training runs
+        the head alone.
 
         Args:
           classifier: the `Classifier` that is trained.
-          facts: what embeddings follow from beside the images and the weights
-            of the backbone, a value for JSON.
-          folder: where they are kept, a folder for each split.
+          facts: a JSON value: the settings that embeddings depend on.
+          folder: where they are cached, in a folder for each split.
         """
-        print("The backbone is frozen: it is run once over each image.")
+        print("Computing embeddings of the frozen backbone, once per image.")
         model, workers = classifier.model, self.trainer.workers
         facts = {"backbone": backbone_hash(model), "settings": facts}
 
@@ -159,7 +159,7 @@ class Phase:
             trainer=self.trainer.retraced(forward=model.head),
             data=self.data.map(embed),
             transforms=Untransformed(),
-            # They are read where they lie.
+            # Embeddings are read from the disk of this machine.
             batching=self.batching._replace(data_service=None),
         )
 
@@ -168,22 +168,22 @@ class Phase:
 def write_embeddings(folder, origin, embed, workers, batches, bar):
     """Writes the embeddings of all images of a split, if they are missing.
 
-    Several workers share the images, and the chief writes for all.
+    Workers split the images among them, and the chief writes all embeddings.
 
     Args:
-      folder: that `embeddings.bin`, float32 [num_examples, channels], and
-        `labels.npy` are to be in.
-      origin: what they follow from, a value for JSON.
+      folder: where to write `embeddings.bin`, float32 [num_examples,
+        channels], and `labels.npy`.
+      origin: a JSON value: all that the embeddings depend on.
       embed: maps images [batch, ...] to embeddings, float32 [batch, channels].
       workers: a `Workers`.
       batches: the distributed evaluation batches of the split.
-      bar: a `tqdm` progress bar, to count the `total` batches.
+      bar: a `tqdm` progress bar over the `total` batches.
 
     Raises:
-      StoppedError: a signal asked to stop.
-      UserError: not all workers share the folder's disk.
+      StoppedError: a signal requested a stop.
+      UserError: the workers do not share the folder's disk.
     """
-    if _all_find(folder, origin, workers):
+    if _all_have(folder, origin, workers):
         return
     strategy = workers.strategy
 
@@ -208,8 +208,8 @@ def write_embeddings(folder, origin, embed, workers, batches, bar):
             )
             bar.update(1)
             workers.check_signals()
-            # Last, for a worker that cannot write comes to the agreement above.
-            # Without the examples that fill up the last batch.
+            # Last: a worker that cannot write joins the agreement above.
+            # Examples of weight 0 only pad the last batch.
             yield [(e[weights > 0], n[weights > 0]) for e, n, weights in parts]
 
     with workers.agreeing():
@@ -219,25 +219,25 @@ def write_embeddings(folder, origin, embed, workers, batches, bar):
         else:
             for _ in embedded():
                 pass
-    if not _all_find(folder, origin, workers):
+    if not _all_have(folder, origin, workers):
         raise UserError(
-            f"not all workers find {folder}, where the first one has written "
-            "the embeddings; all of them need the same --workdir, on a disk "
-            "that they share"
+            f"{folder}: not found by all workers, after the first worker has "
+            "written embeddings there. Pass all workers the same --workdir, on "
+            "a shared disk."
         )
 
 
 def _write(batches, folder, count):
-    """Writes the parts of all workers, one behind the other."""
+    """Writes the embeddings of all workers, one worker after another."""
     labels = [[] for _ in range(count)]
     paths = [folder / "embeddings.bin"]
     paths += [folder / f"embeddings-{number}.bin" for number in range(1, count)]
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in paths]
         for batch in batches:
-            for number, (embeddings, of_images) in enumerate(batch):
+            for number, (embeddings, new_labels) in enumerate(batch):
                 files[number].write(embeddings.tobytes())
-                labels[number].append(of_images)
+                labels[number].append(new_labels)
         for path, file in zip(paths[1:], files[1:], strict=True):
             file.close()
             with path.open("rb") as part:
@@ -246,8 +246,9 @@ def _write(batches, folder, count):
     np.save(folder / "labels.npy", np.concatenate(sum(labels, [])))
 
 
-def _all_find(folder, origin, workers):
-    # All have come to the end of what they did before.
+def _all_have(folder, origin, workers):
+    """Returns whether all workers find complete embeddings in a folder."""
+    # The chief may still be writing.
     workers.barrier()
     return workers.all(is_made_from(folder, origin))
 
@@ -255,8 +256,8 @@ def _all_find(folder, origin, workers):
 def backbone_hash(model):
     """Returns a hash of all weights of a `ResNet` but the classifier's."""
     digest = hashlib.sha256()
-    of_head = {id(variable) for variable in model.head.variables}
+    head = {id(variable) for variable in model.head.variables}
     for variable in model.variables:
-        if id(variable) not in of_head:
+        if id(variable) not in head:
             digest.update(np.asarray(variable.value).tobytes())
     return digest.hexdigest()

@@ -14,22 +14,23 @@ from train_loop.evaluation import charts
 from train_loop.evaluation.results import Results
 from train_loop.training import reports
 
-# Charts, and curves of the classes with the most examples.
 TENSORBOARD_CHARTS = ("confusion_matrix", "confident_mistakes")
-MOST_PR_CURVES = 20
+# Precision-recall curves are shown for the classes with the most examples.
+MAX_PR_CURVES = 20
 
 
 @contextlib.contextmanager
 def open_reports(run, evaluation_is_pending, was_finished):
-    """Yields a function of (step, split, metrics) that reports them.
+    """Yields a function that reports (step, split, metrics).
 
-    At the beginning it shows the run in TensorBoard, at the end its
-    predictions. Only the chief reports anything.
+    Writes settings and training images to TensorBoard at the start, and
+    predictions at the end. Only the chief reports.
 
     Args:
       run: a `Run`.
-      evaluation_is_pending: whether that of the step it resumes from is.
-      was_finished: whether nothing is left to train.
+      evaluation_is_pending: whether the step that it resumes from is not
+        evaluated yet.
+      was_finished: whether the run was finished before.
     """
     if not run.trainer.workers.is_chief:
         yield lambda *_: None
@@ -40,10 +41,10 @@ def open_reports(run, evaluation_is_pending, was_finished):
         {"train": start, "eval": start - evaluation_is_pending},
         run.classifier.model if run.settings.histograms else None,
     )
-    every = (
+    outputs = (
         tensorboard,
         reports.ConsoleReport(run.steps),
-        # Last: what stands there has been reported everywhere.
+        # Last: an entry there means that it was reported everywhere.
         reports.JsonLinesReport(run.workdir.metrics, start),
     )
     with contextlib.closing(tensorboard):
@@ -51,25 +52,25 @@ def open_reports(run, evaluation_is_pending, was_finished):
             show_beginning(tensorboard, run)
 
         def report(step, split, metrics):
-            metrics = _in_images(metrics, step, run)
-            for each in every:
-                with _outlasting_full_disks(step):
-                    each(step, split, metrics)
+            metrics = _with_images_and_epochs(metrics, step, run)
+            for output in outputs:
+                with _tolerating_full_disk(step):
+                    output(step, split, metrics)
 
         yield report
         if (
             not was_finished
             and run.settings.show_predictions
             and run.data.evaluation is not None
-            # The others have gone by then.
+            # Other workers have ended by then.
             and run.trainer.workers.count == 1
         ):
             show_predictions(tensorboard, run)
         tensorboard.write_end()
 
 
-def _in_images(metrics, step, run):
-    """Returns metrics with speed and progress counted in images."""
+def _with_images_and_epochs(metrics, step, run):
+    """Returns metrics with images per second and the epoch."""
     speeds = {"steps_per_second": "images_per_second"}
     metrics = {
         speeds.get(name, name): value * run.batch_size
@@ -82,21 +83,21 @@ def _in_images(metrics, step, run):
 
 
 @contextlib.contextmanager
-def _outlasting_full_disks(step):
-    """Lets training continue where there is no room for a report."""
+def _tolerating_full_disk(step):
+    """Lets training continue if the disk is too full for a report."""
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
         if not is_full_disk(error):
             raise
         tqdm.tqdm.write(
-            f"warning: the disk is full: the report of step {step} is not "
-            "written"
+            f"warning: disk full: the report of step {step} is not written. "
+            "Free some space."
         )
 
 
 def show_beginning(tensorboard, run):
-    """Shows flags, training images and the graph.
+    """Writes flags, training images and the graph to TensorBoard.
 
     Args:
       tensorboard: a `TensorBoardReport`.
@@ -115,9 +116,9 @@ def show_beginning(tensorboard, run):
 
 
 def show_predictions(tensorboard, run):
-    """Shows what the trained model makes of the evaluation split.
+    """Writes charts of the predictions for the evaluation split.
 
-    With the averages of its weights, where there are some.
+    Uses the averaged weights if the run has them.
 
     Args:
       tensorboard: a `TensorBoardReport`.
@@ -133,14 +134,16 @@ def show_predictions(tensorboard, run):
         )
     results = Results.of(predictions)
     for name in TENSORBOARD_CHARTS:
-        picture = charts.chart_pixels(name, results)
-        if picture is not None:
-            tensorboard.write_image(name, picture, step, "eval")
-    for label in np.argsort(-results.examples)[:MOST_PR_CURVES]:
-        [logarithms] = predictions.log_probabilities(slice(label, label + 1))
+        figure = charts.chart_pixels(name, results)
+        if figure is not None:
+            tensorboard.write_image(name, figure, step, "eval")
+    for label in np.argsort(-results.examples)[:MAX_PR_CURVES]:
+        [log_probabilities] = predictions.log_probabilities(
+            slice(label, label + 1)
+        )
         tensorboard.write_pr_curve(
             predictions.class_names[label],
             predictions.labels == label,
-            np.exp(logarithms),
+            np.exp(log_probabilities),
             step,
         )

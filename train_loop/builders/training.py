@@ -1,4 +1,4 @@
-"""Settings -> devices, a trainer, its checkpoints, and what happens when."""
+"""Settings -> strategy, trainer, checkpoints, and the cadence of a run."""
 
 import functools
 import os
@@ -31,16 +31,16 @@ from train_loop.training.update import AVERAGES, Average, LossScale, Update
 
 
 def build_strategy(settings):
-    """Returns the devices that a run computes on.
+    """Returns the `tf.distribute.Strategy` of a run.
 
     Raises:
-      UserError: they are not to be had, or cannot share a batch evenly, or
-        several workers have no folder that they share.
+      UserError: the devices are not available or cannot split a batch evenly,
+        or several workers have no common folder.
     """
     if settings.strategy == "multi_worker" and settings.workdir is None:
         raise UserError(
-            "--strategy=multi_worker needs a --workdir, the same for all "
-            "workers, on a disk that they share"
+            "--strategy=multi_worker: requires --workdir. Pass all workers the "
+            "same --workdir, on a shared disk."
         )
     if settings.virtual_devices:
         split_cpu(settings.virtual_devices)
@@ -50,31 +50,36 @@ def build_strategy(settings):
         print(process.AMX_NOTE)
     strategy = STRATEGIES[settings.strategy](settings.cluster)
     replicas, batch_size = strategy.num_replicas_in_sync, settings.batch_size
-    pieces = replicas * settings.gradient_accumulation_steps
-    if batch_size % pieces:
-        below = batch_size // pieces * pieces
-        sizes = [size for size in (below, below + pieces) if size]
-        among = f"{replicas} replicas"
+    micro_batches = replicas * settings.gradient_accumulation_steps
+    if batch_size % micro_batches:
+        below = batch_size // micro_batches * micro_batches
+        sizes = [size for size in (below, below + micro_batches) if size]
+        reason = f"{replicas} replicas"
         if settings.gradient_accumulation_steps > 1:
-            among += f" in {settings.gradient_accumulation_steps} pieces each"
+            reason += (
+                f" with {settings.gradient_accumulation_steps} micro-batches "
+                "each"
+            )
         raise UserError(
-            f"--batch_size={batch_size} does not divide over {among}; take "
-            f"{' or '.join(map(str, sizes))}"
+            f"--batch_size={batch_size}: must be a multiple of "
+            f"{micro_batches}, for {reason}. Try "
+            f"{' or '.join(f'--batch_size={size}' for size in sizes)}."
         )
     return strategy
 
 
 def check_memory(settings):
-    """Raises UserError where not even the images of a step fit in memory."""
+    """Raises UserError if not even the images of a step fit in memory."""
     size, batch_size = settings.image_size, settings.batch_size
     # As bytes, and as float32.
     needed = batch_size * size * size * 3 * (1 + 4)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
         raise UserError(
-            f"--batch_size={batch_size} images of --image_size={size} take "
-            f"{needed / 1e9:,.0f} GB by themselves, and this machine has "
-            f"{memory / 1e9:,.0f} GB of memory; take smaller ones, or fewer"
+            f"--batch_size={batch_size}: a batch of --image_size={size} "
+            f"requires {needed / 1e9:,.0f} GB for its images, and this machine "
+            f"has {memory / 1e9:,.0f} GB of memory. Use a smaller --batch_size "
+            "or --image_size."
         )
 
 
@@ -82,11 +87,11 @@ def build_trainer(settings, data, classifier, strategy):
     """Returns the `Trainer` of a classifier, at step 0."""
     model, factor = classifier.model, settings.backbone_lr_factor
     variables = _ever_trainable(settings, model)
-    of_head = {variable.path for variable in model.head.variables}
+    head_paths = {variable.path for variable in model.head.variables}
     factors = {
         variable.path: factor
         for variable in variables
-        if variable.path not in of_head and factor != 1
+        if variable.path not in head_paths and factor != 1
     }
     options = {
         option: getattr(settings, option)
@@ -94,16 +99,20 @@ def build_trainer(settings, data, classifier, strategy):
         if getattr(settings, option) is not None
     }
     optimizer = OPTIMIZERS[settings.optimizer](
-        _rates(settings, data), settings.weight_decay, factors, **options
+        _learning_rates(settings, data),
+        settings.weight_decay,
+        factors,
+        **options,
     )
     last_frozen = last_frozen_step(settings, data)
-    begins = {
+    starts = {
         variable.path: last_frozen
         for variable in variables
         if not variable.trainable
     }
-    # The checkpoints of both phases have the same variables.
-    optimizer.build(variables, begins)
+    # Built for the variables of both phases, so that checkpoints of both have
+    # the same variables.
+    optimizer.build(variables, starts)
     return Trainer(
         model,
         optimizer,
@@ -116,7 +125,7 @@ def build_trainer(settings, data, classifier, strategy):
 
 
 def _ever_trainable(settings, model):
-    """Returns the variables that are trained from the start, or unfrozen."""
+    """Returns the variables that are trained from the start or later."""
     if settings.unfreeze_after_epochs is None:
         return model.trainable_variables
     unfreeze(settings, model)
@@ -125,14 +134,14 @@ def _ever_trainable(settings, model):
     return variables
 
 
-def _rates(settings, data):
-    """Returns the learning rate of every step, of one phase or of two."""
+def _learning_rates(settings, data):
+    """Returns the learning-rate schedule of a run, of one phase or two."""
     per_epoch = steps_per_epoch(settings, data)
 
-    def rates(highest, steps, begun=0):
+    def schedule(peak, steps, begun=0):
         return settings.schedule.rates(
-            highest,
-            # A short trial shall not spend itself on warming up.
+            peak,
+            # At most half of a short run is warm-up.
             min(round(settings.warmup_epochs * per_epoch), steps // 2),
             steps,
             per_epoch,
@@ -141,36 +150,36 @@ def _rates(settings, data):
 
     steps = num_steps(settings, data)
     last_frozen = last_frozen_step(settings, data)
-    highest = highest_rate(settings, settings.learning_rate)
+    peak = scale_to_batch_size(settings, settings.learning_rate)
     if last_frozen is None:
-        return rates(highest, steps)
-    unfrozen = highest_rate(settings, unfrozen_learning_rate(settings))
+        return schedule(peak, steps)
+    unfrozen = scale_to_batch_size(settings, unfrozen_learning_rate(settings))
     return TwoPhases(
-        rates(highest, last_frozen),
-        rates(unfrozen, steps - last_frozen, last_frozen),
+        schedule(peak, last_frozen),
+        schedule(unfrozen, steps - last_frozen, last_frozen),
         last_frozen,
     )
 
 
-def highest_rate(settings, rate):
-    """Returns a learning rate for the batch size in use."""
+def scale_to_batch_size(settings, learning_rate):
+    """Returns the learning rate, scaled to the batch size."""
     return scaled_learning_rate(
-        rate, settings.batch_size, settings.base_batch_size
+        learning_rate, settings.batch_size, settings.base_batch_size
     )
 
 
 def unfrozen_learning_rate(settings):
-    """Returns the highest learning rate of the second phase."""
+    """Returns the peak learning rate of the second phase."""
     if settings.unfrozen_learning_rate is None:
         return settings.learning_rate / 10
     return settings.unfrozen_learning_rate
 
 
 def last_frozen_step(settings, data):
-    """Returns the last step with frozen parts; None if they stay frozen.
+    """Returns the last step before unfreezing; None without unfreezing.
 
     Raises:
-      UserError: there is no step before it, or none after it.
+      UserError: one of the two phases has no step.
     """
     if settings.unfreeze_after_epochs is None:
         return None
@@ -180,18 +189,19 @@ def last_frozen_step(settings, data):
     )
     if not 0 < step < steps:
         raise UserError(
-            f"--unfreeze_after_epochs={settings.unfreeze_after_epochs:g} is "
-            f"after step {step} of {steps}; there must be steps before and "
-            "after that: name other epochs, or train longer (--epochs, --steps)"
+            f"--unfreeze_after_epochs={settings.unfreeze_after_epochs:g}: must "
+            "leave training steps before and after it, and is step "
+            f"{step} of {steps}. Pass another number of epochs, or train "
+            "longer with --epochs or --steps."
         )
     return step
 
 
 def training_loss(settings, data):
-    """Returns the loss that is minimized, see `losses.cross_entropy`.
+    """Returns the training loss, a function like `losses.cross_entropy`.
 
     Raises:
-      UserError: smoothed labels would tell no class from another.
+      UserError: smoothed labels would no longer distinguish the classes.
     """
     loss = LOSSES[settings.loss]
     if settings.loss == "sigmoid":
@@ -206,7 +216,7 @@ def training_loss(settings, data):
 
 
 def _check_smoothing(factor, num_classes):
-    """Raises UserError where smoothing hides whether a class is present."""
+    """Raises UserError if smoothing hides whether a class is present."""
     others = num_classes / (num_classes - 1)
     limit = min(
         PRESENCE_THRESHOLD * num_classes, (1 - PRESENCE_THRESHOLD) * others
@@ -220,7 +230,7 @@ def _check_smoothing(factor, num_classes):
 
 
 def _make_update(settings, data, model):
-    """Returns how batches become updates of a model's weights."""
+    """Returns the `Update`: how batches change the weights of a model."""
     average = loss_scale = None
     if settings.weight_average != "none":
         steps = num_steps(settings, data)
@@ -242,20 +252,20 @@ def _make_update(settings, data, model):
 def _is_compiled(settings):
     """Whether XLA compiles the step."""
     has_accelerator = any(map(tf.config.list_logical_devices, ("GPU", "TPU")))
-    # Batch norm cannot talk to other replicas from inside what XLA compiles.
+    # Batch norm cannot communicate with other replicas in code of XLA.
     is_possible = not settings.synchronized_batch_norm
     if settings.jit_compile == "auto":
         return has_accelerator and is_possible
     if settings.jit_compile == "true" and not is_possible:
         raise UserError(
-            "--jit_compile=true and --synchronized_batch_norm do not go "
-            "together; leave one of them out"
+            "--jit_compile=true: cannot be combined with "
+            "--synchronized_batch_norm. Remove one of the two."
         )
     return settings.jit_compile == "true"
 
 
 def make_cadence(settings, data, folder):
-    """Returns the `Cadence` of a run; its profile is written to a folder."""
+    """Returns the `Cadence` of a run, with profiles written to a folder."""
     epoch = max(round(steps_per_epoch(settings, data)), 1)
     evaluate_every = settings.evaluate_every or epoch
     profile = NO_PROFILE
@@ -273,13 +283,13 @@ def make_cadence(settings, data, folder):
 
 
 def make_evaluations(settings, data, path):
-    """Returns the `Evaluations` of a run, which decide by its records."""
+    """Returns the `Evaluations` of a run, read from its records."""
     metric = settings.keep_best
     return Evaluations(
         path,
         "accuracy" if metric == "none" else metric,
         settings.early_stopping,
-        # What is unfrozen has its chance, however little the rest has learned.
+        # Early stopping in the first phase must not prevent the second.
         begin=last_frozen_step(settings, data) or 0,
     )
 
@@ -305,36 +315,36 @@ def make_skipped_batches(settings, path):
 
 
 def num_steps(settings, data):
-    """Returns how many steps the run takes altogether.
+    """Returns the number of steps of the whole run.
 
     Raises:
-      UserError: the epochs come to none.
+      UserError: the epochs are shorter than one step.
     """
     if settings.steps is not None:
         return settings.steps
     steps = settings.epochs * steps_per_epoch(settings, data)
     if not round(steps):
         raise UserError(
-            f"--epochs={settings.epochs:g} of {data.train.num_examples:,} "
-            f"images come to {steps:.2g} steps of --batch_size="
-            f"{settings.batch_size}, which is none; take more epochs, a "
-            "smaller batch size, or --steps=1"
+            f"--epochs={settings.epochs:g}: must be at least one step, and "
+            f"{data.train.num_examples:,} images with --batch_size="
+            f"{settings.batch_size} make {steps:.2g} steps. Pass more "
+            "--epochs, a smaller --batch_size, or --steps=1."
         )
     return round(steps)
 
 
 def check_steps_left(settings, data, step):
-    """Raises UserError for a run that has taken more than all its steps."""
+    """Raises UserError if a run is past its last step."""
     steps = num_steps(settings, data)
     if steps < step:
         raise UserError(
-            f"{settings.workdir} has taken {step} steps, and {steps} are "
-            "planned now; leave --steps and --epochs out to go on as planned "
-            "before, give more of them, or look at an earlier checkpoint with "
-            "--mode=evaluate --checkpoint=STEP"
+            f"--workdir={settings.workdir}: has already trained {step} steps, "
+            f"more than the {steps} steps requested. Pass more --steps or "
+            "--epochs, or remove both. To evaluate an earlier checkpoint, use "
+            "--mode=evaluate --checkpoint=STEP."
         )
 
 
 def steps_per_epoch(settings, data):
-    """Returns how many steps one pass over the training images takes."""
+    """Returns the number of steps of an epoch, which may be a fraction."""
     return data.train.num_examples / settings.batch_size

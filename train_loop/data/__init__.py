@@ -1,1 +1,1 @@
-"""From the name of a data set to the batches that a model gets."""
+"""The input pipeline: from the name of a data set to batches for a model."""

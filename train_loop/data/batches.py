@@ -1,12 +1,11 @@
-"""The order in which examples become batches.
+"""Batches of examples for training and evaluation.
 
-Training reads an endless stream of shuffled epochs. What stands at a position
-of that stream, and how it is augmented, depends on the seed and the position
-alone; a run that resumes at step s starts its stream at position
-s * batch_size and needs no other memory of the past.
+Training reads an endless stream of shuffled epochs. The example at a position
+of the stream, and its augmentation, depend only on the seed and the position.
+A run that resumes at step s starts its stream at position s * batch_size and
+needs no other state.
 
-Nothing of it is converted by AutoGraph, here and wherever `tf.data` calls
-Python: see `Trainer`.
+AutoGraph is disabled here and wherever `tf.data` calls Python; see `Trainer`.
 """
 
 from typing import NamedTuple
@@ -19,23 +18,25 @@ from train_loop.data.decode import check_image
 from train_loop.data.transforms import find_partners
 from train_loop.errors import UserError
 
-# How many images a sample shows.
+# Number of images in a sample.
 SAMPLE_SIZE = 16
-# All examples, for one replica.
+# One input pipeline with one replica.
 WHOLE = tf.distribute.InputContext()
 
 
 class Batching(NamedTuple):
-    """How a run makes batches of its training examples.
+    """The batching of training examples.
 
-    `batch_size` counts the examples of one step, over all replicas; all
-    randomness derives from `seed`. `repeats` is how often each example stands
-    in a row, each time augmented in another way, while an epoch stays as long
-    as it is (Hoffer et al., 2019, https://arxiv.org/abs/1901.09335).
-    `data_service` is the address of a tf.data service whose workers prepare
-    the batches: each example is still read once an epoch, but the order
-    depends on which worker is faster. `skipped` are the numbers, from 0, of
-    batches that are not trained on again.
+    Attributes:
+      batch_size: examples of one step, over all replicas.
+      seed: all randomness derives from it.
+      repeats: number of consecutive repeats of each example, each with another
+        augmentation. The length of an epoch does not change. Source: Hoffer et
+        al., 2019, https://arxiv.org/abs/1901.09335.
+      data_service: address of a tf.data service that prepares the batches.
+        Each example is read once per epoch, but the order depends on the speed
+        of the service's workers.
+      skipped: numbers, from 0, of batches that training skips.
     """
 
     batch_size: int
@@ -47,27 +48,27 @@ class Batching(NamedTuple):
     def batch_of(self, step):
         """Returns the number of the batch of a step, both from 0."""
         number = step
-        for other in sorted(self.skipped):
-            number += other <= number
+        for skipped in sorted(self.skipped):
+            number += skipped <= number
         return number
 
 
 @tf.autograph.experimental.do_not_convert
 def training_batches(split, transforms, batching, step=0, context=WHOLE):
-    """Returns an endless dataset of training batches, from `step` on.
+    """Returns an endless dataset of training batches.
 
     Args:
       split: a `Split`.
-      transforms: with `transcode`, `train` and `finish`, see `Transforms`.
+      transforms: a `Transforms`.
       batching: a `Batching`.
-      step: number of steps already trained.
-      context: a `tf.distribute.InputContext`: what this input pipeline is
-        for. Several, one per machine, share every batch: each reads its part
-        of it, in the order that one alone would read, so that a run resumes
-        with another number of them.
+      step: number of completed steps; the dataset starts with the next one.
+      context: a `tf.distribute.InputContext`. Several input pipelines, one per
+        machine, read consecutive slices of each batch. A run can therefore
+        resume with another number of machines.
 
     Returns:
-      A dataset of (images [batch_size / all replicas, ...], labels).
+      A dataset of (images, labels). Each batch has `batch_size` / replicas
+      examples; see `Transforms.finish` for the dtypes.
     """
     if context.num_input_pipelines > 1:
         split = split.seekable()
@@ -102,8 +103,8 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
     batches = (
         _loaded(examples, split, transforms)
         .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-        # Mixed as a whole: what an image is mixed with does not depend on
-        # the number of replicas of a machine.
+        # Mixed before the split into replicas, so that the partner of an
+        # image does not depend on the number of replicas of a machine.
         .batch(size, drop_remainder=True)
         .map(finish, num_parallel_calls=tf.data.AUTOTUNE)
     )
@@ -121,24 +122,24 @@ def training_batches(split, transforms, batching, step=0, context=WHOLE):
 
 @tf.autograph.experimental.do_not_convert
 def evaluation_batches(split, transforms, batch_size, context=WHOLE):
-    """Returns a dataset that holds every example of a split exactly once.
+    """Returns a dataset with each example of a split exactly once.
 
-    The last batches are padded with examples of weight 0, so that every
-    batch is full and every replica has the same number of them.
+    The last batches are padded with examples of weight 0. All batches are
+    therefore full, and all replicas have the same number of batches.
 
     Args:
       split: a `Split`.
-      transforms: with `transcode` and `evaluate`, see `Transforms`.
+      transforms: a `Transforms`.
       batch_size: examples of one step, over all replicas.
       context: see `training_batches`.
 
     Returns:
-      A dataset of (images [batch_size / all replicas, ...], labels int64,
-      weights float32), `num_evaluation_steps` times the number of this
-      pipeline's replicas long.
+      A dataset of (images, labels int64, weights float32). Each batch has
+      `batch_size` / replicas examples. The dataset has `num_evaluation_steps`
+      batches for each replica of this pipeline.
     """
     steps = num_evaluation_steps(split, batch_size, context)
-    split = _part(split, context)
+    split = _shard(split, context)
     batch_size = _per_pipeline(batch_size, context)
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
     examples = _loaded(split.stored(), split, transforms).map(
@@ -149,13 +150,13 @@ def evaluation_batches(split, transforms, batch_size, context=WHOLE):
         ),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
-    filler = tf.data.Dataset.from_tensors(
+    padding = tf.data.Dataset.from_tensors(
         tf.nest.map_structure(
             lambda spec: tf.zeros(spec.shape, spec.dtype), examples.element_spec
         )
     ).repeat(steps * batch_size - split.num_examples)
     return (
-        examples.concatenate(filler)
+        examples.concatenate(padding)
         .batch(batch_size // replicas, drop_remainder=True)
         .prefetch(tf.data.AUTOTUNE)
         .with_options(_ordered())
@@ -163,7 +164,7 @@ def evaluation_batches(split, transforms, batch_size, context=WHOLE):
 
 
 def num_evaluation_steps(split, batch_size, context=WHOLE):
-    """Returns how many batches the pipeline with most examples needs."""
+    """Returns the number of steps of the pipeline with the most examples."""
     largest = -(-split.num_examples // context.num_input_pipelines)
     return -(-largest // _per_pipeline(batch_size, context))
 
@@ -172,25 +173,23 @@ def num_evaluation_steps(split, batch_size, context=WHOLE):
 def shuffled_examples(split, seed, start, repeats=1, is_read=None):
     """Returns the endless stream of shuffled epochs, from a position on.
 
-    An example that is repeated has several positions.
-
     Args:
       split: a `Split`.
-      seed: int that the order derives from.
+      seed: int; the order derives from it.
       start: position of the first example.
-      repeats: how often each example stands in a row.
-      is_read: maps positions, int64 [n], to which are read, bool [n]; None for
-        all.
+      repeats: number of consecutive repeats of each example. Each repeat has
+        its own position.
+      is_read: maps positions, int64 [n], to whether they are read, bool [n].
+        None reads all.
 
     Returns:
-      A dataset of what the split's `read` returns, one by one, each with its
-      "position".
+      A dataset of single examples of `Split.read`, each with its "position".
     """
     count = split.num_examples
     windows = -(-count // split.window)
 
     def find(number):
-        """Returns a window, and the positions in it that are to be read."""
+        """Returns a window and the positions in it to read."""
         epoch, begin = number // windows, number % windows * split.window
         size = tf.minimum(count - begin, split.window)
         first = (epoch * count + begin) * repeats
@@ -201,12 +200,12 @@ def shuffled_examples(split, seed, start, repeats=1, is_read=None):
         return epoch, begin, size, positions
 
     def read(epoch, begin, size, positions):
-        places = positions // repeats - (epoch * count + begin)
-        # What is repeated is read once.
-        places, times = tf.unique(places, out_idx=tf.int64)
-        examples = split.read(_fold([seed, 0], epoch), begin, size, places)
+        offsets = positions // repeats - (epoch * count + begin)
+        # Repeats are read once.
+        offsets, indices = tf.unique(offsets, out_idx=tf.int64)
+        examples = split.read(_fold([seed, 0], epoch), begin, size, offsets)
         return {
-            **{name: tf.gather(v, times) for name, v in examples.items()},
+            **{name: tf.gather(v, indices) for name, v in examples.items()},
             "position": positions,
         }
 
@@ -215,28 +214,29 @@ def shuffled_examples(split, seed, start, repeats=1, is_read=None):
     return (
         tf.data.Dataset.range(first, tf.int64.max)
         .map(find)
-        # A window may hold nothing to read.
+        # A window can be without positions to read.
         .filter(lambda epoch, begin, size, positions: tf.size(positions) > 0)
         .map(read)
-        # One window is read while another one is in use.
+        # The next window is read while the current one is in use.
         .prefetch(1)
         .unbatch()
     )
 
 
 def training_sample(data, transforms, batching, count=SAMPLE_SIZE):
-    """Returns the first images of training.
+    """Returns the first training images, augmented and mixed.
 
     Args:
       data: a `Data`.
       transforms: a `Transforms`.
-      batching: a `Batching`; its size does not matter.
-      count: how many, a multiple of 4; where there are fewer, some come twice.
+      batching: a `Batching`; its `batch_size` is not used.
+      count: number of images, a multiple of 4. If the split has fewer, images
+        repeat.
 
     Returns:
-      (float32 [count, size, size, 3] in 0..1, a list of names of classes).
+      (images, float32 [count, size, size, 3] from 0 to 1; list of class names).
     """
-    # Several batches, because each is mixed in a way of its own.
+    # Several batches, because each is mixed differently.
     batching = batching._replace(batch_size=count // 4, data_service=None)
     batches = training_batches(data.train, transforms, batching).take(4)
     with explained(data.train):
@@ -245,7 +245,7 @@ def training_sample(data, transforms, batching, count=SAMPLE_SIZE):
 
 
 def evaluation_sample(data, transforms, count=SAMPLE_SIZE):
-    """Returns the same as `training_sample`, of the evaluation split."""
+    """Returns the first evaluation images; see `training_sample`."""
     batches = evaluation_batches(data.evaluation, transforms, count)
     with explained(data.evaluation):
         images, labels, weights = next(iter(batches))
@@ -254,17 +254,17 @@ def evaluation_sample(data, transforms, count=SAMPLE_SIZE):
 
 @tf.autograph.experimental.do_not_convert
 def readable_files(split, count):
-    """Returns the first files of a split that can be decoded.
+    """Returns the files of a split's first examples that can be decoded.
 
     Args:
       split: a `Split`.
-      count: of how many examples, at most.
+      count: maximum number of examples to read.
 
     Returns:
-      (list of the bytes of files, int64 array of labels).
+      (list with the bytes of each file, int64 array of labels).
 
     Raises:
-      UserError: none of them can be.
+      UserError: none of the examples can be decoded.
     """
 
     def load(example):
@@ -274,16 +274,20 @@ def readable_files(split, count):
     examples = split.slice(0, count).stored().map(load).ignore_errors()
     readable = list(examples.as_numpy_iterator())
     if not readable:
-        raise UserError(f"none of the first {count} images can be decoded")
+        raise UserError(
+            f"--dataset: none of the first {count} images can be decoded. "
+            "List broken images with --mode=data."
+        )
     files, labels, _ = zip(*readable, strict=True)
     return list(files), np.array(labels)
 
 
 def _loaded(examples, split, transforms):
-    """Maps what a split's `read` returns to the same with files of images.
+    """Replaces the images of `Split.read` by the bytes of their files.
 
-    Python functions are in maps of their own, which are sequential under
-    TensorFlow's op determinism; what decodes and augments is none of these.
+    TensorFlow's op determinism makes a map with a Python function sequential.
+    Each Python function therefore has its own map, separate from the maps that
+    decode and augment.
     """
 
     def map_images(examples, function):
@@ -298,8 +302,8 @@ def _loaded(examples, split, transforms):
     return examples
 
 
-def _part(split, context):
-    """Returns the examples that an input pipeline reads."""
+def _shard(split, context):
+    """Returns the examples of one input pipeline."""
     pipelines = context.num_input_pipelines
     if pipelines > 1:
         split = split.seekable()

@@ -1,7 +1,7 @@
-"""Copies of a split in memory or on disk, or of embeddings of its images.
+"""Caches of a split in memory or on disk, and embeddings of its images.
 
-A copy holds the bytes of image files as they are, never what was shuffled or
-augmented, and is read in the order of the split that it is a copy of.
+A cache contains the unchanged bytes of the image files, before shuffling and
+augmentation, in the order of the split.
 """
 
 import pathlib
@@ -13,12 +13,12 @@ from train_loop.data.decode import NATIVE_HEADS
 from train_loop.data.split import MemoryStore, Split
 from train_loop.workdir import is_made_from, made_from
 
-# What `--cache=auto` keeps in memory, of both splits together.
+# `--cache=auto` keeps both splits in memory up to this total size.
 AUTO_BYTES = 2**28
 
 
 def _uncached(split, folder, workers):
-    """Returns the split as it is."""
+    """Returns the split unchanged."""
     del folder, workers
     return split
 
@@ -43,13 +43,15 @@ def in_memory(split, folder, workers):
 
 
 def on_disk(split, folder, workers):
-    """Returns the split from a file of its own, written where it is missing.
+    """Returns the split with its files in one cache file.
+
+    A missing or outdated cache file is written first.
 
     Args:
       split: a `Split`.
-      folder: that the copy is in, or is to be.
-      workers: the `Workers` that read it. The first one writes it; on a disk
-        that they do not share, so does each of the others.
+      folder: folder of the cache.
+      workers: the `Workers` that read it. The chief writes it; workers that do
+        not share its disk write their own.
     """
     folder, origin = pathlib.Path(folder), split.origin(workers)
     with workers.in_turn():
@@ -74,25 +76,50 @@ def on_disk(split, folder, workers):
     )
 
 
-# Name -> (split, folder to keep it in, workers) -> split.
+# Name -> (split, folder of the cache, workers) -> split.
 CACHES = {"none": _uncached, "memory": in_memory, "disk": on_disk}
 
 
 def choose_cache(splits):
-    """Returns the key of `CACHES` that suits splits of this size."""
+    """Returns the key of `CACHES` for `--cache=auto`, by the size of splits."""
     fits = sum(split.num_bytes for split in splits) <= AUTO_BYTES
     return "memory" if fits else "none"
 
 
-def _copy_of(split, images, labels, loader=None, needs_pillow=None):
-    """Returns a split of the same examples, read from somewhere else.
+def embedded(split, folder):
+    """Returns the split with embeddings in place of images.
 
     Args:
-      split: the `Split` that was copied.
-      images: tensor [num_examples, ...], the bytes of files or what `loader`
-        takes.
+      split: a `Split` of images.
+      folder: folder with `embeddings.bin`, float32 [num_examples, channels],
+        and `labels.npy`, in the order of the split.
+    """
+    labels = np.load(folder / "labels.npy")
+    # Memory-mapped, because the embeddings of ImageNet have 10 GB.
+    rows = np.memmap(folder / "embeddings.bin", np.float32, "r")
+    rows = rows.reshape(len(labels), -1)
+    return _copy_of(
+        split,
+        tf.range(len(labels), dtype=tf.int64),
+        labels,
+        lambda number: tf.ensure_shape(
+            tf.numpy_function(
+                lambda number: np.array(rows[number]), [number], tf.float32
+            ),
+            rows.shape[1:],
+        ),
+    )
+
+
+def _copy_of(split, images, labels, loader=None, needs_pillow=None):
+    """Returns a split of the same examples, read from another source.
+
+    Args:
+      split: the original `Split`.
+      images: tensor [num_examples, ...], the bytes of files or arguments of
+        `loader`.
       labels: int64 array [num_examples].
-      loader: maps one of the images to what is read of it.
+      loader: maps one of the images to the bytes of its file or its embedding.
       needs_pillow: see `split.py`.
     """
     groups = split.store.groups
@@ -113,33 +140,8 @@ def _copy_of(split, images, labels, loader=None, needs_pillow=None):
     )
 
 
-def embedded(split, folder):
-    """Returns the split with embeddings in place of images.
-
-    Args:
-      split: a `Split` of images.
-      folder: with `embeddings.bin`, float32 [num_examples, channels], and
-        `labels.npy`, in the order of the split.
-    """
-    labels = np.load(folder / "labels.npy")
-    # Read where they lie: ImageNet's are 10 GB.
-    rows = np.memmap(folder / "embeddings.bin", np.float32, "r")
-    rows = rows.reshape(len(labels), -1)
-    return _copy_of(
-        split,
-        tf.range(len(labels), dtype=tf.int64),
-        labels,
-        lambda number: tf.ensure_shape(
-            tf.numpy_function(
-                lambda number: np.array(rows[number]), [number], tf.float32
-            ),
-            rows.shape[1:],
-        ),
-    )
-
-
 def _write(examples, folder):
-    """Writes images one behind the other, where each ends, and labels."""
+    """Writes the concatenated images, the end of each, and the labels."""
     ends, labels = [], []
     with (folder / "images.bin").open("wb") as file:
         for image, label in examples.as_numpy_iterator():

@@ -1,4 +1,4 @@
-"""Checks of images: which are broken, which are duplicates, which are rare."""
+"""Checks of images: broken files, duplicates and rare classes."""
 
 import collections
 import concurrent.futures
@@ -20,53 +20,53 @@ from train_loop.data.tfds import READ_BUFFER_BYTES
 from train_loop.errors import UserError, first_few, reason_of
 from train_loop.workdir import read_json_lines, write_text
 
-# What an image or a file that cannot be read raises.
+# Reading a broken image or file raises one of these.
 INPUT_ERRORS = tf.errors.OpError
 # A class with less than this fraction of the mean number of images is rare.
 RARE_CLASS = 0.2
-# How many classes a warning or a summary reports.
+# Number of classes in a warning or a summary.
 MAX_CLASSES = 5
-# How duplicates of an image may be distributed, the worst first.
+# Kinds of groups of duplicates, the worst first.
 DUPLICATE_KINDS = ("between splits", "between classes", "within a class")
 
 
 def broken_images(split, examples=None):
-    """Yields what is wrong with each image in turn.
+    """Decodes each image, and yields the reason for a failure.
 
     Args:
       split: a `Split`.
-      examples: dataset of what its `read` returns, one by one; by default of
-        all examples, as stored.
+      examples: dataset of single examples of `Split.read`; by default all, in
+        the order of the split.
 
     Yields:
-      (number in the store, reason, or None where it can be decoded).
+      (number in the store, reason; None if the image can be decoded).
     """
     decode = tf.function(
         lambda image: check_image(split.load(image)), autograph=False
     )
 
-    def examine(image, number):
+    def check(image, number):
         try:
             decode(image)
         except INPUT_ERRORS as error:
             return int(number), reason_of(error)
         return int(number), None
 
-    yield from _in_threads(split, examine, examples)
+    yield from _in_threads(split, check, examples)
 
 
 def explain(error, split, examples=None, seconds=math.inf):
-    """Returns a UserError that names what a reading error comes from.
+    """Returns a UserError with the image or file that caused a read error.
 
     Args:
-      error: that was raised where the split was read.
+      error: exception that reading the split raised.
       split: a `Split`.
       examples: see `broken_images`.
-      seconds: how long the search may take.
+      seconds: time limit of the search.
 
     Returns:
-      A `UserError`, or the error itself where all images can be read, and
-      where it is of another kind.
+      A `UserError`; or `error` itself if all images can be read or it is not
+      one of `INPUT_ERRORS`.
     """
     if not isinstance(error, INPUT_ERRORS):
         return error
@@ -75,27 +75,28 @@ def explain(error, split, examples=None, seconds=math.inf):
         for number, reason in broken_images(split, examples):
             if reason is not None:
                 return UserError(
-                    f"{split.store.name(number)} cannot be decoded ({reason}); "
-                    "mend it, or leave such images out with --skip_bad_images"
+                    f"{split.store.name(number)}: cannot be decoded "
+                    f"({reason}). Fix the image, or pass --skip_bad_images."
                 )
             if time.monotonic() > deadline:
                 return UserError(
-                    f"an image cannot be decoded ({reason_of(error)}), and was "
-                    f"not found within {seconds:g} s; --mode=data finds it"
+                    f"--dataset: an image cannot be decoded "
+                    f"({reason_of(error)}), and was not found within "
+                    f"{seconds:g} s. Find it with --mode=data."
                 )
     except INPUT_ERRORS as other:
         path = _broken_record_file(split)
         if path is not None:
             return UserError(
-                f"{path} is damaged ({reason_of(other)}); have the data set "
-                "prepared again"
+                f"{path}: damaged ({reason_of(other)}). Remove the folder, and "
+                "prepare the data set again."
             )
     return error
 
 
 @contextlib.contextmanager
 def explained(split):
-    """Lets what reads a split name what it cannot read; see `explain`."""
+    """Replaces errors from reading a split; see `explain`."""
     try:
         yield
     except INPUT_ERRORS as error:
@@ -107,7 +108,11 @@ def find_broken(data, rejected):
 
     Args:
       data: a `Data`.
-      rejected: {path: reason} of files that are not even in its splits.
+      rejected: {path: reason} of files that are not in its splits.
+
+    Returns:
+      A list of {"split", "number", "name", "reason"}; rejected files have the
+      split None and no number.
     """
     records = [
         {"split": None, "name": name, "reason": reason}
@@ -126,20 +131,20 @@ def find_broken(data, rejected):
 
 
 def find_broken_once(data, rejected, path, workers):
-    """Returns the same from a file, which is written where it is missing.
+    """Returns the records of `find_broken`, cached in a file.
 
     Args:
       data: a `Data`.
       rejected: see `find_broken`.
-      path: of the file.
-      workers: a `Workers`. Each looks through all images, for its files may be
-        others' copies, and an image that is broken for one is skipped by all.
+      path: path of the file. If it is missing or outdated, it is written.
+      workers: a `Workers`. Each checks all images, because it can have copies
+        of its own. All of them skip an image that is broken for one.
     """
     splits = data.splits.values()
     origin = {"searched": [split.origin(workers) for split in splits]}
-    earlier = read_json_lines(path)
-    if workers.all(earlier[:1] == [origin]):
-        return earlier[1:]
+    cached = read_json_lines(path)
+    if workers.all(cached[:1] == [origin]):
+        return cached[1:]
     records = _broken_for_any(data, find_broken(data, rejected), workers)
     with workers.in_turn():
         if read_json_lines(path) != [origin, *records]:
@@ -149,31 +154,35 @@ def find_broken_once(data, rejected, path, workers):
 
 
 def without_broken(data, records):
-    """Returns the data without broken images; a split may end up empty."""
+    """Returns the data without broken images; a split can become empty."""
     numbers = [r["number"] for r in records if r["split"] is not None]
     return data.map(lambda _, split: split.without(numbers))
 
 
 def check_not_empty(data):
-    """Raises UserError where nothing but broken images was in a split."""
+    """Raises UserError if all images of a split were broken."""
     for name, split in data.splits.items():
         if not split.num_examples:
-            raise UserError(f"no image for {name} can be decoded")
+            raise UserError(
+                f"--skip_bad_images: no image of the {name} split can be "
+                "decoded. Fix the images, or pass another split."
+            )
 
 
 def describe_skipped(data, records):
-    """Returns a line on how many images are skipped."""
+    """Returns a line with the number of skipped images."""
     left = sum(split.num_examples for split in data.splits.values())
     count = len(records)
-    return f"Leaving out {count} broken images of {left + count:,}"
+    return f"Skipping {count} broken images of {left + count:,}"
 
 
 class Duplicates(NamedTuple):
-    """Examples of equal bytes.
+    """Groups of images with equal bytes.
 
-    `groups` are int64 arrays of two numbers in the store or more; `unchecked`
-    is how many images of the size of another one were not read for lack of
-    time, of `candidates`.
+    Attributes:
+      groups: list of int64 arrays, two or more numbers in the store each.
+      unchecked: number of candidates that the time limit left unread.
+      candidates: number of images that could have a duplicate.
     """
 
     groups: list
@@ -182,7 +191,7 @@ class Duplicates(NamedTuple):
 
 
 class DuplicateImage(NamedTuple):
-    """An image: its name, that of its split, and its class where known."""
+    """An image in a group of duplicates; `label` is None if unknown."""
 
     name: str
     split: str
@@ -194,12 +203,12 @@ def find_duplicates(
 ):
     """Finds images that are exact duplicates of others.
 
-    Where each image is a file, only those of equal size are read.
+    If each image is a file, only files with equal sizes are read.
 
     Args:
-      splits: one or two `Split`s of a store that share no example.
-      between: whether to look for duplicates in different splits only.
-      seconds: after which to stop; small files are read first.
+      splits: one or two `Split`s of a store without common examples.
+      between: whether to find only duplicates in different splits.
+      seconds: time limit. Small files are read first.
       clock: returns the time in seconds.
 
     Returns:
@@ -231,12 +240,12 @@ def find_duplicates(
                 keys[done] = int.from_bytes(key, "little")
             done += 1
             bar.update(1)
-    places = np.delete(np.arange(done), unreadable)
-    places = places[np.argsort(keys[places], kind="stable")]
-    begins = np.flatnonzero(np.diff(keys[places])) + 1
+    order = np.delete(np.arange(done), unreadable)
+    order = order[np.argsort(keys[order], kind="stable")]
+    begins = np.flatnonzero(np.diff(keys[order])) + 1
     groups = [
         np.sort(numbers[group])
-        for group in np.split(places, begins)
+        for group in np.split(order, begins)
         if len(group) > 1
     ]
     if between:
@@ -248,11 +257,11 @@ def find_duplicates(
 
 
 def leak_warnings(data, seconds, clock=time.monotonic):
-    """Returns lines on images to evaluate on that are trained on as well.
+    """Returns warnings about evaluation images that are training images too.
 
     Args:
       data: a `Data`.
-      seconds: how long to look for them.
+      seconds: time limit of the search.
       clock: see `find_duplicates`.
     """
     if data.evaluation is None or not _is_a_file_each(data.train.store):
@@ -264,39 +273,39 @@ def leak_warnings(data, seconds, clock=time.monotonic):
         count = np.isin(data.evaluation.indices, numbers).sum()
         [example] = group_members(found.groups[:1], data)
         lines.append(
-            f"{count:,} images to evaluate on are exact duplicates of images "
-            f"to train on, such as {describe_group(example)}. Results look "
-            "better than they are; --mode=data lists all duplicates"
+            f"eval: {count:,} images are exact duplicates of training images, "
+            f"such as {describe_group(example)}. The metrics look better than "
+            "they are. List all duplicates with --mode=data."
         )
     if found.unchecked:
         lines.append(
-            f"{found.unchecked:,} of {found.candidates:,} images that have the "
-            "size of one in the other split were not compared within "
-            f"{seconds:g} s; --mode=data compares all"
+            f"eval: {found.unchecked:,} of {found.candidates:,} possible "
+            f"duplicates were not compared within {seconds:g} s. Compare all "
+            "with --mode=data."
         )
     return lines
 
 
 def group_members(groups, data):
-    """Returns the `DuplicateImage`s of each group of `Duplicates` of `Data`."""
+    """Returns the `DuplicateImage`s of each group of `Duplicates`."""
     if not groups:
         return []
     store, numbers = data.train.store, np.concatenate(groups)
     found = np.empty(len(numbers), object)
     for name, split in data.splits.items():
-        for place in np.flatnonzero(np.isin(numbers, split.indices)):
+        for index in np.flatnonzero(np.isin(numbers, split.indices)):
             label = None
             if store.labels is not None:
-                label = data.class_names[store.labels[numbers[place]]]
-            found[place] = DuplicateImage(
-                store.name(numbers[place]), name, label
+                label = data.class_names[store.labels[numbers[index]]]
+            found[index] = DuplicateImage(
+                store.name(numbers[index]), name, label
             )
     ends = np.cumsum([len(group) for group in groups])
     return [part.tolist() for part in np.split(found, ends[:-1])]
 
 
 def kind_of_group(group):
-    """Returns which of `DUPLICATE_KINDS` a group is."""
+    """Returns the kind of a group, one of `DUPLICATE_KINDS`."""
     if len({member.split for member in group}) > 1:
         return "between splits"
     if len({member.label for member in group}) > 1:
@@ -305,7 +314,7 @@ def kind_of_group(group):
 
 
 def describe_group(group, count=3):
-    """Returns a line on some images of a group, one of each split and class."""
+    """Returns a line with images of a group, first one per split and class."""
     first = {member[1:]: member for member in reversed(group)}
     shown = sorted(group, key=lambda member: first[member[1:]] is not member)
     texts = [
@@ -318,7 +327,7 @@ def describe_group(group, count=3):
 
 @tf.autograph.experimental.do_not_convert
 def count_labels(split, name):
-    """Returns {label: how many} of a split, however long it takes."""
+    """Returns {label: count} of a split; reads all examples if necessary."""
     if split.labels is not None:
         labels, counts = np.unique(split.labels, return_counts=True)
         return dict(zip(labels.tolist(), counts.tolist(), strict=True))
@@ -333,13 +342,13 @@ def count_labels(split, name):
 
 
 def balance_warnings(counts, class_names):
-    """Returns a line of text about each class with few images or none.
+    """Returns a warning for each class with few or no images.
 
-    Of many such classes, about the smallest; and how many others there are.
+    For many rare classes: the smallest, and the number of the others.
 
     Args:
-      counts: {label: how many}.
-      class_names: of all classes.
+      counts: {label: count}.
+      class_names: names of all classes.
     """
     mean = sum(counts.values()) / len(class_names)
     labels = range(len(class_names))
@@ -349,22 +358,22 @@ def balance_warnings(counts, class_names):
     rare.sort(key=lambda label: counts.get(label, 0))
     lines = [
         f"{class_names[label]} has {counts.get(label, 0)} images; the mean is "
-        f"{mean:.0f}"
+        f"{mean:.0f}."
         for label in rare
     ]
     others = len(rare) - MAX_CLASSES
     if others > 0:
         lines[MAX_CLASSES:] = [
             f"{others:,} other classes have less than {RARE_CLASS:.0%} of the "
-            "mean"
+            "mean."
         ]
     return lines
 
 
 def describe_counts(counts, class_names):
-    """Returns a line on the smallest and the largest classes.
+    """Returns a line with the smallest and the largest classes.
 
-    Arguments are those of `balance_warnings`.
+    See `balance_warnings` for the arguments.
     """
     labels = sorted(counts, key=lambda label: (counts[label], label))
 
@@ -382,12 +391,13 @@ def describe_counts(counts, class_names):
 
 
 def _in_threads(split, function, examples=None):
-    """Yields what a function returns of each image and its number, in turn.
+    """Yields the results of a function for each image, in order.
+
+    Not a `tf.data` map, which would end at the first error.
 
     Args:
       split: a `Split`.
-      function: of an image of its `read` and an int64 scalar. An error in a
-        data set would end it for all images.
+      function: maps (image of `Split.read`, int64 number) to a result.
       examples: see `broken_images`.
     """
     threads = os.cpu_count()
@@ -398,7 +408,7 @@ def _in_threads(split, function, examples=None):
 
 
 def _broken_record_file(split):
-    """Returns the first TFRecord file that cannot be read to its end."""
+    """Returns the first damaged TFRecord file, or None."""
     for path in split.store.files:
         records = tf.data.TFRecordDataset(path, buffer_size=READ_BUFFER_BYTES)
         try:
@@ -410,7 +420,7 @@ def _broken_record_file(split):
 
 
 def _broken_for_any(data, records, workers):
-    """Returns the records of all workers; reasons are this one's."""
+    """Returns the records of all workers, with the reasons of this one."""
     if workers.count == 1:
         return records
     known = {record.get("number") for record in records}
@@ -431,9 +441,9 @@ def _broken_for_any(data, records, workers):
 
 
 def _candidates(store, splits, between):
-    """Returns the numbers of images that may have a duplicate.
+    """Returns the numbers of images that can have a duplicate.
 
-    Of files, those with the size of another one, small ones first.
+    Files need another file of equal size. Small files come first.
     """
     numbers = np.concatenate([split.indices for split in splits])
     if not _is_a_file_each(store):
@@ -449,5 +459,5 @@ def _candidates(store, splits, between):
 
 
 def _is_a_file_each(store):
-    # Of records, only the mean size is known.
+    # For records, only the mean size is known.
     return np.ndim(store.sizes) and len(store.files) == store.num_examples

@@ -1,4 +1,4 @@
-"""A data set by its name, and the splits of it that a run uses."""
+"""Data sets by name, and the splits that a run uses."""
 
 import collections
 import functools
@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedShuffleSplit, train_test_split
 
 from train_loop.data.folder import (
     CSV_SUFFIXES,
+    LAYOUT,
     open_csv,
     open_folder,
     subfolders,
@@ -31,18 +32,18 @@ from train_loop.data.split import (
 from train_loop.data.tfds import open_tfds
 from train_loop.errors import UserError, first_few, nearest
 
-# What is evaluated on where --eval_split is not given: the first that exists.
+# The default of --eval_split is the first of these that exists.
 EVALUATION_SPLITS = ("validation", "val", "test")
-# How many names with several spellings are reported.
+# Number of names with several spellings to report.
 MAX_WARNINGS = 5
-# Suffixes of files that may hold folders of images.
+# Suffixes of archives, which can contain folders of images.
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
 def open_digits(data_dir=None, manual_dir=None):
-    """Returns scikit-learn's 1,797 handwritten digits, 8 x 8, as PNG files.
+    """Opens scikit-learn's 1,797 handwritten digits, 8 x 8, as PNG files.
 
-    A fifth of each class, drawn once and for all, is the split "test".
+    The split "test" is a fixed 20% of each class.
 
     Source: Alpaydin and Kaynak, 1998, UCI machine learning repository.
     """
@@ -76,7 +77,7 @@ DATASETS = {
         manual_files=("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
     ),
 }
-# What a file's name ends in -> path -> `Dataset`.
+# Suffix of a file -> path -> `Dataset`.
 FILES = {
     **dict.fromkeys(HDF5_SUFFIXES, open_hdf5),
     **dict.fromkeys(CSV_SUFFIXES, open_csv),
@@ -84,17 +85,20 @@ FILES = {
 
 
 def open_dataset(name, data_dir=None, manual_dir=None):
-    """Returns the `Dataset` of a name.
+    """Opens a data set.
 
     Args:
-      name: a key of `DATASETS`, a folder, a file of those in `FILES`, or any
-        image classification set of TFDS.
-      data_dir: where TFDS keeps prepared data; None for TFDS's own default.
-      manual_dir: where files downloaded by hand are; None for TFDS's own
-        default, `downloads/manual` below `data_dir`.
+      name: a key of `DATASETS`, a folder, a file with a suffix in `FILES`, or
+        any image-classification data set of TFDS.
+      data_dir: folder of prepared TFDS data; None for the default of TFDS.
+      manual_dir: folder of manually downloaded files; None for the default of
+        TFDS, `downloads/manual` in `data_dir`.
+
+    Returns:
+      A `Dataset`.
 
     Raises:
-      UserError: the data is not there and cannot be had.
+      UserError: the data set is unknown, not found or not readable.
     """
     if name in DATASETS:
         return DATASETS[name](data_dir=data_dir, manual_dir=manual_dir)
@@ -111,23 +115,23 @@ def open_dataset(name, data_dir=None, manual_dir=None):
             return open_folder(path)
     except OSError as error:
         raise UserError(
-            f"{error.filename} cannot be read ({error.strerror})"
+            f"{error.filename}: cannot be read ({error.strerror}). Check its "
+            "permissions."
         ) from error
     suffix = path.suffix.lower()
     if suffix in FILES and path.is_file():
         return FILES[suffix](path)
     is_path = suffix in FILES or name.startswith((".", "~", os.sep))
     if is_path and path.exists():
-        way = "Unpack it first." if suffix in ARCHIVES else "Convert it first."
+        action = "Unpack" if suffix in ARCHIVES else "Convert"
         raise UserError(
             f"--dataset={name}: must be a folder of images or a file "
-            f"({', '.join(FILES)}). {way}"
+            f"({', '.join(FILES)}). {action} it first."
         )
     if is_path:
         raise UserError(
-            f"--dataset={name} is not there, neither a folder of images nor a "
-            f"file ({', '.join(FILES)}); if it was moved, name its new place "
-            "with --dataset"
+            f"--dataset={name}: not found. Pass a folder of images or a file "
+            f"({', '.join(FILES)}); if it was moved, its new path."
         )
     try:
         return open_tfds(name, data_dir=data_dir, manual_dir=manual_dir)
@@ -138,29 +142,31 @@ def open_dataset(name, data_dir=None, manual_dir=None):
 def choose_splits(
     dataset, train_split=None, eval_split=None, validation_fraction=0.2
 ):
-    """Returns the `Data` that a run uses of a data set.
+    """Returns the training and evaluation data of a run.
 
     Args:
-      dataset: a `Dataset`. Its examples stand in an order that does not follow
-        the classes, so that any slice of them is a fair one.
-      train_split: what to train on, in TFDS's split language, such as
+      dataset: a `Dataset`. The order of its examples is independent of their
+        classes, so that any slice is a fair sample.
+      train_split: training examples in the split language of TFDS, such as
         "train[:90%]"; None for "train".
-      eval_split: what to evaluate on; None for the split that exists for it,
-        or else for a part of the training examples.
-      validation_fraction: how large that part is; 0 for nothing to evaluate
-        on. Where labels are known without reading every image, it has this
-        part of each class.
+      eval_split: evaluation examples; None for the first of
+        `EVALUATION_SPLITS` that exists, or for a held-out fraction of the
+        training examples.
+      validation_fraction: fraction of the training examples to hold out; 0 for
+        no evaluation. The fraction is the same for each class if the labels
+        are known without reading the images.
+
+    Returns:
+      A `Data`.
 
     Raises:
-      UserError: there is no such split, nothing in it, or something twice; or
-        there is only one class.
+      UserError: a split is unknown, empty, or contains an image twice; or the
+        data set has only one class.
     """
     if len(dataset.class_names) < 2:
         raise UserError(
-            f"there is only one class, {dataset.class_names[0]}; training "
-            "takes at least two, and a folder is train/CLASS/IMAGE and "
-            "test/CLASS/IMAGE, or CLASS/IMAGE"
-            f"{dataset.hint and f'. {dataset.hint}'}"
+            "--dataset: must have at least two classes for training, but has "
+            f"only {dataset.class_names[0]}. {dataset.hint or LAYOUT}"
         )
     held_out = [name for name in EVALUATION_SPLITS if name in dataset.splits]
     train = _select(dataset, "train_split", train_split or "train")
@@ -171,30 +177,30 @@ def choose_splits(
     shared = train.overlap(evaluation)
     if shared:
         raise UserError(
-            f"--train_split={train_split or 'train'} and --eval_split={spec} "
-            f"share {shared:,} images: what was trained on measures nothing; "
-            "take parts that share none, such as train[:90%] and train[90%:]"
+            f"--train_split={train_split or 'train'}: shares {shared:,} images "
+            f"with --eval_split={spec}. Pass parts that share none, such as "
+            "train[:90%] and train[90%:]."
         )
     note = ""
     if not eval_split and held_out[1:]:
         rest = " and ".join(held_out[1:])
         note = (
-            f"Evaluating on {spec}; {rest} is left for the end: "
+            f"Evaluating on {spec}; use {rest} for the final evaluation: "
             f"--mode=evaluate --eval_split={held_out[-1]}"
         )
     return _data(dataset, train, evaluation, note)
 
 
 def choose_evaluation(dataset, eval_split=None):
-    """Returns the `Split` of a data set to measure anything on.
+    """Returns the `Split` of a data set to evaluate on.
 
     Args:
       dataset: a `Dataset`.
-      eval_split: which one; None for the split that exists for it, or else for
-        all of the first.
+      eval_split: split in the split language of TFDS; None for the first of
+        `EVALUATION_SPLITS` that exists, or for the first split.
 
     Raises:
-      UserError: there is no such split, or nothing in it.
+      UserError: the split is unknown or empty.
     """
     names = [*EVALUATION_SPLITS, *dataset.splits]
     first = next(name for name in names if name in dataset.splits)
@@ -202,9 +208,9 @@ def choose_evaluation(dataset, eval_split=None):
 
 
 def check_new(data, dataset):
-    """Raises UserError where a new run could not be measured correctly.
+    """Raises UserError if a new run could not be evaluated correctly.
 
-    Runs that exist are read all the same.
+    Existing runs are not checked and stay readable.
 
     Args:
       data: a `Data`.
@@ -220,9 +226,9 @@ def check_new(data, dataset):
             if name == repeated[0]
         ]
         raise UserError(
-            f"--dataset={dataset}: names of classes must be unique, and "
-            f"{repeated[0]!r} is that of classes "
-            f"{' and '.join(map(str, numbers))}. Rename one of them"
+            f"--dataset={dataset}: class names must be unique, but classes "
+            f"{' and '.join(map(str, numbers))} are named {repeated[0]!r}. "
+            "Rename one of them."
         )
     if data.evaluation is None:
         return
@@ -230,24 +236,25 @@ def check_new(data, dataset):
     if len(linked):
         train, evaluation = map(data.train.store.name, linked[0])
         raise UserError(
-            f"--dataset={dataset}: {len(linked):,} images to evaluate on are "
-            f"images to train on, through links: {evaluation} is {train}. Put "
-            "other images in place of the links, or pass other splits"
+            f"--dataset={dataset}: {len(linked):,} evaluation images are the "
+            f"same files as training images, such as {evaluation} and {train}. "
+            "Replace the links by other images, or pass other splits."
         )
 
 
 def check_unique(names):
-    """Raises UserError where classes cannot be matched by their names."""
+    """Raises UserError if classes cannot be matched by name."""
     repeated = _repeated(names)
     if repeated:
         raise UserError(
-            f"several classes are called {first_few(map(repr, repeated))}: "
-            "classes are matched by name, which must be unique. Rename them"
+            "--dataset: class names must be unique to match classes by name, "
+            f"but several are named {first_few(map(repr, repeated))}. Rename "
+            "them."
         )
 
 
 def spelling_warnings(class_names):
-    """Returns lines on classes that may be one, written in several ways."""
+    """Returns warnings about class names that differ only in spelling."""
     warnings, alike = [], {}
     for name in dict.fromkeys(class_names):
         form = unicodedata.normalize("NFC", name)
@@ -259,14 +266,14 @@ def spelling_warnings(class_names):
             what = "Unicode form" if len(forms) == 1 else "case"
             what = what if len(folded) == 1 else "spaces"
             warnings.append(
-                f"classes {' and '.join(map(ascii, names))} differ in {what} "
-                "only, which some file systems take for one name. If they are "
-                "one class, give them one name"
+                f"classes {' and '.join(map(ascii, names))}: differ only in "
+                f"{what}, so some file systems treat them as one name. If they "
+                "are one class, give them one name."
             )
     others = len(warnings) - MAX_WARNINGS
     if others > 0:
         warnings[MAX_WARNINGS:] = [
-            f"{others:,} other names have several spellings"
+            f"{others:,} other class names: have several spellings."
         ]
     return warnings
 
@@ -275,10 +282,10 @@ def _unknown(name):
     known = [*DATASETS, *tfds.list_builders()]
     return UserError(
         f"--dataset={name}: neither a folder nor a TFDS data set."
-        f"{nearest(name, known)} Use one of: {', '.join(DATASETS)}, an "
-        "image-classification set of TFDS, a folder with a folder of images "
-        "per class, an .h5 file, or a .csv or .tsv file with the columns image "
-        "and label"
+        f"{nearest(name, known)} Pass {', '.join(DATASETS)}, an "
+        "image-classification data set of TFDS, a folder with a folder of "
+        "images per class, an .h5 file, or a .csv or .tsv file with the "
+        "columns image and label."
     )
 
 
@@ -295,7 +302,7 @@ def _data(dataset, train, evaluation, note=""):
 
 
 def _select(dataset, flag, spec):
-    """Returns the split that a flag asks for."""
+    """Returns the split of a specification in TFDS's split language."""
     infos = {
         name: tfds.core.SplitInfo(
             name=name, shard_lengths=[split.num_examples], num_bytes=0
@@ -306,9 +313,9 @@ def _select(dataset, flag, spec):
         parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
     except (ValueError, AssertionError, TypeError) as error:
         raise UserError(
-            f"--{flag}={spec} cannot be read; there is "
-            f"{', '.join(dataset.splits)}, and parts of it such as "
-            f"{next(iter(dataset.splits))}[:90%]"
+            f"--{flag}={spec}: unknown split or invalid slice. Pass one of "
+            f"{', '.join(dataset.splits)}, or a slice such as "
+            f"{next(iter(dataset.splits))}[:90%]."
         ) from error
     split = functools.reduce(
         Split.plus,
@@ -318,44 +325,46 @@ def _select(dataset, flag, spec):
         ),
     )
     if not split.num_examples:
-        raise UserError(f"--{flag}={spec} holds no images")
+        raise UserError(
+            f"--{flag}={spec}: contains no images. Pass a larger slice."
+        )
     repeated = 0
     if len(parts) > 1:
         _, times = np.unique(split.indices, return_counts=True)
         repeated = np.count_nonzero(times > 1)
     if repeated:
         raise UserError(
-            f"--{flag}={spec} names {repeated:,} images more than once; take "
-            "parts that share none"
+            f"--{flag}={spec}: contains {repeated:,} images more than once. "
+            "Pass parts that share none."
         )
     return split
 
 
 def _hold_out(split, fraction):
-    """Returns what is left of a split, the part held out, and a note."""
+    """Returns the rest of a split, the held-out fraction, and a note."""
     count = split.num_examples
     if fraction == 0:
-        note = "Training on everything (--validation_fraction=0): "
-        return split, None, f"{note}nothing is evaluated on"
+        note = "Training on all images, without evaluation"
+        return split, None, f"{note} (--validation_fraction=0)"
     if not 0 < fraction < 1 or count < 2:
         raise UserError(
-            f"--validation_fraction={fraction} of {count} images cannot be "
-            "held out; take a part between 0 and 1 of at least two, or 0 to "
-            "train on everything and to evaluate on nothing"
+            f"--validation_fraction={fraction}: must be between 0 and 1, and "
+            f"requires at least two images (found {count}). Pass 0 to train on "
+            "all images without evaluation."
         )
     if split.labels is None:
         kept = min(max(round(count * (1 - fraction)), 1), count - 1)
         return split.slice(0, kept), split.slice(kept, count), ""
     _check_even(split, fraction)
     halves = StratifiedShuffleSplit(test_size=fraction, random_state=0)
-    # Of the images, only their number counts.
+    # Only the number of images matters.
     images = np.broadcast_to(0, count)
     train, evaluation = next(halves.split(images, split.labels))
     return split.take(np.sort(train)), split.take(np.sort(evaluation)), ""
 
 
 def _check_even(split, fraction):
-    """Raises UserError where not every class could be on both sides."""
+    """Raises UserError unless each class can be on both sides."""
     count = split.num_examples
     present, first, counts = np.unique(
         split.labels, return_index=True, return_counts=True
@@ -364,22 +373,22 @@ def _check_even(split, fraction):
     if len(alone):
         names = [split.store.name(split.indices[i]) for i in alone]
         raise UserError(
-            "the only image of its class can be trained on or evaluated on, "
-            f"not both: {first_few(names)}; add images of the class, put those "
-            "to evaluate on into a folder test/, or take "
-            "--validation_fraction=0"
+            f"--validation_fraction={fraction}: requires at least two images "
+            f"per class; the only ones of their class: {first_few(names)}. Add "
+            "images, put evaluation images into a folder test/, or pass "
+            "--validation_fraction=0."
         )
     held_out = math.ceil(fraction * count)
     if min(held_out, count - held_out) < len(present):
         raise UserError(
-            f"--validation_fraction={fraction} of {count:,} images leaves "
-            f"{count - held_out:,} to train on and {held_out:,} to evaluate "
-            f"on, and there are {len(present):,} classes; take a part that has "
-            "an image of each on both sides, or --validation_fraction=0"
+            f"--validation_fraction={fraction}: {count:,} images give "
+            f"{count - held_out:,} training and {held_out:,} evaluation images "
+            f"for {len(present):,} classes. Pass a fraction with an image of "
+            "each class on both sides, or --validation_fraction=0."
         )
 
 
 def _repeated(names):
-    """Returns the names that come more than once."""
+    """Returns the names that occur more than once."""
     counts = collections.Counter(names)
     return [name for name, count in counts.items() if count > 1]

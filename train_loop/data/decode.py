@@ -1,6 +1,6 @@
-"""From the bytes of an image file to a square image: decode, crop, resize.
+"""Decoding, cropping and resizing of image files.
 
-Images are float32 [size, size, 3], RGB, from 0 to 255.
+The results are float32 [size, size, 3], RGB, from 0 to 255.
 """
 
 import contextlib
@@ -20,17 +20,18 @@ from train_loop.data.exif import (
     is_plain_png,
     jpeg_orientation,
     png_orientation_and_transparency,
+    rotate_upright,
     stored_window,
-    turn,
 )
 from train_loop.values import Bounds
 
-# It warns of what it then cannot decode, and of what it decodes all the same.
+# Pillow warns about images that it decodes correctly, and about those that it
+# then rejects.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# How a pixel is computed from those around it -> TensorFlow's kernel.
+# Interpolation -> TensorFlow's kernel.
 INTERPOLATIONS = {"bilinear": "triangle", "bicubic": "keyscubic"}
-# Photos of iPhones, by an extra: it brings libraries of 27 MB.
+# Photos of iPhones require an extra, because its libraries have 27 MB.
 try:
     import pillow_heif
 except ImportError:
@@ -39,38 +40,38 @@ else:
     pillow_heif.register_heif_opener()
     READS_HEIF = True
 HEIF_ADVICE = "HEIC requires the extra heif: pip install pillow-heif"
-# What stands behind the size of the first box of such a file.
+# The bytes after the size of the first box of a HEIF file.
 HEIF_HEADS = tuple(
     b"ftyp" + brand
     for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
 )
-# How files begin that TensorFlow decodes as Pillow does: JPEG and PNG.
+# The first bytes of files that TensorFlow decodes as Pillow does: JPEG, PNG.
 NATIVE_HEADS = (b"\xff\xd8\xff", b"\x89PNG")
-# TensorFlow's limit for JPEG and PNG files, and so that for all others.
+# TensorFlow's limit for JPEG and PNG files, here for all formats.
 MAX_PIXELS = 2**29 - 1
-TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels"
-# Pillow raises an error beyond twice as many.
+TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
+# Pillow raises an error above twice this number.
 PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 
 
 def transcode(encoded, exif_orientation=False):
-    """Returns an image file as JPEG or PNG, which the crops decode.
+    """Converts an image file to JPEG or PNG, which the crops decode.
 
     TensorFlow does not read TIFF, reads palettes of BMP files as gray levels,
-    and does not blend transparent pixels. Pillow reads all of these, as a
-    Python function: a graph with it stays in this process, and a `map` with it
-    is sequential under TensorFlow's op determinism.
+    and does not blend transparent pixels. Pillow does all of this as a Python
+    function. A graph with it cannot leave this process, and a `map` with it is
+    sequential under TensorFlow's op determinism.
 
     Args:
-      encoded: scalar string, the bytes of a file that Pillow reads (of an
-        animation, the first frame counts).
+      encoded: scalar string, the bytes of a file in a format of Pillow. Only
+        the first frame of an animation is used.
       exif_orientation: see `resnet_layers.Preprocessing`.
 
     Returns:
-      A scalar string: the same bytes of a JPEG or PNG file, or a PNG file.
+      A scalar string: a JPEG or PNG file unchanged, any other file as PNG.
 
     Raises:
-      tf.errors.OpError: the file is too large, or Pillow cannot read it.
+      tf.errors.OpError: the image is too large, or Pillow cannot read it.
     """
 
     def by_pillow():
@@ -81,7 +82,7 @@ def transcode(encoded, exif_orientation=False):
             [encoded],
             tf.uint8,
         )
-        # Not compressed: it is decoded again at once.
+        # Not compressed, because it is decoded at once.
         return tf.io.encode_png(
             tf.ensure_shape(pixels, [None, None, 3]), compression=0
         )
@@ -91,15 +92,15 @@ def transcode(encoded, exif_orientation=False):
         for head in NATIVE_HEADS
     ]
 
-    def as_it_is():
+    def unchanged():
         with tf.control_dependencies([_check_size(encoded)]):
             return tf.identity(encoded)
 
-    return tf.cond(tf.reduce_any(is_native), as_it_is, by_pillow)
+    return tf.cond(tf.reduce_any(is_native), unchanged, by_pillow)
 
 
 def center_crop(encoded, preprocessing):
-    """Decodes the middle of an image: the evaluation crop.
+    """Decodes the center of an image: the evaluation crop.
 
     Args:
       encoded: scalar string, a JPEG or PNG file; see `transcode`.
@@ -127,7 +128,7 @@ def random_resized_crop(
     narrowest: Annotated[float, Bounds(0.01, 100.0)] = 3 / 4,
     widest: Annotated[float, Bounds(0.01, 100.0)] = 4 / 3,
 ):
-    """Decodes a random part of an image: the usual training crop.
+    """Decodes a random window of an image: the standard training crop.
 
     Source: Szegedy et al., 2014, https://arxiv.org/abs/1409.4842.
 
@@ -135,10 +136,10 @@ def random_resized_crop(
       encoded: see `center_crop`.
       seed: int [2]; the same seed gives the same crop.
       preprocessing: a `resnet_layers.Preprocessing`.
-      smallest: part of the area that is taken at least.
-      largest: part of the area that is taken at most.
-      narrowest: width, in heights, of the narrowest part.
-      widest: width, in heights, of the widest part.
+      smallest: minimum fraction of the area.
+      largest: maximum fraction of the area.
+      narrowest: minimum aspect ratio, width / height.
+      widest: maximum aspect ratio, width / height.
 
     Returns:
       float32 [image_size, image_size, 3] from 0 to 255.
@@ -156,23 +157,25 @@ def random_resized_crop(
 
 
 def random_window(shape, seed, areas=(0.08, 1.0), ratios=(3 / 4, 4 / 3)):
-    """Draws a part of an image as torchvision's `RandomResizedCrop` does.
+    """Draws a window of an image as torchvision's `RandomResizedCrop` does.
 
-    The area and the logarithm of width / height are uniform. If none of ten
-    draws fits into the image, the window is the middle of the image, as much
-    as the ratios allow.
+    The area and the logarithm of the aspect ratio are uniform. If none of ten
+    windows fits into the image, the window is the largest centered one within
+    the range of aspect ratios.
 
     Args:
-      shape: int [2 or 3], the height and width of an image.
+      shape: int [2 or 3], the height and width of an image first.
       seed: int [2]; the same seed gives the same window.
-      areas: smallest and largest area, as fractions of the image's.
-      ratios: smallest and largest width / height.
+      areas: minimum and maximum fraction of the image's area.
+      ratios: minimum and maximum aspect ratio, width / height.
 
     Returns:
       (top, left, height, width), int32 scalars.
     """
     image_size = tf.cast(shape[:2], tf.float32)
-    area, ratio, *place = tf.unstack(tf.random.stateless_uniform([4, 10], seed))
+    area, ratio, *position = tf.unstack(
+        tf.random.stateless_uniform([4, 10], seed)
+    )
     area = (areas[0] + (areas[1] - areas[0]) * area) * tf.reduce_prod(
         image_size
     )
@@ -182,36 +185,36 @@ def random_window(shape, seed, areas=(0.08, 1.0), ratios=(3 / 4, 4 / 3)):
     fits = tf.reduce_all((sizes > 0) & (sizes <= image_size), axis=1)
     first = tf.argmax(fits)
     free = image_size - sizes[first] + 1
-    low = tf.floor(tf.stack(place, axis=1)[first] * free)
-    # What no draw fits into is wider or higher than the ratios allow.
+    low = tf.floor(tf.stack(position, axis=1)[first] * free)
+    # If no window fits, the image is wider or higher than the ratios allow.
     height, width = tf.unstack(image_size)
-    middle = tf.stack(
+    center = tf.stack(
         [
             tf.minimum(height, tf.round(width / ratios[0])),
             tf.minimum(width, tf.round(height * ratios[1])),
         ]
     )
-    middle = tf.maximum(middle, 1)
-    size = tf.where(fits[first], sizes[first], middle)
-    low = tf.where(fits[first], low, (image_size - middle) // 2)
+    center = tf.maximum(center, 1)
+    size = tf.where(fits[first], sizes[first], center)
+    low = tf.where(fits[first], low, (image_size - center) // 2)
     return tf.unstack(tf.cast(tf.concat([low, size], 0), tf.int32))
 
 
-# Ways to decode for training, in place of the crop of the evaluation.
+# Training crops, which replace the center crop.
 CROPS = {"random_resized_crop": random_resized_crop}
 
 
 def check_image(encoded):
-    """Decodes a whole image, as training and evaluation may have to.
+    """Decodes a whole image to find errors.
 
     Args:
       encoded: scalar string, the bytes of a file.
 
     Returns:
-      True, a scalar tensor.
+      A scalar tensor, True.
 
     Raises:
-      tf.errors.OpError: it cannot be decoded.
+      tf.errors.OpError: the image cannot be decoded.
     """
     encoded = transcode(encoded)
     image, _ = _decode_window(encoded, lambda shape: (0, 0, shape[0], shape[1]))
@@ -219,30 +222,33 @@ def check_image(encoded):
 
 
 def _crop(encoded, window, preprocessing):
-    """Returns a window of an image, float32 [image_size, image_size, 3]."""
+    """Decodes and resizes a window, float32 [image_size, image_size, 3]."""
     image, orientation = _decode_window(
         encoded, window, preprocessing.exif_orientation
     )
     image = _resize(image, preprocessing)
-    # A square, which is turned much faster than what it was made from.
-    return turn(image, orientation) if preprocessing.exif_orientation else image
+    # After resizing, because a small square rotates much faster.
+    if not preprocessing.exif_orientation:
+        return image
+    return rotate_upright(image, orientation)
 
 
 def _decode_window(encoded, window, exif_orientation=False):
-    """Decodes the (top, left, height, width) that `window(shape)` returns.
+    """Decodes a window of an image.
 
     Args:
       encoded: scalar string, a JPEG or PNG file.
-      window: takes and returns numbers of the upright image.
+      window: maps the shape of the upright image to (top, left, height, width)
+        in it.
       exif_orientation: see `resnet_layers.Preprocessing`.
 
     Returns:
-      (uint8 [height, width, 3] as it is stored, its orientation), see `turn`.
+      (uint8 [height, width, 3] as stored, orientation); see `rotate_upright`.
     """
 
     def decode_jpeg(window):
-        # Decodes only the blocks that the window touches. The accurate
-        # transform is as fast as the default one, and what Pillow computes.
+        # Decodes only the blocks of the window. The accurate transform is as
+        # fast as the default, and Pillow uses it.
         return tf.io.decode_and_crop_jpeg(
             encoded,
             tf.stack(window(tf.io.extract_jpeg_shape(encoded))),
@@ -295,14 +301,14 @@ def _on_white(image):
 
 
 def _check_size(encoded):
-    """Returns an operation that fails for a file too large to decode.
+    """Returns an operation that fails if an image has too many pixels.
 
-    TensorFlow itself reports that for PNG only.
+    TensorFlow itself reports this for PNG only.
     """
     shape = tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: tf.io.extract_jpeg_shape(encoded)[:2],
-        # Behind the signature and the length and name of the first chunk.
+        # After the signature and the length and name of the first chunk.
         lambda: tf.io.decode_raw(
             tf.strings.substr(
                 encoded, tf.minimum(16, tf.strings.length(encoded)), 8
@@ -320,29 +326,26 @@ def _decode_by_pillow(encoded, exif_orientation=False):
     try:
         with PIL.Image.open(io.BytesIO(encoded)) as image:
             if exif_orientation:
-                image = _as_viewed(image)
+                image = _as_displayed(image)
             if image.mode.startswith("I;16"):
-                # Of TIFF. Pillow would cut off what is above 255.
+                # TIFF. Pillow would clip values above 255.
                 gray = np.asarray(image) >> 8
                 return np.repeat(gray.astype("uint8")[..., None], 3, axis=2)
             if image.mode in ("I", "F"):
-                raise ValueError(
-                    "its pixels are numbers of 32 bits, of which nobody knows "
-                    "what is black and what is white"
-                )
+                raise ValueError("32-bit pixels with an unknown value range")
             return np.asarray(image.convert("RGB"))
     except PIL.Image.DecompressionBombError as error:
         raise ValueError(TOO_LARGE) from error
     except PIL.UnidentifiedImageError as error:
         if encoded[4:12] in HEIF_HEADS:
             raise ValueError(HEIF_ADVICE) from error
-        # Pillow's own words name an object in memory.
-        raise ValueError("not the content of an image file") from error
+        # Pillow's own message contains the address of an object.
+        raise ValueError("not an image file") from error
 
 
-def _as_viewed(image):
-    """Returns a Pillow image upright, its transparent pixels on white."""
-    # EXIF that cannot be read turns nothing.
+def _as_displayed(image):
+    """Rotates a Pillow image upright and blends transparency with white."""
+    # Damaged EXIF data are ignored.
     with contextlib.suppress(Exception):
         image = PIL.ImageOps.exif_transpose(image)
     if image.has_transparency_data:
@@ -355,8 +358,8 @@ def _as_viewed(image):
 def _resize(image, preprocessing):
     """Resizes with antialiasing, as Pillow and torchvision do."""
     size = preprocessing.image_size
-    # One side after the other, in an image of a single column with many
-    # channels: the same numbers as of `tf.image.resize`, three times as fast.
+    # One side at a time, as an image of a single column with many channels:
+    # equal to `tf.image.resize` and three times as fast.
     for _ in range(2):
         height, width, channels = tf.unstack(tf.shape(image))
         scale = size / tf.cast(height, tf.float32)
@@ -372,6 +375,6 @@ def _resize(image, preprocessing):
         image = tf.transpose(image, [1, 0, 2])
     image = tf.ensure_shape(image, [size, size, 3])
     if preprocessing.interpolation == "bicubic":
-        # Cubic curves swing beyond what they go through.
+        # Bicubic interpolation overshoots at edges.
         image = tf.clip_by_value(image, 0.0, 255.0)
     return image

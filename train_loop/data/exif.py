@@ -1,40 +1,42 @@
-"""The orientation of images: EXIF metadata, read by TensorFlow operations.
+"""EXIF orientation of images, read with TensorFlow operations.
 
-Cameras store pixels as the sensor reads them, and beside them, from 1 to 8,
-how to rotate and mirror them. 1 is upright; 5 to 8 swap rows and columns.
+Cameras store the pixels in the order of the sensor, with an orientation from 1
+to 8: how to rotate and flip them. 1 is upright; 5 to 8 swap rows and columns.
 
-Source: CIPA DC-008, Exif 2.32, tag 0x0112. What is missing or damaged counts
-as 1, as in Pillow. Unlike Pillow, nothing reads an orientation in XMP.
+A missing or damaged orientation is 1, as in Pillow. Unlike in Pillow, an
+orientation in XMP metadata is ignored.
+
+Source: CIPA DC-008, Exif 2.32, tag 0x0112.
 """
 
 import tensorflow as tf
 
-# By orientation: whether the upright image, behind the exchange of rows and
-# columns, is stored with the last row first, or with the last column first.
+# By orientation: whether the rows or the columns of the upright image are
+# reversed, after rows and columns have been swapped.
 ROWS_REVERSED = (0, 0, 0, 1, 1, 0, 0, 1, 1)
 COLUMNS_REVERSED = (0, 0, 1, 1, 0, 0, 1, 1, 0)
 FIRST_SWAPPED = 5
 
-# JPEG: how segments begin that may come before EXIF, application data (JFIF
-# among it) and comments; that of EXIF; and the first one behind metadata.
+# JPEG markers: of the segments that can precede EXIF (application data such as
+# JFIF, and comments), of EXIF, and of the first segment after the metadata.
 APPLICATION, COMMENT = (0xE0, 0xEF), 0xFE
 JFIF = b"\xff\xe0\x00\x10"
 EXIF, EXIF_NAME = b"\xff\xe1", b"Exif\0\0"
 QUANTIZATION = b"\xff\xdb"
-# PNG: behind the signature and the first chunk.
+# PNG: position after the signature and the first chunk.
 SECOND_CHUNK = 33
 TAG = 0x0112
 # Types of the tag's value: 16 and 32 bits.
 SHORT, LONG = 3, 4
-# More entries of 12 bytes do not fit into a segment.
+# A segment has space for this many entries of 12 bytes.
 MAX_ENTRIES = 5461
 
 
 def as_call(function):
-    """Returns a function that stays one operation in a graph.
+    """Returns a function that is a single operation in a graph.
 
-    Inlined behind a condition, each of its operations would be visited for
-    every image that does not need it.
+    If it were inlined in a `tf.cond`, the executor would visit each of its
+    operations for every image, even for images that do not need them.
     """
     return tf.function(
         function,
@@ -44,16 +46,16 @@ def as_call(function):
 
 
 def is_plain_jpeg(encoded):
-    """Whether a JPEG file has just what JFIF requires, as most files do.
+    """Whether a JPEG file has only the JFIF header before the image data.
 
-    Such a file has no metadata, and this check is fast.
+    Most files are like this: they have no metadata, and the check is fast.
     """
     parts = tf.strings.substr(_head(encoded), [2, 20], [4, 2])
     return tf.reduce_all(parts == [JFIF, QUANTIZATION])
 
 
 def is_plain_png(encoded):
-    """Whether a PNG file has no metadata and no transparency, as most do."""
+    """Whether a PNG file has neither metadata nor transparency."""
     parts = tf.strings.substr(_head(encoded), [25, 37], [1, 4])
     return tf.reduce_any(
         tf.reduce_all(parts == [[b"\0", b"IDAT"], [b"\2", b"IDAT"]], axis=1)
@@ -64,10 +66,10 @@ def jpeg_orientation(encoded):
     """Returns the orientation of a JPEG file, int32 from 1 to 8.
 
     Args:
-      encoded: scalar string. EXIF is looked for in front of the first segment
-        that is no application data or comment.
+      encoded: scalar string. The search for EXIF stops at the first segment
+        that is neither application data nor a comment.
     """
-    # Where cameras put it, and where programs do, behind JFIF.
+    # Cameras write EXIF first; programs write it after JFIF.
     is_here = tf.reduce_all(
         tf.strings.substr(
             _head(encoded), [[2, 6, 2], [2, 20, 24]], [[2, 6, 0], [4, 2, 6]]
@@ -89,7 +91,7 @@ def jpeg_orientation(encoded):
 
 @as_call
 def _find_exif(encoded):
-    """Returns where the segment of EXIF begins in a JPEG file, or -1."""
+    """Returns the position of the EXIF segment in a JPEG file, or -1."""
 
     def is_before_exif(position, segment):
         del position
@@ -113,7 +115,7 @@ def _find_exif(encoded):
     position, segment = tf.while_loop(
         is_before_exif,
         next_segment,
-        # Behind the marker of the beginning.
+        # After the marker for the start of the image.
         (tf.constant(2), _numbers(encoded, 2, 10)),
     )
     return tf.where(is_exif(segment), position, -1)
@@ -126,7 +128,7 @@ def png_orientation_and_transparency(encoded):
       encoded: scalar string.
 
     Returns:
-      (orientation, int32 from 1 to 8; whether pixels may be transparent, bool).
+      (orientation, int32 from 1 to 8; whether pixels can be transparent, bool).
     """
 
     def kind_of(position):
@@ -146,7 +148,7 @@ def png_orientation_and_transparency(encoded):
         for byte in others:
             length = length * 256 + byte
         return (
-            # A length beyond 31 bits is damage, and becomes negative.
+            # A length above 31 bits is damaged and becomes negative.
             position + 12 + length,
             tf.where(kind == b"eXIf", position + 8, exif),
             is_transparent | (kind == b"tRNS"),
@@ -169,12 +171,12 @@ def png_orientation_and_transparency(encoded):
 
 
 def stored_window(window, orientation, shape):
-    """Returns the part of the stored pixels that is a window when upright.
+    """Converts a window of the upright image to the stored pixels.
 
     Args:
       window: maps the shape of the upright image to (top, left, height, width).
-      orientation: int32.
-      shape: int32 [3], of the image as it is stored.
+      orientation: int32 from 1 to 8.
+      shape: int32 [3], shape of the stored image.
 
     Returns:
       (top, left, height, width).
@@ -191,11 +193,11 @@ def stored_window(window, orientation, shape):
     return tf.unstack(box)
 
 
-def turn(image, orientation):
-    """Returns stored pixels, [height, width, channels], upright."""
+def rotate_upright(image, orientation):
+    """Rotates and flips stored pixels, [height, width, channels], upright."""
 
     @as_call
-    def turned(image, orientation):
+    def rotated(image, orientation):
         image = tf.cond(
             orientation >= FIRST_SWAPPED,
             lambda: tf.transpose(image, [1, 0, 2]),
@@ -210,21 +212,21 @@ def turn(image, orientation):
         return image
 
     return tf.cond(
-        orientation > 1, lambda: turned(image, orientation), lambda: image
+        orientation > 1, lambda: rotated(image, orientation), lambda: image
     )
 
 
 @as_call
 def _tiff_orientation(encoded, start):
-    """Returns the orientation in the TIFF structure that begins at `start`."""
+    """Returns the orientation in the TIFF structure at `start`."""
 
     def read(little_endian):
         def words(position, count):
-            """Returns numbers of 16 bits, int32 [count]."""
+            """Returns 16-bit integers, int32 [count]."""
             return _numbers(encoded, position, count, tf.uint16, little_endian)
 
         def long(first, second):
-            """Returns the number of 32 bits that two words are."""
+            """Returns the 32-bit integer of two words."""
             low, high = (first, second) if little_endian else (second, first)
             return low + 65536 * high
 
@@ -235,7 +237,7 @@ def _tiff_orientation(encoded, start):
         is_short, is_long = kind == SHORT, kind == LONG
         values = tf.where(is_short, value[0], long(*value))
         is_orientation = (tag == TAG) & (is_short | is_long)
-        # The first one counts, and nothing beside these numbers.
+        # The first value counts; values outside 1 to 8 are invalid.
         found = tf.boolean_mask(values, is_orientation)
         found = tf.concat([found, [1]], axis=0)[0]
         return tf.where((found >= 1) & (found <= 8), found, 1)
@@ -252,16 +254,16 @@ def _tiff_orientation(encoded, start):
 
 
 def _head(encoded, size=48):
-    """Returns the first bytes of a file, and more where it is shorter.
+    """Returns the first bytes of a file, padded with zeros.
 
-    Beyond the end of a string `substr` fails, with bytes in its message that
-    TensorFlow itself cannot decode.
+    Past the end of a string, `substr` fails, and its message contains bytes
+    that TensorFlow itself cannot decode.
     """
     return tf.strings.substr(encoded, 0, size) + bytes(size)
 
 
 def _numbers(encoded, position, count, dtype=tf.uint8, little_endian=True):
-    """Returns numbers of a file, int32 [count]; 0 where there are none."""
+    """Returns integers of a file, int32 [count]; 0 past the end."""
     size = count * dtype.size
     start = tf.clip_by_value(position, 0, tf.strings.length(encoded))
     part = tf.strings.substr(encoded, start, size)

@@ -1,4 +1,4 @@
-"""Images in folders named after their classes, or listed in a CSV file."""
+"""Images in class folders, or listed in a CSV file."""
 
 import csv
 import functools
@@ -17,7 +17,7 @@ from train_loop.data.image_files import (
 from train_loop.errors import UserError, first_few
 from train_loop.workdir import Workdir
 
-# What folders of splits are called, whatever their capitals -> the split.
+# Name of a split folder, in lower case -> split.
 SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -29,15 +29,18 @@ SPLIT_FOLDERS = {
     "test": "test",
     "testing": "test",
 }
-# Folders that systems add: what macOS packs into an archive, and thumbnails of
-# a Synology NAS.
+# Folders that systems add: metadata of macOS in archives, and thumbnails of a
+# Synology NAS.
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")
-# How far below a folder its data set is looked for.
-LEVELS = 5
+# Maximum depth of the search for a nested data set.
+MAX_DEPTH = 5
+LAYOUT = (
+    "Use the layout train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE."
+)
 CSV_SUFFIXES = (".csv", ".tsv")
 CSV_DELIMITERS = (",", ";", "\t")
-# What a column holds -> what it may be called, in any capitals, with blanks or
-# hyphens for underscores.
+# Kind of column -> its accepted names, in any case, with blanks or hyphens in
+# place of underscores.
 CSV_COLUMNS = {
     "image": (
         *("image", "image_path", "image_name", "path", "file"),
@@ -45,28 +48,27 @@ CSV_COLUMNS = {
     ),
     "label": ("label", "class", "class_name", "category", "target"),
     "split": ("split",),
-    # Of pandas; skipped.
+    # The index of pandas, which is ignored.
     "index": ("", "index", "unnamed:_0"),
 }
 
 
 def open_folder(root):
-    """Returns the images below a folder.
+    """Opens a folder of images.
 
     Args:
-      root: folder in the layout of `tfds.ImageFolder`, SPLIT/CLASS/IMAGE,
-        with splits by the names in `SPLIT_FOLDERS`; or just CLASS/IMAGE.
-        Images may lie in folders below that of their class, and any of these
-        may be links.
+      root: folder with the layout SPLIT/CLASS/IMAGE, as `tfds.ImageFolder`, or
+        CLASS/IMAGE. `SPLIT_FOLDERS` lists the names of splits. Images can be in
+        subfolders of their class. Files and folders can be links.
 
     Returns:
-      A `Dataset`. Its warnings report what is skipped: files of other kinds,
-      images outside of classes, and folders that are neither a split nor a
-      class.
+      A `Dataset`. Its warnings report skipped files and folders: unsupported
+      formats, images outside of class folders, and folders that are neither a
+      split nor a class.
 
     Raises:
-      UserError: there are no folders of classes, two for one split, or no
-        images to train on.
+      UserError: the folder has no class folders, two folders for one split, or
+        no training images.
     """
     root = pathlib.Path(root)
     folders = _split_folders(root)
@@ -80,8 +82,7 @@ def open_folder(root):
     class_names = sorted(set().union(*classes.values()))
     if not class_names:
         raise UserError(
-            f"{root} is no folder of classes: it takes train/CLASS/IMAGE and "
-            f"test/CLASS/IMAGE, or CLASS/IMAGE; found no folder{_above(root)}"
+            f"{root}: no class folders found. {_parent_hint(root) or LAYOUT}"
         )
     unused = _Unused(Paths(), [], [], [])
 
@@ -100,53 +101,53 @@ def open_folder(root):
         stored = open_image_files(root, class_names, files)
     except UserError as error:
         raise UserError(f"{error}{heif_advice(unused.others)}") from error
-    # The splits' folders lie in the root.
+    # The root contains the split folders.
     levels = {root: _list_folder(root)} | {
         folders[split]: level for split, level in levels.items()
     }
-    warnings += _outside_of_classes(levels, unused)
-    warnings += _below_classes(root, unused, class_names)
+    warnings += _warnings_outside_classes(levels, unused)
+    warnings += _warnings_inside_classes(root, unused, class_names)
     hint = ""
     if len(class_names) == 1:
         [folder, *_] = [of[class_names[0]] for of in classes.values() if of]
-        hint = _below(folder)
+        hint = _subfolder_hint(folder)
     return stored._replace(warnings=tuple(warnings), hint=hint)
 
 
 def open_csv(path):
-    """Returns the images that a CSV file lists.
+    """Opens the images that a CSV file lists.
 
     Args:
-      path: of a file in UTF-8 with two columns by names in `CSV_COLUMNS`:
-        paths, relative to the folder of the file, and names of classes. A
-        third one may name the split of each image, as in `SPLIT_FOLDERS`.
-        Commas, semicolons or tabs separate them.
+      path: UTF-8 file with an image column (paths relative to the folder of
+        the file), a label column (class names) and optionally a split column
+        (names in `SPLIT_FOLDERS`). `CSV_COLUMNS` lists the names of columns.
+        The delimiter is a comma, a semicolon or a tab.
 
     Returns:
       A `Dataset`.
 
     Raises:
-      UserError: the file cannot be read, or has other columns, an image
-        twice, a line without image or label, or no line.
+      UserError: the file cannot be read, has other columns, lacks an image or
+        a label in a line, or lists no images.
     """
     path = pathlib.Path(path).expanduser()
     try:
-        # Spreadsheets begin such files with a mark.
+        # Spreadsheets start the file with a byte order mark.
         text = path.read_text(encoding="utf-8-sig")
         rows = _read_csv(text)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"{path} cannot be read as a table in UTF-8 with commas ({error})"
+            f"{path}: not readable as CSV ({error}). Save it as CSV in UTF-8."
         ) from error
     columns = rows[0][1] if rows else []
     kinds = _kinds(columns)
     if not _fits(kinds):
-        others = [*CSV_COLUMNS["image"][1:], *CSV_COLUMNS["label"][1:]]
+        synonyms = [*CSV_COLUMNS["image"][1:], *CSV_COLUMNS["label"][1:]]
         raise UserError(
-            f"{path} has the columns {', '.join(columns) or 'of no table'}; it "
-            "takes image and label, or other names for them "
-            f"({', '.join(others)}), "
-            "one label for each image, and optionally split"
+            f"{path}: must have one image column, one label column and "
+            f"optionally a split column, not {', '.join(columns) or 'none'}. "
+            "Name them image, label and split, or use a synonym "
+            f"({', '.join(synonyms)})."
         )
     line_of, examples, fault = {}, [], ""
     real_folder = functools.cache(os.path.realpath)
@@ -155,43 +156,57 @@ def open_csv(path):
         image, label = values.get("image"), values.get("label")
         if len(row) != len(kinds) or not image or not label or "\0" in image:
             raise UserError(
-                f"line {number} of {path} is no image with a label: "
-                f"{','.join(row)}"
+                f"{path}: line {number} must have an image and a label, not "
+                f"{','.join(row)!r}. Complete or remove the line."
             )
         split = SPLIT_FOLDERS.get(values.get("split", "train").lower())
         if split is None:
             raise UserError(
-                f"line {number} of {path} has the split "
-                f"{values['split'] or 'of no name'}; must be one of "
-                f"{', '.join(SPLIT_FOLDERS)}"
+                f"{path}: line {number} has the unknown split "
+                f"{values['split']!r}. Use one of {', '.join(SPLIT_FOLDERS)}."
             )
-        # However it is spelled, a.png and ./a.png.
+        # a.png and ./a.png are the same image.
         folder, name = os.path.split(path.parent / image)
-        place = real_folder(folder), name
-        if place in line_of:
+        key = real_folder(folder), name
+        if key in line_of:
             fault = fault or (
-                f"line {number} of {path} has {image} again, which line "
-                f"{line_of[place]} has; each image has one line and one label"
+                f"{path}: line {number} repeats {image} of line "
+                f"{line_of[key]}. List each image once."
             )
-        line_of.setdefault(place, number)
+        line_of.setdefault(key, number)
         examples.append((split, path.parent / image, label))
     class_names = sorted({label for *_, label in examples})
     if not class_names:
         raise UserError(
-            f"{path} lists no image; it takes a line for each, below the names "
-            "of the columns"
+            f"{path}: no images listed. Add a line for each image below the "
+            "names of the columns."
         )
     numbers = {name: number for number, name in enumerate(class_names)}
     files = {split: [] for split, *_ in examples}
     for split, image, label in examples:
         files[split].append((image, numbers[label]))
     stored = open_image_files(path.parent, class_names, files)
-    # Runs that began with one image in two spellings stay readable.
+    # Not an error here: existing runs with a repeated image stay readable.
     return stored._replace(fault=fault)
 
 
+def subfolders(path):
+    """Returns the subfolders of a folder, without run folders."""
+    return _list_folder(path).folders
+
+
+def is_skipped(name):
+    """Whether a name is hidden or belongs to an operating system."""
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def images_below(folder):
+    """Yields the paths of the images in a folder and its subfolders."""
+    return _images(folder, _Unused(Paths(), [], [], []))
+
+
 class _Level(NamedTuple):
-    """What lies in a folder: folders, of these the runs, and images."""
+    """The content of a folder: subfolders, run folders and images."""
 
     folders: list
     runs: list
@@ -199,7 +214,7 @@ class _Level(NamedTuple):
 
 
 def _list_folder(path):
-    """Returns the `_Level` of a folder, sorted, without what is hidden."""
+    """Returns the `_Level` of a folder, sorted, without hidden entries."""
     if not path.is_dir():
         return _Level([], [], [])
     level = _Level([], [], [])
@@ -213,27 +228,11 @@ def _list_folder(path):
     return _Level(*map(sorted, level))
 
 
-def subfolders(path):
-    """Returns the folders in a folder, without runs that were put there."""
-    return _list_folder(path).folders
-
-
-def is_skipped(name):
-    """Whether what has this name is hidden, or of an operating system."""
-    return name.startswith(".") or name in SYSTEM_FOLDERS
-
-
-def images_below(folder):
-    """Yields the paths of the images in a folder and in those below it."""
-    return _images(folder, _Unused(Paths(), [], [], []))
-
-
 class _Unused(NamedTuple):
-    """What lies in folders of classes beside images.
+    """Skipped and unusual entries of class folders.
 
-    `others` are files of other kinds, `runs` folders of runs, and `empty`
-    folders without images. `splits` are folders in that of a class with the
-    name of a split.
+    `others` are unsupported files, `runs` run folders, `splits` subfolders of
+    a class with the name of a split, and `empty` classes without images.
     """
 
     others: Paths
@@ -242,11 +241,11 @@ class _Unused(NamedTuple):
     empty: list
 
 
-def _images(folder, unused, above=()):
-    """Yields the images in a folder and in those below it, in their order."""
-    state = os.stat(folder)
-    above = (*above, (state.st_dev, state.st_ino))
-    # Of the folder that is read, the names alone are in memory.
+def _images(folder, unused, parents=()):
+    """Yields the images in a folder and its subfolders, sorted by name."""
+    status = os.stat(folder)
+    parents = (*parents, (status.st_dev, status.st_ino))
+    # To save memory, only the names in the current folder are kept.
     names, folders, others = [], set(), set()
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -265,20 +264,20 @@ def _images(folder, unused, above=()):
             yield path
         elif _is_run(path):
             unused.runs.append(path)
-        # A link to where it lies would lead round and round.
-        elif not _is_one_of(path, above):
-            if len(above) == 1 and name.lower() in SPLIT_FOLDERS:
+        # A link to a parent folder would recurse forever.
+        elif not _is_one_of(path, parents):
+            if len(parents) == 1 and name.lower() in SPLIT_FOLDERS:
                 unused.splits.append(pathlib.Path(path))
-            yield from _images(path, unused, above)
+            yield from _images(path, unused, parents)
 
 
-def _is_one_of(path, above):
-    state = os.stat(path)
-    return (state.st_dev, state.st_ino) in above
+def _is_one_of(path, folders):
+    status = os.stat(path)
+    return (status.st_dev, status.st_ino) in folders
 
 
 def _is_run(folder):
-    """Whether a folder is that of a run, and not of a class."""
+    """Whether a folder is a run folder and not a class."""
     workdir = Workdir(pathlib.Path(folder))
     return workdir.is_run and (
         workdir.data.exists() or workdir.checkpoints.exists()
@@ -286,18 +285,18 @@ def _is_run(folder):
 
 
 def _split_folders(root):
-    """Returns {split: folder of its classes}, ordered as `SPLIT_FOLDERS`."""
+    """Returns {split: its folder}, in the order of `SPLIT_FOLDERS`."""
     found = {}
     for folder in subfolders(root):
         split = SPLIT_FOLDERS.get(folder.name.lower())
         if split is None or not subfolders(folder):
             continue
-        # A link from one to the other is no second folder; small letters
-        # sort last, and stay.
+        # A link to the same folder is not a second one. Lower case sorts last
+        # and is kept.
         if split in found and not folder.samefile(found[split]):
             raise UserError(
-                f"{found[split]} and {folder} are both the split {split}; put "
-                "their images into one folder, or rename one of them"
+                f"{found[split]} and {folder}: both are the split {split}. "
+                "Merge the folders, or rename one of them."
             )
         found[split] = folder
     return {
@@ -308,7 +307,7 @@ def _split_folders(root):
 
 
 def _unused_folders(root, used):
-    """Returns a warning of what lies beside the folders of splits."""
+    """Returns a warning about folders beside the split folders."""
     names = [
         folder.name
         for folder in subfolders(root)
@@ -316,15 +315,14 @@ def _unused_folders(root, used):
     ]
     if not names:
         return []
-    verb = "is" if len(names) == 1 else "are"
     return [
-        f"{first_few(names)} in {root} {verb} used for nothing: what holds "
-        f"folders of classes, and is called {', '.join(SPLIT_FOLDERS)}, is read"
+        f"{root}: skipped {first_few(names)}. To use a folder as a split, put "
+        f"class folders into it and name it {', '.join(SPLIT_FOLDERS)}."
     ]
 
 
-def _outside_of_classes(levels, unused):
-    """Returns warnings of runs, and of images beside the folders of classes.
+def _warnings_outside_classes(levels, unused):
+    """Returns warnings about run folders and images beside class folders.
 
     Args:
       levels: {folder: its `_Level`}.
@@ -332,76 +330,76 @@ def _outside_of_classes(levels, unused):
     """
     runs = [run for level in levels.values() for run in level.runs]
     runs = [*dict.fromkeys(map(str, [*runs, *unused.runs]))]
-    verb = "is the folder of a run" if len(runs) == 1 else "are those of runs"
-    warnings = [f"{first_few(runs)} {verb}: skipped"] if runs else []
+    kind = "a run folder" if len(runs) == 1 else "run folders"
+    warnings = [f"{first_few(runs)}: skipped as {kind}."] if runs else []
     for folder, level in levels.items():
         names = [image.name for image in level.images]
         if names:
             warnings.append(
-                f"{len(names):,} images in {folder} are in no folder of a "
-                f"class: skipped: {first_few(names)}"
+                f"{folder}: skipped {len(names):,} images outside of class "
+                f"folders: {first_few(names)}. Move them into class folders."
             )
     return warnings
 
 
-def _below_classes(root, unused, class_names):
-    """Returns warnings of what folders of classes hold beside images."""
-    warnings, empty = [], unused.empty
-    if empty:
-        verb = "holds" if len(empty) == 1 else "hold"
-        warnings.append(f"{first_few(empty)} {verb} no images")
+def _warnings_inside_classes(root, unused, class_names):
+    """Returns warnings about the content of class folders beside images."""
+    warnings = []
+    if unused.empty:
+        warnings.append(
+            f"{first_few(unused.empty)}: no images found. Add some, unless "
+            "this is intended."
+        )
     if unused.others:
-        # There may be as many as images.
+        # Possibly as many as images, so that few become strings.
         few = [path for path, _ in zip(unused.others, range(5), strict=False)]
         names = [os.path.relpath(path, root) for path in few]
         names += [""] * (len(unused.others) - len(few))
         warnings.append(
-            f"{len(unused.others)} files in {root} are skipped: they are none "
-            f"of {', '.join(IMAGE_SUFFIXES)}: {first_few(names)}"
-            f"{heif_advice(unused.others)}"
+            f"{root}: skipped {len(unused.others):,} files in unsupported "
+            f"formats: {first_few(names)}. Supported are "
+            f"{', '.join(IMAGE_SUFFIXES)}.{heif_advice(unused.others)}"
         )
     inner = dict.fromkeys(path.parent for path in unused.splits)
     data_sets = [path for path in inner if _split_folders(path)]
     if data_sets and len(class_names) > 1:
-        verb = "looks" if len(data_sets) == 1 else "look"
         warnings.append(
-            f"{first_few(data_sets)} {verb} like a data set, and not like a "
-            f"class. If so, pass --dataset={data_sets[0]}"
+            f"{first_few(data_sets)}: read as a class, but has the layout of a "
+            f"data set. If it is one, pass --dataset={data_sets[0]}."
         )
     splits = [p for p in unused.splits if p.parent not in data_sets]
     if splits:
-        verb = "is no split" if len(splits) == 1 else "are no splits"
         warnings.append(
-            f"{first_few(splits)} {verb}, but part of a class. For splits, use "
-            "train/CLASS/IMAGE and test/CLASS/IMAGE"
+            f"{first_few(splits)}: read as part of a class, not as a split. "
+            "For splits, use train/CLASS/IMAGE and test/CLASS/IMAGE."
         )
     return warnings
 
 
-def _below(folder):
-    """Returns a hint at a data set in what would be the only class."""
-    for _ in range(LEVELS):
+def _subfolder_hint(folder):
+    """Returns a hint to a data set nested in the only class, or ""."""
+    for _ in range(MAX_DEPTH):
         level = _list_folder(folder)
         if _split_folders(folder) or len(level.folders) > 1:
-            return f"{folder} looks like the data set: pass --dataset={folder}"
+            return f"If {folder} is the data set, pass --dataset={folder}."
         if level.images or not level.folders:
             break
         [folder] = level.folders
     return ""
 
 
-def _above(root):
-    """Returns a hint at a data set above a folder without folders."""
+def _parent_hint(root):
+    """Returns a hint to the data set above a single class, or ""."""
     if not _list_folder(root).images:
         return ""
     root = root.absolute()
     is_split = root.parent.name.lower() in SPLIT_FOLDERS
     folder = root.parent.parent if is_split else root.parent
-    return f", but images. If these are one class, pass --dataset={folder}"
+    return f"If its images are one class, pass --dataset={folder}."
 
 
 def _read_csv(text):
-    """Returns [(number of its last line, values)] of the rows of a table."""
+    """Returns [(number of its last line, values)] for each row."""
     head = text.lstrip("\n").partition("\n")[0]
     delimiter = next(
         (
@@ -412,7 +410,7 @@ def _read_csv(text):
         ),
         CSV_DELIMITERS[0],
     )
-    # Unlike `str.splitlines`, it splits at the ends of lines only.
+    # Unlike `str.splitlines`, `StringIO` splits at line ends only.
     lines = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
     return [
         (lines.line_num, [value.strip() for value in line])
@@ -422,7 +420,7 @@ def _read_csv(text):
 
 
 def _kinds(columns):
-    """Returns what each column holds, by its name; None of an unknown one."""
+    """Returns the kind of each column by its name; None if unknown."""
     kind_of = {
         name: kind for kind, names in CSV_COLUMNS.items() for name in names
     }
@@ -433,7 +431,7 @@ def _kinds(columns):
 
 
 def _fits(kinds):
-    """Whether there is one column for images, one for labels, and no other."""
+    """Whether there are one image and one label column, and no unknown ones."""
     known = [kind for kind in kinds if kind not in ("index", "split")]
     return sorted(map(str, known)) == ["image", "label"] and (
         kinds.count("split") < 2

@@ -1,4 +1,4 @@
-"""Images in HDF5 files, in the layout of the hand signs."""
+"""Images in HDF5 files with the layout of the hand-signs data set."""
 
 import functools
 import pathlib
@@ -14,16 +14,19 @@ HDF5_SUFFIXES = (".h5", ".hdf5")
 
 
 def open_hdf5(*paths):
-    """Returns the images in HDF5 files.
+    """Opens the images in one or two HDF5 files.
 
     Args:
-      *paths: one or two files that hold, between them, `train_set_x` (uint8
-        [n, height, width, 1 or 3]), `train_set_y` (integers, n of them), the
-        same for test_set where there is one, and `list_classes`. Beside
-        train_NAME.h5, test_NAME.h5 is found by itself.
+      *paths: the files. Together, they contain `train_set_x` (uint8 [n, height,
+        width, 1 or 3]), `train_set_y` (n integers), optionally `test_set_x`
+        and `test_set_y`, and optionally `list_classes`. For a single
+        train_NAME.h5, test_NAME.h5 in the same folder is found automatically.
+
+    Returns:
+      A `Dataset`.
 
     Raises:
-      UserError: a file is not there, or something in it is not as above.
+      UserError: a file cannot be read or has another content.
     """
     paths = [pathlib.Path(path).expanduser() for path in paths]
     partner = paths[0].with_name(paths[0].name.replace("train", "test"))
@@ -45,24 +48,24 @@ def open_hdf5(*paths):
                     ]
         except (OSError, KeyError) as error:
             raise UserError(
-                f"{path} cannot be read as an HDF5 file with train_set_x, "
-                f"train_set_y and list_classes: {' '.join(str(error).split())}"
+                f"{path}: not readable ({' '.join(str(error).split())}). Pass "
+                "an HDF5 file with train_set_x, train_set_y and list_classes."
             ) from error
     if "train" not in parts:
         raise UserError(
-            f"no train_set_x in {', '.join(map(str, paths))}; --dataset takes "
-            "the HDF5 file that holds it"
+            f"{', '.join(map(str, paths))}: train_set_x not found. Pass the "
+            "HDF5 file that contains it."
         )
     if class_names is None:
         count = max(int(labels.max()) for _, labels, _ in parts.values()) + 1
         class_names = range(count)
-    # Whichever file was named first.
+    # The order does not depend on the order of the files.
     parts = {name: parts[name] for name in ("train", "test") if name in parts}
     rows, labels, sizes, names, splits = [], [], [], [], {}
     for number, (name, (path, part_labels, size)) in enumerate(parts.items()):
         _check_labels(path, name, part_labels, len(class_names))
         count = len(part_labels)
-        # Any slice of a split shall hold all classes.
+        # Shuffled, so that any slice of a split contains all classes.
         order = np.random.default_rng(0).permutation(count)
         splits[name] = len(labels) + order
         rows += [[number, row] for row in range(count)]
@@ -88,10 +91,12 @@ def open_hdf5(*paths):
 
 
 def _read_part(path, file, name):
-    """Returns (path, labels, bytes of the images) of a split in a file."""
+    """Returns (path, labels, bytes of all images) of a split in a file."""
     images, labels = file[f"{name}_set_x"], np.ravel(file[f"{name}_set_y"])
     if not isinstance(images, h5py.Dataset):
-        raise UserError(f"{path}: {name}_set_x is not an array")
+        raise UserError(
+            f"{path}: {name}_set_x must be an array. Store the images in it."
+        )
     shape = images.shape
     if (
         images.dtype != np.uint8
@@ -102,9 +107,10 @@ def _read_part(path, file, name):
         or not np.issubdtype(labels.dtype, np.integer)
     ):
         raise UserError(
-            f"{path}: {name}_set_x is {images.dtype} {list(shape)} with "
-            f"{len(labels)} labels of {labels.dtype}; it must be uint8 [n, "
-            "height, width, 1 or 3] with n whole numbers, and not empty"
+            f"{path}: {name}_set_x must be uint8 [n, height, width, 1 or 3], "
+            f"not empty, with n integers in {name}_set_y; it is {images.dtype} "
+            f"{list(shape)} with {len(labels)} labels of {labels.dtype}. "
+            "Convert the arrays."
         )
     return path, labels, images.nbytes
 
@@ -113,14 +119,14 @@ def _check_labels(path, name, labels, num_classes):
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         raise UserError(
-            f"{path}: {name}_set_y[{wrong[0]}] is {labels[wrong[0]]}, and "
-            f"list_classes has {num_classes} classes: labels go from 0 to "
-            f"{num_classes - 1}"
+            f"{path}: {name}_set_y[{wrong[0]}] is {labels[wrong[0]]}, but must "
+            f"be from 0 to {num_classes - 1} for the {num_classes} classes of "
+            "list_classes. Correct the labels."
         )
 
 
 def _row_loader(parts):
-    """Returns a function from (part, row) to a PNG file.
+    """Returns a function that maps (part, row) to a PNG file.
 
     Args:
       parts: [(path of an HDF5 file, name of the split in it)].
@@ -137,7 +143,7 @@ def _row_loader(parts):
             [part_and_row],
             tf.uint8,
         )
-        # Not compressed: it is only to be decoded again, like any image.
+        # Not compressed, because it is decoded at once.
         return tf.io.encode_png(
             tf.ensure_shape(pixels, [None, None, None]), compression=0
         )

@@ -1,4 +1,4 @@
-"""Data sets of which each image is a file."""
+"""Data sets with one file per image."""
 
 import array
 import bisect
@@ -22,19 +22,20 @@ IMAGE_SUFFIXES = (
     *(".tif", ".tiff", ".avif"),
     *(HEIF_SUFFIXES if READS_HEIF else ()),
 )
-# How many files are opened at once, and in a row by one thread.
-THREADS, FILES_IN_A_ROW = 16, 256
+# Threads that read the first bytes of files, and files per task.
+THREADS, FILES_PER_TASK = 16, 256
 
 
 class Paths(collections.abc.Sequence):
-    """Paths of files, in a few bytes each beside the names.
+    """Paths of files in compact form: a few bytes each beside the names.
 
-    A million strings of Python take 130 MB, and a tensor of them as much.
+    A million Python strings use 130 MB, and a tensor of them as much again.
     """
 
     def __init__(self):
-        # A run are files of one folder, one behind the other.
-        self._folders, self._runs = [], array.array("q")
+        # Each entry of `_starts` is the number of the first file of a run of
+        # consecutive files in one folder.
+        self._folders, self._starts = [], array.array("q")
         self._names, self._ends = bytearray(), array.array("q", [0])
 
     def append(self, path):
@@ -42,7 +43,7 @@ class Paths(collections.abc.Sequence):
         folder = path[:begin]
         if not self._folders or self._folders[-1] != folder:
             self._folders.append(folder)
-            self._runs.append(len(self))
+            self._starts.append(len(self))
         self._names += os.fsencode(path[begin:])
         self._ends.append(len(self._names))
 
@@ -51,14 +52,14 @@ class Paths(collections.abc.Sequence):
 
     def __getitem__(self, number):
         number = range(len(self))[number]
-        run = bisect.bisect_right(self._runs, number) - 1
+        run = bisect.bisect_right(self._starts, number) - 1
         return self._folders[run] + self._name(number)
 
     def relative_to(self, root):
-        """Yields the paths as they are from a folder on."""
-        ends = [*self._runs[1:], len(self)]
+        """Yields the paths relative to a folder."""
+        ends = [*self._starts[1:], len(self)]
         for folder, begin, end in zip(
-            self._folders, self._runs, ends, strict=True
+            self._folders, self._starts, ends, strict=True
         ):
             folder = os.path.relpath(folder or ".", root)
             folder = "" if folder == "." else f"{folder}/"
@@ -66,16 +67,16 @@ class Paths(collections.abc.Sequence):
                 yield folder + self._name(number)
 
     def tensor(self, numbers):
-        """Maps numbers, int64 [n], to paths, strings [n]."""
-        folders, runs, names, ends, letters = self._tensors
-        run = tf.searchsorted(runs, numbers, side="right") - 1
-        places = tf.ragged.range(
+        """Maps numbers of paths, int64 [n], to the paths, strings [n]."""
+        folders, starts, names, ends, characters = self._tensors
+        run = tf.searchsorted(starts, numbers, side="right") - 1
+        positions = tf.ragged.range(
             tf.gather(ends, numbers), tf.gather(ends, numbers + 1)
         )
-        spelled = tf.cast(tf.gather(names, places.flat_values), tf.int32)
+        codes = tf.cast(tf.gather(names, positions.flat_values), tf.int32)
         joined = tf.strings.unsorted_segment_join(
-            tf.gather(letters, spelled),
-            places.value_rowids(),
+            tf.gather(characters, codes),
+            positions.value_rowids(),
             tf.size(numbers, tf.int64),
         )
         return tf.gather(folders, run) + joined
@@ -86,31 +87,31 @@ class Paths(collections.abc.Sequence):
 
     @functools.cached_property
     def _tensors(self):
-        # Of letters: TensorFlow copies a string of all names several times.
+        # As single bytes: TensorFlow copies a string of all names repeatedly.
         with tf.init_scope():
             return (
                 tf.constant([*map(os.fsencode, self._folders)], tf.string),
-                tf.constant(np.frombuffer(self._runs, np.int64)),
+                tf.constant(np.frombuffer(self._starts, np.int64)),
                 tf.constant(np.frombuffer(self._names, np.uint8)),
                 tf.constant(np.frombuffer(self._ends, np.int64)),
-                tf.constant([bytes([letter]) for letter in range(256)]),
+                tf.constant([bytes([code]) for code in range(256)]),
             )
 
 
 def open_image_files(root, class_names, files):
-    """Returns the `Dataset` of image files.
+    """Opens a data set of image files.
 
     Args:
-      root: what the names of the files are relative to. By these the data set
-        is known, so that it may be moved.
-      class_names: of all classes.
+      root: folder. Paths relative to it identify the data set, which can
+        therefore be moved.
+      class_names: names of all classes.
       files: {split: iterable of (path, label)}.
 
     Returns:
-      A `Dataset`. Empty files, and links that lead nowhere, are rejected.
+      A `Dataset`. It rejects empty files and broken links.
 
     Raises:
-      UserError: no image can be read, or none of those to train on.
+      UserError: no image, or no training image, can be read.
     """
     paths, rejected, indices = Paths(), {}, {}
     labels, sizes = array.array("q"), array.array("q")
@@ -132,15 +133,15 @@ def open_image_files(root, class_names, files):
                 device_numbers.setdefault(status.st_dev, len(device_numbers))
             )
         if len(paths) > begin:
-            # Any slice of a split shall hold all classes.
+            # Shuffled, so that any slice of a split contains all classes.
             order = np.random.default_rng(0).permutation(len(paths) - begin)
             order += begin
             indices[split] = order
     if not indices or "train" in files.keys() - indices.keys():
-        reasons = [f"; {path} {reason}" for path, reason in rejected.items()]
+        reasons = [f" ({path} {reason})" for path, reason in rejected.items()]
         raise UserError(
-            f"{root} holds no image to train on that can be read"
-            f"{''.join(reasons[:1])}"
+            f"{root}: no readable training image found{''.join(reasons[:1])}. "
+            "Add images to the training split."
         )
     labels = np.frombuffer(labels, np.int64)
     store = MemoryStore(
@@ -159,25 +160,21 @@ def open_image_files(root, class_names, files):
 
 
 def heif_advice(names):
-    """Returns what would read some of these files, or an empty text.
-
-    Args:
-      names: of files that are not read.
-    """
+    """Returns a sentence on HEIC files among unsupported files, or ""."""
     if any(str(name).lower().endswith(HEIF_SUFFIXES) for name in names):
-        return f"; {HEIF_ADVICE}"
+        return f" {HEIF_ADVICE}."
     return ""
 
 
 def _some_need_pillow(paths):
-    """Finds out whether one of many files is neither JPEG nor PNG.
+    """Returns whether some file is neither JPEG nor PNG.
 
-    By their first bytes: names are wrong too often. What cannot be read is
-    none of them; reading it raises an error later.
+    The first bytes decide, because suffixes are often wrong. Unreadable files
+    are ignored here; reading them later raises an error.
     """
 
     def some_need_pillow(begin):
-        for number in range(begin, min(begin + FILES_IN_A_ROW, len(paths))):
+        for number in range(begin, min(begin + FILES_PER_TASK, len(paths))):
             with (
                 contextlib.suppress(OSError),
                 open(paths[number], "rb", 0) as file,
@@ -186,7 +183,7 @@ def _some_need_pillow(paths):
                     return True
         return False
 
-    begins = range(0, len(paths), FILES_IN_A_ROW)
+    begins = range(0, len(paths), FILES_PER_TASK)
     with concurrent.futures.ThreadPoolExecutor(THREADS) as executor:
         found = any(executor.map(some_need_pillow, begins))
         executor.shutdown(cancel_futures=True)
@@ -194,7 +191,7 @@ def _some_need_pillow(paths):
 
 
 def _examine(path):
-    """Returns (status, reason to reject it or None) of an image's file."""
+    """Returns (status, None or a reason for rejection) of an image file."""
     try:
         str(path).encode()
         status = os.stat(path)
@@ -208,24 +205,24 @@ def _examine(path):
 
 
 def _links(begins, inodes, devices):
-    """Returns which files are in several splits, see `split.py`.
+    """Returns the files that are in several splits; see `split.py`.
 
     Args:
-      begins: the number of the first example of each split.
-      inodes: array of numbers of files.
-      devices: array of what these are the numbers on.
+      begins: number of the first example of each split.
+      inodes: array with the inode of each file.
+      devices: array with the number of the device of each inode.
     """
     inodes = np.frombuffer(inodes, np.uint64)
     splits = np.split(inodes, begins[1:])
-    # All but the largest one, for what is sorted is in memory twice.
+    # Only the smaller splits are sorted, because sorting copies them.
     splits.sort(key=len)
-    others = [np.unique(split) for split in splits[:-1]]
-    if not sum(map(len, others)):
+    smaller = [np.unique(split) for split in splits[:-1]]
+    if not sum(map(len, smaller)):
         return None
-    others, counts = np.unique(np.concatenate(others), return_counts=True)
-    in_largest = splits[-1][_places_of(others, splits[-1])]
-    shared = np.union1d(others[counts > 1], in_largest)
-    numbers = _places_of(shared, inodes)
+    smaller, counts = np.unique(np.concatenate(smaller), return_counts=True)
+    in_largest = splits[-1][_indices_of(smaller, splits[-1])]
+    shared = np.union1d(smaller[counts > 1], in_largest)
+    numbers = _indices_of(shared, inodes)
     both = np.stack(
         [inodes[numbers], np.frombuffer(devices, np.uint32)[numbers]], axis=1
     )
@@ -233,11 +230,11 @@ def _links(begins, inodes, devices):
     return np.stack([numbers, files.ravel()], axis=1)
 
 
-def _places_of(some, values, block=2**16):
-    """Returns where some sorted values are among others."""
-    places = []
-    for begin in range(0, len(values) if len(some) else 0, block):
+def _indices_of(keys, values, block=2**16):
+    """Returns the indices of the values that are among sorted keys."""
+    indices = []
+    for begin in range(0, len(values) if len(keys) else 0, block):
         part = values[begin : begin + block]
-        nearest = np.searchsorted(some, part).clip(max=len(some) - 1)
-        places.append(begin + np.flatnonzero(some[nearest] == part))
-    return np.concatenate([np.empty(0, np.int64), *places])
+        nearest = np.searchsorted(keys, part).clip(max=len(keys) - 1)
+        indices.append(begin + np.flatnonzero(keys[nearest] == part))
+    return np.concatenate([np.empty(0, np.int64), *indices])

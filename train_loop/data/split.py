@@ -1,32 +1,33 @@
-"""A data set and its splits: which examples are read, and in which order.
+"""Data sets and their splits: the examples and the order of reading.
 
-A split hands out windows: the examples at some positions of an order that
-depends on a seed alone. A pipeline that starts in the middle of an epoch reads
-the window there and none of those before it.
+A split is read in windows: examples at consecutive positions of an order that
+depends only on a seed. A pipeline that starts in the middle of an epoch reads
+the window there and none of the earlier ones.
 
-A split reads from a store, which numbers its examples from 0. Images in memory
-and files of one image each are in a `MemoryStore`, TFRecord files in a
-`RecordStore` (`tfrecord.py`). Every store has:
+A split reads from a store, which numbers its examples from 0. A `MemoryStore`
+contains images in memory or one file per image. A `RecordStore` (`tfds.py`)
+contains TFRecord files. Every store has:
 
-    num_examples, sizes   how many; bytes of each, or one number for all
-    labels, groups        int64 [num_examples]; None where only reading tells
-                          the label, and where any order is as good. Examples
-                          of the same group are best read one after another.
-    window                how many are best read at once
-    read(numbers)         {"image": ..., "label": int64}, each [n], in the
-                          order of the numbers, int64 [n]
-    load(image)           one of these images -> the bytes of a file
-    seekable              the same store, to read few examples of each window
-    name(number)          the name of the example in messages
-    identity              a hash of which examples these are
-    files                 paths of what they are read from
-    links                 int64 [n, 2], (example, number of its file), where a
-                          file is in several splits, through links or by hard
-                          links; None where there are none
-    needs_pillow          None where all files are JPEG or PNG; else a function
-                          that finds out whether some are not
-    as_stored             whether files are decoded as they are stored, whatever
-                          their EXIF orientation and transparency
+    num_examples   number of examples
+    sizes          bytes of each example, or one number for all
+    labels         int64 [num_examples]; None if only reading gives the labels
+    groups         int64 [num_examples]; examples of a group are best read one
+                   after another. None if any order is equally fast.
+    window         number of examples that are best read at once
+    read(numbers)  {"image": ..., "label": int64}, each [n], for numbers, int64
+                   [n], in their order
+    load(image)    maps one of these images to the bytes of a file
+    seekable       the same store, prepared to read few examples per window
+    name(number)   name of the example in messages
+    identity       hash that identifies the examples
+    files          paths of the files with the examples
+    links          int64 [n, 2], pairs (example, number of its file) for files
+                   that are in several splits through symbolic or hard links;
+                   None if there are none
+    needs_pillow   None if all files are JPEG or PNG; else a function that
+                   returns whether some are not
+    as_stored      whether images are decoded as stored, without their EXIF
+                   orientation and transparency
 """
 
 import collections.abc
@@ -40,8 +41,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-# Orders of a million examples correlate with themselves after
-# 8, by 80 standard deviations of chance, and not after 12.
+# With 8 rounds, the order of a million examples has an autocorrelation of 80
+# standard deviations; with 12, none is measurable.
 SHUFFLE_ROUNDS = 16
 
 
@@ -50,9 +51,9 @@ class Split:
     """Examples of a store.
 
     Args:
-      store: a store, see above.
-      indices: int64 array [num_examples], numbers of examples in the store,
-        none twice.
+      store: a store; see the module's docstring.
+      indices: int64 array [num_examples], unique numbers of examples in the
+        store.
     """
 
     store: Any
@@ -60,7 +61,7 @@ class Split:
 
     @classmethod
     def of_all(cls, store):
-        """Returns all examples of a store, as they stand there."""
+        """Returns all examples of a store, in its order."""
         return cls(store, np.arange(store.num_examples))
 
     @property
@@ -69,19 +70,19 @@ class Split:
 
     @property
     def num_bytes(self):
-        """Bytes of all examples, as files hold them."""
+        """Size of the files of all examples in bytes."""
         sizes = np.broadcast_to(self.store.sizes, self.store.num_examples)
         return round(float(sizes[self.indices].sum()))
 
     @property
     def labels(self):
-        """int64 array [num_examples]; None where only reading would tell."""
+        """int64 array [num_examples]; None if only reading gives them."""
         labels = self.store.labels
         return None if labels is None else labels[self.indices]
 
     @property
     def window(self):
-        """How many examples are read at once."""
+        """Number of examples that are read at once."""
         return max(min(self.store.window, self.num_examples), 1)
 
     def slice(self, start, stop):
@@ -92,32 +93,32 @@ class Split:
         return dataclasses.replace(self, indices=self.indices[positions])
 
     def without(self, numbers):
-        """Returns all but the examples with these numbers in the store."""
+        """Returns the split without examples, by numbers in the store."""
         return self.take(~np.isin(self.indices, numbers))
 
     def plus(self, other):
-        """Returns these examples, and then those of another split."""
+        """Returns the concatenation with another split."""
         indices = np.concatenate([self.indices, other.indices])
         return dataclasses.replace(self, indices=indices)
 
     def seekable(self):
-        """Returns these examples, to read few of each window."""
+        """Returns the same examples, prepared to read few per window."""
         return dataclasses.replace(self, store=self.store.seekable)
 
     def overlap(self, other):
-        """Returns how many examples of the same store are in both."""
+        """Returns the number of examples that both splits contain."""
         return len(
             np.intersect1d(self.indices, other.indices, assume_unique=True)
         )
 
     def linked(self, other):
-        """Returns pairs of examples, here and in another split, of one file.
+        """Returns pairs of examples in two splits that are the same file.
 
         Args:
           other: a `Split` of the same store.
 
         Returns:
-          int64 [n, 2], numbers in the store.
+          int64 [n, 2], numbers in the store: in this split and in the other.
         """
         links = self.store.links
         if links is None:
@@ -133,32 +134,33 @@ class Split:
 
     @property
     def identity(self):
-        """A hash of which examples these are, wherever they lie."""
+        """Hash of the examples, independent of their location."""
         return content_hash(self.store.identity, self.indices)
 
     def origin(self, workers):
-        """Returns what a copy of the examples is made from, for JSON.
+        """Returns a JSON value that identifies the source of a copy.
 
-        A copy is out of date where this is not what it was.
+        A copy is out of date if this value has changed.
 
         Args:
-          workers: a `Workers`, who all take the same for out of date.
+          workers: a `Workers`. All workers get the same value.
         """
-        # Not the newest only: an older file may take the place of another.
+        # All files, because an older file can replace a newer one.
         files = map(os.stat, self.store.files)
         states = ((file.st_size, file.st_mtime_ns) for file in files)
-        # On a disk of its own, a worker's files have other dates.
+        # Copies of the files on the disks of other workers have other dates.
         files = workers.text_from_chief(content_hash(states))
         return {"identity": self.identity, "files": files}
 
     def numbers(self, seed, start, count):
-        """Returns which examples stand at some positions of an order.
+        """Returns the examples at consecutive positions of an order.
 
         Args:
-          seed: int64 [2], for the order; None for the order of the split.
-          start: scalar int64, the first position; a multiple of `window`
-            where there is a seed.
-          count: scalar int64, how many.
+          seed: int64 [2] for a shuffled order; None for the order of the
+            split.
+          start: scalar int64, the first position. With a seed, a multiple of
+            `window`.
+          count: scalar int64, the number of positions.
 
         Returns:
           int64 [count], numbers in the store.
@@ -169,44 +171,45 @@ class Split:
         if self.store.groups is None:
             order = shuffled(positions, seed, self.num_examples)
             return tf.gather(self._indices, order)
-        # Files in any order, and then shuffled within the window.
+        # First the groups are shuffled, then the examples of the window.
         indices, begins, sizes = self._by_group
         order = shuffled(tf.range(len(sizes)), seed, len(sizes))
         ends = tf.cumsum(tf.gather(sizes, order))
-        place = tf.searchsorted(ends, positions, side="right")
-        group = tf.gather(order, place)
-        before = tf.gather(ends, place) - tf.gather(sizes, group)
+        rank = tf.searchsorted(ends, positions, side="right")
+        group = tf.gather(order, rank)
+        before = tf.gather(ends, rank) - tf.gather(sizes, group)
         window = tf.gather(
             indices, tf.gather(begins, group) + positions - before
         )
         seed = tf.random.experimental.stateless_fold_in(seed, start)
         return tf.gather(window, shuffled(tf.range(count), seed, count))
 
-    def read(self, seed, start, count, places=None):
-        """Returns the examples at some positions of an order.
+    def read(self, seed, start, count, offsets=None):
+        """Reads the examples at positions of an order.
 
         Args:
           seed: see `numbers`.
           start: see `numbers`.
           count: see `numbers`.
-          places: int64, which of these positions, from 0; None for all.
+          offsets: int64 [n], offsets from `start` of the positions to read;
+            None for all.
 
         Returns:
-          {"image": what `load` takes, "label": int64, "number": int64, that in
-          the store}, each [count].
+          {"image": argument of `load`, "label": int64, "number": int64 number
+          in the store}, each [n].
         """
         numbers = self.numbers(seed, start, count)
-        if places is not None:
-            numbers = tf.gather(numbers, places)
+        if offsets is not None:
+            numbers = tf.gather(numbers, offsets)
         return {**self.store.read(numbers), "number": numbers}
 
     def load(self, image):
-        """Maps an image of `read` to the bytes of a file, a scalar string."""
+        """Maps an image of `read` to the bytes of its file, a scalar string."""
         return self.store.load(image)
 
     @tf.autograph.experimental.do_not_convert
     def stored(self):
-        """Returns a dataset of all examples of `read`, one by one."""
+        """Returns a dataset of all single examples of `read`, unshuffled."""
 
         def read_window(begin):
             count = tf.minimum(self.num_examples - begin, self.window)
@@ -217,9 +220,9 @@ class Split:
 
     @property
     def needs_pillow(self):
-        """Whether some file of the store may be neither JPEG nor PNG."""
-        find_out = self.store.needs_pillow
-        return find_out is not None and find_out()
+        """Whether a file of the store can be neither JPEG nor PNG."""
+        needs_pillow = self.store.needs_pillow
+        return needs_pillow is not None and needs_pillow()
 
     @functools.cached_property
     def _indices(self):
@@ -228,7 +231,7 @@ class Split:
 
     @functools.cached_property
     def _by_group(self):
-        """Tensors: all indices by group, where each begins, and its size."""
+        """Tensors: the indices by group, the start and size of each group."""
         groups = self.store.groups[self.indices]
         order = np.argsort(groups, kind="stable")
         _, begins, sizes = np.unique(
@@ -241,16 +244,16 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MemoryStore:
-    """Examples that can be read in any order: in memory, or a file each.
+    """Examples with fast random access: in memory, or one file each.
 
     Args:
-      images: tensor [num_examples, ...], the bytes of files or what `loader`
-        takes; or a function from numbers, int64 [n], to as many of these.
+      images: tensor [num_examples, ...], the bytes of files or arguments of
+        `loader`; or a function that maps numbers, int64 [n], to n of these.
       labels: int64 array [num_examples].
       namer: maps a number to the name of the example.
       loader: maps one of the images to the bytes of a file.
 
-    The others are what every store has.
+    See the module's docstring for the other arguments.
     """
 
     images: tf.Tensor | Callable
@@ -296,12 +299,15 @@ class MemoryStore:
 
 
 class Dataset(NamedTuple):
-    """A data set as it is stored.
+    """A data set with all of its splits.
 
-    `splits` is {name: `Split`}, all of one store; `rejected` {path: reason} of
-    images that are there and cannot be used; `warnings` are lines of text,
-    `hint` says where the data set may be if this is not it, and `fault` why no
-    new run may use it, if that is so.
+    Attributes:
+      class_names: names of all classes, in the order of the labels.
+      splits: {name: `Split`}, all of one store.
+      rejected: {path: reason} of images that cannot be used.
+      warnings: lines of text.
+      hint: a sentence that suggests another path, or "".
+      fault: error message for new runs, or "".
     """
 
     class_names: tuple
@@ -313,12 +319,16 @@ class Dataset(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What a run trains and evaluates on: two `Split`s.
+    """The training and evaluation data of a run.
 
-    `evaluation` is None where nothing is evaluated on. `contents` is a value
-    for JSON that tells these examples from others, even where some are
-    skipped later because they are broken; `note` says in words what was chosen
-    by default, or is empty. `fault` is that of `Dataset`.
+    Attributes:
+      class_names: names of all classes, in the order of the labels.
+      train: the training `Split`.
+      evaluation: the evaluation `Split`; None for no evaluation.
+      contents: JSON value that identifies the examples, before broken ones are
+        skipped.
+      note: message about a default choice of splits, or "".
+      fault: see `Dataset`.
     """
 
     class_names: tuple
@@ -330,25 +340,25 @@ class Data(NamedTuple):
 
     @property
     def splits(self):
-        """{name: `Split`}, by the names that reports give them."""
+        """{name: `Split`}, with the names of reports: "train", "eval"."""
         both = {"train": self.train, "eval": self.evaluation}
         return {
             name: split for name, split in both.items() if split is not None
         }
 
     def map(self, function):
-        """Returns the data with `function(name, split)` of each split."""
+        """Applies `function(name, split)` to each split."""
         mapped = {n: function(n, split) for n, split in self.splits.items()}
         return self._replace(
             train=mapped["train"], evaluation=mapped.get("eval")
         )
 
     def difference(self, contents):
-        """Returns in words what differs from earlier contents, or ""."""
+        """Describes the difference from earlier contents; "" if equal."""
         if self.contents == contents:
             return ""
         if self.contents["class_names"] != contents["class_names"]:
-            return "the classes are others"
+            return "the classes differ"
         counts = [
             {name: part["images"] for name, part in each["splits"].items()}
             for each in (contents, self.contents)
@@ -358,14 +368,14 @@ class Data(NamedTuple):
                 " and ".join(f"{n:,} for {name}" for name, n in each.items())
                 for each in counts
             )
-            return f"there were {before}, and are {now}"
-        return "names or labels are others"
+            return f"the number of images was {before}, and is now {now}"
+        return "names or labels differ"
 
 
 def content_hash(*parts):
     """Returns a hash of arrays, bytes, strings, numbers and lists of these.
 
-    An iterator counts as the list of what it yields.
+    An iterator has the same hash as the list of its items.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -376,32 +386,35 @@ def content_hash(*parts):
         elif isinstance(part, collections.abc.Iterator):
             separator = "["
             for item in part:
-                digest.update(_text(f"{separator}{item!r}"))
+                digest.update(_encode(f"{separator}{item!r}"))
                 separator = ", "
             digest.update(b"]" if separator == ", " else b"[]")
         else:
-            digest.update(_text(repr(part)))
+            digest.update(_encode(repr(part)))
     return digest.hexdigest()[:16]
 
 
-def _text(text):
+def _encode(text):
     return text.encode(errors="surrogateescape")
 
 
 def shuffled(index, seed, count):
-    """Returns where a permutation of 0 .. count - 1 takes some of them.
+    """Maps indices through a random permutation of 0 to count - 1.
 
     Args:
-      index: int, any shape.
+      index: int tensor of any shape.
       seed: int64 [2].
-      count: how many numbers are permuted.
+      count: size of the permutation.
+
+    Returns:
+      A tensor with the shape and dtype of `index`.
     """
-    # Hashed, because the shuffle looks at some bits of the seed only.
+    # Hashed, because the shuffle uses only some bits of the seed.
     seed = tf.random.stateless_uniform([3], seed, None, None, tf.int32)
-    # For a largest index of 2**16, 2**18 and so on, TensorFlow's operation
-    # returns one number twice and another one never: it counts a bit too few.
-    # An odd largest index is no such power. Where that makes the order one
-    # longer, the index that leads to the surplus number takes its place.
+    # If the largest index is 2**16, 2**18 and so on, TensorFlow's operation
+    # returns one number twice and another one never: it counts one bit too few.
+    # An odd largest index is never such a power. If that makes the permutation
+    # one longer, the index with the surplus result is permuted once more.
     last = tf.cast(count - 1, index.dtype)
     largest = tf.bitwise.bitwise_or(last, 1)
 

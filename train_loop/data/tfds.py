@@ -1,4 +1,4 @@
-"""Data sets of TFDS: prepared where necessary, read from TFRecord files."""
+"""TFDS data sets: download, preparation and random access to TFRecord files."""
 
 import concurrent.futures
 import contextlib
@@ -22,25 +22,27 @@ from tensorflow_datasets.core.download.resource import get_dl_fname
 from train_loop.data.split import Dataset, Split, content_hash
 from train_loop.errors import UserError, check_choice
 
-# Three windows are in memory at a time: the one in use, the next one, and the
-# one being read.
+# Three windows are in memory: the current one, the next one, and the one that
+# is being read.
 WINDOW_BYTES = 2**29
 READ_BUFFER_BYTES = 2**23
+TIMEOUT_SECONDS = 20
+OFFLINE_ADVICE = "Or use --dataset=digits, which needs no download."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordStore:
-    """Examples that stand in TFRecord files, read one after another.
+    """Examples in TFRecord files.
 
     Args:
       files: paths.
-      counts: how many records are in each.
+      counts: number of records in each file.
       parse: maps a record, a scalar string, to {"image": the bytes of a file,
         "label": int64}.
-      sizes: bytes of an example, on the average.
-      ends: int64 array [num_examples], the byte of its file at which each
-        record ends; None where a file is read from its beginning and other
-        records are dropped.
+      sizes: mean size of an example in bytes.
+      ends: int64 array [num_examples], the position in its file at which each
+        record ends. None reads a file from its beginning and drops the other
+        records.
     """
 
     files: Sequence
@@ -50,7 +52,7 @@ class RecordStore:
     ends: np.ndarray | None = None
 
     labels = links = None
-    # Published results are of what TFDS decodes.
+    # As TFDS decodes, to be comparable with published results.
     as_stored = True
 
     @property
@@ -58,7 +60,7 @@ class RecordStore:
         return sum(self.counts)
 
     def needs_pillow(self):
-        # To find out would be to read everything.
+        # The exact result would require reading all records.
         return True
 
     @property
@@ -71,17 +73,17 @@ class RecordStore:
 
     @property
     def identity(self):
-        # Without folders: the same files may lie somewhere else.
+        # Without folders, because the files can be moved.
         names = [os.path.basename(path) for path in self.files]
         return content_hash(names, [*self.counts])
 
     @functools.cached_property
     def seekable(self):
-        """The same examples with an index of their records.
+        """The same examples with an index of the records.
 
-        To make it takes a read of 8 bytes for each record of all files. There
-        is none of files elsewhere (`gs://`), where each would be a request,
-        nor of damaged ones, which reading reports.
+        Building the index reads 8 bytes per record. Remote files (`gs://`) have
+        no index, because each read would be a request. Damaged files have none
+        either; reading them reports the error.
         """
         has_index = self.ends is not None
         if has_index or any("://" in path for path in self.files):
@@ -96,7 +98,7 @@ class RecordStore:
 
     @tf.autograph.experimental.do_not_convert
     def read(self, numbers):
-        # Each file is read forwards, whatever order is asked for.
+        # Each file is read in its own order.
         order = tf.argsort(numbers)
         ascending = tf.gather(numbers, order)
         records = self._scan if self.ends is None else self._seek
@@ -106,14 +108,14 @@ class RecordStore:
             .batch(tf.size(numbers, tf.int64))
             .get_single_element()
         )
-        places = tf.math.invert_permutation(order)
+        inverse = tf.math.invert_permutation(order)
         return {
-            name: tf.gather(examples[name], places)
+            name: tf.gather(examples[name], inverse)
             for name in ("image", "label")
         }
 
     def _scan(self, numbers):
-        """Returns a dataset of ascending records, each file read once."""
+        """Returns a dataset of ascending records; reads each file once."""
         ends = tf.cumsum(tf.constant(self.counts, tf.int64))
         begins = ends - tf.constant(self.counts, tf.int64)
         paths = tf.constant(self.files)
@@ -124,7 +126,7 @@ class RecordStore:
         def read_file(file, start, stop):
             records = numbers[start:stop] - begins[file]
             first, length = records[0], records[-1] + 1 - records[0]
-            is_asked_for = tf.scatter_nd(
+            is_requested = tf.scatter_nd(
                 records[:, tf.newaxis] - first, tf.ones_like(records), [length]
             )
             span = tf.data.TFRecordDataset(
@@ -133,9 +135,9 @@ class RecordStore:
             span = span.skip(first).take(length)
             return (
                 tf.data.Dataset.zip(
-                    span, tf.data.Dataset.from_tensor_slices(is_asked_for)
+                    span, tf.data.Dataset.from_tensor_slices(is_requested)
                 )
-                .filter(lambda _, asked: asked > 0)
+                .filter(lambda _, requested: requested > 0)
                 .map(lambda record, _: record)
             )
 
@@ -144,17 +146,17 @@ class RecordStore:
         ).flat_map(read_file)
 
     def _seek(self, numbers):
-        """Returns a dataset of ascending records, and reads nothing else."""
+        """Returns a dataset of ascending records; reads only these."""
         begins, ends, groups, paths = self._index
         files = tf.gather(groups, numbers)
-        # Records of a file one behind the other are read at once.
+        # Consecutive records of a file are read at once.
         is_next = (numbers[1:] == numbers[:-1] + 1) & (files[1:] == files[:-1])
         firsts = tf.concat([[0], tf.where(~is_next)[:, 0] + 1], 0)
         lasts = tf.concat([firsts[1:], [tf.size(numbers, tf.int64)]], 0) - 1
         paths = tf.gather(paths, tf.gather(files, firsts))
         begins = tf.gather(begins, tf.gather(numbers, firsts))
         sizes = tf.gather(ends, tf.gather(numbers, lasts)) - begins
-        # As many equal buffers as it takes: none reads beyond the last record.
+        # Equal buffers, so that none reads past the last record.
         buffers = -(-sizes // -(-sizes // READ_BUFFER_BYTES))
 
         def read_run(path, begin, buffer, count):
@@ -175,7 +177,7 @@ class RecordStore:
 
     @functools.cached_property
     def _index(self):
-        """Tensors: where each record begins, ends, in which file; paths."""
+        """Tensors: start, end and file of each record, and the paths."""
         is_first = np.diff(self.groups, prepend=-1) > 0
         begins = np.where(is_first, 0, np.roll(self.ends, 1))
         parts = (begins, self.ends, self.groups)
@@ -187,64 +189,34 @@ class RecordStore:
         return image
 
     def name(self, number):
-        """Returns an id as TFDS has them: FILE__RECORD."""
+        """Returns the id of TFDS, FILE__RECORD."""
         file = self.groups[number]
         record = number - sum(self.counts[:file])
         return f"{os.path.basename(self.files[file])}__{record}"
 
 
-def _record_ends(path, count):
-    """Returns the bytes at which the records of a TFRecord file end.
+def open_tfds(name, manual_files=(), data_dir=None, manual_dir=None):
+    """Opens a TFDS data set; downloads and prepares it if necessary.
 
     Args:
-      path: of the file.
-      count: how many records it has.
+      name: name of the TFDS builder, such as "cifar10" or "eurosat/rgb:2.0.0".
+      manual_files: files that the user must download.
+      data_dir: folder of prepared data; None for the default of TFDS.
+      manual_dir: folder of the manual files; None for the default of TFDS,
+        `downloads/manual` in `data_dir`.
 
     Returns:
-      int64 array [count].
+      A `Dataset`.
 
     Raises:
-      OSError: it cannot be read, or has fewer records.
-    """
-    ends, end = np.empty(count, np.int64), 0
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        if hasattr(os, "posix_fadvise"):
-            # What is between the headers would be read along.
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        for number in range(count):
-            # Length, its checksum, the record, and that of the record.
-            header = os.pread(file.fileno(), 8, end)
-            end += 8 + 4 + int.from_bytes(header, "little") + 4
-            if len(header) < 8 or end > size:
-                raise OSError(f"{path} ends in record {number}")
-            ends[number] = end
-    return ends
-
-
-SECONDS_TO_ANSWER = 20
-NEEDS_NOTHING = "--dataset=digits needs neither files nor network"
-
-
-def open_tfds(name, manual_files=(), data_dir=None, manual_dir=None):
-    """Returns a data set of TFDS, downloaded and prepared where necessary.
-
-    Args:
-      name: of the TFDS builder, such as "cifar10" or "eurosat/rgb:2.0.0".
-      manual_files: files that TFDS cannot download and expects to find.
-      data_dir: where TFDS keeps prepared data; None for TFDS's own default.
-      manual_dir: where the manual files are; None for TFDS's own default,
-        `downloads/manual` below `data_dir`.
-
-    Raises:
-      tfds.core.DatasetNotFoundError: TFDS does not know the name.
-      UserError: it has no images with labels, or is not there and cannot be
-        had, or TFDS takes the name of the folder for a pattern.
+      tfds.core.DatasetNotFoundError: the name is unknown to TFDS.
+      UserError: the data set has no images with labels or cannot be prepared,
+        or TFDS would read `data_dir` as a pattern.
     """
     if data_dir is not None and glob.has_magic(str(data_dir)):
         raise UserError(
             f"--data_dir={data_dir}: must not contain *, ? or [, which TFDS "
-            "takes for a pattern. Rename the folder, or link to it."
+            "reads as a pattern. Rename the folder, or link to it."
         )
     _check_hub(name)
     try:
@@ -252,19 +224,23 @@ def open_tfds(name, manual_files=(), data_dir=None, manual_dir=None):
         builder = tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, UserError):
         raise
-    # Builders raise whatever they trip over.
+    # Builders raise exceptions of any type.
     except Exception as error:
-        # Behind the arguments of the constructor.
+        # The reason follows the arguments of the constructor.
         reason = " ".join(str(error).split()).rpartition('}": ')[2]
-        raise UserError(f"--dataset={name}: {reason[:300]}") from error
+        raise UserError(
+            f"--dataset={name}: TFDS cannot open it "
+            f"({reason[:300].rstrip('.')}). Pass another name, version or "
+            "--data_dir."
+        ) from error
     image_key, label_key = _keys(name, builder)
     if not builder.is_prepared():
         _prepare(builder, manual_files, manual_dir)
     if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
         raise UserError(
-            f"{name} in {builder.data_dir} is prepared as "
-            f"{builder.info.file_format.value}; only tfrecord can be read, so "
-            "have it prepared again into another --data_dir"
+            f"--dataset={name}: unsupported file format "
+            f"{builder.info.file_format.value} in {builder.data_dir}; must be "
+            "tfrecord. Prepare it again in another --data_dir."
         )
     infos = {
         split: info
@@ -290,31 +266,77 @@ def open_tfds(name, manual_files=(), data_dir=None, manual_dir=None):
     )
 
 
+def imagenet_class_names():
+    """Returns the names of the 1,000 classes, such as goldfish (n01443537).
+
+    The WordNet ids make them unique: crane and maillot occur twice.
+    """
+    return [f"{word} ({synset})" for synset, word in _imagenet_words().items()]
+
+
+def with_imagenet_words(names):
+    """Replaces WordNet ids among class names by words with ids."""
+    words = dict(zip(_imagenet_words(), imagenet_class_names(), strict=True))
+    return [words.get(name, name) for name in names]
+
+
+def _record_ends(path, count):
+    """Returns the end position of each record of a TFRecord file.
+
+    Args:
+      path: path of the file.
+      count: number of its records.
+
+    Returns:
+      int64 array [count].
+
+    Raises:
+      OSError: the file cannot be read or has fewer records.
+    """
+    ends, end = np.empty(count, np.int64), 0
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if hasattr(os, "posix_fadvise"):
+            # Without read-ahead of the content between the headers.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        for number in range(count):
+            # Length, its checksum, the record, the record's checksum.
+            header = os.pread(file.fileno(), 8, end)
+            end += 8 + 4 + int.from_bytes(header, "little") + 4
+            if len(header) < 8 or end > size:
+                raise OSError(f"{path} ends in record {number}")
+            ends[number] = end
+    return ends
+
+
 def _check_hub(name):
-    """Finds out at once what TFDS finds out after half a minute of retries."""
+    """Raises UserError if the hub of Hugging Face cannot be reached.
+
+    TFDS itself would retry for half a minute.
+    """
     if not name.startswith("huggingface:"):
         return
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
-        _ask(endpoint)
+        _request(endpoint)
     except OSError as error:
         raise UserError(
-            f"--dataset={name} is on {endpoint}, which could not be reached "
-            f"({error}); {NEEDS_NOTHING}"
+            f"--dataset={name}: {endpoint} cannot be reached ({error}). Check "
+            f"the network. {OFFLINE_ADVICE}"
         ) from error
 
 
-def _ask(url):
-    """Raises OSError where no server answers at a URL."""
+def _request(url):
+    """Raises OSError if no server responds at a URL."""
     request = urllib.request.Request(url, method="HEAD")
     with contextlib.suppress(urllib.error.HTTPError):
-        urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER).close()
+        urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS).close()
 
 
 def _check_config(name):
-    """Raises UserError where a data set has no config of the name behind /.
+    """Raises UserError if the config after the slash of a name is unknown.
 
-    TFDS says so as well, and not which ones there are.
+    The error of TFDS does not list the known configs.
     """
     try:
         dataset, options = tfds.core.naming.parse_builder_name_kwargs(name)
@@ -327,7 +349,7 @@ def _check_config(name):
 
 
 def _parser(builder, image_key, label_key):
-    """Returns a function from a record to its encoded image and its label."""
+    """Returns a function that maps a record to its image file and label."""
     decoders = tfds.decode.PartialDecoding(
         {image_key: True, label_key: True},
         decoders={image_key: tfds.decode.SkipDecoding()},
@@ -344,7 +366,7 @@ def _parser(builder, image_key, label_key):
 
 
 def _keys(name, builder):
-    """Returns the names of the image and of its label."""
+    """Returns the names of the image and label features."""
     features = builder.info.features
     images, labels = (
         [key for key, feature in features.items() if isinstance(feature, kind)]
@@ -356,8 +378,8 @@ def _keys(name, builder):
     if len(images) == len(labels) == 1:
         return images[0], labels[0]
     raise UserError(
-        f"--dataset={name} is not for image classification: it needs one "
-        f"image and one class label, and has {', '.join(features)}"
+        f"--dataset={name}: must have one image and one class label, not "
+        f"{', '.join(features)}. Pass an image-classification data set."
     )
 
 
@@ -366,6 +388,7 @@ def _data_dir(builder):
 
 
 def _prepare(builder, manual_files, manual_dir):
+    """Downloads and prepares a data set, or raises UserError."""
     downloads = _data_dir(builder) / "downloads"
     manual_dir = pathlib.Path(manual_dir or downloads / "manual")
     missing = [
@@ -375,15 +398,15 @@ def _prepare(builder, manual_files, manual_dir):
     ]
     if missing:
         raise UserError(
-            f"{builder.name} must be downloaded by hand, and these files are "
-            f"missing: {', '.join(missing)}. Put them there (see "
-            f"{builder.info.homepage}) or name their folder with --manual_dir; "
-            f"{NEEDS_NOTHING}"
+            f"--dataset={builder.name}: requires manual downloads; not found: "
+            f"{', '.join(missing)}. Download them from "
+            f"{builder.info.homepage}, or pass their folder as --manual_dir. "
+            f"{OFFLINE_ADVICE}"
         )
     if not manual_files:
         _check_reachable(builder, downloads, manual_dir)
     _check_disk_space(builder, [manual_dir / file for file in manual_files])
-    print(f"Preparing {builder.name} in {builder.data_dir}, once.")
+    print(f"Preparing {builder.name} in {builder.data_dir} (only once).")
     try:
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(
@@ -398,18 +421,19 @@ def _prepare(builder, manual_files, manual_dir):
     ) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{builder.name} could not be prepared in {builder.data_dir}: "
-            f"{reason[:300]}"
+            f"--dataset={builder.name}: cannot be prepared in "
+            f"{builder.data_dir} ({reason[:300].rstrip('.')}). Check the "
+            f"downloaded files in {downloads}, and start again."
         ) from error
 
 
 def _check_disk_space(builder, archives):
-    """Raises UserError where preparing would fill the disk."""
+    """Raises UserError if the disk is too small for a data set."""
     needed = builder.info.dataset_size
     if archives:
         needed += sum(path.stat().st_size for path in archives)
     else:
-        # What is downloaded, and about as much again prepared from it.
+        # The downloads, and the prepared data of about the same size.
         sizes = sum(info.size for info in builder.url_infos.values())
         needed += sizes if needed else 2 * sizes
     folder = next(
@@ -418,14 +442,17 @@ def _check_disk_space(builder, archives):
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"preparing {builder.name} takes {needed / 1e9:.1f} GB in "
-            f"{_data_dir(builder)}, and {free / 1e9:.1f} GB are free; make "
-            "room, or name another --data_dir"
+            f"--dataset={builder.name}: requires {needed / 1e9:.1f} GB in "
+            f"{_data_dir(builder)}, but {free / 1e9:.1f} GB are free. Free "
+            "disk space, or pass another --data_dir."
         )
 
 
 def _check_reachable(builder, downloads, manual_dir):
-    """Finds out in seconds what TFDS finds out after minutes of retries."""
+    """Raises UserError if the files of a data set cannot be downloaded.
+
+    TFDS itself would retry for minutes.
+    """
     for url, info in builder.url_infos.items():
         cached_name = get_dl_fname(url, info.checksum)
         if (manual_dir / info.filename).is_file() or any(
@@ -433,7 +460,7 @@ def _check_reachable(builder, downloads, manual_dir):
         ):
             continue
         try:
-            _ask(url)
+            _request(url)
         except OSError as error:
             host = urllib.parse.urlsplit(url).netloc
             files = ", ".join(
@@ -441,31 +468,16 @@ def _check_reachable(builder, downloads, manual_dir):
                 for url, info in builder.url_infos.items()
             )
             raise UserError(
-                f"{builder.name} is not in {_data_dir(builder)} yet and "
-                f"{host} could not be reached ({error}). On a machine that "
-                f"reaches it download {files}, and start again; "
-                f"{NEEDS_NOTHING}"
+                f"--dataset={builder.name}: not found in {_data_dir(builder)}, "
+                f"and {host} cannot be reached ({error}). On a connected "
+                f"machine, download {files}. {OFFLINE_ADVICE}"
             ) from error
-
-
-def imagenet_class_names():
-    """Returns the names of all classes, in their order: goldfish (n01443537).
-
-    The id stays with the word: there are two cranes, and two maillots.
-    """
-    return [f"{word} ({synset})" for synset, word in _imagenet_words().items()]
-
-
-def with_imagenet_words(names):
-    """Returns names of classes, and of those that are WordNet ids the words."""
-    words = dict(zip(_imagenet_words(), imagenet_class_names(), strict=True))
-    return [words.get(name, name) for name in names]
 
 
 @functools.cache
 def _imagenet_words():
     """Returns {WordNet id: first of its words}."""
-    # Of a data set of TFDS that takes its classes from ImageNet.
+    # From a TFDS data set with the classes of ImageNet.
     from tensorflow_datasets.datasets.siscore import labels
 
     path = tfds.core.tfds_path("datasets/imagenet2012/labels.txt")

@@ -1,7 +1,8 @@
-"""What is done to images on their way from a file to a model.
+"""Transforms from an image file to the input of a model.
 
-Training images are cropped, augmented and mixed as `--augment` lists it, in
-that order; evaluation images are cropped as the model's preprocessing says.
+Training images are cropped, augmented and mixed by the operations of
+`--augment`, in that order. Evaluation images get the center crop of the
+model's preprocessing.
 """
 
 import dataclasses
@@ -32,23 +33,24 @@ def mixup(
     seed,
     alpha: Annotated[float, Bounds(0.01, 100.0)] = 0.2,
 ):
-    """Mixes every example with its partner.
+    """Interpolates each example with its partner.
 
-    Zhang et al., 2017, https://arxiv.org/abs/1710.09412. One share is drawn for
-    the whole batch.
+    One weight is drawn for the whole batch.
+
+    Source: Zhang et al., 2017, https://arxiv.org/abs/1710.09412.
 
     Args:
       images: float32 [batch, height, width, channels].
       targets: float32 [batch, num_classes].
-      partners: int32 [batch], see `find_partners`.
+      partners: int32 [batch]; see `find_partners`.
       seed: int [2].
-      alpha: an example keeps a share drawn from Beta(alpha, alpha).
+      alpha: the weight of an example is drawn from Beta(alpha, alpha).
 
     Returns:
-      (images, targets) of the same shapes.
+      (images, targets) with the same shapes and dtypes.
     """
-    share = _beta(seed, alpha)
-    return _mix(images, partners, share), _mix(targets, partners, share)
+    weight = _beta(seed, alpha)
+    return _mix(images, partners, weight), _mix(targets, partners, weight)
 
 
 def cutmix(
@@ -58,11 +60,13 @@ def cutmix(
     seed,
     alpha: Annotated[float, Bounds(0.01, 100.0)] = 1.0,
 ):
-    """Puts a rectangle of its partner into every image of a batch.
+    """Pastes a rectangle of its partner into each image of a batch.
 
-    Yun et al., 2019, https://arxiv.org/abs/1905.04899. The rectangle's center
-    is anywhere in the image; what juts out is cut off, and the targets follow
-    the area that is left. Arguments and results are those of `mixup`.
+    The center of the rectangle is uniform in the image, and the rectangle is
+    clipped at the border. The weights of the targets are the areas after
+    clipping. See `mixup` for the arguments and results.
+
+    Source: Yun et al., 2019, https://arxiv.org/abs/1905.04899.
     """
     shape = images.shape[1:]
     side = tf.sqrt(1.0 - _beta(seed, alpha))
@@ -70,24 +74,24 @@ def cutmix(
     center = tf.stack(random_integers(tf.random.fold_in(seed, 1), shape[:2]))
     low = tf.maximum(center - half, 0)
     high = tf.minimum(center + half, shape[:2])
-    cut = tf.cast(tf.reduce_prod(high - low), tf.float32)
-    share = 1.0 - cut / np.float32(shape[0] * shape[1])
-    kept = 1.0 - rectangle_mask(shape, low, high)
-    return _mix(images, partners, kept), _mix(targets, partners, share)
+    area = tf.cast(tf.reduce_prod(high - low), tf.float32)
+    weight = 1.0 - area / np.float32(shape[0] * shape[1])
+    mask = 1.0 - rectangle_mask(shape, low, high)
+    return _mix(images, partners, mask), _mix(targets, partners, weight)
 
 
 MIXES = {"mixup": mixup, "cutmix": cutmix}
-# In the order in which they are done.
+# In the order in which they are applied.
 OPERATION_KINDS = {
-    "a crop, which decodes": CROPS,
-    "an augmentation of decoded images": AUGMENTATIONS,
-    "a mix of whole batches": MIXES,
+    "a crop": CROPS,
+    "an augmentation": AUGMENTATIONS,
+    "a mix": MIXES,
 }
 OPERATIONS = CROPS | AUGMENTATIONS | MIXES
 
 
 class Operation(values.Call):
-    """An operation on training images, and numbers for its parameters."""
+    """An operation on training images with values for its parameters."""
 
     __slots__ = ()
 
@@ -96,19 +100,20 @@ class Operation(values.Call):
 
     @property
     def function(self):
-        """The function, which takes only what comes before its parameters."""
+        """The function of the table with its parameters bound."""
         parameters = values.parameters_of(self.entry)
-        named = zip(parameters, self.arguments, strict=False)
-        return functools.partial(self.entry, **dict(named))
+        arguments = zip(parameters, self.arguments, strict=False)
+        return functools.partial(self.entry, **dict(arguments))
 
 
 @dataclasses.dataclass(frozen=True)
 class Transforms:
-    """What is done to images before a model gets them.
+    """Transforms from image files to batches for a model.
 
     Args:
-      preprocessing: a `resnet_layers.Preprocessing` without gaps.
-      operations: `Operation`s on training images.
+      preprocessing: a complete `resnet_layers.Preprocessing`.
+      operations: `Operation`s on training images, in the order of
+        `OPERATION_KINDS`.
       num_classes: number of classes, for mixed labels.
     """
 
@@ -117,7 +122,10 @@ class Transforms:
     num_classes: int | None = None
 
     def transcode(self, encoded):
-        """Maps a file of any format to JPEG or PNG; see `decode.transcode`."""
+        """Converts a file of any format to JPEG or PNG.
+
+        See `train_loop.data.decode.transcode`.
+        """
         return transcode(encoded, self.preprocessing.exif_orientation)
 
     def train(self, encoded, seed):
@@ -143,30 +151,33 @@ class Transforms:
         return to_uint8(image)
 
     def evaluate(self, encoded):
-        """Decodes and crops an evaluation image: uint8 [size, size, 3].
+        """Decodes and crops an evaluation image.
 
         Args:
           encoded: scalar string, a JPEG or PNG file.
+
+        Returns:
+          uint8 [size, size, 3].
         """
         return to_uint8(center_crop(encoded, self.preprocessing))
 
     @property
     def mixes(self):
-        """The functions that mix whole batches; one is drawn for each."""
+        """Functions that mix a batch; each batch uses one at random."""
         return [o.function for o in self.operations if o.name in MIXES]
 
     def finish(self, images, labels, partners, seed):
-        """Mixes a training batch, if `--augment` lists a mix.
+        """Mixes a training batch if `operations` contain a mix.
 
         Args:
           images: uint8 [batch, size, size, 3].
           labels: int64 [batch].
-          partners: int32 [batch], which example each is mixed with.
+          partners: int32 [batch]; see `find_partners`.
           seed: int [2].
 
         Returns:
-          (uint8 images, labels), of which the labels are probabilities,
-          float32 [batch, num_classes], where batches are mixed.
+          (images, labels). Images stay uint8. Labels of mixed batches are
+          probabilities, float32 [batch, num_classes].
         """
         if not self.mixes:
             return images, labels
@@ -179,7 +190,7 @@ class Transforms:
 
 
 class Untransformed:
-    """Transforms of what needs none, such as embeddings."""
+    """The interface of `Transforms` for embeddings, without any change."""
 
     def transcode(self, example):
         return example
@@ -197,27 +208,35 @@ class Untransformed:
 
 
 def preprocessing_of(split, preprocessing):
-    """Returns what images of a split go through: TFDS's stay as stored."""
+    """Returns the preprocessing of a split.
+
+    Images of TFDS are decoded as stored, without their EXIF orientation.
+    """
     if split.store.as_stored:
         return preprocessing._replace(exif_orientation=False)
     return preprocessing
 
 
 def parse_operations(operations):
-    """Returns a tuple of `Operation`s that can be done in their order.
+    """Parses the operations of `--augment`.
 
     Args:
-      operations: text with commas between operations, or a sequence of texts
-        and `Operation`s.
+      operations: text with operations separated by commas, or a sequence of
+        texts and `Operation`s.
+
+    Returns:
+      A tuple of `Operation`s.
 
     Raises:
-      UserError: one is not possible, or not where it stands.
+      UserError: an operation or its position is invalid.
     """
     if isinstance(operations, str):
         operations = [text for text in operations.split(",") if text.strip()]
     parsed = tuple(
-        each if isinstance(each, Operation) else Operation.parse(each)
-        for each in operations
+        operation
+        if isinstance(operation, Operation)
+        else Operation.parse(operation)
+        for operation in operations
     )
     for first, second in itertools.pairwise(parsed):
         ranks = [
@@ -229,58 +248,58 @@ def parse_operations(operations):
         if ranks[0] > ranks[1] or ranks == [0, 0]:
             kinds = list(OPERATION_KINDS)
             raise UserError(
-                f"--augment={','.join(map(str, parsed))} cannot be done in "
-                f"this order: {second.name} is {kinds[ranks[1]]}, and comes "
-                f"behind {first.name}, which is {kinds[ranks[0]]}; first one "
-                "crop at most, then augmentations, then mixes"
+                f"--augment={','.join(map(str, parsed))}: {second.name} "
+                f"({kinds[ranks[1]]}) cannot follow {first.name} "
+                f"({kinds[ranks[0]]}). List at most one crop, then "
+                "augmentations, then mixes."
             )
     return parsed
 
 
 def operation_usage(name):
-    """Returns how an operation is written, as NAME:NUMBER (its default)."""
+    """Returns the syntax of an operation, NAME:NUMBER (default)."""
     return values.call_usage(name, OPERATIONS[name])
 
 
 def find_partners(positions, repeats):
-    """Returns which example of a batch each is mixed with.
+    """Returns the example of a batch that each example is mixed with.
 
-    The one `repeats` places before it, so that no image is mixed with a repeat
-    of itself, and every example is the partner of one. A batch shorter than
-    two images with all their repeats may leave no such order: there, the
-    partner is the next one before it that shows another image.
+    The partner is the example `repeats` positions earlier. No image is mixed
+    with a repeat of itself, and each example is the partner of one other. In a
+    batch of fewer than two images with all their repeats, the partner is the
+    nearest earlier example of another image.
 
     Args:
-      positions: int [batch], places in the stream of training examples, where
-        repeats of an image stand next to each other.
-      repeats: how often each image stands there.
+      positions: int [batch], positions in the stream of training examples,
+        where repeats of an image are adjacent.
+      repeats: number of repeats of each image.
 
     Returns:
-      int32 [batch].
+      int32 [batch], indices in the batch.
     """
     size = positions.shape[0]
-    places = tf.range(size)
-    tries = tf.range(size if size < 2 * repeats else 1)
-    candidates = (places[:, tf.newaxis] - repeats - tries) % size
+    indices = tf.range(size)
+    offsets = tf.range(size if size < 2 * repeats else 1)
+    candidates = (indices[:, tf.newaxis] - repeats - offsets) % size
     images = positions // repeats
     is_other = tf.gather(images, candidates) != images[:, tf.newaxis]
-    # Where no other image is there, the first candidate.
+    # If the batch has no other image, the first candidate.
     first = tf.argmax(is_other, axis=1)
     return tf.gather(candidates, first, batch_dims=1)
 
 
 def mix_one_of(mixes, images, targets, partners, seed):
-    """Applies one of several ways to mix, each equally often.
+    """Applies one of several mixes, each with the same probability.
 
     Args:
-      mixes: functions like `mixup`; their order matters.
+      mixes: functions with the signature of `mixup`.
       images: float32 [batch, height, width, channels].
       targets: float32 [batch, num_classes].
-      partners: int32 [batch], see `find_partners`.
-      seed: int [2].
+      partners: int32 [batch]; see `find_partners`.
+      seed: int [2]. It selects a mix by its index in `mixes`.
 
     Returns:
-      (images, targets) of the same shapes.
+      (images, targets) with the same shapes and dtypes.
     """
     [choice] = random_integers(seed, [len(mixes)])
     seed = tf.random.fold_in(seed, 1)
@@ -292,20 +311,20 @@ def mix_one_of(mixes, images, targets, partners, seed):
 
 
 def to_uint8(image):
-    """Rounds an image to whole numbers, as Pillow's are.
+    """Rounds an image to uint8, as Pillow does.
 
-    That is what the host hands to the devices: a quarter of the bytes.
+    The host sends uint8 to the devices: a quarter of the bytes of float32.
     """
     return tf.cast(image + 0.5, tf.uint8)
 
 
 def _beta(seed, alpha):
     """Draws from Beta(alpha, alpha)."""
-    # Float32 would often give its smallest number twice where alpha is small.
+    # For a small alpha, both float32 gammas are often the smallest number.
     gammas = tf.random.stateless_gamma([2], seed, alpha, dtype=tf.float64)
     return tf.cast(gammas[0] / tf.reduce_sum(gammas), tf.float32)
 
 
-def _mix(batch, partners, share):
-    """Returns `share` of each example and the rest of its partner."""
-    return share * batch + (1.0 - share) * tf.gather(batch, partners)
+def _mix(batch, partners, weight):
+    """Returns the weighted sum of each example and its partner."""
+    return weight * batch + (1.0 - weight) * tf.gather(batch, partners)

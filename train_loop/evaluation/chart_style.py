@@ -1,4 +1,4 @@
-"""Style of figures: sizes, colors, fonts, names of any kind, thumbnails."""
+"""Style of figures: sizes, colors, fonts, class names, thumbnails."""
 
 import functools
 import math
@@ -11,25 +11,24 @@ from matplotlib import font_manager
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-# Inches. On a phone, a point comes out as about a pixel.
+# In inches. On a phone, a point is about a pixel.
 FIGURE_WIDTH = 5.0
-# Of an image in a grid, in inches, and images in a row.
+# Side of an image in a grid in inches, and images per row.
 GRID_CELL, GRID_COLUMNS = 1.5, 8
 
-# Colors that a page may replace by others, for dark screens.
+# Colors that a page replaces in dark mode.
 INK, FAINT, PAPER = "#24292f", "#d0d7de", "#ffffff"
 
-# Okabe and Ito's, which color-blind people can tell apart.
+# The colorblind-safe palette of Okabe and Ito.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MUTED = "#8c959f"
 
-# From transparent, so that they suit any paper.
+# Starts transparent, to suit any background.
 SHADES = LinearSegmentedColormap.from_list(
     "shades", [f"{SERIES[0]}00", f"{SERIES[0]}ff"]
 )
 
-# The first that has a letter draws it. Which are installed depends on the
-# machine.
+# Fonts in order of preference, for each letter. Not every machine has all.
 FAMILIES = (
     "DejaVu Sans",
     "Noto Sans CJK SC",
@@ -46,8 +45,8 @@ FAMILIES = (
 
 
 def _installed():
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    return [family for family in FAMILIES if family in there]
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [family for family in FAMILIES if family in installed]
 
 
 STYLE = {
@@ -68,25 +67,24 @@ STYLE = {
     "image.interpolation": "nearest",
     "legend.frameon": False,
     "lines.linewidth": 1.8,
-    # Letters, not their outlines: a third of the size, to be searched and
-    # read aloud.
+    # Text rather than outlines: a third of the size, searchable, accessible.
     "svg.fonttype": "none",
-    # The same results give the same file.
+    # Makes the files reproducible.
     "svg.hashsalt": "train_loop",
     "text.color": INK,
-    # A class may be called "$x$".
+    # A class may be named "$x$".
     "text.parse_math": False,
     "xtick.color": INK,
     "xtick.major.size": 0,
     "ytick.color": INK,
     "ytick.major.size": 0,
 }
-# For figures that are no charts.
+# For figures other than charts.
 FONTS = {"font.family": STYLE["font.family"]}
 
 
 def new_figure(height, width=FIGURE_WIDTH):
-    """Returns a figure of a size in inches."""
+    """Returns a figure; its size is in inches."""
     figure = Figure(figsize=(width, height))
     figure.set_facecolor(PAPER)
     return figure
@@ -95,31 +93,31 @@ def new_figure(height, width=FIGURE_WIDTH):
 def save_figure(figure, path):
     """Writes a figure as `path`.png and `path`.svg."""
     figure.savefig(f"{path}.png", dpi=160)
-    # It is laid out now.
+    # The first call has computed the layout.
     figure.set_layout_engine("none")
     figure.savefig(f"{path}.svg", metadata={"Date": None})
 
 
 @matplotlib.rc_context(FONTS)
 def write_image_grid(path, groups):
-    """Writes a PNG file of images with their labels, group by group.
+    """Writes a PNG file of images with their labels, in groups.
 
     Args:
-      path: of the file.
-      groups: {title: (float [n, height, width, 3] in 0..1, n labels)}. See
-        `class_label` for names of any kind.
+      path: path of the file.
+      groups: {title: (float [n, height, width, 3] in 0..1, n labels)}. Pass
+        class names through `class_label`.
     """
     rows = [
         math.ceil(len(labels) / GRID_COLUMNS) for _, labels in groups.values()
     ]
     height = sum(rows) * GRID_CELL * 1.15 + len(rows) * 0.5
     figure = Figure((GRID_COLUMNS * GRID_CELL, height), layout="constrained")
-    parts = figure.subfigures(len(rows), 1, height_ratios=rows, squeeze=False)
-    for part, count, (title, (images, labels)) in zip(
-        parts[:, 0], rows, groups.items(), strict=True
+    panels = figure.subfigures(len(rows), 1, height_ratios=rows, squeeze=False)
+    for panel, count, (title, (images, labels)) in zip(
+        panels[:, 0], rows, groups.items(), strict=True
     ):
-        part.suptitle(title)
-        axes = part.subplots(count, GRID_COLUMNS, squeeze=False).ravel()
+        panel.suptitle(title)
+        axes = panel.subplots(count, GRID_COLUMNS, squeeze=False).ravel()
         for axis in axes:
             axis.set_axis_off()
         for axis, image, label in zip(axes, images, labels, strict=False):
@@ -133,22 +131,22 @@ def thumbnail(image, side):
 
     Args:
       image: uint8 [height, width, 3].
-      side: of the square in pixels; a smaller image is enlarged.
+      side: side of the square in pixels. Smaller images are enlarged.
     """
     return PIL.ImageOps.fit(PIL.Image.fromarray(image), (side, side))
 
 
 def class_label(class_names, number, width=24):
-    """Returns a class's name as a figure can show it.
+    """Returns the name of a class in a form that a figure can show.
 
     Args:
-      class_names: of all classes.
-      number: of the class.
-      width: in letters; those of East Asia count double. Of longer names the
-        middle is dropped: many differ at their ends.
+      class_names: names of all classes.
+      number: index of the class.
+      width: maximum width in letters; East Asian letters count double. Longer
+        names lose their middle, because many differ only at the end.
 
     Returns:
-      The name, or "#12" where no font has its letters.
+      The name, or "#12" if the installed fonts lack one of its letters.
     """
     name = " ".join(class_names[number].split())
     if not name or not {ord(letter) for letter in name} <= _letters():
@@ -158,7 +156,7 @@ def class_label(class_names, number, width=24):
         end = _cut(name[::-1], (width - 1) // 2)[::-1]
         name = f"{begin}…{end}"
     if any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in name):
-        # What stands beside a name shall not turn round with it.
+        # Keeps the direction of the text beside the name.
         name = f"\u200e{name}\u200e"
     return name
 
@@ -168,7 +166,7 @@ def _width(text):
 
 
 def _cut(text, width):
-    """Returns as many of the first letters as fit."""
+    """Returns the longest beginning of a text that fits."""
     while _width(text) > width:
         text = text[:-1]
     return text
@@ -176,7 +174,7 @@ def _cut(text, width):
 
 @functools.cache
 def _letters():
-    """Returns the code points that the installed fonts have."""
+    """Returns the code points in the installed fonts."""
     fonts = map(font_manager.findfont, _installed())
     return frozenset().union(
         *(font_manager.get_font(font).get_charmap() for font in fonts)

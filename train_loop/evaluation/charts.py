@@ -1,4 +1,4 @@
-"""Charts of the results of an evaluation, as PNG and SVG."""
+"""Charts of evaluation results, as PNG and SVG files."""
 
 import math
 from collections.abc import Callable
@@ -33,25 +33,25 @@ from train_loop.evaluation.predictions import (
     misclassified,
 )
 
-# Up to this many classes, a confusion matrix shows every cell with its count.
+# Maximum number of classes for a confusion matrix with a count in every cell.
 MOST_NAMED_CELLS = 60
-# Of more, an overview has so many cells on a side at most, and the part of it
-# that is shown with names so many classes.
+# For more classes: maximum side of the overview in cells, and number of classes
+# in the detailed part.
 OVERVIEW_CELLS, NAMED_CLASSES = 250, 24
-# Inches.
+# Side of a cell and space for a name, in inches.
 CELL, NAME = 0.24, 1.8
 
-# Of the charts of images; the side of an image is in pixels.
+# Limits of the charts with images; the side of an image is in pixels.
 CHART_PAIRS, CHART_IMAGES_OF_A_PAIR = 8, 5
 CHART_MISTAKES, MISTAKE_COLUMNS = 12, 3
 CHART_IMAGE_SIDE = 160
 
 
 class Chart(NamedTuple):
-    """An entry of the table of charts.
+    """A chart: its title, its explanation and its function.
 
-    `draw` maps `Results` to a matplotlib figure, or to None where there is
-    nothing to draw; `has_images` tells that it shows images of the split.
+    `draw` maps `Results` to a matplotlib figure, or to None if there is nothing
+    to draw. `has_images` is true if the chart shows images of the split.
     """
 
     title: str
@@ -61,14 +61,14 @@ class Chart(NamedTuple):
 
 
 def write_charts(folder, results):
-    """Draws all charts for which there is something to draw.
+    """Writes all charts of the results.
 
     Args:
-      folder: a `pathlib.Path` to write NAME.png and NAME.svg to.
+      folder: a `pathlib.Path` for NAME.png and NAME.svg of each chart.
       results: `Results`.
 
     Returns:
-      The names of those that were drawn.
+      The names of the charts, without those that have nothing to show.
     """
     drawn = []
     for name, chart in CHARTS.items():
@@ -84,7 +84,7 @@ def chart_pixels(name, results, dpi=80):
     """Returns a chart as pixels, uint8 [height, width, 3], or None.
 
     Args:
-      name: of an entry of `CHARTS`.
+      name: a key of `CHARTS`.
       results: `Results`.
       dpi: pixels per inch.
     """
@@ -99,7 +99,7 @@ def chart_pixels(name, results, dpi=80):
 
 
 def _draw_confusion(results):
-    """Draws the matrix: every cell, or an overview and its worst part."""
+    """Draws the confusion matrix, or an overview and its worst part."""
     classes = range(results.predictions.num_classes)
     if len(classes) > MOST_NAMED_CELLS:
         return _draw_overview(results)
@@ -110,24 +110,24 @@ def _draw_confusion(results):
 
 
 def _draw_overview(results):
-    """Draws the structure, and below it the most confused classes by name."""
+    """Draws all classes as an overview, and the most confused ones below."""
     pairs = confused_pairs(results.predictions, NAMED_CLASSES)
-    # Pair by pair, as long as there is room.
+    # The classes of the most frequent pairs, up to the limit.
     classes = list(dict.fromkeys(c for pair in pairs for c in pair[:2]))
     classes = sorted(classes[:NAMED_CLASSES])
-    named = CELL * len(classes) + NAME
-    width = max(named, FIGURE_WIDTH)
-    figure = new_figure(width + named, width)
-    above, below = figure.subfigures(2, 1, height_ratios=[width, named])
-    _draw_structure(above.subplots(), results.predictions)
+    detail = CELL * len(classes) + NAME
+    width = max(detail, FIGURE_WIDTH)
+    figure = new_figure(width + detail, width)
+    above, below = figure.subfigures(2, 1, height_ratios=[width, detail])
+    _draw_all_classes(above.subplots(), results.predictions)
     if classes:
         axis = below.subplots()
         _draw_named_cells(axis, results, classes)
-        axis.set_title("The most confused classes")
+        axis.set_title("Most confused classes")
     return figure
 
 
-def _draw_structure(axis, predictions):
+def _draw_all_classes(axis, predictions):
     classes = predictions.num_classes
     step = math.ceil(classes / OVERVIEW_CELLS)
     binned = confusion_matrix(
@@ -135,8 +135,7 @@ def _draw_structure(axis, predictions):
         predictions.predicted // step,
         labels=range(math.ceil(classes / step)),
     )
-    # A single mistake among thousands of images must be visible beside the
-    # diagonal.
+    # Logarithmic with an offset, so that a single mistake remains visible.
     shades = 0.3 + 0.7 * np.log1p(binned) / np.log1p(binned.max())
     axis.imshow(
         np.where(binned, shades, 0),
@@ -146,31 +145,31 @@ def _draw_structure(axis, predictions):
         extent=(-0.5, classes - 0.5, classes - 0.5, -0.5),
     )
     axis.grid(visible=False)
-    axis.set_xlabel("predicted class, by number")
-    axis.set_ylabel("true class, by number")
-    cell = f"a cell is {step} x {step} classes, " if step > 1 else ""
-    axis.set_title(f"All {classes:,} classes: {cell}logarithmic")
+    axis.set_xlabel("predicted class (index)")
+    axis.set_ylabel("true class (index)")
+    cell = f", {step} x {step} classes per cell" if step > 1 else ""
+    axis.set_title(f"All {classes:,} classes (log scale{cell})")
 
 
 def _draw_named_cells(axis, results, classes):
-    """Draws the rows and columns of some classes, with counts."""
+    """Draws the cells of some classes, with names and counts."""
     predictions = results.predictions
     matrix = confusion_matrix(
         predictions.labels, predictions.predicted, labels=classes
     )
-    shares = matrix / np.maximum(results.examples[classes], 1)[:, None]
-    axis.imshow(shares, cmap=SHADES, vmin=0, vmax=1, aspect="equal")
+    fractions = matrix / np.maximum(results.examples[classes], 1)[:, None]
+    axis.imshow(fractions, cmap=SHADES, vmin=0, vmax=1, aspect="equal")
     for row, column in np.argwhere(matrix):
         axis.text(
             column,
             row,
-            _four_letters(matrix[row, column]),
-            # Points that fit a cell.
+            _short_count(matrix[row, column]),
+            # Fits a cell.
             size=max(min(10, 150 / len(classes)), 6.5),
             ha="center",
             va="center",
-            # Not quite white: it stays so on dark paper.
-            **({"color": "#fefefe"} if shares[row, column] > 0.7 else {}),
+            # Not pure white, which the page would replace in dark mode.
+            **({"color": "#fefefe"} if fractions[row, column] > 0.7 else {}),
         )
     names = [class_label(predictions.class_names, n, 20) for n in classes]
     axis.set_xticks(range(len(classes)), names, rotation=90)
@@ -181,14 +180,14 @@ def _draw_named_cells(axis, results, classes):
     axis.set_ylabel("true class")
 
 
-def _four_letters(count):
+def _short_count(count):
     if count < 1000:
         return str(count)
     return f"{count / 1000:.{1 if count < 10_000 else 0}f}k"
 
 
 def _draw_reliability(results):
-    """Draws accuracy against confidence, over how often each occurs."""
+    """Draws accuracy against confidence, above the histogram of confidences."""
     measured = reliability(results.predictions)
     figure = new_figure(5.6)
     axis, below = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
@@ -201,7 +200,7 @@ def _draw_reliability(results):
         width,
         color=SERIES[0],
         alpha=0.75,
-        label=f"accuracy; calibration error {error:.2%}",
+        label=f"accuracy (calibration error {error:.2%})",
     )
     if results.temperature is not None:
         calibrated = reliability(results.calibrated)
@@ -213,20 +212,20 @@ def _draw_reliability(results):
             ms=4,
             clip_on=False,
             zorder=3,
-            label=f"with temperature {results.temperature:.3g}; calibration "
-            f"error {results.calibrated_error:.2%}",
+            label=f"with temperature {results.temperature:.3g} (calibration "
+            f"error {results.calibrated_error:.2%})",
         )
     axis.plot([0, 1], [0, 1], color=INK, lw=1, ls=":")
     axis.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-    shares = measured.counts / measured.counts.sum()
-    below.bar(middles, 100 * shares, width, color=MUTED)
+    fractions = measured.counts / measured.counts.sum()
+    below.bar(middles, 100 * fractions, width, color=MUTED)
     below.set(xlabel="confidence", ylabel="% of images")
     figure.legend(loc="outside lower left")
     return figure
 
 
 def _draw_pairs(results):
-    """Draws the most confused pairs, a row each; None without mistakes."""
+    """Draws a row of images for each confused pair; None without mistakes."""
     predictions = results.predictions
     pairs = confused_pairs(predictions, CHART_PAIRS)
     if not pairs:
@@ -238,7 +237,7 @@ def _draw_pairs(results):
             class_label(predictions.class_names, number) for number in pair[:2]
         )
         row.suptitle(
-            f"{len(pair.images)} ({pair.share:.0%}): {names}",
+            f"{len(pair.images)} ({pair.fraction:.0%}): {names}",
             size=10,
             x=0.01,
             ha="left",
@@ -252,7 +251,7 @@ def _draw_pairs(results):
 
 
 def _draw_mistakes(results):
-    """Draws the most confident mistakes; None where there is none."""
+    """Draws the most confident mistakes; None without mistakes."""
     predictions = results.predictions
     names = predictions.class_names
     wrong = misclassified(predictions)[:CHART_MISTAKES]
@@ -283,47 +282,47 @@ def _show_image(axis, image):
         axis.imshow(thumbnail(image, CHART_IMAGE_SIDE))
 
 
-# Name of the files -> chart, in the order in which they are shown.
+# Name of the files -> chart, in the order of the page.
 CHARTS = {
     "confusion_matrix": Chart(
         "Confusion matrix",
-        "Rows are the true classes, columns the predicted ones. The darker a "
-        "cell, the larger its part of its row.",
+        "Rows are true classes, columns are predicted classes. The color shows "
+        "the fraction of the row.",
         _draw_confusion,
     ),
     "precision_recall_curves": Chart(
-        "Precision and recall",
-        "Each class against the rest. AP is the area below a curve.",
+        "Precision-recall curves",
+        "One-vs-rest for each class. AP is the area under a curve.",
         draw_precision_recall,
     ),
     "roc_curves": Chart(
         "ROC curves",
-        "Each class against the rest. AUC is the area below a curve, and the "
-        "diagonal is chance.",
+        "One-vs-rest for each class. AUC is the area under a curve; the "
+        "diagonal is chance level.",
         draw_roc,
     ),
     "reliability_diagram": Chart(
-        "Reliability",
-        "Of the predictions made with 80 % confidence, 80 % should be right: "
-        "then the bars reach the diagonal.",
+        "Reliability diagram",
+        "Accuracy of predictions by their confidence. The bars of a perfectly "
+        "calibrated model reach the diagonal.",
         _draw_reliability,
     ),
     "learning_curves": Chart(
         "Learning curves",
-        "The training loss is the one that is minimised, label smoothing and "
-        "varied images included; so it may lie above that of the evaluation.",
+        "The training loss includes label smoothing and augmentation, so it "
+        "can exceed the evaluation loss.",
         draw_learning_curves,
     ),
     "confused_pairs": Chart(
         "Most confused pairs",
-        "Images of one class that are taken for another, the most confident "
+        "Images of one class that are predicted as another, the most confident "
         "mistakes first.",
         _draw_pairs,
         has_images=True,
     ),
     "confident_mistakes": Chart(
         "Most confident mistakes",
-        "The true class, and below it what the model takes it for.",
+        "The true class, and below it the predicted class with its confidence.",
         _draw_mistakes,
         has_images=True,
     ),

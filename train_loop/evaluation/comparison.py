@@ -1,4 +1,4 @@
-"""Comparison of two models on the same images: tests and differences."""
+"""Comparison of two models on the same images: differences and tests."""
 
 import dataclasses
 import functools
@@ -21,18 +21,18 @@ from train_loop.evaluation.results import (
     json_number,
 )
 
-# A difference is marked where its p-value is not larger.
+# Largest p-value of a significant difference.
 SIGNIFICANT = 0.05
-# With the models as they are, 200: p-values are multiples of 0.005, and the
-# test at 0.05 is exact.
+# Random swaps of the permutation test. With the models themselves these are
+# 200, so that p-values are multiples of 0.005 and the test at 0.05 is exact.
 SWAPS = 199
 
 
 class McNemar(NamedTuple):
-    """How many images each model is right on, and McNemar's exact test.
+    """Numbers of images by which model is correct, and McNemar's exact test.
 
-    `p_value` is the probability of a difference as large between
-    `only_first` and `only_second`, if both models were right equally often.
+    `p_value` is the probability of a difference between `only_first` and
+    `only_second` that is at least as large, if both models are equally good.
     """
 
     both: int
@@ -49,12 +49,11 @@ class Comparison:
         comparison = Comparison.of({"run": results, "imagenet": others})
 
     Args:
-      names: of the two models.
-      results: the `Results` of each.
-      facts: {name: (number, number)}, such as "parameters"; None where one is
-        not known.
-      ranges: {name: (low, high)}, of the ratio of a fact that was measured
-        several times.
+      names: names of the two models.
+      results: the `Results` of each model.
+      facts: {name: (number, number)}, such as "parameters"; None if unknown.
+      ranges: {name: (low, high)}, the range of the ratio of a fact that was
+        measured several times.
     """
 
     names: tuple[str, str]
@@ -67,7 +66,7 @@ class Comparison:
         """Compares two models.
 
         Args:
-          results: {name: `Results`} of the two.
+          results: {name: `Results`} of the two models.
           facts: see the class.
           ranges: see the class.
 
@@ -78,15 +77,15 @@ class Comparison:
             tuple(results), tuple(results.values()), facts or {}, ranges or {}
         )
         first, second = (each.predictions for each in comparison.results)
-        for what, same in (
+        for what, is_same in (
             ("images", list(first.images) == list(second.images)),
             ("labels", np.array_equal(first.labels, second.labels)),
             ("classes", list(first.class_names) == list(second.class_names)),
         ):
-            if not same:
+            if not is_same:
                 raise UserError(
-                    f"{' and '.join(comparison.names)} were measured on "
-                    f"different {what}; measure both on the same split"
+                    f"{' and '.join(comparison.names)}: must have the same "
+                    f"{what}. Evaluate both on the same split."
                 )
         return comparison
 
@@ -94,12 +93,12 @@ class Comparison:
     def differences(self):
         """{name of a metric: (difference, low, high)}, first minus second.
 
-        The interval holds 0 wherever the test of `p_values` rejects nothing.
+        The interval includes 0 if the difference is not significant.
         """
         first, second = self.results
         differences = {}
         for name, p_value in self.p_values.items():
-            # Both were measured on the same resamples.
+            # Paired: both models were evaluated on the same resamples.
             drawn = first.values[name] - second.values[name]
             mistake = 0.0
             if not self._is_of_one_model:
@@ -115,8 +114,8 @@ class Comparison:
     def p_values(self):
         """{name of a metric: two-sided p-value of a paired test}.
 
-        McNemar's exact test for accuracies; for the others the permutation
-        test that swaps the models' predictions of images.
+        McNemar's exact test for accuracies; for other metrics, the permutation
+        test that swaps the two models' predictions for an image.
         """
         first, second = (each.predictions for each in self.results)
         differences = _swapped_differences(first, second)
@@ -127,24 +126,24 @@ class Comparison:
 
     @functools.cached_property
     def mcnemar(self):
-        """The `McNemar` test of the two."""
+        """The `McNemar` test of the two models."""
         return _mcnemar(*(each.predictions.correct for each in self.results))
 
     @property
     def _is_of_one_model(self):
-        """Whether the two have the same logits."""
+        """Whether both have the same logits."""
         first, second = (each.predictions.logits for each in self.results)
         return np.array_equal(first, second)
 
     def only_right(self, which):
-        """Returns the images that only one model gets right.
+        """Returns the images that only one model predicts correctly.
 
         Args:
-          which: 0 or 1.
+          which: index of the model, 0 or 1.
 
         Returns:
-          Their numbers; first those whose labels it finds so much more
-          probable than the other model does.
+          Indices of the images, by descending difference of the two models'
+          probabilities of the label.
         """
         right = self.results[which].predictions
         wrong = self.results[1 - which].predictions
@@ -154,7 +153,7 @@ class Comparison:
 
 
 def comparison_table(comparison):
-    """Returns the rows of a table as strings, the header first."""
+    """Returns a table of the comparison as rows of text, the header first."""
     rows = [["", *comparison.names, "difference", "95 % interval", "p-value"]]
     for name, p_value in comparison.p_values.items():
         metric = METRICS[name]
@@ -182,17 +181,18 @@ def comparison_table(comparison):
 
 
 def verdict(comparison):
-    """Tells in a sentence whether the two are right equally often."""
+    """Returns the counts of correct predictions and their test as text."""
     test, names = comparison.mcnemar, comparison.names
     return (
-        f"Only {names[0]} is right on {test.only_first:,} images, only "
-        f"{names[1]} on {test.only_second:,}, both on {test.both:,}, neither "
-        f"on {test.neither:,}; McNemar's exact test: p = {test.p_value:.3g}."
+        f"Images with a correct prediction: {test.only_first:,} by "
+        f"{names[0]} only, {test.only_second:,} by {names[1]} only, "
+        f"{test.both:,} by both, {test.neither:,} by neither. McNemar's exact "
+        f"test: p = {test.p_value:.3g}."
     )
 
 
 def comparison_summary(comparison):
-    """Returns a comparison as values for JSON; None is not defined."""
+    """Returns a comparison as values for JSON; undefined values are None."""
     results = comparison.results
     measures = {}
     for name, difference in comparison.differences.items():
@@ -214,18 +214,18 @@ def comparison_summary(comparison):
 
 
 def swaps(count, replicates=SWAPS):
-    """Draws for each image which of two models predicts it in which role.
+    """Draws random swaps of two models' predictions, image by image.
 
-    If the models are equally good, swapping their predictions of an image
-    changes nothing but chance: the paired permutation test.
+    If the models are equally good, a swap does not change the distribution of
+    their difference: the paired permutation test.
 
     Args:
-      count: of the images.
-      replicates: number of draws.
+      count: number of images.
+      replicates: number of random swaps.
 
     Returns:
-      0 or 1, [count, 1 + replicates], in the dtype of `resamples`; the first
-      column is all ones, the models in their own roles.
+      0 (swapped) or 1, [count, 1 + replicates], in the dtype of `resamples`.
+      The first column is all ones, for the models themselves.
     """
     random = np.random.default_rng(count)
     chosen = random.integers(2, size=[count, 1 + replicates], dtype=np.uint8)
@@ -237,19 +237,20 @@ def permutation_test(differences):
     """Returns the two-sided p-value of a difference measured on `swaps`.
 
     Args:
-      differences: [1 + replicates], the difference itself first. Replicates in
-        which it is not defined (nan) are skipped.
+      differences: [1 + replicates], the difference itself first. Undefined
+        replicates (nan) are excluded.
     """
     if np.isnan(differences[0]):
         return np.nan
     sizes = np.abs(differences[np.isfinite(differences)])
-    # Equal sums, added up in another order.
+    # Tolerates rounding errors of equal sums in another order.
     return float((sizes >= sizes[0] - 1e-12).mean())
 
 
 def _swapped_differences(first, second):
-    """Returns {name of a metric: differences, measured on `swaps`}."""
-    # Each image stands there twice, and counts once for either role.
+    """Returns {name of a metric: differences for all `swaps`}."""
+    # The pooled predictions contain each image twice; for either role, one of
+    # the two counts.
     pooled = dataclasses.replace(
         first,
         logits=np.concatenate([first.logits, second.logits]),
@@ -266,7 +267,7 @@ def _swapped_differences(first, second):
 
 
 def _mcnemar(first, second):
-    """Returns the `McNemar` test of two models; bool [images] each."""
+    """Returns the `McNemar` test of bool [images] of each model."""
     alone = int((first & ~second).sum()), int((second & ~first).sum())
     p_value = 1.0
     if sum(alone):

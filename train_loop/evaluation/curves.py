@@ -1,4 +1,4 @@
-"""Precision-recall and ROC curves: the areas below them, and their charts."""
+"""Precision-recall, ROC and learning curves: computation and charts."""
 
 import concurrent.futures
 import os
@@ -19,27 +19,36 @@ from train_loop.evaluation.chart_style import (
 )
 from train_loop.evaluation.predictions import blocks_of
 
-# Where curves are read off.
+# Sampling points of the curves.
 RECALLS = np.linspace(0, 1, 201)
-
-# Closer where good models differ.
+# Denser where good models differ.
 FALSE_RATES = np.append(np.linspace(0, 0.2, 200, endpoint=False), RECALLS[40:])
-
-# How many classes are looked at together, and how many replicates: of two
-# classes, each has thousands of thresholds.
+# Classes and replicates per block, which limit the memory: a class can have
+# thousands of thresholds.
 CLASSES_PER_BLOCK, REPLICATES_PER_BLOCK = 16, 256
+
+# Maximum number of classes with a curve each; bands summarize more classes.
+MOST_LINES = 60
+# Number of the worst classes that have a color if there are too many classes.
+WORST_CLASSES = 4
+# The corner with the ROC curves of good models, and the position of its inset.
+CORNER = {"xlim": (0, 0.2), "ylim": (0.8, 1.002)}
+CORNER_PLACE = 0.46, 0.1, 0.5, 0.5
+
+# Metrics of the learning curves, one chart below the other.
+LEARNING_METRICS = ("loss", "accuracy")
+# split -> color and marker.
+SPLIT_STYLES = {"train": (SERIES[0], ""), "eval": (SERIES[1], "o")}
 
 
 class Ranking(NamedTuple):
-    """One-versus-rest: how well scores put a class's images first.
+    """One-vs-rest precision-recall and ROC curves, and the areas under them.
 
-    The areas have a column for each of `resamples`, the curves are those of
-    the images themselves. Without an example (and for the ROC, without an
-    example of another class) all of it is nan.
-
-    `average_precisions` and `roc_aucs` are [classes, replicates];
-    `precisions`, at `RECALLS`, and `sensitivities`, at `FALSE_RATES`, are
-    [classes, points].
+    `average_precisions` and `roc_aucs` are [classes, replicates], one column
+    for each of `resamples`. `precisions` at `RECALLS` and `sensitivities` at
+    `FALSE_RATES` are [classes, points], for the images themselves. Values of a
+    class without examples are nan; ROC values also require an example of
+    another class.
     """
 
     average_precisions: np.ndarray
@@ -53,35 +62,35 @@ def rank(predictions, weights):
 
     Args:
       predictions: `Predictions`.
-      weights: of `resamples`.
+      weights: the weights of `resamples`.
     """
-
     blocks = [
         np.ascontiguousarray(weights[:, columns])
         for columns in blocks_of(weights.shape[1], REPLICATES_PER_BLOCK)
     ]
 
-    def rank_some(classes):
+    def rank_classes(classes):
         scores = predictions.log_probabilities(classes)
         numbers = range(classes.start, classes.stop)
         return [
-            _rank_class(row, predictions.labels == number, blocks)
-            for row, number in zip(scores, numbers, strict=True)
+            _rank_class(of_class, predictions.labels == number, blocks)
+            for of_class, number in zip(scores, numbers, strict=True)
         ]
 
-    some = blocks_of(predictions.num_classes, CLASSES_PER_BLOCK)
-    # What takes long, NumPy and SciPy do without Python's lock.
+    slices = blocks_of(predictions.num_classes, CLASSES_PER_BLOCK)
+    # NumPy and SciPy release Python's lock in the slow operations.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        ranked = [one for ones in threads.map(rank_some, some) for one in ones]
+        groups = threads.map(rank_classes, slices)
+        ranked = [of_class for group in groups for of_class in group]
     return Ranking(*map(np.stack, zip(*ranked, strict=True)))
 
 
 class _Thresholds(NamedTuple):
-    """How many images score how high; [levels, replicates], lowest first.
+    """Counts of images by score, [levels, replicates], lowest level first.
 
-    The levels are the scores of the class's own images. `own` have just that
-    score, `true` at least that; of all other images, `false` have at least
-    that, and `higher` more.
+    The levels are the distinct scores of the class's images. `own` counts the
+    class's images at a level, `true` those at or above it. `false` counts the
+    other images at or above it, `higher` those above it.
     """
 
     own: np.ndarray
@@ -91,33 +100,33 @@ class _Thresholds(NamedTuple):
 
 
 def _rank_class(scores, positive, blocks):
-    """Returns a row of each of `Ranking`'s arrays.
+    """Returns the row of a class for each array of `Ranking`.
 
-    Only the class's own images need be ranked. Every other one counts by the
-    two of them that it falls between, so that its weights are added up once,
-    and not at all where it falls below all of them.
+    Only the class's images are sorted. The weights of another image are added
+    once, between the two levels that enclose its score; an image below all
+    levels does not count.
     """
     if not positive.any():
         replicates = sum(block.shape[1] for block in blocks)
         sizes = replicates, replicates, len(RECALLS), len(FALSE_RATES)
         return [np.full(size, np.nan) for size in sizes]
-    # Equal scores are one level.
+    # Equal scores share a level.
     levels, level_of = np.unique(scores[positive], return_inverse=True)
     above = np.flatnonzero(scores >= levels[0])
     place = np.searchsorted(levels, scores[above])
     on_level = levels[np.minimum(place, len(levels) - 1)] == scores[above]
-    # Odd places are levels, even ones lie between two of them.
-    places = 2 * place + on_level
+    # Odd slots are levels, even slots lie between two levels.
+    slots = 2 * place + on_level
 
     def count(weights):
         images = np.flatnonzero(positive)
         own = _sums(level_of, images, weights, len(levels))
-        everyone = _sums(places, above, weights, 2 * len(levels) + 1)
-        true, everyone = _from_the_top(own), _from_the_top(everyone)
-        false = everyone[1::2] - true
-        return _Thresholds(own, true, false, everyone[2::2] - (true - own))
+        both = _sums(slots, above, weights, 2 * len(levels) + 1)
+        true, both = _from_the_top(own), _from_the_top(both)
+        false = both[1::2] - true
+        return _Thresholds(own, true, false, both[2::2] - (true - own))
 
-    # The first replicate are the images themselves.
+    # The first replicate is the images themselves.
     num_images = int(blocks[0][:, 0].sum())
     curves = _curves(count(blocks[0][:, :1]), num_images)
     areas = [_areas(count(block), num_images) for block in blocks]
@@ -125,13 +134,13 @@ def _rank_class(scores, positive, blocks):
 
 
 def _areas(thresholds, num_images):
-    """Returns average precisions and areas below ROC curves, [replicates]."""
+    """Returns average precisions and ROC-AUCs, [replicates] each."""
     own, true, false, higher = thresholds
-    # What was not drawn counts nothing, and shall not divide by 0.
+    # Avoids a division by 0 for levels without drawn images.
     precision = true / np.maximum(true + false, 1)
     positives = true[0]
     negatives = num_images - positives
-    # Another image on the same level counts half.
+    # An image of another class at the same level counts half.
     worse = (own * (false + higher)).sum(0) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
         average_precision = (own * precision).sum(0) / positives
@@ -143,19 +152,19 @@ def _curves(thresholds, num_images):
     # Highest scores first.
     true, false = thresholds.true[::-1, 0], thresholds.false[::-1, 0]
     recall, negatives = true / true[-1], num_images - true[-1]
-    # With at least so many of the class's own images found.
+    # The highest threshold that reaches the recall.
     places = np.searchsorted(recall, RECALLS - 1e-9)
     precisions = (true / np.maximum(true + false, 1))[places]
     if not negatives:
         return precisions, np.full(len(FALSE_RATES), np.nan)
-    # With at most so many of the others taken for them.
+    # The lowest threshold that does not exceed the false-positive rate.
     places = np.searchsorted(false / negatives, FALSE_RATES + 1e-9)
     return precisions, np.append(0, recall)[places]
 
 
 def _sums(groups, images, weights, num_groups):
     """Adds up the weights of each group's images, [groups, replicates]."""
-    # The weights' dtype holds the sums as well, and is much faster to add.
+    # The dtype of the weights also holds their sums, and is much faster.
     ones = np.ones(len(images), weights.dtype)
     shape = num_groups, len(weights)
     matrix = scipy.sparse.csr_matrix((ones, (groups, images)), shape)
@@ -163,33 +172,18 @@ def _sums(groups, images, weights, num_groups):
 
 
 def _from_the_top(sums):
-    """Adds to every row those below it."""
+    """Adds to each row all rows after it."""
     reached = sums.copy()
-    # NumPy's own cumulative sum goes column by column, ten times as slow.
+    # NumPy's cumsum works column by column, which is ten times as slow.
     for row in reversed(range(len(sums) - 1)):
         reached[row] += reached[row + 1]
     return reached
 
 
-# Up to this many classes each has a curve, behind those that have a color; of
-# more, bands show where most lie.
-MOST_LINES = 60
-# How many of the worst classes have a color, where not all can.
-WORST_CLASSES = 4
-# The corner that good models' ROC curves lie in, and where it is shown.
-CORNER = {"xlim": (0, 0.2), "ylim": (0.8, 1.002)}
-CORNER_PLACE = 0.46, 0.1, 0.5, 0.5
-
-# Metrics of a run's reports, one chart below the other.
-LEARNING_METRICS = ("loss", "accuracy")
-# split -> color and marker.
-SPLIT_STYLES = {"train": (SERIES[0], ""), "eval": (SERIES[1], "o")}
-
-
 class _Curves(NamedTuple):
-    """A curve [classes, points] over `across` each, and the areas below.
+    """Curves `upward` [classes, points] over `across`, and their areas.
 
-    Classes for which there is none are nan.
+    Undefined curves and areas are nan.
     """
 
     across: np.ndarray
@@ -199,13 +193,13 @@ class _Curves(NamedTuple):
 
     @property
     def defined(self):
-        """The numbers of the classes that have one, the worst first."""
+        """The indices of the classes with a curve, the worst first."""
         worst_first = np.argsort(self.areas, kind="stable")
         return worst_first[: np.isfinite(self.areas).sum()]
 
 
 def draw_precision_recall(results):
-    """Draws precision against recall."""
+    """Draws the precision-recall curves."""
     curves = _Curves(
         RECALLS,
         results.ranking.precisions,
@@ -216,7 +210,7 @@ def draw_precision_recall(results):
 
 
 def draw_roc(results):
-    """Draws the curves and their corner; None where all are of one class."""
+    """Draws the ROC curves; None if all images are of one class."""
     curves = _Curves(
         FALSE_RATES,
         results.ranking.sensitivities,
@@ -233,13 +227,13 @@ def draw_roc(results):
     corner.set_facecolor(PAPER)
     corner.spines[:].set_visible(True)
     corner.tick_params(labelsize=8)
-    corner.set_title("upper left corner", size=8, backgroundcolor=PAPER, pad=9)
+    corner.set_title("upper-left corner", size=8, backgroundcolor=PAPER, pad=9)
     _plot_curves(corner, results, curves)
     return figure
 
 
 def draw_learning_curves(results):
-    """Draws loss and accuracy against steps; None without any report."""
+    """Draws loss and accuracy against steps; None without records."""
     records = results.records
     names = [n for n in LEARNING_METRICS if any(n in r for r in records)]
     if not names:
@@ -261,7 +255,7 @@ def draw_learning_curves(results):
                     values, _ = trailing_means(steps, values)
                 axis.plot(steps, values, marker=marker, ms=3, color=color)
                 ends.append((values[-1], steps[-1], split, color))
-        # One stands above its curve's end, the other below.
+        # One label is above the end of its curve, the other below.
         for (value, step, split, color), side in zip(
             sorted(ends, reverse=True), ("bottom", "top"), strict=False
         ):
@@ -279,19 +273,19 @@ def draw_learning_curves(results):
 
 
 def trailing_means(steps, values, span=None):
-    """Averages what training reported with what it reported before.
+    """Averages the training metrics of several reports over more steps.
 
-    A report covers the steps since the one before. Where an epoch or a run
-    ends shortly after another report, that is a batch or two: noise.
+    A report covers the steps since the previous one. At the end of an epoch or
+    a run, these can be a few steps, and the metrics are noisy.
 
     Args:
-      steps: of the reports, in ascending order.
-      values: the means since the report before, [reports, ...].
-      span: how many steps a mean covers at least, as far as there are so many;
-        by default as many as the longest report.
+      steps: steps of the reports, in ascending order.
+      values: means since the previous report, [reports, ...].
+      span: minimum number of steps that a mean covers, if the reports allow
+        it; the default is that of the longest report.
 
     Returns:
-      The means at `steps`, and how many steps each covers.
+      The means at `steps`, and the number of steps that each covers.
     """
     steps, values = np.asarray(steps), np.asarray(values, float)
     starts = np.append(0, steps[:-1])
@@ -311,7 +305,7 @@ def _draw_curves(results, curves, across, upward, area):
     axis.set(xlim=(0, 1.005), ylim=(0, 1.01), xlabel=across, ylabel=upward)
     _plot_curves(axis, results, curves)
     skipped = len(curves.areas) - len(curves.defined)
-    without = f" ({skipped} left out, without examples)" if skipped else ""
+    without = f" ({skipped} excluded: no examples)" if skipped else ""
     lines = len(axis.get_legend_handles_labels()[0])
     figure.set_figheight(FIGURE_WIDTH + 0.4 + 0.24 * lines)
     figure.legend(
@@ -339,7 +333,7 @@ def _plot_curves(axis, results, curves):
 
 
 def _plot_crowd(axis, across, curves):
-    """Draws what has no color of its own."""
+    """Draws the curves of all classes in gray, or their percentile bands."""
     if len(curves) <= MOST_LINES:
         axis.plot(across, curves.T, color=FAINT, lw=1)
         axis.plot([], [], color=FAINT, lw=1, label="each class")
@@ -351,5 +345,5 @@ def _plot_crowd(axis, across, curves):
             color=color,
             alpha=0.6,
             lw=0,
-            label=f"the middle {high - low} % of the classes",
+            label=f"central {high - low} % of the classes",
         )

@@ -1,6 +1,6 @@
-"""The metrics of an evaluation, and how well confidences are calibrated.
+"""Metrics of an evaluation, and the calibration of confidences.
 
-All are computed for all `resamples` at once, so that a metric and its
+Each metric is computed for all `resamples` at once, so that its value and its
 confidence interval come from one formula.
 """
 
@@ -13,20 +13,20 @@ import scipy.sparse
 from train_loop.evaluation.predictions import IMAGES_AT_ONCE, blocks_of
 
 REPLICATES = 500
-# Replicates that are converted to float64 at once.
+# Replicates per block, which limits the memory of float64 weights.
 REPLICATES_AT_ONCE = 64
 
-# The bins of confidence, as Guo et al. (2017) have them.
+# The confidence bins of Guo et al. (2017).
 BIN_EDGES = np.linspace(0, 1, 16)
-# The range of a temperature: a model without mistakes wants 0.
+# The range of a temperature; without mistakes the optimum is 0.
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.01, 100.0
 
 
 class Metric(NamedTuple):
-    """How a metric is presented to people.
+    """Title, meaning and format of a metric.
 
     `largest` is its largest possible value; the smallest is always 0.
-    `by_class` means that every class counts alike, not every image.
+    `by_class` is true if classes have equal weights, rather than images.
     """
 
     title: str
@@ -43,37 +43,42 @@ class Metric(NamedTuple):
         return f"{100 * value:{sign}.2f} %"
 
     def format_interval(self, low, high, sign=""):
-        """Returns an interval as text, with its unit once."""
+        """Returns an interval as text, with a single unit."""
         low, high = self.format(low, sign), self.format(high, sign)
         return f"{low.removesuffix(' %')} to {high}"
 
 
-# In the order in which they are shown.
+# In the order of tables and pages.
 METRICS = {
-    "accuracy": Metric("Accuracy", "the likeliest class is the right one"),
+    "accuracy": Metric("Accuracy", "the most probable class is correct"),
     "top_5_accuracy": Metric(
-        "Top-5 accuracy", "the right class is among the five likeliest"
+        "Top-5 accuracy",
+        "the correct class is among the five most probable",
     ),
-    "loss": Metric("Loss", "mean cross entropy, in nats", largest=np.inf),
+    "loss": Metric("Loss", "mean cross-entropy in nats", largest=np.inf),
     "mean_class_accuracy": Metric(
         "Mean class accuracy",
-        "accuracy, with every class counting alike",
+        "unweighted mean of the per-class accuracies",
         by_class=True,
     ),
-    "macro_f1": Metric("Macro F1", "mean over classes", by_class=True),
-    "weighted_f1": Metric("Weighted F1", "mean over classes by their images"),
+    "macro_f1": Metric(
+        "Macro F1", "unweighted mean of the per-class F1 scores", by_class=True
+    ),
+    "weighted_f1": Metric(
+        "Weighted F1", "mean of the per-class F1 scores, weighted by images"
+    ),
     "expected_calibration_error": Metric(
         "Expected calibration error",
-        "how far confidence is from accuracy, in 15 bins",
+        "mean absolute difference of confidence and accuracy, in 15 bins",
     ),
     "mean_average_precision": Metric(
         "Mean average precision",
-        "area below precision and recall, by class",
+        "mean of the areas under the one-vs-rest precision-recall curves",
         by_class=True,
     ),
     "mean_roc_auc": Metric(
         "Mean ROC-AUC",
-        "each class against the rest; 50 % is chance",
+        "mean of the areas under the one-vs-rest ROC curves; 50 % is chance",
         by_class=True,
     ),
 }
@@ -82,26 +87,26 @@ METRICS = {
 def compute_metrics(predictions, weights, counts, ranking):
     """Computes all metrics of predictions on all `resamples`.
 
-    Means over classes skip those for which a metric is not defined: for
-    accuracy, average precision and ROC-AUC those without examples (and for
-    ROC-AUC one that all examples belong to), for F1 those without examples
-    that were never predicted. scikit-learn does the same, or, for average
-    precision and ROC-AUC, returns nothing.
+    Means over classes exclude the classes for which a metric is undefined. For
+    accuracy, average precision and ROC-AUC, these are classes without examples
+    (for ROC-AUC also a class of all examples). For F1, these are classes
+    without examples that were never predicted. scikit-learn does the same,
+    except that its average precision and ROC-AUC are undefined then.
 
     Args:
       predictions: `Predictions`.
-      weights: of `resamples`.
-      counts: their `ClassCounts`.
-      ranking: their `Ranking`.
+      weights: the weights of `resamples`.
+      counts: the `ClassCounts` for these weights.
+      ranking: the `Ranking` for these weights.
 
     Returns:
-      {name of an entry of METRICS: float64 [1 + replicates]}.
+      {key of METRICS: float64 [1 + replicates]}.
     """
     images = weights[:, 0].sum()
-    of_images = np.stack(
+    by_image = np.stack(
         [predictions.correct, predictions.in_top_5, predictions.losses]
     )
-    accuracy, top_5, loss = weighted_sums(of_images, weights) / images
+    accuracy, top_5, loss = weighted_sums(by_image, weights) / images
     weighted_f1 = np.nansum(counts.f1 * counts.examples, 0) / images
     return {
         "accuracy": accuracy,
@@ -127,17 +132,17 @@ class ClassCounts(NamedTuple):
 
     @property
     def accuracies(self):
-        """Recalls; nan for classes without examples."""
+        """Recall of each class; nan without examples."""
         return _ratio(self.correct, self.examples)
 
     @property
     def precisions(self):
-        """nan for classes that were never predicted."""
+        """Precision of each class; nan if it was never predicted."""
         return _ratio(self.correct, self.predicted)
 
     @property
     def f1(self):
-        """nan for classes without examples that were never predicted."""
+        """F1 of each class; nan without examples and predictions."""
         return _ratio(2 * self.correct, self.examples + self.predicted)
 
 
@@ -160,19 +165,19 @@ def count_classes(predictions, weights):
 
 
 def resamples(count, replicates=REPLICATES):
-    """Draws bootstrap samples: as many images as there are, with replacement.
+    """Draws bootstrap samples: `count` images each, with replacement.
 
-    They depend on `count` alone, so that two models are measured on the same
-    samples of the same images, and their difference is paired.
+    The samples depend on `count` alone, so that the difference of two models
+    on the same images is paired.
 
     Args:
-      count: of the images.
+      count: number of images.
       replicates: number of samples.
 
     Returns:
-      How often each image was drawn, [count, 1 + replicates]; the first column
-      is all ones, the images themselves. Every column sums to `count`, and the
-      dtype is the smallest one that holds that.
+      How often each image was drawn, [count, 1 + replicates]. The first column
+      is all ones, for the images themselves. Each column sums to `count`; the
+      dtype is the smallest one that holds this sum.
     """
     random = np.random.default_rng(count)
     dtype = np.min_scalar_type(count)
@@ -184,7 +189,7 @@ def resamples(count, replicates=REPLICATES):
 
 
 def weighted_sums(matrix, weights):
-    """Multiplies a matrix [rows, images], sparse or not, by `resamples`."""
+    """Multiplies a dense or sparse matrix [rows, images] by `resamples`."""
     return np.concatenate(
         [
             matrix @ weights[:, columns].astype(float)
@@ -195,9 +200,9 @@ def weighted_sums(matrix, weights):
 
 
 class Reliability(NamedTuple):
-    """Counts, confidence and accuracy of predictions by bins of confidence.
+    """Count, mean confidence and accuracy of each confidence bin.
 
-    Each is [bins]; mean confidence and accuracy are nan in empty bins.
+    Each is [bins]; confidence and accuracy are nan in empty bins.
     """
 
     counts: np.ndarray
@@ -217,13 +222,13 @@ def reliability(predictions):
 
 
 def expected_calibration_errors(predictions, weights):
-    """Returns the mean distance of confidence and accuracy, [replicates].
+    """Returns the expected calibration errors, [replicates].
 
-    In 15 bins of equal width, as Guo et al. (2017) have it.
+    As in Guo et al. (2017), with 15 bins of equal width.
 
     Args:
       predictions: `Predictions`.
-      weights: of `resamples`.
+      weights: the weights of `resamples`.
     """
     gaps = predictions.correct - predictions.confidences
     places = _bins(predictions), np.arange(len(predictions))
@@ -233,13 +238,13 @@ def expected_calibration_errors(predictions, weights):
 
 
 def errors_if_calibrated(predictions, replicates=REPLICATES):
-    """Draws calibration errors of a model whose confidences are all true.
+    """Draws calibration errors of a perfectly calibrated model.
 
     Chance alone makes them larger than 0 (consistency resampling, Bröcker and
     Smith, 2007).
 
     Args:
-      predictions: `Predictions`; whether each is correct is drawn anew.
+      predictions: `Predictions`, whose correctness is drawn at random.
       replicates: number of errors.
 
     Returns:
@@ -256,9 +261,9 @@ def errors_if_calibrated(predictions, replicates=REPLICATES):
 
 
 def fit_temperature(logits, labels):
-    """Returns the temperature that minimizes the loss of logits divided by it.
+    """Returns the temperature that minimizes the loss of the scaled logits.
 
-    To be fitted on other images than those that are measured.
+    The images must not be those of the evaluation.
 
     Args:
       logits: float32 [images, classes].
@@ -289,7 +294,7 @@ def fit_temperature(logits, labels):
 
 
 def _bins(predictions):
-    # As in the paper, a bin holds its upper edge.
+    # As in the paper, a bin includes its upper edge.
     return np.searchsorted(BIN_EDGES[1:-1], predictions.confidences)
 
 
@@ -298,7 +303,7 @@ def _ratio(numbers, wholes):
     return np.divide(numbers, wholes, out=undefined, where=wholes > 0)
 
 
-def _mean(of_classes):
-    """Averages over the classes for which a metric is defined."""
-    defined = np.isfinite(of_classes).sum(0)
-    return _ratio(np.nansum(of_classes, axis=0), defined)
+def _mean(by_class):
+    """Returns the mean over the classes for which a metric is defined."""
+    defined = np.isfinite(by_class).sum(0)
+    return _ratio(np.nansum(by_class, axis=0), defined)

@@ -11,7 +11,7 @@ for (const part of document.querySelectorAll(".sortable")) {
     head.setAttribute("aria-sort", descending ? "descending" : "ascending");
     rows.sort((first, second) => {
       const [a, b] = [value(first, column), value(second, column)];
-      // What is not defined comes last, in whatever order.
+      // Undefined values come last in either order.
       if (a === "" || b === "") return (a === "") - (b === "");
       const order = a.localeCompare(b, undefined, {numeric: true});
       const signed = isNaN(a) || isNaN(b) ? order : a - b;
@@ -22,11 +22,11 @@ for (const part of document.querySelectorAll(".sortable")) {
 
   const shown = part.querySelector("output");
   part.querySelector("input").addEventListener("input", (event) => {
-    const wanted = event.target.value.trim().toLowerCase();
+    const query = event.target.value.trim().toLowerCase();
     for (const row of rows) {
-      row.hidden = !row.textContent.toLowerCase().includes(wanted);
+      row.hidden = !row.textContent.toLowerCase().includes(query);
     }
     const count = rows.filter((row) => !row.hidden).length;
-    shown.textContent = wanted ? `${count} of ${rows.length}` : "";
+    shown.textContent = query ? `${count} of ${rows.length}` : "";
   });
 }

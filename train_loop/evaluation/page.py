@@ -1,4 +1,4 @@
-"""HTML pages of reports and comparisons, which need nothing but themselves."""
+"""Self-contained HTML pages of reports and comparisons."""
 
 import base64
 import hashlib
@@ -31,19 +31,19 @@ from train_loop.evaluation.predictions import (
     most_confused_with,
 )
 
-# Images on a page: of a kind, or of the whole table and of a class.
+# Maximum numbers of images in galleries, in the table and in a row of it.
 PAGE_PAIRS, PAGE_IMAGES_OF_A_PAIR = 8, 6
 PAGE_MISTAKES, PAGE_DISAGREEMENTS = 24, 24
 TABLE_MISTAKES, TABLE_MISTAKES_OF_A_CLASS = 1000, 4
 
-# Colors of charts -> those of the page, which has a dark mode.
+# Color of charts -> CSS color of the page, which has a dark mode.
 PAGE_COLORS = {
     INK: "var(--ink)",
     FAINT: "var(--line)",
     PAPER: "var(--paper)",
     SERIES[0]: "var(--accent)",
 }
-# Charts that are wider stand alone in their row; none is enlarged to more.
+# In pixels. A wider chart has a row to itself; no chart is enlarged further.
 WIDE_CHART, WIDEST_CHART = 560, 840
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
@@ -56,8 +56,8 @@ def report_page(results, facts, drawings):
 
     Args:
       results: `Results`.
-      facts: {name: value}, to stand below the title.
-      drawings: {name of an entry of CHARTS: SVG}, those that were drawn.
+      facts: {name: value}, shown below the title.
+      drawings: {key of CHARTS: SVG}.
     """
     predictions = results.predictions
     charts = {
@@ -112,21 +112,21 @@ def _render(template, **values):
     return TEMPLATES.get_template(template).render(
         **values,
         script=Markup(script),
-        # Nothing else is run, whatever a class is called.
+        # The browser runs no other script, whatever the name of a class is.
         script_hash=digest.decode(),
     )
 
 
 class _ClassRow(NamedTuple):
-    """A row of the table of classes; images are their numbers.
+    """A row of the table of classes; `hits` and `mistakes` are image indices.
 
-    `shares` are accuracy and the other shares, nan where they are not defined.
+    `accuracy` and the other `scores` are nan if undefined.
     """
 
     name: str
     examples: int
     accuracy: float
-    shares: list
+    scores: list
     confused_with: str
     confused_images: int
     hits: np.ndarray
@@ -137,7 +137,7 @@ class _ClassRow(NamedTuple):
 def _class_rows(results):
     predictions, counts = results.predictions, results.counts
     names = predictions.class_names
-    shares = np.stack(
+    scores = np.stack(
         [
             counts.precisions[:, 0],
             counts.f1[:, 0],
@@ -154,7 +154,7 @@ def _class_rows(results):
         names,
         results.examples,
         counts.accuracies[:, 0],
-        shares,
+        scores,
         others,
         confused,
         _by_class(predictions, hits),
@@ -166,16 +166,16 @@ def _class_rows(results):
             *of_class,
             names[other],
             images,
-            right[:1],
+            correct[:1],
             wrong[: max(1, most)],
             len(wrong),
         )
-        for *of_class, other, images, right, wrong in columns
+        for *of_class, other, images, correct, wrong in columns
     ]
 
 
 def _by_class(predictions, images):
-    """Returns the numbers of images class by class, in the same order."""
+    """Returns the indices of images for each class, in the same order."""
     labels = predictions.labels[images]
     images = images[np.argsort(labels, kind="stable")]
     counts = np.bincount(labels, minlength=predictions.num_classes)
@@ -183,10 +183,10 @@ def _by_class(predictions, images):
 
 
 def embedded_chart(name, svg):
-    """Returns a chart as a part of a page, and whether it is wide.
+    """Returns a chart as part of a page, and whether it is wide.
 
-    It takes the page's colors, shrinks to a phone's width as long as its
-    letters can be read, and its ids do not clash with those of other charts.
+    The chart uses the page's colors and unique ids. It shrinks to the width of
+    a phone, as long as its text is legible.
     """
     root = ET.fromstring(svg)
     width = float(root.get("width").removesuffix("pt"))
@@ -214,7 +214,7 @@ def embedded_chart(name, svg):
 
 
 def _data_uri(image, side):
-    """Returns a `thumbnail` as text that stands in a page for its file."""
+    """Returns a `thumbnail` as a data URI."""
     file = io.BytesIO()
     thumbnail(image, side).save(file, "jpeg", quality=80)
     encoded = base64.b64encode(file.getvalue()).decode()
@@ -222,7 +222,7 @@ def _data_uri(image, side):
 
 
 def _sortable(value):
-    """Returns a value that the page's script can compare."""
+    """Returns a value as text that the page's script can compare."""
     if isinstance(value, str):
         return value
     return "" if np.isnan(value) else f"{value:.6g}"
@@ -240,5 +240,5 @@ TEMPLATES.filters |= {
     "sortable": _sortable,
     "thousands": "{:,}".format,
     "percent": "{:.0%}".format,
-    "share": lambda share: "–" if np.isnan(share) else f"{100 * share:.1f}",
+    "score": lambda score: "–" if np.isnan(score) else f"{100 * score:.1f}",
 }

@@ -1,4 +1,4 @@
-"""Predictions for all images of a split: what is right, what is confused."""
+"""Predictions for all images of a split, their mistakes and confusions."""
 
 import dataclasses
 import functools
@@ -9,18 +9,18 @@ import numpy as np
 import scipy.special
 import tensorflow as tf
 
-# Images processed together, so that their float64 logits stay small.
+# Images per block, which limits the memory of float64 logits.
 IMAGES_AT_ONCE = 1024
 
-# How much larger than a crop the image is that corners are cropped from, where
-# evaluation keeps the whole of it.
+# Side of the image that corners are cropped from, relative to the crop, if
+# evaluation does not crop (crop fraction 1).
 CORNER_SCALE = 8 / 7
-# Keeps logarithms of mean probabilities finite.
+# Keeps the logarithms of mean probabilities finite.
 LEAST_PROBABILITY = 1e-30
 
 
 def no_image(index):
-    """Loads nothing: for `Predictions` without images."""
+    """Returns None: `load_image` of `Predictions` without images."""
     del index
 
 
@@ -29,13 +29,13 @@ class Predictions:
     """A model's logits for all images of a split, and the labels.
 
     Args:
-      logits: float32 [images, classes], finite. Logarithms of probabilities
-        are logits too, such as those of `TestTimeAugmentation`.
+      logits: finite float32 [images, classes]. They may be logarithms of
+        probabilities, as from `TestTimeAugmentation`.
       labels: int [images].
-      class_names: of all classes, in the order of the logits.
+      class_names: names of all classes, in the order of the logits.
       images: names of the images.
-      load_image: maps the number of an image to uint8 [height, width, 3], for
-        charts and pages, or to None.
+      load_image: maps the index of an image to uint8 [height, width, 3] or to
+        None, for charts and pages.
     """
 
     logits: np.ndarray
@@ -55,8 +55,7 @@ class Predictions:
     def log_normalizers(self):
         """Logarithms of the softmax's denominators, float64 [images].
 
-        In float32, all probabilities near 1 would be the same number, and
-        could not be ranked.
+        In float32, probabilities near 1 are equal and cannot be ranked.
         """
         blocks = [
             scipy.special.logsumexp(self.logits[rows].astype(float), axis=1)
@@ -65,7 +64,7 @@ class Predictions:
         return np.concatenate(blocks)
 
     def log_probabilities(self, classes):
-        """Returns float64 [some classes, images] for a slice of classes."""
+        """Returns float64 [classes, images] for a slice of the classes."""
         logits = np.ascontiguousarray(self.logits[:, classes].T)
         return logits - self.log_normalizers
 
@@ -73,7 +72,7 @@ class Predictions:
     def top_5(self):
         """The five most probable classes, int [images, up to 5].
 
-        The most probable stands first; of equal ones, the first class.
+        The most probable class comes first; ties are in the order of classes.
         """
         count = min(5, self.num_classes)
         top = np.empty([len(self), count], np.int64)
@@ -92,7 +91,7 @@ class Predictions:
 
     @property
     def correct(self):
-        """Whether these are the labels, bool [images]."""
+        """Whether the predicted class is the label, bool [images]."""
         return self.predicted == self.labels
 
     @property
@@ -102,12 +101,12 @@ class Predictions:
 
     @functools.cached_property
     def confidences(self):
-        """Probabilities of the most probable classes, float64 [images]."""
+        """Probabilities of the predicted classes, float64 [images]."""
         return np.exp(-self._losses_of(self.predicted))
 
     @functools.cached_property
     def losses(self):
-        """Cross entropies with the labels, float64 [images]."""
+        """Cross-entropies with the labels, float64 [images]."""
         return self._losses_of(self.labels)
 
     def _losses_of(self, classes):
@@ -115,10 +114,11 @@ class Predictions:
         return self.log_normalizers - chosen[:, 0]
 
     def with_classes(self, class_names):
-        """Returns the same predictions with the logits of some classes alone.
+        """Returns the predictions restricted to some classes.
 
         Args:
-          class_names: in the wanted order; all labels are among them.
+          class_names: names of the classes in their new order. They must
+            include all labels.
         """
         if tuple(class_names) == tuple(self.class_names):
             return self
@@ -141,13 +141,13 @@ def blocks_of(count, size):
 
 
 class TestTimeAugmentation(NamedTuple):
-    """Crops and flips of an image, whose predictions are averaged."""
+    """Crops and flips of an image whose probabilities are averaged."""
 
     crops: bool = False
     flips: bool = False
 
     def preprocessing(self, preprocessing):
-        """Returns the preprocessing of images before they are cropped."""
+        """Returns the preprocessing that leaves room for the crops."""
         if not self.crops:
             return preprocessing
         scale = CORNER_SCALE
@@ -157,32 +157,32 @@ class TestTimeAugmentation(NamedTuple):
         return preprocessing._replace(image_size=side, crop_fraction=1.0)
 
     def logits(self, function, images, image_size):
-        """Returns the logarithms of the mean probabilities of all crops.
+        """Returns the logarithms of the mean probabilities of all views.
 
         Args:
           function: maps uint8 [batch, image_size, image_size, 3] to logits.
-          images: uint8 [batch, side, side, 3], as `preprocessing` makes them.
-          image_size: of a crop.
+          images: uint8 [batch, side, side, 3] after `preprocessing`.
+          image_size: side of a crop.
 
         Returns:
           float32 [batch, classes]; without augmentation, the logits themselves.
         """
-        crops = [images]
+        views = [images]
         if self.crops:
             most = images.shape[1] - image_size
-            places = [(0, 0), (0, most), (most, 0), (most, most)]
-            crops = [
+            corners = [(0, 0), (0, most), (most, 0), (most, most)]
+            views = [
                 images[:, top : top + image_size, left : left + image_size]
-                for top, left in [*places, (most // 2, most // 2)]
+                for top, left in [*corners, (most // 2, most // 2)]
             ]
         if self.flips:
-            crops += [crop[:, :, ::-1] for crop in crops]
-        if len(crops) == 1:
+            views += [view[:, :, ::-1] for view in views]
+        if len(views) == 1:
             return tf.cast(function(images), tf.float32)
         probabilities = [
-            tf.nn.softmax(tf.cast(function(crop), tf.float32)) for crop in crops
+            tf.nn.softmax(tf.cast(function(view), tf.float32)) for view in views
         ]
-        mean = tf.add_n(probabilities) / len(crops)
+        mean = tf.add_n(probabilities) / len(views)
         return tf.math.log(tf.maximum(mean, LEAST_PROBABILITY))
 
 
@@ -195,7 +195,7 @@ TEST_TIME_AUGMENTATIONS = {
 
 
 def misclassified(predictions):
-    """Returns the numbers of misclassified images, most confident first."""
+    """Returns the indices of misclassified images, most confident first."""
     wrong = np.flatnonzero(~predictions.correct)
     order = np.argsort(-predictions.confidences[wrong], kind="stable")
     return wrong[order]
@@ -204,38 +204,38 @@ def misclassified(predictions):
 class ConfusedPair(NamedTuple):
     """The images of class `label` that are predicted as `prediction`.
 
-    `images` are their numbers, the most confident mistake first; `share` is
-    their fraction of the images of the class.
+    `images` are their indices, the most confident mistake first; `fraction` is
+    their fraction of all images of the class.
     """
 
     label: int
     prediction: int
     images: np.ndarray
-    share: float
+    fraction: float
 
 
 def confused_pairs(predictions, count):
-    """Returns up to `count` `ConfusedPair`s, those with most images first."""
+    """Returns up to `count` `ConfusedPair`s, by descending number of images."""
     wrong = misclassified(predictions)
     cells, cell_of, counts = np.unique(
         _cells(predictions, wrong), return_inverse=True, return_counts=True
     )
     examples = np.bincount(predictions.labels)
     pairs = []
-    for place in np.argsort(-counts, kind="stable")[:count]:
-        label, prediction = divmod(int(cells[place]), predictions.num_classes)
-        images = wrong[cell_of == place]
-        share = len(images) / examples[label]
-        pairs.append(ConfusedPair(label, prediction, images, float(share)))
+    for cell in np.argsort(-counts, kind="stable")[:count]:
+        label, prediction = divmod(int(cells[cell]), predictions.num_classes)
+        images = wrong[cell_of == cell]
+        fraction = float(len(images) / examples[label])
+        pairs.append(ConfusedPair(label, prediction, images, fraction))
     return pairs
 
 
 def most_confused_with(predictions):
-    """Returns the class that each class is most often mistaken for.
+    """Returns for each class its most frequent wrong prediction.
 
     Returns:
-      (class, images), int [classes] each; of equal ones, the first class.
-      Without mistakes, 0 images.
+      (class, number of images), int [classes] each. Ties select the first
+      class; a class without mistakes has 0 images.
     """
     cells = _cells(predictions, np.flatnonzero(~predictions.correct))
     cells, counts = np.unique(cells, return_counts=True)
@@ -249,9 +249,9 @@ def most_confused_with(predictions):
 
 
 def _cells(predictions, images):
-    """Returns the numbers of the matrix's cells that some images are in.
+    """Returns for each image the index of its cell in the confusion matrix.
 
-    Of many classes, few pairs are confused: most of the matrix is empty.
+    The matrix itself would be large and almost empty for many classes.
     """
     labels = predictions.labels[images].astype(np.int64)
     return labels * predictions.num_classes + predictions.predicted[images]

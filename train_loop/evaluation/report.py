@@ -1,4 +1,4 @@
-"""The folder of a report: its name, its subject, and the files in it."""
+"""The folder of a report: its name, its subject and its files."""
 
 import contextlib
 import csv
@@ -16,7 +16,7 @@ from train_loop.evaluation.page import comparison_page, report_page
 from train_loop.evaluation.results import results_summary
 from train_loop.workdir import Workdir, atomic_write, read_json
 
-# Settings by which an evaluation differs from the one that a run makes itself.
+# Settings by which an evaluation can differ from that of the run itself.
 SUBJECT_SETTINGS = (
     "checkpoint",
     "use_weight_average",
@@ -30,7 +30,7 @@ SUBJECT_SETTINGS = (
     "train_split",
     "validation_fraction",
 )
-# More of them, which are part of a report's name only where that is taken.
+# Further settings, which are added to the name of a report if it is taken.
 FURTHER_SUBJECT_SETTINGS = (
     "with_",
     "model",
@@ -39,25 +39,25 @@ FURTHER_SUBJECT_SETTINGS = (
     "skip_bad_images",
 )
 PATH_SETTINGS = ("weights", "dataset", "with_", "data_dir", "manual_dir")
-# In bytes, what file systems allow.
+# Maximum length of a file name in bytes.
 LONGEST_NAME = 255
 
 
 def write_report(folder, results, facts=None, subject=None):
-    """Writes a report, in place of an earlier one once it is complete.
+    """Writes a report. It replaces an earlier one when it is complete.
 
     Args:
-      folder: of the report; it may not exist yet.
+      folder: path of the report, which may not exist yet.
       results: `Results`.
-      facts: {name: value for JSON} to stand in front of the metrics, such as
-        what was measured.
-      subject: of `report_folder`; nothing by default.
+      facts: {name: value for JSON} about the evaluation, to precede the
+        metrics.
+      subject: the subject from `report_folder`; empty by default.
 
     Returns:
       The content of `report.json`.
 
     Raises:
-      UserError: the folder cannot be written, or holds no report.
+      UserError: the folder cannot be written, or is not a report.
     """
     facts = facts or {}
     summary = {**facts, **results_summary(results), "subject": subject or {}}
@@ -74,19 +74,19 @@ def write_report(folder, results, facts=None, subject=None):
 
 
 def write_comparison(folder, comparison, subject=None):
-    """Writes a comparison as JSON and as a page, in place of an earlier one.
+    """Writes a comparison. It replaces an earlier one when it is complete.
 
     Args:
-      folder: to write `comparison.json` and `comparison.html` to; it may not
+      folder: path for `comparison.json` and `comparison.html`, which may not
         exist yet.
       comparison: a `Comparison`.
-      subject: of `report_folder`; nothing by default.
+      subject: the subject from `report_folder`; empty by default.
 
     Returns:
       The content of `comparison.json`.
 
     Raises:
-      UserError: the folder cannot be written, or holds no comparison.
+      UserError: the folder cannot be written, or is not a comparison.
     """
     summary = {**comparison_summary(comparison), "subject": subject or {}}
     with _replaced(folder, "comparison.json") as unfinished:
@@ -97,7 +97,7 @@ def write_comparison(folder, comparison, subject=None):
 
 
 def write_predictions(path, predictions):
-    """Writes a CSV line for each image, with "|" between its top 5 classes."""
+    """Writes a CSV row for each image, with "|" between its top-5 classes."""
     names = predictions.class_names
     columns = zip(
         predictions.images,
@@ -122,53 +122,53 @@ def write_predictions(path, predictions):
             writer.writerow(csv_cells(row))
 
 
-def report_folder(given, result="report.json", name="report"):
-    """Returns the folder of a report in that of a run, and its subject.
+def report_folder(explicit, result="report.json", name="report"):
+    """Returns the folder of a report inside a run, and its subject.
 
-    The folder is new, or holds an earlier report on the same subject.
+    The folder is new, or contains an earlier report on the same subject.
 
     Args:
-      given: {name: text} of all explicit settings.
-      result: the name of a file that every such folder holds.
-      name: used without `given["report"]`; what differs from the run is
-        appended to it.
+      explicit: {name: text} of all explicit settings.
+      result: name of the JSON file that every such folder contains.
+      name: prefix of the folder's name, without `explicit["report"]`. Settings
+        that differ from the run follow it.
 
     Returns:
-      The `pathlib.Path` of the folder, and {name: text} to keep in `result`,
-      as "subject".
+      The `pathlib.Path` of the folder, and the subject: {name: text}, which
+      `result` stores.
 
     Raises:
-      UserError: the folder cannot be written, or holds something else.
+      UserError: the folder cannot be written, or contains something else.
     """
-    root = Workdir.of(given.get("workdir", ".")).path
-    names = _report_names(given, name)
-    if "report" in given:
-        names = [os.path.expanduser(given["report"])]
+    root = Workdir.of(explicit.get("workdir", ".")).path
+    names = _report_names(explicit, name)
+    if "report" in explicit:
+        names = [os.path.expanduser(explicit["report"])]
     for name in names:
         folder = root / name
         _check_folder(folder, result)
-        subject = _subject(given, folder)
-        differences = _differences(given, subject, folder / result)
+        subject = _subject(explicit, folder)
+        differences = _differences(explicit, subject, folder / result)
         if not differences:
             return folder, subject
     raise UserError(
-        f"--report={given['report']}: must be new, or an earlier report of the "
-        f"same. It has another subject ({', '.join(differences)}). Use another "
-        "name."
+        f"--report={explicit['report']}: must be a new folder, or an earlier "
+        "report with the same settings. The report there has "
+        f"{', '.join(differences)}. Pass another name."
     )
 
 
-def _report_names(given, name):
-    """Yields names for a report, the shortest first."""
+def _report_names(explicit, name):
+    """Yields possible names for a report, the shortest first."""
     keys = SUBJECT_SETTINGS
-    if "workdir" not in given:
+    if "workdir" not in explicit:
         keys = ("weights", *keys)
 
     def name_with(keys, length):
         parts = [
-            f"{key.rstrip('_')}={_shorten(key, given[key], length)}"
+            f"{key.rstrip('_')}={_shorten(key, explicit[key], length)}"
             for key in keys
-            if key in given
+            if key in explicit
         ]
         return "-".join([name, *parts]).replace("/", "_")
 
@@ -182,54 +182,54 @@ def _report_names(given, name):
 
 
 def _shorten(key, text, length):
-    """Returns the last parts of a path, or of another setting."""
+    """Returns the last components of a path, or the text of a setting."""
     if length > 1 and key in PATH_SETTINGS and os.path.exists(text):
         text = os.path.abspath(text)
     return "_".join(pathlib.Path(text).parts[-length:])
 
 
-def _subject(given, folder):
+def _subject(explicit, folder):
     """Returns {name: text} of all settings that a report depends on.
 
-    Paths are absolute, with links resolved. That of the run is relative to the
-    report, so that a folder with both may be moved.
+    Paths are absolute and without links. The path of the run is relative to
+    the report, so that both can move together.
     """
     keys, subject = (*SUBJECT_SETTINGS, *FURTHER_SUBJECT_SETTINGS), {}
-    if "workdir" in given:
-        workdir = os.path.realpath(Workdir.of(given["workdir"]).path)
+    if "workdir" in explicit:
+        workdir = os.path.realpath(Workdir.of(explicit["workdir"]).path)
         beside = os.path.realpath(folder.parent)
         subject["workdir"] = os.path.relpath(workdir, beside)
     else:
         keys = ("weights", *keys)
     for key in keys:
-        if key in given:
-            subject[key] = given[key]
-            path = os.path.expanduser(given[key])
+        if key in explicit:
+            subject[key] = explicit[key]
+            path = os.path.expanduser(explicit[key])
             if key in PATH_SETTINGS and os.path.exists(path):
                 subject[key] = os.path.realpath(path)
     return subject
 
 
-def _differences(given, subject, path):
-    """Returns the flags by which the subject of an earlier report differs.
+def _differences(explicit, subject, path):
+    """Returns the flags of an earlier report that differ.
 
     Args:
-      given: see `report_folder`.
-      subject: of the new report.
-      path: of the earlier report's JSON, which may not exist.
+      explicit: see `report_folder`.
+      subject: the subject of the new report.
+      path: the earlier report's JSON file, which may not exist.
     """
     if not path.exists():
         return []
     report = read_json(path, "examples")
-    # Before there were subjects, a report kept the names that were typed, and
-    # a comparison none.
+    # Reports of early versions have no subject, but some settings as typed;
+    # comparisons do not have these either.
     earlier = report.get("subject", subject)
     if "subject" not in report:
         for key in {"weights", "dataset", "with_"} & subject.keys():
-            if report.get(key) != given[key]:
+            if report.get(key) != explicit[key]:
                 earlier = {**earlier, key: report.get(key, "unknown")}
     return [
-        f"--{key.rstrip('_')}={earlier.get(key, 'not given')}"
+        f"--{key.rstrip('_')}={earlier.get(key, 'unset')}"
         for key in {**earlier, **subject}
         if earlier.get(key) != subject.get(key)
     ]
@@ -237,14 +237,14 @@ def _differences(given, subject, path):
 
 @contextlib.contextmanager
 def _replaced(folder, result):
-    """Yields a folder to write to, which replaces another once complete.
+    """Yields a temporary folder, which replaces `folder` when it is complete.
 
     Args:
-      folder: path of the other one.
-      result: the name of a file that every such folder holds.
+      folder: path of the report.
+      result: name of the JSON file that every such folder contains.
 
     Raises:
-      UserError: as `_check_folder` does.
+      UserError: the folder cannot be written, or contains something else.
     """
     _check_folder(folder, result)
     try:
@@ -256,10 +256,10 @@ def _replaced(folder, result):
 
 
 def _check_folder(folder, result):
-    """Checks before any long work whether a report can be written.
+    """Checks that a report can be written, before the evaluation starts.
 
     Raises:
-      UserError: it cannot be written, or holds something else.
+      UserError: the folder cannot be written, or contains something else.
     """
     folder = pathlib.Path(folder)
     parents = (path for path in folder.absolute().parents if path.exists())
@@ -268,8 +268,8 @@ def _check_folder(folder, result):
         foreign = folder.exists() and not (folder / result).exists()
         if foreign and (not folder.is_dir() or os.listdir(folder)):
             raise UserError(
-                f"{folder} holds something else than an earlier report (there "
-                f"is no {result}), and would be replaced; name a new folder"
+                f"{folder}: not an earlier report (it has no {result}). Pass "
+                "a new folder."
             )
     except OSError as error:
         raise UserError(_not_writable(folder, error)) from error
@@ -277,8 +277,8 @@ def _check_folder(folder, result):
 
 def _not_writable(folder, error):
     return (
-        f"{folder} cannot be written ({error.strerror}); name a folder that "
-        "can be"
+        f"{folder}: cannot be written ({error.strerror}). Pass a writable "
+        "folder."
     )
 
 
@@ -287,5 +287,5 @@ def _write_json(path, value):
 
 
 def _write_html(path, html):
-    # Names of files may hold bytes that are no text.
+    # File names may contain bytes that are not valid text.
     path.write_text(html, encoding="utf-8", errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""The results of an evaluation: metrics with their confidence intervals."""
+"""Results of an evaluation: metrics and their confidence intervals."""
 
 import dataclasses
 import functools
@@ -21,25 +21,25 @@ from train_loop.evaluation.metrics import (
 from train_loop.evaluation.predictions import Predictions
 
 LEVEL = 0.95
-# Upper end of the exact interval for the number of expected mistakes where
-# none was seen. The bootstrap does not know of what no image shows.
+# Upper end of the exact interval for the expected number of mistakes if none
+# was observed. The bootstrap cannot see mistakes that no image shows.
 UNSEEN = -math.log((1 - LEVEL) / 2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Results:
-    """Metrics of a model's predictions, their intervals, and all behind them.
+    """Metrics of a model's predictions, with their confidence intervals.
 
         results = Results.of(predictions)
         results.estimates["accuracy"], results.intervals["accuracy"]
 
     Args:
       predictions: `Predictions`.
-      values: {name of an entry of METRICS: [1 + replicates]}.
-      counts: the `ClassCounts`.
-      ranking: the `Ranking`.
-      temperature: fitted on other images; None without.
-      records: of the run's `metrics.jsonl`; none without a run.
+      values: {key of METRICS: [1 + replicates]}.
+      counts: the `ClassCounts` of the predictions.
+      ranking: the `Ranking` of the predictions.
+      temperature: a temperature that was fitted on other images, or None.
+      records: the records of the run's `metrics.jsonl`; empty without a run.
     """
 
     predictions: Predictions
@@ -51,7 +51,7 @@ class Results:
 
     @classmethod
     def of(cls, predictions, temperature=None, records=()):
-        """Measures `Predictions` of at least one image."""
+        """Evaluates `Predictions` of at least one image."""
         weights = resamples(len(predictions))
         counts = count_classes(predictions, weights)
         ranking = rank(predictions, weights)
@@ -60,7 +60,7 @@ class Results:
 
     @property
     def estimates(self):
-        """{name: metric}, nan where it is not defined."""
+        """{name: value of the metric, nan if undefined}."""
         return {name: float(drawn[0]) for name, drawn in self.values.items()}
 
     @functools.cached_property
@@ -70,14 +70,14 @@ class Results:
 
     @functools.cached_property
     def mistake_sizes(self):
-        """{name: how far one more mistake would move the metric}.
+        """{name: how much one more mistake would change the metric}.
 
-        For scores from 0 (worst) to 1, that is twice the mean size of the
-        mistakes that were made, estimated from the variance. It is at most
-        that of an image with the worst score: with such images alone,
-        accuracy's variance is `error * (1 - error) / images`. One more mistake
-        adds at least the loss of a guess. Mistakes that calibration errors
-        contain cancel each other, and tell nothing.
+        For scores from 0 (worst) to 1, it is twice the mean size of the
+        observed mistakes, estimated from the variance, and at most the size of
+        a mistake with the worst score. (If all mistakes have it, the variance
+        of the accuracy is `error * (1 - error) / images`.) For the loss, it is
+        at least the loss of a guess. Mistakes cancel out in the calibration
+        error, so its variance says nothing about their size.
         """
         present = self.examples[self.examples > 0]
         of_image = 1 / present.sum()
@@ -101,9 +101,9 @@ class Results:
     def intervals(self):
         """{name: (low, high)}, 95 % confidence intervals.
 
-        Exact (Clopper-Pearson) for accuracies; for the others, see
-        `bootstrap_interval`. That of the calibration error begins at 0 where
-        chance alone makes errors as large.
+        They are exact (Clopper-Pearson) for accuracies; for other metrics, see
+        `bootstrap_interval`. The interval of the calibration error starts at 0
+        if chance alone explains an error of this size.
         """
         predictions = self.predictions
         intervals = {
@@ -125,28 +125,27 @@ class Results:
 
     @functools.cached_property
     def calibrated(self):
-        """The predictions with their logits divided by the temperature."""
+        """The predictions, with logits divided by the temperature."""
         logits = self.predictions.logits / np.float32(self.temperature)
         return dataclasses.replace(self.predictions, logits=logits)
 
     @functools.cached_property
     def calibrated_error(self):
         """The expected calibration error of `calibrated`."""
-        themselves = np.ones([len(self.predictions), 1])
-        [error] = expected_calibration_errors(self.calibrated, themselves)
+        once = np.ones([len(self.predictions), 1])
+        [error] = expected_calibration_errors(self.calibrated, once)
         return float(error)
 
 
 def results_summary(results):
     """Returns metrics, intervals and counts as values for JSON.
 
-    What is not defined is None: areas below curves where all examples are of
-    one class.
+    Undefined values are None, such as the ROC-AUC of a single class.
     """
     summary = {
         "examples": len(results.predictions),
         "classes": results.predictions.num_classes,
-        # Means over classes skip them; see `compute_metrics`.
+        # Means over classes exclude them, see `compute_metrics`.
         "classes_without_examples": int((results.examples == 0).sum()),
         **{name: json_number(n) for name, n in results.estimates.items()},
         "intervals": {
@@ -164,7 +163,7 @@ def results_summary(results):
 
 
 def evaluation_table(results):
-    """Returns the rows of a table as strings, the header first."""
+    """Returns a table of the metrics as rows of text, the header first."""
     rows = [["", "value", "95 % interval"]]
     for name, metric in METRICS.items():
         value = metric.format(results.estimates[name])
@@ -172,13 +171,13 @@ def evaluation_table(results):
         rows.append([metric.title, value, ends])
     rows.append(["Images", f"{len(results.predictions):,}", ""])
     if results.temperature is not None:
-        error = f"calibration error {results.calibrated_error:.2%} with it"
+        error = f"calibration error with it: {results.calibrated_error:.2%}"
         rows.append(["Temperature", f"{results.temperature:.3f}", error])
     return rows
 
 
 def json_number(value):
-    """Returns a number for JSON, which has no nan."""
+    """Returns a number for JSON, with None in place of nan."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -189,23 +188,23 @@ def proportion_interval(successes, count):
 
 
 def bootstrap_interval(values, mistake=0.0, smallest=-np.inf, largest=np.inf):
-    """Returns the confidence interval of a metric measured on `resamples`.
+    """Returns the confidence interval of a metric from its `resamples`.
 
-    That of the percentiles, corrected twice for bias: the mean of the
-    replicates differs from the metric as the metric differs from the truth.
-    (Drawing images twice makes models look worse calibrated and scores better
-    ranked than they are.) Each side is widened by what the images do not show:
-    mistakes rarer than one in a third of them.
+    It is the percentile interval with two corrections. The bias is subtracted
+    twice, because the mean of the replicates differs from the metric as the
+    metric differs from the truth. (Repeated images make calibration look worse
+    and rankings look better.) Each side is widened for mistakes that are
+    too rare to occur among the images.
 
     Args:
-      values: [1 + replicates], the metric itself first. Replicates in which it
-        is not defined (nan) are skipped.
-      mistake: how far one more mistake would move the metric.
-      smallest: possible value.
-      largest: possible value.
+      values: [1 + replicates], the metric itself first. Undefined replicates
+        (nan) are excluded.
+      mistake: how much one more mistake would change the metric.
+      smallest: smallest possible value.
+      largest: largest possible value.
 
     Returns:
-      (low, high), floats; nan where the metric is. The metric lies between.
+      (low, high), which includes the metric; nan if the metric is nan.
     """
     estimate, drawn = values[0], values[1:]
     drawn = drawn[np.isfinite(drawn)]

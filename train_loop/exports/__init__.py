@@ -1,1 +1,1 @@
-"""Classifiers made into files that other programs run."""
+"""Export of classifiers to files that other programs run."""

@@ -1,7 +1,7 @@
-"""Copies of a classifier that other programs run: same predictions, less code.
+"""Export formats: a table of what each one writes, and the writers.
 
-What a graph contains becomes simpler from step to step: float32 and RGB, batch
-norms inside the convolutions, and at last one function of pixels.
+`portable` makes the classifier that all writers accept: float32 and RGB.
+`InferenceGraph` then folds everything into one function of uint8 pixels.
 """
 
 import importlib.util
@@ -28,136 +28,15 @@ from train_loop.data.transforms import to_uint8
 from train_loop.errors import UserError, check_choice
 from train_loop.prediction.classifier import LUMA, Classifier
 
-
-def portable(classifier):
-    """Returns the classifier in float32 and RGB, which all formats take."""
-    return in_rgb(in_float32(classifier))
-
-
-def in_float32(classifier):
-    """Returns the classifier in float32, whatever its precision was."""
-    if classifier.model.compute_dtype == "float32":
-        return classifier
-    return _with_model(classifier, copy_model(classifier))
-
-
-def in_rgb(classifier):
-    """Returns the classifier with a model of RGB images.
-
-    Raises:
-      UserError: its images are gray, and no kernels for colors do the same.
-    """
-    mean, stddev, bgr = classifier.preprocessing.normalization
-    is_grey = len(mean) == 1
-    if not bgr and not is_grey:
-        return classifier
-    if is_grey and classifier.model.weight_standardization:
-        raise UserError(
-            f"{classifier.model.name} with --channels=1 cannot be exported: "
-            "its kernels are standardized over the channels. Train with "
-            "--channels=3, or another --model"
-        )
-    model = copy_model(classifier, channels=3)
-    kernel = classifier.model.stem.convs[0].kernel
-    kernel = tf.cast(kernel, tf.float32)
-    normalization = Normalization(mean[::-1], stddev[::-1])
-    if is_grey:
-        # Gray is a sum over the colors, which a convolution is as well.
-        kernel *= LUMA[:, np.newaxis]
-        normalization = normalization.for_channels(3)
-    model.stem.convs[0].kernel.assign(kernel[:, :, ::-1] if bgr else kernel)
-    return Classifier(
-        model,
-        classifier.preprocessing._replace(normalization=normalization),
-        classifier.class_names,
-    )
-
-
-def with_folded_norms(classifier):
-    """Returns the classifier with batch norms inside its convolutions.
-
-    The result is for inference only, see `fold_batch_norms`.
-    """
-    model = copy_model(classifier)
-    fold_batch_norms(model)
-    return _with_model(classifier, model)
-
-
-def quantizable(classifier):
-    """Returns the classifier with folded norms, for quantization to int8.
-
-    Its calibration would take the padding of a maximum for an activation.
-    """
-    classifier = with_folded_norms(classifier)
-    for layer in classifier.model.stem.pools:
-        pads = isinstance(layer, PaddedMaxPooling2D)
-        if pads and layer.padding == "infinity":
-            layer.padding = "edges"
-    return classifier
-
-
-class InferenceGraph(tf.Module):
-    """Maps uint8 pixels to probabilities, without anything of Keras in it.
-
-    Args:
-      classifier: a `Classifier` that is `portable`, made for inference by
-        `with_folded_norms` or `quantizable`.
-    """
-
-    def __init__(self, classifier):
-        super().__init__()
-        mean, stddev, _ = classifier.preprocessing.normalization
-        model, size = classifier.model, classifier.preprocessing.image_size
-        # TensorFlow saves variables that are attributes.
-        self.saved = [variable.value for variable in model.variables]
-        # Arrays become parts of the graph, which tensors from outside do not.
-        mean, scale = np.float32(mean), np.float32(1.0) / np.float32(stddev)
-
-        @tf.function(
-            input_signature=[
-                tf.TensorSpec([None, size, size, 3], tf.uint8, name="images")
-            ],
-            autograph=False,
-        )
-        def pixels(images):
-            # Three numbers, which any runtime broadcasts: `normalize` uses a
-            # whole row of pixels at a time, and needs a reshape for it.
-            inputs = (tf.cast(images, tf.float32) - mean) * scale
-            logits = model(inputs, training=False)
-            return {"probabilities": tf.nn.softmax(logits)}
-
-        self.pixels = pixels
-
-
-def copy_model(classifier, channels=None):
-    """Returns a copy of a classifier's model, in float32.
-
-    Args:
-      classifier: a `Classifier`.
-      channels: of the copy's images; if they are others than the model's, the
-        first kernel is the caller's to assign.
-    """
-    model = classifier.model
-    config = {**model.get_config(), "dtype": "float32"}
-    copy = type(model).from_config(config)
-    size = classifier.preprocessing.image_size
-    own = len(classifier.preprocessing.normalization.mean)
-    copy.build((None, size, size, channels or own))
-    for mine, theirs in zip(copy.weights, model.weights, strict=True):
-        if mine.shape == theirs.shape:
-            mine.assign(theirs)
-    return copy
-
-
-def _with_model(classifier, model):
-    return Classifier(model, classifier.preprocessing, classifier.class_names)
+# The newest opset that all current ONNX runtimes read.
+ONNX_OPSET = 17
 
 
 class File(NamedTuple):
-    """A file of a format: its path there, what runs it, how exact it is.
+    """A file of a format: its relative path, its runtime, its precision.
 
-    `runtime` is one of `runtimes.RUNTIMES`, or None. `is_exact` says that the
-    file computes in float32.
+    `runtime` is a key of `runtimes.RUNTIMES`, or None. `is_exact` is true if
+    the file computes in float32.
     """
 
     path: str
@@ -169,11 +48,11 @@ class File(NamedTuple):
 
 
 class Format(NamedTuple):
-    """How a format is written, its files, and the packages that it requires.
+    """An export format: its writer, its files and the packages it requires.
 
-    `write` is a function of a `Bundle` and the path of one of the files. If
-    the only file has no runtime, `read` returns the classifier in it: a
-    function of a classifier of the same kind and a path.
+    `write` is a function of a `Bundle` and the path of one file. If the only
+    file has no runtime, `read` loads it: a function of the exported classifier
+    and a path that returns a `Classifier`.
     """
 
     write: Callable
@@ -183,7 +62,7 @@ class Format(NamedTuple):
 
 
 def parse_formats(text):
-    """Returns the names in a text with commas between them.
+    """Returns the format names in a comma-separated list, without duplicates.
 
     Raises:
       UserError: a name is unknown, or its packages are not installed.
@@ -194,32 +73,115 @@ def parse_formats(text):
         for package in EXPORT_FORMATS[name].packages:
             if importlib.util.find_spec(package) is None:
                 raise UserError(
-                    f"--format={name} needs {package}, of the extra export: "
-                    "pip install 'resnet-layers[export]'"
+                    f"--format={name}: requires {package}. Install it: "
+                    "pip install 'resnet-layers[export]'."
                 )
     return list(dict.fromkeys(names))
 
 
-def export_saved_model(bundle, path):
-    """Writes a folder, which TensorFlow Serving takes for a version."""
-    module = ServingModule(bundle.classifier, bundle.graph, bundle.top_k)
-    tf.saved_model.save(
-        module,
-        str(path),
-        signatures={"serving_default": module.files, "pixels": module.pixels},
-    )
+def portable(classifier):
+    """Returns the classifier in float32 and RGB, which all formats accept."""
+    return in_rgb(in_float32(classifier))
+
+
+def in_float32(classifier):
+    """Returns the classifier in float32."""
+    if classifier.model.compute_dtype == "float32":
+        return classifier
+    return _with_model(classifier, _copy_model(classifier))
+
+
+def in_rgb(classifier):
+    """Returns the classifier with a model that takes RGB images.
+
+    Raises:
+      UserError: the model takes grayscale images and standardizes its kernels.
+    """
+    mean, stddev, bgr = classifier.preprocessing.normalization
+    is_gray = len(mean) == 1
+    if not bgr and not is_gray:
+        return classifier
+    if is_gray and classifier.model.weight_standardization:
+        raise UserError(
+            f"--channels=1: cannot be combined with {classifier.model.name} in "
+            "an export, because its kernels are standardized over the "
+            "channels. Train with --channels=3, or with another --model."
+        )
+    model = _copy_model(classifier, channels=3)
+    kernel = tf.cast(classifier.model.stem.convs[0].kernel, tf.float32)
+    normalization = Normalization(mean[::-1], stddev[::-1])
+    if is_gray:
+        # Gray is a weighted sum of the colors, so the kernel can absorb it.
+        kernel *= LUMA[:, np.newaxis]
+        normalization = normalization.for_channels(3)
+    model.stem.convs[0].kernel.assign(kernel[:, :, ::-1] if bgr else kernel)
+    return _with_model(classifier, model, normalization=normalization)
+
+
+def with_folded_norms(classifier):
+    """Returns the classifier with its batch norms folded into convolutions.
+
+    The result is for inference only, see `fold_batch_norms`.
+    """
+    model = _copy_model(classifier)
+    fold_batch_norms(model)
+    return _with_model(classifier, model)
+
+
+def quantizable(classifier):
+    """Returns the classifier with folded norms, ready for int8 quantization."""
+    classifier = with_folded_norms(classifier)
+    for layer in classifier.model.stem.pools:
+        is_padded = isinstance(layer, PaddedMaxPooling2D)
+        if is_padded and layer.padding == "infinity":
+            # The calibration would treat infinity as an activation.
+            layer.padding = "edges"
+    return classifier
+
+
+class InferenceGraph(tf.Module):
+    """Maps uint8 pixels to probabilities, without any Keras object.
+
+    Args:
+      classifier: a `Classifier` from `with_folded_norms` or `quantizable`,
+        which was `portable` before.
+    """
+
+    def __init__(self, classifier):
+        super().__init__()
+        mean, stddev, _ = classifier.preprocessing.normalization
+        model, size = classifier.model, classifier.preprocessing.image_size
+        # TensorFlow saves the variables that are attributes.
+        self.saved = [variable.value for variable in model.variables]
+        # Arrays become constants of the graph; tensors from outside do not.
+        mean, scale = np.float32(mean), np.float32(1.0) / np.float32(stddev)
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([None, size, size, 3], tf.uint8, name="images")
+            ],
+            autograph=False,
+        )
+        def pixels(images):
+            # Not `normalize`, which works on a whole row of pixels and so adds
+            # a reshape: all runtimes broadcast three numbers.
+            inputs = (tf.cast(images, tf.float32) - mean) * scale
+            logits = model(inputs, training=False)
+            return {"probabilities": tf.nn.softmax(logits)}
+
+        self.pixels = pixels
 
 
 class ServingModule(tf.Module):
     """The functions that become signatures of the SavedModel.
 
-    `files` is `serving_default`:
+    `files` becomes `serving_default`:
 
         image_bytes: string [batch], JPEG or PNG files
-        -> classes: string [batch, top_k], the most probable one first
+        -> classes: string [batch, top_k], the most probable first
            probabilities: float32 [batch, top_k]
 
-    `pixels` is for images that are cropped and resized already:
+    `pixels` expects images that are already cropped and resized:
 
         images: uint8 [batch, image_size, image_size, 3], RGB
         -> probabilities: float32 [batch, num_classes], in the order of the
@@ -227,8 +189,8 @@ class ServingModule(tf.Module):
 
     Args:
       classifier: a `Classifier`.
-      graph: an `InferenceGraph` of it.
-      top_k: how many classes `files` returns, at most.
+      graph: its `InferenceGraph`.
+      top_k: maximum number of classes that `files` returns.
     """
 
     def __init__(self, classifier, graph, top_k):
@@ -244,7 +206,8 @@ class ServingModule(tf.Module):
         def prepare(encoded):
             return to_uint8(center_crop(encoded, preprocessing))
 
-        # What ends in _bytes comes as {"b64": ...} over REST.
+        # REST requests encode an input as {"b64": ...} if its name ends in
+        # _bytes.
         @tf.function(
             input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")],
             autograph=False,
@@ -266,10 +229,20 @@ class ServingModule(tf.Module):
         self.files = files
 
 
+def export_saved_model(bundle, path):
+    """Writes a SavedModel folder, one model version of TensorFlow Serving."""
+    module = ServingModule(bundle.classifier, bundle.graph, bundle.top_k)
+    tf.saved_model.save(
+        module,
+        str(path),
+        signatures={"serving_default": module.files, "pixels": module.pixels},
+    )
+
+
 def export_keras(bundle, path):
     """Writes a `.keras` file: uint8 pixels in, probabilities out.
 
-    Batch norms stay as they are, so that training can continue. To open the
+    Batch norms are not folded, so that training can continue. To open the
     file, import `resnet_layers`.
     """
     classifier = bundle.classifier
@@ -291,48 +264,20 @@ def export_keras(bundle, path):
 def export_litert(bundle, path):
     """Writes a LiteRT file: uint8 pixels in, float32 probabilities out.
 
-    The name of the file says in which of the `LITERT_PRECISIONS`.
+    The file name determines the precision, see `LITERT_PRECISIONS`.
     """
     graph = bundle.quantizable_graph
     with tempfile.TemporaryDirectory() as saved:
-        # Of concrete functions, the converter makes files that predict NaN.
+        # From concrete functions, the converter makes files that predict NaN.
         tf.saved_model.save(graph, saved, signatures={"pixels": graph.pixels})
         converter = tf.lite.TFLiteConverter.from_saved_model(
             saved, signature_keys=["pixels"]
         )
         LITERT_PRECISIONS[path.name](converter, bundle.calibration)
         with warnings.catch_warnings(), process.silenced():
-            # Of an interpreter that TensorFlow itself calls.
+            # TensorFlow itself calls a deprecated interpreter.
             warnings.simplefilter("ignore")
             path.write_bytes(converter.convert())
-
-
-def _to_float16(converter, _):
-    """Stores the weights in float16."""
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.target_spec.supported_types = [tf.float16]
-
-
-def _to_int8(converter, calibration):
-    """Makes everything between input and output int8.
-
-    The ranges of the activations are those of the calibration's images.
-    """
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: (
-        {"images": image[tf.newaxis]} for image in calibration
-    )
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-
-
-# Name of the file -> function of a converter and images for calibration.
-LITERT_PRECISIONS = {
-    "model.tflite": lambda converter, calibration: None,
-    "model_float16.tflite": _to_float16,
-    "model_int8.tflite": _to_int8,
-}
-# What all of today's ONNX runtimes read.
-ONNX_OPSET = 17
 
 
 def export_onnx(bundle, path):
@@ -355,7 +300,7 @@ def export_safetensors(bundle, path):
     """Writes a safetensors file, and beside it the `config.json` of timm.
 
     Raises:
-      UserError: torch has no network of this kind.
+      UserError: PyTorch has no equivalent model.
     """
     classifier = bundle.classifier
     try:
@@ -382,23 +327,74 @@ def export_safetensors(bundle, path):
 
 
 def read_safetensors(classifier, path):
-    """Returns a classifier with the weights in a file.
+    """Returns the classifier with the weights of a safetensors file.
 
     Args:
-      classifier: one with the model and the preprocessing of the file.
-      path: of the file.
+      classifier: the `Classifier` that was exported.
+      path: path of the file.
     """
-    model = copy_model(classifier)
+    model = _copy_model(classifier)
+    # A weight that the file lacks must not go unnoticed.
     model.set_weights([weight * 0 for weight in model.get_weights()])
     load_weights(model, path)
-    return Classifier(model, classifier.preprocessing, classifier.class_names)
+    return _with_model(classifier, model)
 
+
+def _copy_model(classifier, channels=None):
+    """Returns a copy of a classifier's model in float32.
+
+    If `channels` differs from the model's, the first kernel is not copied.
+    """
+    model = classifier.model
+    config = {**model.get_config(), "dtype": "float32"}
+    copy = type(model).from_config(config)
+    size = classifier.preprocessing.image_size
+    own = len(classifier.preprocessing.normalization.mean)
+    copy.build((None, size, size, channels or own))
+    for mine, theirs in zip(copy.weights, model.weights, strict=True):
+        if mine.shape == theirs.shape:
+            mine.assign(theirs)
+    return copy
+
+
+def _with_model(classifier, model, **preprocessing):
+    return Classifier(
+        model,
+        classifier.preprocessing._replace(**preprocessing),
+        classifier.class_names,
+    )
+
+
+def _to_float16(converter, _):
+    """Stores the weights in float16."""
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16]
+
+
+def _to_int8(converter, calibration):
+    """Quantizes everything between input and output to int8.
+
+    The calibration images determine the ranges of the activations.
+    """
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: (
+        {"images": image[tf.newaxis]} for image in calibration
+    )
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+
+
+# File name -> function of a converter and the calibration images.
+LITERT_PRECISIONS = {
+    "model.tflite": lambda converter, calibration: None,
+    "model_float16.tflite": _to_float16,
+    "model_int8.tflite": _to_int8,
+}
 
 EXPORT_FORMATS = {
     "saved_model": Format(
         export_saved_model,
-        # By its signature of pixels, and by that of files. TensorFlow Serving
-        # looks for the versions of a model below its folder.
+        # One folder, verified through each of its signatures. Its name is the
+        # version: TensorFlow Serving expects it below the model's folder.
         (File("1", "saved_model"), File("1", "serving")),
     ),
     "keras": Format(export_keras, (File("model.keras", "keras"),)),

@@ -2,8 +2,8 @@
 
     python -P runtimes.py FOLDER RUNTIME=PATH ...
 
-reads `images.npy` and `files.json` in the folder, and writes there what each
-file predicts.
+It reads `images.npy` and `files.json` in the folder, and writes the
+predictions of each file there.
 """
 
 import base64
@@ -15,16 +15,16 @@ import time
 
 import numpy as np
 
-# Batch sizes that are timed.
+# Batch sizes to time.
 BATCH_SIZES = (1, 32)
-# In place of a probability, of a class that is not among the best.
+# Replaces the probability of a class that is not among the top k.
 NOT_LISTED = -1.0
-# All are timed for so many seconds, or calls each.
+# Timing stops after this many seconds, or calls of each batch size.
 SECONDS, CALLS = 2.0, 20
 
 
 def load_saved_model(path):
-    """Calls the signature of pixels."""
+    """Calls the signature `pixels`."""
     signature = _signature(path, "pixels", "images")
     return lambda images: signature(images)["probabilities"]
 
@@ -32,7 +32,8 @@ def load_saved_model(path):
 def load_serving(path):
     """Calls the default signature, as TensorFlow Serving's REST server does.
 
-    It takes the "instances" of a request, {"image_bytes": {"b64": ...}} each.
+    The function takes the "instances" of a request, each
+    {"image_bytes": {"b64": ...}}.
     """
     signature = _signature(path, "serving_default", "image_bytes")
     contents = pathlib.Path(path).with_name("classifier.json")
@@ -52,7 +53,7 @@ def load_serving(path):
 
 
 def load_keras(path):
-    """Calls the model that Keras opens; its layers are `resnet_layers`'."""
+    """Calls the Keras model; its layers come from `resnet_layers`."""
     import tensorflow as tf
 
     import resnet_layers  # noqa: F401
@@ -83,8 +84,8 @@ def load_onnx(path):
     return lambda images: session.run(None, {"images": images})[0]
 
 
-# Name -> function: path -> function of images, or of the instances of a
-# request, that returns probabilities [batch, num_classes].
+# Name -> function of a path. It returns a function of images (or of a
+# request's instances) that returns probabilities [batch, num_classes].
 RUNTIMES = {
     "saved_model": load_saved_model,
     "serving": load_serving,
@@ -95,18 +96,19 @@ RUNTIMES = {
 
 
 def milliseconds(call, images):
-    """Returns the time that an image takes, in batches of each size.
+    """Measures milliseconds per image for each of `BATCH_SIZES`.
+
+    The batch sizes alternate, so that other load affects all of them alike.
 
     Returns:
-      The 10th and the 90th percentile of calls, for each of `BATCH_SIZES`. The
-      sizes take turns, so that all see as much of the machine's other work.
+      [10th percentile, 90th percentile] for each batch size.
     """
     batches = [
         np.asarray(images)[np.arange(size) % len(images)]
         for size in BATCH_SIZES
     ]
     for batch in batches:
-        # What is prepared once for this size is not timed.
+        # Warms up: one-time work for this batch size is not timed.
         call(batch)
     calls, begin = [], time.perf_counter()
     while not calls or (
@@ -122,10 +124,10 @@ def milliseconds(call, images):
 
 
 def _signature(path, name, argument):
-    """Returns a function: array or list -> {name: array}."""
+    """Returns a function that maps an array or a list to {name: array}."""
     import tensorflow as tf
 
-    # Its variables live as long as it does.
+    # Keeps the variables alive.
     loaded = tf.saved_model.load(path)
 
     def call(values):
@@ -137,11 +139,11 @@ def _signature(path, name, argument):
 
 
 def main(folder, *files):
-    """Predicts the images in a folder with each file, and times it.
+    """Predicts the images in a folder with each file, and times each file.
 
     Args:
-      folder: with `images.npy` and `files.json`.
-      *files: RUNTIME=PATH. The first one's predictions are `0.npz`.
+      folder: contains `images.npy` and `files.json`.
+      *files: RUNTIME=PATH. The predictions of the first go to `0.npz`.
     """
     folder = pathlib.Path(folder)
     images = np.load(folder / "images.npy")

@@ -1,4 +1,4 @@
-"""How exported files are verified: other runtimes run them on known images."""
+"""Verification of exported files: other runtimes run them on known images."""
 
 import base64
 import io
@@ -18,18 +18,18 @@ import tensorflow as tf
 import resnet_layers
 from train_loop.exports import runtimes
 
-# Files in float32 must have the model's logits, to this fraction of their
-# range.
+# Largest accepted difference of a logit in float32, as a fraction of the
+# logits' range.
 TOLERANCE = 1e-4
-# Logarithms of smaller probabilities mean nothing in float32.
+# Logarithms of smaller probabilities are not accurate in float32.
 SMALLEST = 1e-30
 
 
 class ReferenceImages(NamedTuple):
-    """Images to compare files with the model on, and the model's predictions.
+    """Images for the verification, and the model's predictions for them.
 
-    `files` are the bytes of JPEG or PNG files, `images` uint8
-    [n, image_size, image_size, 3] made from them, `labels` int [n] or None,
+    `files` are the bytes of JPEG or PNG files, `images` the preprocessed uint8
+    [n, image_size, image_size, 3], `labels` int [n] or None, and
     `probabilities` float32 [n, num_classes].
     """
 
@@ -40,12 +40,12 @@ class ReferenceImages(NamedTuple):
 
     @classmethod
     def predicted_by(cls, classifier, files, labels=None):
-        """Returns the images in files, with the predictions of a classifier.
+        """Returns `ReferenceImages` with the predictions of a classifier.
 
         Args:
           classifier: a `Classifier`.
-          files: bytes of any files that it reads.
-          labels: of the images, if they are known.
+          files: bytes of image files in any format that it reads.
+          labels: labels of the images, if known.
         """
         images = np.stack([classifier.prepare(file) for file in files])
         size = max(runtimes.BATCH_SIZES)
@@ -62,14 +62,14 @@ class ReferenceImages(NamedTuple):
 
 
 class FileMetrics(NamedTuple):
-    """How a file compares with the model.
+    """How a file's predictions compare with the model's.
 
-    `difference` is the largest one of a probability, `drift` that of a logit
-    as a fraction of the logits' range, `agreement` the fraction of images with
-    the model's class, `accuracy` that with the right one (None if labels are
-    not known), and `milliseconds` the time of an image in batches of each of
-    `runtimes.BATCH_SIZES` (none where nothing was run): the 10th and the 90th
-    percentile, or the median alone where an earlier version measured it.
+    `difference` is the largest difference of a probability, `drift` that of a
+    logit as a fraction of the logits' range. `agreement` is the fraction of
+    images with the model's class, `accuracy` the fraction with the right class
+    (None without labels). `milliseconds` is the time per image for each of
+    `runtimes.BATCH_SIZES` (empty if the file has no runtime): the 10th and
+    90th percentile, or the median alone in files of an earlier version.
     """
 
     name: str
@@ -82,35 +82,37 @@ class FileMetrics(NamedTuple):
 
 
 def run_files(folder, files, reference):
-    """Runs files by other runtimes, in a process without this project.
+    """Runs files in their runtimes, in a process without this project.
 
     Args:
-      folder: of the files.
-      files: `File`s.
+      folder: the format's folder.
+      files: `File`s in it.
       reference: `ReferenceImages`.
 
     Returns:
-      For each its `FileMetrics`, or in a line why it cannot be run.
+      For each file its `FileMetrics`, or one line with the reason why it
+      cannot be run.
     """
     with tempfile.TemporaryDirectory() as exchange:
         exchange = pathlib.Path(exchange)
         np.save(exchange / "images.npy", reference.images)
         request = json.dumps(serving_request(reference.files))
         (exchange / "files.json").write_text(request)
-        # TensorFlow takes the path of a SavedModel for a pattern: brackets in
-        # it would match something else.
+        # TensorFlow treats the path of a SavedModel as a pattern, in which
+        # brackets match other characters.
         link = exchange / "files"
         link.symlink_to(folder.absolute())
         found = []
         while len(found) < len(files):
-            # A file that cannot be run ends the process: another one continues.
+            # A file that cannot be run ends the process; the next process
+            # continues with the other files.
             found += _run(exchange, link, files[len(found) :], reference)
         return found
 
 
 def _run(exchange, folder, files, reference):
-    """Returns what `run_files` does, up to the first file that failed."""
-    # Keras's files alone need a package of ours, to import.
+    """Returns results as `run_files` does, up to the first failure."""
+    # Only Keras files need a package of this project: `resnet_layers`.
     root = pathlib.Path(resnet_layers.__file__).parents[1]
     paths = [f"{file.runtime}={folder / file.path}" for file in files]
     ended = subprocess.run(
@@ -141,9 +143,9 @@ def _run(exchange, folder, files, reference):
 
 
 def _reason(ended):
-    """Returns in a line why a process ended."""
+    """Returns in one line why a process ended."""
     if ended.returncode < 0:
-        # Its last line is about something else.
+        # The last line of standard error is unrelated then.
         return f"ended by {signal.Signals(-ended.returncode).name}"
     lines = ended.stderr.strip().splitlines()
     return lines[-1] if lines else f"exit status {ended.returncode}"
@@ -153,9 +155,10 @@ def compare_with_model(name, size, probabilities, reference, milliseconds=()):
     """Returns the `FileMetrics` of a file's predictions.
 
     Args:
-      name: of the file, for people.
-      size: of the file, in bytes.
-      probabilities: [n, num_classes]; `runtimes.NOT_LISTED` if there is none.
+      name: name of the file, for tables.
+      size: size of the file in bytes.
+      probabilities: [n, num_classes]; `runtimes.NOT_LISTED` if the file did
+        not return one.
       reference: `ReferenceImages`.
       milliseconds: see `FileMetrics`.
     """
@@ -180,7 +183,7 @@ def compare_with_model(name, size, probabilities, reference, milliseconds=()):
 
 
 def model_metrics(classifier, reference):
-    """Returns the `FileMetrics` of the model itself, to compare with."""
+    """Returns the `FileMetrics` of the model itself, as the reference."""
     return compare_with_model(
         "the model itself",
         sum(weight.nbytes for weight in classifier.model.get_weights()),
@@ -194,11 +197,11 @@ def model_metrics(classifier, reference):
 
 
 def reason_to_reject(metrics, is_exact):
-    """Returns why a file cannot replace the model; None if it can.
+    """Returns why a file fails the verification; None if it passes.
 
     Args:
-      metrics: the file's `FileMetrics`, or in a line why there are none.
-      is_exact: whether it computes in float32.
+      metrics: the file's `FileMetrics`, or the reason why it cannot be run.
+      is_exact: whether the file computes in float32.
     """
     if isinstance(metrics, str):
         return metrics
@@ -206,7 +209,7 @@ def reason_to_reject(metrics, is_exact):
         return "predicts NaN"
     if is_exact and metrics.drift > TOLERANCE:
         return (
-            "predicts otherwise than the model: logits differ by "
+            "predictions differ from the model's: logits differ by "
             f"{metrics.drift:.1e} of their range, at most {TOLERANCE:.0e} is "
             "accepted"
         )
@@ -214,10 +217,10 @@ def reason_to_reject(metrics, is_exact):
 
 
 def metrics_table(metrics):
-    """Returns rows of text, the header first, of several `FileMetrics`."""
+    """Returns a table of `FileMetrics` as rows of text, the header first."""
     sizes = runtimes.BATCH_SIZES
-    header = ["file", "MB", "largest difference", "same answer", "accuracy"]
-    rows = [header + [f"ms per picture, {size} at once" for size in sizes]]
+    header = ["file", "MB", "largest difference", "same class", "accuracy"]
+    rows = [header + [f"ms per image, batch {size}" for size in sizes]]
     for each in metrics:
         times = [
             " to ".join(f"{end:.2f}" for end in np.unique(ends))
@@ -237,7 +240,7 @@ def metrics_table(metrics):
 
 
 def serving_request(files):
-    """Returns a request of TensorFlow Serving's REST server, for JSON.
+    """Returns a request to the REST server of TensorFlow Serving, for JSON.
 
     Args:
       files: bytes of JPEG or PNG files.
@@ -251,7 +254,7 @@ def serving_request(files):
 
 
 def _as_jpeg_or_png(file):
-    """Returns a file that TensorFlow decodes, of the same pixels."""
+    """Returns a file with the same pixels that TensorFlow can decode."""
     if tf.io.is_jpeg(file) or file.startswith(b"\x89PNG"):
         return file
     png = io.BytesIO()

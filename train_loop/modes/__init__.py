@@ -7,19 +7,19 @@ from typing import NamedTuple
 class Mode(NamedTuple):
     """A mode's summary for `--help`, and where its function is.
 
-    `place` is "module:function". Its imports take seconds, so it is imported
-    when it runs, not when flags are parsed. `takes_tensorflow` is whether it
+    `path` is "module:function". Its imports take seconds, so it is imported
+    when it runs, not when flags are parsed. `requires_tensorflow` is whether it
     requires TensorFlow.
     """
 
     summary: str
-    place: str
-    takes_tensorflow: bool = True
+    path: str
+    requires_tensorflow: bool = True
 
     @property
     def function(self):
         """A function of the explicit `Settings`."""
-        return pkgutil.resolve_name(self.place)
+        return pkgutil.resolve_name(self.path)
 
 
 MODES = {
@@ -45,7 +45,7 @@ MODES = {
     ),
     "data": Mode(
         "check and count all images, and draw some",
-        "train_loop.modes.data:look_at_data",
+        "train_loop.modes.data:inspect_data",
     ),
     "summary": Mode(
         "count parameters and multiply-adds of a model",
@@ -58,6 +58,6 @@ MODES = {
     "recipes": Mode(
         "list recipes: settings, result, cost, source",
         "train_loop.help:list_recipes",
-        takes_tensorflow=False,
+        requires_tensorflow=False,
     ),
 }

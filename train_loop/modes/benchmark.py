@@ -1,4 +1,4 @@
-"""What a model costs, and how fast it is on this machine."""
+"""Summary of a model's cost, and benchmark of its speed on this machine."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ import tensorflow as tf
 from resnet_layers import VARIANTS
 from train_loop.benchmark.machine import (
     Limits,
+    Timer,
     describe_host,
     gpu_names,
     measure_bytes,
@@ -20,7 +21,7 @@ from train_loop.benchmark.machine import (
     versions,
 )
 from train_loop.benchmark.model_costs import compared_with_roofline, cost_table
-from train_loop.benchmark.tasks import TASKS, Timer, results_table
+from train_loop.benchmark.tasks import TASKS, results_table
 from train_loop.builders.model import check_image_size
 from train_loop.console import text_table
 from train_loop.errors import UserError, check_choice
@@ -33,15 +34,14 @@ from train_loop.resolve import (
 )
 from train_loop.workdir import Workdir, check_writable, write_text
 
-# Stem of a network -> the image size that it was made for, where that is not
-# the default.
+# Stem of a model -> its image size, where that is not the default.
 STEM_IMAGE_SIZES = {"small": 32}
 # Settings that decide the image size.
 IMAGE_SIZE_SETTINGS = ("workdir", "dataset", "recipe", "weights")
 
 
 def summarize(settings):
-    """Prints parameters, multiply-adds and activations of a model's parts."""
+    """Prints parameters, MACs and activation memory of a model's parts."""
     settings = resolve(with_image_size(settings))
     check_image_size(settings)
     model = VARIANTS[settings.model](
@@ -56,19 +56,20 @@ def summarize(settings):
     print(text_table(cost_table(model, size)))
 
 
-def with_image_size(given):
-    """Returns the settings; of a model alone, with its image size."""
-    decided = not given.given.keys().isdisjoint(IMAGE_SIZE_SETTINGS)
-    if given.model is None or decided:
-        return given
-    size, stem = given.image_size, VARIANTS[given.model].arguments.get("stem")
+def with_image_size(settings):
+    """Returns the settings, with the model's image size if none is implied."""
+    is_implied = not settings.given.keys().isdisjoint(IMAGE_SIZE_SETTINGS)
+    if settings.model is None or is_implied:
+        return settings
+    size = settings.image_size
+    stem = VARIANTS[settings.model].arguments.get("stem")
     if size is None and isinstance(stem, str):
         size = STEM_IMAGE_SIZES.get(stem)
-    return replace(given, recipe=GENERIC, image_size=size)
+    return replace(settings, recipe=GENERIC, image_size=size)
 
 
 def _classes(workdir):
-    """Returns the argument `num_classes` of a run's model, if there is a run.
+    """Returns the argument `num_classes` of a run's model; {} without a run.
 
     Raises:
       UserError: the folder is not a run.
@@ -77,7 +78,8 @@ def _classes(workdir):
         return {}
     if not Workdir.of(workdir).is_run:
         raise UserError(
-            f"{workdir} is not the folder of a run: it has no flags.txt"
+            f"--workdir={workdir}: not an existing run (no flags.txt). Pass "
+            "the folder of a run."
         )
     names = Workdir.of(workdir).read_data()["class_names"]
     return {"num_classes": len(names)}
@@ -101,28 +103,27 @@ CONFIGURATION = (
     *("stochastic_depth", "gradient_checkpointing", "fast_paths"),
     *("clip_norm", "deterministic", "dataset", "augment", "cache"),
 )
-# Of these, those that noise does not depend on.
+# Of these, those that do not matter for synthetic images.
 OF_IMAGES = ("dataset", "augment", "cache")
-# Before real images are timed, to use up what was read ahead while the step
-# was traced.
+# Warm-up before real images are timed: it uses up the batches that were
+# prefetched while the step was traced.
 WARM_UP_SECONDS = 2.0
 
 
 def benchmark(settings):
-    """Measures one configuration, the machine that it runs on, and prints it.
+    """Measures and prints the speed of one configuration on this machine.
 
-    It writes `--benchmark_file` only, and, in an explicit `--workdir`, what
-    reading its images writes there: `--cache=disk`, and the list of
-    `--skip_bad_images`.
+    Writes `--benchmark_file`. An explicit `--workdir` also gets the files of
+    `--cache=disk` and `--skip_bad_images`.
 
     Args:
-      settings: `Settings` that were given.
+      settings: explicit `Settings`.
 
     Returns:
-      What that file holds.
+      The content of that file.
 
     Raises:
-      UserError: it cannot be measured.
+      UserError: a setting is invalid, or an input is missing.
     """
     options = settings.over(MODE_DEFAULTS)
     names = options.benchmark.split(",")
@@ -138,16 +139,16 @@ def benchmark(settings):
         and settings.workdir is None
     )
     with tempfile.TemporaryDirectory() as folder:
-        given = settings_to_measure(settings, is_synthetic, folder)
+        measured = settings_to_measure(settings, is_synthetic, folder)
         tasks = {}
         for name in names:
-            # Only the first one begins when the process does.
+            # The time of the start counts for the first task only.
             timer = Timer(is_first=not tasks)
-            tasks[name] = _timed(timer, name, given, is_synthetic, options)
-    # After all that is timed, to whose memory they would add.
+            tasks[name] = _timed(timer, name, measured, is_synthetic, options)
+    # Last: they would add to the peak memory of the tasks.
     limits = _measure_limits(task for task, _ in tasks.values())
     task, _ = tasks[names[0]]
-    found = {
+    results = {
         "configuration": {
             "data": "synthetic" if is_synthetic else "real",
             "replicas": max(task.replicas for task, _ in tasks.values()),
@@ -159,7 +160,7 @@ def benchmark(settings):
             "devices": gpu_names(),
             "versions": versions("tensorflow", "keras"),
         },
-        # Of one device.
+        # For one device.
         "limits": {
             "flops_per_second": {
                 dtype: limit.flops for dtype, limit in limits.items()
@@ -179,20 +180,20 @@ def benchmark(settings):
         },
     }
     if task.workers.is_chief:
-        print(results_table(found, names))
+        print(results_table(results, names))
         if path:
-            write_text(path, json.dumps(found, indent=2) + "\n")
-            print(f"All numbers are in {path}.")
-    return found
+            write_text(path, json.dumps(results, indent=2) + "\n")
+            print(f"All results are in {path}.")
+    return results
 
 
 def settings_to_measure(settings, is_synthetic, folder):
-    """Returns the settings of what is measured.
+    """Returns the settings to measure.
 
     Args:
-      settings: `Settings` that were given.
-      is_synthetic: whether images are noise.
-      folder: where a run may write that no `workdir` was given for.
+      settings: explicit `Settings`.
+      is_synthetic: whether images are random noise.
+      folder: `workdir` to use if none is set.
     """
     if settings.workdir is not None:
         return settings
@@ -201,14 +202,13 @@ def settings_to_measure(settings, is_synthetic, folder):
             name in settings.given for name in ("model", *IMAGE_SIZE_SETTINGS)
         ):
             settings = dataclasses.replace(settings, model=DEFAULTS.model)
-        # The model alone, with the size of images that it was made for.
         settings = with_image_size(settings)
     return dataclasses.replace(settings, workdir=folder)
 
 
-def _timed(timer, name, given, is_synthetic, options):
-    """Returns a `Task`, and what was measured of it."""
-    task = TASKS[name](given, is_synthetic)
+def _timed(timer, name, settings, is_synthetic, options):
+    """Returns a `Task` and its results."""
+    task = TASKS[name](settings, is_synthetic)
     with task.workers.explaining_lost_workers():
         timer.run(
             task.take,
@@ -225,9 +225,9 @@ def _timed(timer, name, given, is_synthetic, options):
 
 def _measure_limits(tasks):
     """Returns {dtype: `Limits`} of one device; workers measure together."""
-    moved = measure_bytes()
+    bandwidth = measure_bytes()
     dtypes = dict.fromkeys(("float32", *map(_dtype, tasks)))
-    return {dtype: Limits(measure_flops(dtype), moved) for dtype in dtypes}
+    return {dtype: Limits(measure_flops(dtype), bandwidth) for dtype in dtypes}
 
 
 def _dtype(task):

@@ -1,4 +1,4 @@
-"""A look at the data before any long work: counts, broken images, a grid."""
+"""Data check before training: counts, broken images, duplicates, samples."""
 
 import csv
 import io
@@ -20,20 +20,27 @@ from train_loop.run import new_workdir
 from train_loop.workdir import Workdir, write_text
 
 
-def look_at_data(settings):
-    """Looks through all images, counts them and draws some.
+def inspect_data(settings):
+    """Checks and counts all images, and draws samples.
 
-    With --skip_bad_images, those that a run would train and evaluate on.
+    With --skip_bad_images, broken images are not counted.
+
+    Args:
+      settings: explicit `Settings`.
+
+    Raises:
+      UserError: the dataset is invalid, or has broken images without
+        --skip_bad_images.
     """
     check_run_or_new(settings)
     settings = resolve(settings)
-    # Some are drawn, about as many as a batch has.
+    # The samples take about the memory of a batch.
     check_memory(settings)
     workdir = Workdir.of(settings.workdir or new_workdir(settings.dataset))
     workdir.check_writable()
     check_outside_of_images(workdir, settings.dataset)
-    data, refused = open_whole_data(settings)
-    broken = check.find_broken(data, refused)
+    data, rejected = open_whole_data(settings)
+    broken = check.find_broken(data, rejected)
     readable = check.without_broken(data, broken)
     print_counts(
         readable if settings.skip_bad_images else data,
@@ -53,19 +60,19 @@ def look_at_data(settings):
         check.check_not_empty(readable)
     else:
         raise UserError(
-            f"{len(broken)} images cannot be decoded; mend them, or train "
-            "without them: --skip_bad_images"
+            f"--dataset={settings.dataset}: {len(broken)} images cannot be "
+            "decoded. Fix or remove them, or pass --skip_bad_images."
         )
 
 
 def print_counts(data, dataset, path):
-    """Prints how many images there are of each class.
+    """Prints the number of images of each class.
 
-    Of many classes, it prints a summary, and writes the rest to a CSV file.
+    For many classes, it prints a summary, and writes all to a CSV file.
     """
     counts = {n: check.count_labels(s, n) for n, s in data.splits.items()}
-    for name, of_split in counts.items():
-        for warning in check.balance_warnings(of_split, data.class_names):
+    for name, split_counts in counts.items():
+        for warning in check.balance_warnings(split_counts, data.class_names):
             print(printable(f"warning: {name}: {warning}"))
     print(
         f"{dataset}: {len(data.class_names):,} classes; "
@@ -76,7 +83,7 @@ def print_counts(data, dataset, path):
         )
     )
     rows = [
-        [name, *(of_split.get(number, 0) for of_split in counts.values())]
+        [name, *(each.get(number, 0) for each in counts.values())]
         for number, name in enumerate(data.class_names)
     ]
     head = ["class", *counts]
@@ -84,35 +91,35 @@ def print_counts(data, dataset, path):
         texts = [[name, *map("{:,}".format, row)] for name, *row in rows]
         print(text_table([head, *texts]))
         return
-    for name, of_split in counts.items():
-        described = check.describe_counts(of_split, data.class_names)
+    for name, split_counts in counts.items():
+        described = check.describe_counts(split_counts, data.class_names)
         print(printable(f"{name}: {described}"))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
         map(csv_cells, [head, *rows])
     )
     write_text(path, text.getvalue())
-    print(f"All classes are counted in {path}.")
+    print(f"The counts of all classes are in {path}.")
 
 
 def print_duplicates(data, path):
-    """Prints which images are exact duplicates of others.
+    """Prints groups of exact duplicates.
 
-    Of many groups, it prints the first few, and writes all to a CSV file.
+    For many groups, it prints the first few, and writes all to a CSV file.
     """
     found = check.find_duplicates([*data.splits.values()])
     groups = check.group_members(found.groups, data)
-    of_kinds = {kind: [] for kind in check.DUPLICATE_KINDS}
+    by_kind = {kind: [] for kind in check.DUPLICATE_KINDS}
     for group in groups:
-        of_kinds[check.kind_of_group(group)].append(group)
-    for kind, of_kind in of_kinds.items():
-        shown = of_kind if len(groups) <= MANY else of_kind[: check.MAX_CLASSES]
+        by_kind[check.kind_of_group(group)].append(group)
+    for kind, members in by_kind.items():
+        shown = members if len(groups) <= MANY else members[: check.MAX_CLASSES]
         for group in shown:
             text = printable(check.describe_group(group))
             print(f"duplicates {kind}: {text}")
-        if len(of_kind) > len(shown):
+        if len(members) > len(shown):
             print(
-                f"duplicates {kind}: {len(of_kind) - len(shown):,} other groups"
+                f"duplicates {kind}: {len(members) - len(shown):,} other groups"
             )
     if len(groups) > MANY:
         text = io.StringIO()
@@ -125,7 +132,7 @@ def print_duplicates(data, path):
 
 
 def draw_images(path, data, settings):
-    """Draws some images of each split, as a model gets them."""
+    """Draws samples of each split, as the model gets them."""
     names = data.class_names
     labels = [class_label(names, number) for number in range(len(names))]
     without_font = [
@@ -135,7 +142,12 @@ def draw_images(path, data, settings):
     ]
     if without_font:
         few = first_few(without_font)
-        print(printable(f"No font here has the letters of some: {few}."))
+        print(
+            printable(
+                "Class names drawn as numbers, because no installed font has "
+                f"their letters: {few}."
+            )
+        )
     data = data._replace(class_names=tuple(labels))
     transforms, shown = make_transforms(settings, data), {}
     if data.train.num_examples:
@@ -147,4 +159,4 @@ def draw_images(path, data, settings):
     if shown:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_image_grid(path, shown)
-        print(f"Some images are drawn in {path}.")
+        print(f"Samples are drawn in {path}.")

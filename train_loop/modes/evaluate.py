@@ -1,4 +1,4 @@
-"""Evaluation: a report on one model, or on two side by side."""
+"""Evaluation of one model, and comparison of two."""
 
 import pathlib
 
@@ -23,19 +23,29 @@ from train_loop.workdir import Workdir, read_json_lines
 
 
 def evaluate(settings):
-    """Writes a report on the last checkpoint of a run, or on weights.
+    """Evaluates a run or weights, and writes a report.
 
-    Any data set with the same classes will do, in any size and on any number
-    of devices; the run stays as it is.
+    Works with any dataset whose classes the model has, and on any number of
+    devices. The run itself does not change. The report is a folder with
+    `report.html`, `report.json` and CSV files.
 
     Args:
-      settings: explicit `Settings`.
+      settings: `Settings` with the `workdir` of a run, or with `weights` and
+        a `dataset`. All other settings are optional.
 
     Returns:
-      The content of the report's `report.json`.
+      The content of `report.json`, a dict: among others `accuracy`, `loss`,
+      `mean_roc_auc` and the 95 % `intervals` of the metrics.
 
     Raises:
-      UserError: it cannot be evaluated, or the report not be written.
+      UserError: A setting is invalid, the dataset has classes that the model
+        does not have, or the report cannot be written.
+
+    Example:
+        >>> from train_loop import Settings, evaluate
+        >>> report = evaluate(Settings(workdir="runs/photos"))
+        >>> report["accuracy"]
+        0.94
     """
     evaluator = Evaluator(settings)
     evaluator.report_folder()
@@ -46,29 +56,29 @@ def evaluate(settings):
     temperature = _fit_temperature(evaluator, classifier, examples)
     predictions = evaluator.predict(classifier, examples)
     results = Results.of(predictions, temperature, _records(settings))
-    # Another evaluation may have taken the name meanwhile.
+    # Again: another evaluation may have used the folder in the meantime.
     folder, subject = evaluator.report_folder()
     report = write_report(folder, results, _facts(evaluator), subject)
     print(text_table(evaluation_table(results)))
     if report["mean_roc_auc"] is None:
         print(
-            "All images are of one class: there is no ROC-AUC, which compares "
-            "a class with others."
+            "All images are of one class: ROC-AUC is undefined, because it "
+            "compares a class with others."
         )
-    print(f"Look at {folder / 'report.html'}.")
+    print(f"The report is in {folder / 'report.html'}.")
     return report
 
 
 def _fit_temperature(evaluator, classifier, examples):
-    """Returns the temperature of --calibration_split, None without one."""
-    split = evaluator.given.calibration_split
+    """Returns the temperature fitted on --calibration_split, or None."""
+    split = evaluator.explicit.calibration_split
     if split is None:
         return None
     others = evaluator.open_examples(classifier.class_names, split)
     if others.split.overlap(examples.split):
         raise UserError(
-            f"--calibration_split={split} shares images with what is "
-            "measured; name a part that has none of it"
+            f"--calibration_split={split}: must not share images with the "
+            "evaluation split. Pass another split."
         )
     predictions = evaluator.predict(classifier, others)
     return fit_temperature(predictions.logits, predictions.labels)
@@ -81,21 +91,21 @@ def _records(settings):
 
 
 def _facts(evaluator):
-    """Returns what is evaluated, for the head of a report."""
-    given, settings = evaluator.given, evaluator.settings
+    """Returns the facts for the head of a report."""
+    explicit, settings = evaluator.explicit, evaluator.settings
     facts = {"model": settings.model, "dataset": settings.dataset}
-    facts["split"] = given.eval_split or settings.eval_split or "eval"
-    if given.workdir is not None:
-        workdir = Workdir.of(given.workdir)
+    facts["split"] = explicit.eval_split or settings.eval_split or "eval"
+    if explicit.workdir is not None:
+        workdir = Workdir.of(explicit.workdir)
         averaged = settings.use_weight_average
-        facts["step"] = find_checkpoint(workdir, given.checkpoint, averaged)
+        facts["step"] = find_checkpoint(workdir, explicit.checkpoint, averaged)
         if settings.weight_average != "none":
             facts["average"] = settings.weight_average if averaged else "none"
     else:
-        facts["weights"] = given.weights
+        facts["weights"] = explicit.weights
     for name in ("image_size", "crop_fraction", "test_time_augmentation"):
-        if name in given.given:
-            facts[name] = given.given[name]
+        if name in explicit.given:
+            facts[name] = explicit.given[name]
     return facts
 
 
@@ -103,30 +113,38 @@ SPEED = "Images per second"
 
 
 def compare(settings):
-    """Compares a run with another one, or with weights (--with).
+    """Compares two runs or weights on the same images.
 
-    Both see the same images, each as it was trained to see them.
+    Each model gets the images in its own preprocessing. The comparison is a
+    folder with `comparison.html` and `comparison.json`.
 
     Args:
-      settings: explicit `Settings`.
+      settings: `Settings` as for `evaluate`, and `with_`: another run, or
+        weights.
 
     Returns:
-      The content of `comparison.json`.
+      The content of `comparison.json`, a dict. `measures` has the metrics of
+      both models, their differences, intervals and p-values.
 
     Raises:
-      UserError: one of them cannot be evaluated, or nothing be written.
+      UserError: One of the two cannot be evaluated, they have no class in
+        common, or the comparison cannot be written.
+
+    Example:
+        >>> from train_loop import Settings, compare
+        >>> compare(Settings(workdir="runs/a", with_="runs/b"))
     """
     if settings.with_ is None:
         raise UserError(
-            "--mode=compare needs --with: another run, a file of weights, "
-            "imagenet or timm/NAME"
+            "--mode=compare: requires --with. Pass another run, a file of "
+            "weights, imagenet or timm/NAME."
         )
     evaluator = Evaluator(settings)
     names = [pathlib.Path(s).name for s in (evaluator.source, settings.with_)]
     if names[0] == names[1]:
         names = [f"{name} ({i})" for i, name in enumerate(names, start=1)]
-    place = "comparison.json", f"comparison-{names[1]}"
-    evaluator.report_folder(*place)
+    report_options = "comparison.json", f"comparison-{names[1]}"
+    evaluator.report_folder(*report_options)
     classifiers = [
         evaluator.open_own_classifier(),
         evaluator.open_classifier(settings.with_),
@@ -134,7 +152,7 @@ def compare(settings):
     shared = _shared_classes(evaluator, classifiers)
     results, facts = {}, {}
     for name, classifier in zip(names, classifiers, strict=True):
-        print(f"Measuring {name}.")
+        print(f"Evaluating {name}.")
         examples = evaluator.open_examples(classifier.class_names)
         predictions = evaluator.predict(classifier, examples)
         results[name] = Results.of(predictions.with_classes(shared))
@@ -149,25 +167,25 @@ def compare(settings):
     ratios = speeds[:, 0] / speeds[:, 1]
     ranges = {SPEED: (float(ratios.min()), float(ratios.max()))}
     comparison = Comparison.of(results, facts, ranges)
-    # Another comparison may have taken the name meanwhile.
-    folder, subject = evaluator.report_folder(*place)
+    # Again: another comparison may have used the folder in the meantime.
+    folder, subject = evaluator.report_folder(*report_options)
     summary = write_comparison(folder, comparison, subject)
     print(console.text_table(comparison_table(comparison)))
     print(verdict(comparison))
-    print(f"Look at {folder / 'comparison.html'}.")
+    print(f"The comparison is in {folder / 'comparison.html'}.")
     return summary
 
 
 def _shared_classes(evaluator, classifiers):
-    """Returns the names of the classes that both know, as the first does."""
+    """Returns the class names of both, in the order of the first."""
     first, second = (classifier.class_names for classifier in classifiers)
     known = set(second)
     shared = [name for name in first if name in known]
     if not shared:
         raise UserError(
-            f"{evaluator.source} and {evaluator.given.with_} have no class in "
-            "common; classes are matched by name, and theirs are "
-            f"{first_few(first)} against {first_few(second)}"
+            f"--with={evaluator.explicit.with_}: has no class name in common "
+            f"with {evaluator.source} ({first_few(second)}; "
+            f"{first_few(first)}). Pass a model with the same classes."
         )
     if [*first] != [*second]:
         check_unique(shared)

@@ -1,4 +1,4 @@
-"""Export: a trained model in the files that other programs run."""
+"""Export of a trained model to files for other programs."""
 
 import os
 import sys
@@ -28,29 +28,39 @@ from train_loop.resolve import MODE_DEFAULTS, resolve
 from train_loop.settings import Settings
 from train_loop.workdir import Workdir, check_writable, write_text
 
-# How many images int8 is calibrated on, and files are compared on.
+# Number of images for the calibration of int8, and for verification.
 MAX_IMAGES = 128
 
 
 def export(settings):
-    """Writes a run's model for other programs, and verifies it with these.
+    """Exports a run's model, and verifies each exported file.
 
-    Each format gets a folder of its own, with the names of the classes and
-    the preprocessing; model_card.md describes all.
+    Each format gets its own folder with the model, the class names and the
+    preprocessing; `model_card.md` describes all. Each file is run by its own
+    runtime, and its predictions are compared with those of the model.
 
     Args:
-      settings: `Settings` that were given.
+      settings: `Settings` with the `workdir` of a run. Optional: `format`,
+        `export_dir`, `images` and `checkpoint`, among others.
 
     Returns:
-      The `FileMetrics` of the model itself, and of each file.
+      A list of `FileMetrics`: first those of the model itself, then those of
+      each exported file.
 
     Raises:
-      UserError: a file cannot be written or run, or its predictions are not
-        the model's; standard error has a line for each. The others are there.
+      UserError: A file could not be written or run, or its predictions differ
+        from the model's. Standard error has a line for each; the other files
+        are complete.
+
+    Example:
+        >>> from train_loop import Settings, export
+        >>> export(Settings(workdir="runs/photos", format="saved_model,onnx"))
     """
     settings = settings.over(MODE_DEFAULTS)
     if settings.workdir is None:
-        raise UserError("--mode=export needs the --workdir of a run")
+        raise UserError(
+            "--mode=export: requires --workdir. Pass the folder of a run."
+        )
     names = parse_formats(settings.format or "saved_model")
     workdir = Workdir.of(settings.workdir)
     folder = Workdir.of(settings.export_dir or workdir.export).path
@@ -66,11 +76,11 @@ def export(settings):
     step = find_checkpoint(
         workdir, settings.checkpoint, settings.use_weight_average
     )
-    # The images may have been moved.
+    # The dataset may be in another place than in training.
     places = ("dataset", "data_dir", "manual_dir")
     moved = {name: getattr(settings, name) for name in places}
-    made_with = resolve(Settings(workdir=settings.workdir, **moved))
-    calibration, reference = _images(settings.images, made_with, classifier)
+    run_settings = resolve(Settings(workdir=settings.workdir, **moved))
+    calibration, reference = _images(settings.images, run_settings, classifier)
     bundle = Bundle(portable(classifier), calibration, settings.top_k)
     metrics, failures = [model_metrics(classifier, reference)], []
     try:
@@ -80,55 +90,56 @@ def export(settings):
             metrics += written
             failures += failed
     finally:
-        # What was written is described, also if the disk is full.
+        # Describes the written files, even if an error ended the export.
         if metrics[1:]:
             weights = ExportedWeights(
-                step, made_with.weight_average, settings.use_weight_average
+                step, run_settings.weight_average, settings.use_weight_average
             )
             files = metrics_table([metrics[0], *exported_metrics(folder)])
-            card = _card(made_with, weights, files)
+            card = _card(run_settings, weights, files)
             path = folder / "model_card.md"
             write_text(path, model_card(bundle.classifier, card))
             print(text_table(metrics_table(metrics)))
             print(
-                f"Compared on {len(reference.images)} pictures, each file run "
-                f"without this program. Described in {path}; its licence is to "
-                "be filled in."
+                f"Compared on {len(reference.images)} images; each file ran "
+                f"without this program. {path} describes the files; fill in "
+                "its license."
             )
     for failure in failures:
         print(printable(failure), file=sys.stderr)
     if failures:
-        count, others = len(failures), len(metrics) - 1
+        failed, succeeded = len(failures), len(metrics) - 1
         raise UserError(
-            f"--format={','.join(names)}: {count} of {count + others} files "
-            f"failed; {others or 'no'} files are in {folder}"
+            f"--format={','.join(names)}: {failed} of {failed + succeeded} "
+            f"files failed; {succeeded or 'no'} files are in {folder}. Fix the "
+            "errors above, or pass only the other formats."
         )
     return metrics
 
 
-def _card(made_with, weights, files):
+def _card(run_settings, weights, files):
     """Returns the `Card` of all exports of a run.
 
     Args:
-      made_with: resolved `Settings` of the run.
+      run_settings: resolved `Settings` of the run.
       weights: `ExportedWeights`.
       files: see `Card`.
     """
     recipe = {
         # Paths of this machine are private.
         name: os.path.basename(text) if os.path.isabs(text) else text
-        for name, text in made_with.texts().items()
+        for name, text in run_settings.texts().items()
     }
-    report = weights.find_report(Workdir.of(made_with.workdir))
+    report = weights.find_report(Workdir.of(run_settings.workdir))
     return Card(recipe["dataset"], recipe, str(weights), report, files)
 
 
-def _images(images, made_with, classifier):
-    """Returns images to calibrate with, and `ReferenceImages`.
+def _images(images, run_settings, classifier):
+    """Returns calibration images and `ReferenceImages`.
 
     Args:
-      images: the value of --images; None for the run's own.
-      made_with: resolved `Settings` of the run.
+      images: value of --images; None for the run's dataset.
+      run_settings: resolved `Settings` of the run.
       classifier: a `Classifier` in float32.
 
     Returns:
@@ -137,21 +148,22 @@ def _images(images, made_with, classifier):
     if images is not None:
         paths = find_images(images, ())[:MAX_IMAGES]
         for path in paths:
-            # Its error names the file that cannot be decoded.
+            # Raises an error with the name of a file that is not an image.
             classifier.read(path)
         files = [read_file(path) for path in paths]
         reference = ReferenceImages.predicted_by(classifier, files)
         return list(reference.images), reference
     try:
-        data, _ = open_whole_data(made_with)
-        trained_on, _ = readable_files(data.train, MAX_IMAGES)
-        # Accuracy on the images it was trained on means nothing.
-        files, labels = trained_on, None
+        data, _ = open_whole_data(run_settings)
+        training_files, _ = readable_files(data.train, MAX_IMAGES)
+        # Without labels: accuracy on training images would mislead.
+        files, labels = training_files, None
         if data.evaluation is not None:
             files, labels = readable_files(data.evaluation, MAX_IMAGES)
     except UserError as error:
         raise UserError(
-            f"{error}; or name pictures to try the files on: --images"
+            f"{str(error).removesuffix('.')}. Or pass other images to verify "
+            "the files with --images."
         ) from error
     reference = ReferenceImages.predicted_by(classifier, files, labels)
-    return [classifier.prepare(file) for file in trained_on], reference
+    return [classifier.prepare(file) for file in training_files], reference

@@ -1,4 +1,4 @@
-"""Prediction: the classes of images in files."""
+"""Prediction of the classes of image files."""
 
 import contextlib
 import sys
@@ -23,9 +23,16 @@ from train_loop.workdir import Workdir, check_writable
 
 
 def predict(settings):
-    """Predicts the classes of the images that --images lists.
+    """Predicts the classes of the images of --images.
 
-    Standard output holds the predictions and nothing else, for other programs.
+    Prints only predictions to standard output, for use by other programs.
+
+    Args:
+      settings: explicit `Settings`.
+
+    Raises:
+      UserError: a setting is invalid, or some images are unreadable. The
+        predictions of the others are printed first.
     """
     settings = settings.over(MODE_DEFAULTS)
     source = settings.workdir or settings.weights
@@ -33,8 +40,8 @@ def predict(settings):
     check_choice("--format", output_format, PREDICTION_FORMATS)
     if source is None or settings.images is None:
         raise UserError(
-            "--mode=predict needs some --images, and the --workdir of a run, "
-            "or --weights"
+            "--mode=predict: requires --images, and --workdir or --weights. "
+            "Pass both, such as --workdir=RUN --images=FOLDER."
         )
     folder = settings.explain_dir
     folder = folder or Workdir.of(settings.workdir or ".").explanations
@@ -57,22 +64,23 @@ def predict(settings):
         predictions = write_explanations(classifier, predictions, folder)
     broken = []
     with transient_bar(len(paths), "image") as bar:
-        watched = _watched(predictions, bar, broken)
-        for line in PREDICTION_FORMATS[output_format](watched):
+        monitored = _monitored(predictions, bar, broken)
+        for line in PREDICTION_FORMATS[output_format](monitored):
             print(line)
     for each in broken:
-        print(printable(f"{each.image} {each.error}"), file=sys.stderr)
+        print(printable(f"{each.image}: {each.error}"), file=sys.stderr)
     if settings.explain:
-        print(f"Explanations are drawn in {folder}.", file=sys.stderr)
+        print(f"Explanations are in {folder}.", file=sys.stderr)
     if broken:
+        done = " The others are done." if len(broken) < len(paths) else ""
         raise UserError(
-            f"{len(broken)} of {len(paths)} images cannot be read"
-            + ("; the others are done" if len(broken) < len(paths) else "")
+            f"--images={settings.images}: {len(broken)} of {len(paths)} images "
+            f"cannot be read.{done} Fix or remove the files listed above."
         )
 
 
-def _watched(predictions, bar, broken):
-    """Yields all predictions, and collects those that are errors."""
+def _monitored(predictions, bar, broken):
+    """Yields all predictions, moves the bar, and collects errors."""
     for prediction in predictions:
         bar.update(1)
         if prediction.error:

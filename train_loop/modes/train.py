@@ -1,4 +1,4 @@
-"""Training: from the settings, or the last checkpoint, to the last step."""
+"""Training from the start, or from the last checkpoint, to the last step."""
 
 import math
 import shlex
@@ -6,7 +6,10 @@ import time
 
 from train_loop import console
 from train_loop.builders.data import check_outside_of_images
-from train_loop.builders.training import highest_rate, unfrozen_learning_rate
+from train_loop.builders.training import (
+    scale_to_batch_size,
+    unfrozen_learning_rate,
+)
 from train_loop.console import format_metric, text_table
 from train_loop.evaluation.curves import trailing_means
 from train_loop.process import StoppedError
@@ -19,9 +22,16 @@ from train_loop.workdir import Workdir, read_json_lines
 
 @console.outliving_streams()
 def train(settings):
-    """Trains until the last step, from the last checkpoint where one is.
+    """Trains a new run, or resumes an existing one, to the last step.
 
-    Also where nobody sees what it prints any more: its files are what counts.
+    Continues if its output is closed: the files of the run are the result.
+
+    Args:
+      settings: explicit `Settings`.
+
+    Raises:
+      UserError: see `Run.create` and `Run.train`.
+      StoppedError: a signal requested a stop.
     """
     if settings.workdir is not None:
         # Before the images are prepared, which may take hours.
@@ -32,7 +42,7 @@ def train(settings):
         if not _has_workers(settings, workdir):
             workdir.check_free()
     run = Run.create(settings)
-    was_finished, began = run.is_finished, time.perf_counter()
+    was_finished, start = run.is_finished, time.perf_counter()
     describe(run)
     try:
         run.train()
@@ -42,65 +52,66 @@ def train(settings):
     print(final_table(run))
     if was_finished:
         print(
-            f"Nothing was left to do: the run is at step {run.trainer.step} of "
+            f"The run is already finished, at step {run.trainer.step} of "
             f"{run.steps}."
         )
     else:
-        print(f"Trained for {time.perf_counter() - began:.0f} s.")
+        print(f"Trained for {time.perf_counter() - start:.0f} s.")
     print(
-        f"The run's files are in {run.workdir}; look at them with: "
+        f"The run's files are in {run.workdir}. To view them, run: "
         f"tensorboard --logdir={shlex.quote(str(run.workdir))}"
     )
 
 
 def _has_workers(settings, workdir):
-    """Whether others may be there already, to train together."""
+    """Whether other workers may already use the folder to train together."""
     settings = settings.over(Settings.read(workdir.flags))
     return settings.strategy == "multi_worker"
 
 
 def _resume_hint(workdir):
-    """Tells how to go on with a run that was stopped."""
+    """Returns how to resume a run that was stopped."""
     if not workdir.has_checkpoint:
         return "there is no checkpoint yet"
     quoted = shlex.quote(str(workdir))
-    return f"--workdir={quoted} goes on from the last checkpoint"
+    return f"--workdir={quoted} resumes from the last checkpoint"
 
 
 def describe(run):
-    """Prints what is about to happen."""
+    """Prints a summary of the run before it starts."""
     settings, data = run.settings, run.data
-    held_out = "none"
+    num_evaluation = "no"
     if data.evaluation is not None:
-        held_out = f"{data.evaluation.num_examples:,}"
+        num_evaluation = f"{data.evaluation.num_examples:,}"
     parameters = sum(
         variable.shape.num_elements()
         for variable in run.classifier.model.trainable_variables
     )
     print(
-        f"{settings.model}, {parameters:,} parameters, on {settings.dataset}: "
-        f"{data.train.num_examples:,} images to train on, "
-        f"{held_out} to evaluate on, "
+        f"{settings.model}, {parameters:,} trainable parameters, on "
+        f"{settings.dataset}: {data.train.num_examples:,} training images, "
+        f"{num_evaluation} evaluation images, "
         f"{len(data.class_names)} classes"
     )
     print(
-        f"{run.steps:,} steps of {run.batch_size} images on "
+        f"{run.steps:,} steps with batch size {run.batch_size} on "
         f"{run.trainer.strategy.num_replicas_in_sync} replica(s), "
         f"{settings.precision}, from step {run.trainer.step:,}"
     )
     if run.last_frozen_step is not None:
+        unfrozen = unfrozen_learning_rate(settings)
         print(
             f"--freeze={settings.freeze} until step "
-            f"{run.last_frozen_step:,}, then that is trained as well, at a "
-            "learning rate of at most "
-            f"{highest_rate(settings, unfrozen_learning_rate(settings)):g}"
+            f"{run.last_frozen_step:,}, then all layers are trained, with a "
+            "peak learning rate of "
+            f"{scale_to_batch_size(settings, unfrozen):g}"
         )
     if run.changes:
         changes = ", ".join(
             f"--{name} is {_shown(now)} (was {_shown(before)})"
             for name, (before, now) in run.changes.items()
         )
-        print(f"From here on: {changes}")
+        print(f"Changed settings: {changes}")
     recipe = RECIPES[settings.recipe]
     excluded = f" Excluded: {recipe.excluded}" * bool(recipe.excluded)
     print(
@@ -110,14 +121,14 @@ def describe(run):
 
 
 def _shown(text):
-    return "not given" if text is None else text or "empty"
+    return "not set" if text is None else text or "empty"
 
 
 def final_table(run):
-    """Returns the last numbers of every split as text.
+    """Returns a table of the last metrics of every split.
 
-    Those of training are means over the last epoch: its last report may be of
-    a single batch.
+    Training metrics are means over the last epoch, because the last report may
+    cover a single batch.
     """
     records = read_json_lines(run.workdir.metrics)
     last = {record["split"]: record for record in records}

@@ -1,1 +1,1 @@
-"""Predictions for images of any kind."""
+"""Predictions for images in memory and in files."""

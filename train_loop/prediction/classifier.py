@@ -1,4 +1,4 @@
-"""A classifier: images of any kind in, names of classes out."""
+"""A classifier: maps images in many forms to class names."""
 
 import contextlib
 import io
@@ -15,25 +15,43 @@ from resnet_layers import Preprocessing
 from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError, reason_of
 
-# How much of each color makes gray, as in Pillow (ITU-R 601-2).
+# Weights of RGB in grayscale, as in Pillow (ITU-R 601-2).
 LUMA = np.float32([0.299, 0.587, 0.114])
-# How many images go through the model at once.
+# Number of images in a forward pass.
 BATCH_SIZE = 32
+FILE_ADVICE = "Pass a readable image file."
 
 
 class Classifier:
-    """Maps uint8 images to logits, and images of any kind to class names.
+    """A model with its preprocessing and class names.
 
-        classifier = load_classifier("runs/pets")
-        classifier("cat.jpg")  # -> [[("Bengal", 0.93), ...]]
+    `classifier(images, top_k=None)` predicts the classes of images. `images` is
+    a path, a binary file object, the bytes of an image file, a PIL image, a
+    uint8 array [height, width, 3] in RGB, or an iterable of these. The result
+    has a list of (class name, probability) for each image, in descending order
+    of probability. It raises `UserError` if an image cannot be decoded.
 
-    Training, evaluation and prediction use the same one, so that none of them
-    can preprocess otherwise than the others.
+    Training, evaluation and prediction all use a `Classifier`, so that they
+    preprocess images in the same way.
 
     Args:
-      model: maps normalised images to logits; built.
-      preprocessing: a `resnet_layers.Preprocessing` without gaps.
-      class_names: of all classes, in the order of the logits.
+      model: a built Keras model that maps normalized images to logits.
+      preprocessing: a complete `resnet_layers.Preprocessing`.
+      class_names: names of all classes, in the order of the logits.
+
+    Attributes:
+      model: the Keras model.
+      preprocessing: the `resnet_layers.Preprocessing`.
+      class_names: a tuple of names.
+
+    Example:
+      ```python
+      from train_loop import load_classifier
+
+      classifier = load_classifier("runs/pets")
+      classifier("cat.jpg")  # [[("Bengal", 0.93), ("Egyptian Mau", 0.05), ...]]
+      classifier(["cat.jpg", "dog.jpg"], top_k=1)
+      ```
     """
 
     def __init__(
@@ -46,15 +64,15 @@ class Classifier:
         self.preprocessing = preprocessing
         self.class_names = tuple(class_names)
         size = preprocessing.image_size
-        # As a graph. Step by step, TensorFlow hands Pillow a tensor in place
-        # of bytes, and lets through whatever Pillow raises.
+        # As a graph: eager TensorFlow passes Pillow a tensor instead of bytes,
+        # and does not convert the exceptions of Pillow.
         transforms = Transforms(preprocessing)
         self._prepare = tf.function(
             lambda encoded: transforms.evaluate(transforms.transcode(encoded)),
             input_signature=[tf.TensorSpec([], tf.string)],
             autograph=False,
         )
-        # One for batches of all sizes.
+        # One graph for all batch sizes.
         self._as_graph = tf.function(
             input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)],
             autograph=False,
@@ -62,116 +80,148 @@ class Classifier:
         self._probabilities = self._as_graph(self._softmax)
 
     def logits(self, images, training=False):
-        """Maps images to logits; runs on the devices.
+        """Normalizes images and returns the logits of the model.
 
         Args:
           images: uint8 [batch, image_size, image_size, 3], RGB.
-          training: see the model's `call`.
+          training: whether to call the model in training mode.
 
         Returns:
-          [batch, num_classes].
+          A float tensor [batch, num_classes].
         """
         return self.model(self.normalize(images), training=training)
 
     def embed(self, images):
-        """Maps the same images to what the model's classifier sees."""
+        """Returns the pooled features before the classification head.
+
+        Args:
+          images: uint8 [batch, image_size, image_size, 3], RGB.
+
+        Returns:
+          A float tensor [batch, channels].
+        """
         return self.model.embed(self.normalize(images), training=False)
 
     def normalize(self, images):
-        """Maps RGB images from 0..255 to what the model was trained with."""
+        """Normalizes images for the model.
+
+        Args:
+          images: uint8 or float [..., image_size, image_size, 3], RGB from 0 to
+            255.
+
+        Returns:
+          float32 [..., image_size, image_size, 3], or 1 channel if the model
+          has grayscale inputs.
+        """
         return normalize(images, self.preprocessing.normalization)
 
     def __call__(self, images, top_k=None):
-        """Classifies one image or many.
+        """Predicts the classes of one image or many.
 
         Args:
-          images: the path of a file, a file object, the bytes of a file, a
-            PIL image of any mode, a uint8 array [height, width, 3], or an
-            iterable of these, such as a generator.
-          top_k: number of classes; None for all.
+          images: a path, a binary file object, the bytes of an image file, a
+            PIL image of any mode, a uint8 array [height, width, 3] in RGB, or
+            an iterable of these, such as a list or a generator.
+          top_k: number of classes to return for each image; None for all.
 
         Returns:
-          A list for each image of (name of the class, probability), the most
-          probable one first.
+          A list with one prediction for each image: a list of (class name,
+          probability) in descending order of probability.
 
         Raises:
-          UserError: an image cannot be read.
+          UserError: an image cannot be read or decoded.
         """
         if _is_one_image(images):
             images = [images]
         images, predictions = iter(images), []
-        while some := list(itertools.islice(images, BATCH_SIZE)):
-            batch = tf.stack([self.read(image) for image in some])
+        while chunk := list(itertools.islice(images, BATCH_SIZE)):
+            batch = tf.stack([self.read(image) for image in chunk])
             predictions += self.rank(self.probabilities(batch), top_k)
         return predictions
 
     def prepare(self, encoded):
-        """Maps the bytes of a file to the image that evaluation would see.
+        """Decodes, crops and resizes an image file, as in evaluation.
 
         Args:
-          encoded: scalar string.
+          encoded: the bytes of an image file, or a scalar string tensor.
 
         Returns:
-          uint8 [image_size, image_size, 3].
+          A tensor, uint8 [image_size, image_size, 3], RGB.
+
+        Raises:
+          tf.errors.OpError: the image cannot be decoded.
         """
         return self._prepare(encoded)
 
     def read(self, image):
-        """Returns the same image of whatever `__call__` accepts as one.
+        """Reads one image in any form, as in evaluation.
+
+        Args:
+          image: one image in a form that `__call__` accepts.
+
+        Returns:
+          A tensor, uint8 [image_size, image_size, 3], RGB.
 
         Raises:
-          UserError: it cannot be read.
+          UserError: the image cannot be read or decoded.
         """
         if isinstance(image, str | os.PathLike):
             try:
                 return self.prepare(read_file(image))
             except tf.errors.OpError as error:
-                raise UserError(
-                    f"{os.fspath(image)} cannot be decoded ({reason_of(error)})"
+                raise _file_error(
+                    image, f"cannot be decoded ({reason_of(error)})"
                 ) from error
         try:
             return self.prepare(_encoded(image))
         except (tf.errors.OpError, OSError, TypeError, ValueError) as error:
             raise UserError(
-                "the image cannot be decoded; must be an image file (a path, "
-                "bytes or a binary file object), a PIL image, or a uint8 array "
-                "[height, width, 3]"
+                "images: cannot be decoded. Pass image files (paths, bytes or "
+                "binary file objects), PIL images, or uint8 arrays [height, "
+                "width, 3]."
             ) from error
 
     def probabilities(self, images):
-        """Maps uint8 [batch, image_size, image_size, 3] to probabilities.
+        """Returns the softmax of the logits.
 
-        A softmax, whatever loss the model was trained with: an image has one
-        class here, and a sigmoid would put the classes in the same order.
+        Models trained with a sigmoid loss use a softmax too: an image has one
+        class, and the order of the classes is the same.
+
+        Args:
+          images: uint8 [batch, image_size, image_size, 3], RGB.
 
         Returns:
-          float32 [batch, num_classes].
+          A tensor, float32 [batch, num_classes].
         """
         return self._probabilities(images)
 
     def make_weights_constant(self):
-        """Makes `probabilities` faster for single images, one after another.
+        """Makes `probabilities` faster for a stream of single images.
 
-        The weights that the model has now become constants of the graph, which
-        TensorFlow casts and orders for the processor once, where it does so for
-        every batch otherwise. What is done to the model later makes no
-        difference to `probabilities` any more. The first call takes some
-        seconds longer, and many times the memory of the weights.
+        The current weights become constants of the graph. TensorFlow casts and
+        reorders constants once, but variables in every batch. Later changes of
+        the model have no effect on `probabilities`. The first call takes some
+        seconds longer and many times the memory of the weights.
         """
-        weights = [(each, each.numpy()) for each in self.model.variables]
+        weights = [(v, v.numpy()) for v in self.model.variables]
 
         def probabilities(images):
-            constants = [(each, tf.constant(value)) for each, value in weights]
+            constants = [(v, tf.constant(value)) for v, value in weights]
             with tf.keras.StatelessScope(state_mapping=constants):
                 return self._softmax(images)
 
         self._probabilities = self._as_graph(probabilities)
 
-    def _softmax(self, images):
-        return tf.nn.softmax(self.logits(images))
-
     def rank(self, probabilities, top_k=None):
-        """Maps rows of probabilities to predictions, see `__call__`."""
+        """Sorts classes by probability.
+
+        Args:
+          probabilities: float [batch, num_classes].
+          top_k: number of classes to return for each image; None for all.
+
+        Returns:
+          A list with one prediction for each image; see `__call__`.
+        """
         probabilities = np.asarray(probabilities)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
@@ -179,12 +229,54 @@ class Classifier:
             for row, labels in zip(probabilities, order, strict=True)
         ]
 
+    def _softmax(self, images):
+        return tf.nn.softmax(self.logits(images))
+
+
+def read_file(path):
+    """Returns the bytes of a file; raises UserError if it is not readable."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise _file_error(path, f"cannot be read ({error.strerror})") from error
+
+
+def normalize(images, normalization):
+    """Normalizes RGB images.
+
+    Args:
+      images: uint8 or float [..., height, width, 3], from 0 to 255, with a
+        static width.
+      normalization: a `resnet_layers.Normalization`.
+
+    Returns:
+      A tensor, float32 [..., height, width, channels], with as many channels as
+      the normalization has means.
+    """
+    images = tf.cast(images, tf.float32)
+    if len(normalization.mean) == 1:
+        gray = tf.reduce_sum(images * LUMA, axis=-1, keepdims=True)
+        return (gray - normalization.mean[0]) / normalization.stddev[0]
+    if normalization.bgr:
+        images = images[..., ::-1]
+    # A whole row of pixels at once: broadcasting over three channels takes
+    # several times as long on CPUs.
+    width = images.shape[-2]
+    scale = 1.0 / np.tile(np.float32(normalization.stddev), width)
+    offset = np.tile(np.float32(normalization.mean), width) * scale
+    shape = tf.shape(images)
+    rows = tf.reshape(images, tf.concat([shape[:-2], [3 * width]], axis=0))
+    return tf.ensure_shape(
+        tf.reshape(rows * scale - offset, shape), images.shape
+    )
+
 
 def _is_one_image(images):
-    """Tells whether something is an image, and not an iterable of images."""
+    """Returns whether `images` is a single image, not an iterable."""
     if isinstance(images, str | bytes | bytearray | os.PathLike):
         return True
-    # A file object is an iterable too, of lines.
+    # A file object is also an iterable, of lines.
     if isinstance(images, PIL.Image.Image) or hasattr(images, "read"):
         return True
     return getattr(images, "ndim", None) == 3 or not isinstance(
@@ -193,7 +285,7 @@ def _is_one_image(images):
 
 
 def _encoded(image):
-    """Returns the bytes of an image file with the pixels of an image."""
+    """Returns the bytes of an image file for an image that is not a path."""
     if isinstance(image, PIL.Image.Image):
         return _encoded_pillow(image)
     if hasattr(image, "read"):
@@ -207,63 +299,28 @@ def _encoded(image):
 
 
 def _encoded_pillow(image):
-    """Returns a PNG file of a PIL image, which is decoded as others are."""
+    """Returns a PNG file of a PIL image."""
     exif = PIL.Image.Exif()
-    # EXIF that cannot be read turns nothing.
+    # Damaged EXIF data are ignored.
     with contextlib.suppress(Exception):
         if image.getexif()[Base.Orientation] in range(1, 9):
             exif[Base.Orientation] = image.getexif()[Base.Orientation]
     if image.mode in ("I", "F"):
-        raise ValueError("the values of black and white are unknown")
+        raise ValueError("32-bit pixels with an unknown value range")
     if image.mode.startswith("I;16"):
-        # Pillow would clip what is above 255.
-        grey = np.asarray(image) >> 8
-        image = PIL.Image.fromarray(grey.astype("uint8"))
+        # Pillow would clip values above 255.
+        gray = np.asarray(image) >> 8
+        image = PIL.Image.fromarray(gray.astype("uint8"))
     if image.mode == "La":
-        # The only mode that Pillow converts to one other mode alone.
+        # Pillow converts this mode to LA only.
         image = image.convert("LA")
-    # Other modes have three channels as well, such as YCbCr.
+    # Always, because other modes such as YCbCr have three channels too.
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     png = io.BytesIO()
     image.save(png, "png", compress_level=0, exif=exif)
     return png.getvalue()
 
 
-def read_file(path):
-    """Returns the bytes of a file, or raises UserError."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise UserError(
-            f"{os.fspath(path)} cannot be read ({error.strerror})"
-        ) from error
-
-
-def normalize(images, normalization):
-    """Maps RGB images from 0..255 to what a model was trained with.
-
-    Args:
-      images: [..., height, width, 3], of a known width.
-      normalization: a `resnet_layers.Normalization`.
-
-    Returns:
-      A float32 tensor of the same shape, but for the channels, of which there
-      are as many as the normalization has numbers.
-    """
-    images = tf.cast(images, tf.float32)
-    if len(normalization.mean) == 1:
-        grey = tf.reduce_sum(images * LUMA, axis=-1, keepdims=True)
-        return (grey - normalization.mean[0]) / normalization.stddev[0]
-    if normalization.bgr:
-        images = images[..., ::-1]
-    # A whole row of pixels at once: over three numbers, TensorFlow takes
-    # several times as long on CPUs.
-    width = images.shape[-2]
-    scale = 1.0 / np.tile(np.float32(normalization.stddev), width)
-    offset = np.tile(np.float32(normalization.mean), width) * scale
-    shape = tf.shape(images)
-    rows = tf.reshape(images, tf.concat([shape[:-2], [3 * width]], axis=0))
-    return tf.ensure_shape(
-        tf.reshape(rows * scale - offset, shape), images.shape
-    )
+def _file_error(path, problem):
+    """Returns a UserError about an image file."""
+    return UserError(f"{os.fspath(path)}: {problem}. {FILE_ADVICE}")

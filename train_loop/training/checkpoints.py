@@ -1,6 +1,6 @@
-"""Checkpoints: what a run keeps so that it can resume.
+"""Checkpoints: the state from which a run resumes.
 
-The variables of the model, of the optimizer and of its update, by path, and
+They hold the variables of the model, the optimizer and its update, by path, and
 nothing else: the order of the data and the augmentation follow from the step.
 """
 
@@ -33,7 +33,7 @@ from train_loop.workdir import (
     temporary_folder,
 )
 
-# Metric of an evaluation -> whether more of it is better.
+# Metric of an evaluation -> whether a larger value is better.
 MORE_IS_BETTER = {
     "accuracy": True,
     "loss": False,
@@ -43,28 +43,27 @@ MORE_IS_BETTER = {
     "swa_loss": False,
 }
 
-# The other parts of a checkpoint, and what TensorFlow puts behind the name of a
-# variable.
+# The other parts of a checkpoint, and TensorFlow's suffix of a variable's name.
 OPTIMIZER, LOSS_SCALE = "optimizer", "loss_scale"
 VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
 
 
 class Checkpoints:
-    """The checkpoints of a run, the newest few of them kept.
+    """The checkpoints of a run, of which the newest few are kept.
 
     All workers call `resume`, `save`, `discard` and `remove_old` together; the
     chief writes.
 
     Args:
-      directory: where they are written.
+      directory: folder of the checkpoints.
       model: a built Keras model.
       optimizer: a built Keras optimizer.
-      update: an `Update`, whose average and loss scale are kept, or None.
-      workers: the `Workers` that train together; by default one alone.
-      warn: called with a line of text when a checkpoint cannot be read.
-      keep: how many to keep.
+      update: `Update` whose average and loss scale are saved, or None.
+      workers: the `Workers` that train together; by default a single one.
+      warn: called with a line of text if a checkpoint cannot be read.
+      keep: number of checkpoints to keep.
       best: maps the newest step to that of the best checkpoint, which is kept
-        as well, or to None.
+        too, or to None.
     """
 
     def __init__(
@@ -84,8 +83,8 @@ class Checkpoints:
         self.warn = warn
         self.keep = keep
         self.best = best
-        # Every variable by itself: the walk over attributes that
-        # tf.train.Checkpoint does misses layers kept in lists and dicts.
+        # Each variable by its path: tf.train.Checkpoint follows attributes, and
+        # misses layers in lists and dicts.
         self._parts = {MODEL: _by_path(model)}
         if update and update.average is not None:
             self._parts[AVERAGE] = update.average.by_path
@@ -98,20 +97,20 @@ class Checkpoints:
     def save(self, step, replica_state=None):
         """Writes the checkpoint of a step.
 
-        It appears when the disk has all of it: a kill or a power cut leaves
-        the earlier ones as they were.
+        It appears once all of it is on the disk: a kill or a power cut leaves
+        the earlier ones unchanged.
 
         Args:
           step: number of steps taken.
-          replica_state: {name: array} of what this worker needs to resume from
-            a step between two reports, see `Trainer.replica_state`.
+          replica_state: {name: array} to resume this worker from a step between
+            two reports, see `Trainer.replica_state`.
 
         Raises:
           SharedError: one of the workers could not write.
         """
         with self.workers.agreeing():
             if self.workers.is_chief:
-                # A kill may have left that of another checkpoint of this step.
+                # A killed run may have left the state of this step.
                 for path in self.directory.glob(
                     f"{CHECKPOINT.format(step)}.local-*"
                 ):
@@ -124,10 +123,7 @@ class Checkpoints:
                 self._write(step)
 
     def discard(self):
-        """Removes the newest checkpoint; returns the step of the one before.
-
-        0 where there was none.
-        """
+        """Removes the newest checkpoint; returns the previous step, or 0."""
         step = 0
         with self.workers.agreeing():
             if self.workers.is_chief:
@@ -139,9 +135,9 @@ class Checkpoints:
         return round(self.workers.from_chief(step))
 
     def remove_old(self):
-        """Removes all but the newest few, and the best one.
+        """Removes all checkpoints but the newest few and the best one.
 
-        Not before it is known that the newest will not be discarded.
+        Call it once the newest one will not be discarded.
         """
         with self.workers.agreeing():
             found = self.list()
@@ -155,7 +151,7 @@ class Checkpoints:
 
     @unshared()
     def resume(self, trainer):
-        """Brings a trainer to the newest checkpoint, if there is one.
+        """Restores a trainer from the newest checkpoint, if there is one.
 
         Raises:
           UserError: no checkpoint can be read, or workers find different ones.
@@ -166,13 +162,13 @@ class Checkpoints:
         with self.workers.agreeing():
             if not is_same:
                 raise UserError(
-                    f"worker {self.workers.number} finds a checkpoint of step "
-                    f"{step} in {self.directory}, and the first worker another "
-                    "one; all of them need the same --workdir, on a disk that "
-                    "they share"
+                    f"{self.directory}: worker {self.workers.number} finds the "
+                    f"checkpoint of step {step}, and the first worker another "
+                    "one. Use the same --workdir for all workers, on a shared "
+                    "disk."
                 )
             state = self._replica_state(step)
-        # Of all or of none, for they belong together.
+        # On all workers or on none: the states belong together.
         if self.workers.all(state is not None):
             trainer.restore_replica_state(state)
 
@@ -180,10 +176,10 @@ class Checkpoints:
         """Reads the newest checkpoint that can be read.
 
         Returns:
-          Its step, or 0 where there is no checkpoint at all.
+          Its step; 0 without any checkpoint.
 
         Raises:
-          UserError: there are checkpoints, and none of them can be read.
+          UserError: none of the checkpoints can be read.
         """
         prefixes = self.list()
         for step, prefix in prefixes:
@@ -203,19 +199,19 @@ class Checkpoints:
             ) as error:
                 reason = str(error).strip().splitlines()[0]
                 self.warn(
-                    f"warning: skipping the broken checkpoint {prefix} "
-                    f"({reason[:200]})"
+                    f"warning: {prefix}: broken checkpoint, skipped "
+                    f"({reason[:200]})."
                 )
         if prefixes:
             raise UserError(
-                f"none of the {len(prefixes)} checkpoints in {self.directory} "
-                "can be read; to start again from the beginning, name another "
-                "--workdir"
+                f"{self.directory}: none of the {len(prefixes)} checkpoints "
+                "can be read. Restore one from a backup, or start a new run in "
+                "another --workdir."
             )
         return 0
 
     def changed_by_others(self):
-        """Tells whether there are newer ones than this object has seen."""
+        """Tells whether another process has written a newer checkpoint."""
         return self.list()[:1] != self._seen
 
     def list(self):
@@ -229,8 +225,8 @@ class Checkpoints:
     def _listed_slots(self, prefix):
         """Returns the optimizer's variables in the order of an earlier file.
 
-        Earlier versions stored them as a list. What each of them is, TensorFlow
-        has recorded: OPTIMIZER/MODEL_PATH_SLOT. [] for later versions.
+        Earlier versions stored them as a list, with the names that TensorFlow
+        recorded: OPTIMIZER/MODEL_PATH_SLOT. [] for later versions.
         """
         reader = tf.train.load_checkpoint(prefix)
         graph = TrackableObjectGraph.FromString(
@@ -254,14 +250,14 @@ class Checkpoints:
         return slots
 
     def _write(self, step):
-        # tf.train.CheckpointManager would forget what an earlier process
-        # wrote, syncs nothing, and gives the index its name at once.
+        # tf.train.CheckpointManager ignores checkpoints of earlier processes,
+        # does not flush files, and writes the index in place.
         self._checkpoint.save_counter.assign_add(1)
         name = CHECKPOINT.format(step)
         with temporary_folder(self.directory) as folder:
             self._checkpoint.write(str(folder / name))
             index = f"{name}.index"
-            # It is what makes a checkpoint be there.
+            # A checkpoint exists if its index does.
             (self.directory / index).unlink(missing_ok=True)
             for path in folder.glob(f"{name}.data-*"):
                 move_synced(path, self.directory / path.name)
@@ -282,7 +278,7 @@ class Checkpoints:
             np.savez(file, **state)
 
     def _replica_state(self, step):
-        """Returns what was saved for this worker at a step, or None."""
+        """Returns the state of this worker at a step, or None."""
         path = self._local_path(step)
         if not path.is_file():
             return None
@@ -291,38 +287,38 @@ class Checkpoints:
                 return dict(arrays)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             self.warn(
-                f"warning: skipping the damaged {path} ({error}): the run "
-                "resumes from its checkpoint, but not bitwise identically"
+                f"warning: {path}: damaged, skipped ({error}). The run resumes "
+                "from its checkpoint, but not bitwise identically."
             )
             return None
 
     def _write_list(self):
-        """Writes which checkpoints there are, for TensorFlow's own tools."""
+        """Writes the list of checkpoints that TensorFlow's tools read."""
         kept = [prefix for _, prefix in reversed(self.list())]
         if not kept:
             (self.directory / "checkpoint").unlink(missing_ok=True)
             return
-        # Where there is no room for it, nobody needs it to resume.
+        # A full disk is no problem: resuming does not read it.
         with contextlib.suppress(OSError, tf.errors.ResourceExhaustedError):
             tf.compat.v1.train.update_checkpoint_state(
                 str(self.directory), kept[-1], kept
             )
 
     def _remove(self, prefix):
-        # First: without it, what is left is no checkpoint.
+        # First: without it, the other files are not a checkpoint.
         pathlib.Path(f"{prefix}.index").unlink(missing_ok=True)
         for path in self.directory.glob(f"{pathlib.Path(prefix).name}.*"):
             path.unlink()
 
 
 class Evaluations(NamedTuple):
-    """The evaluations of a run: which was the best, and whether it improves.
+    """The evaluations of a run: the best one, and early stopping.
 
-    Read from the run's records at every question, so that a restart changes
-    nothing. `path` is that of `metrics.jsonl`; `metric` decides which one is
-    the best, a name in `MORE_IS_BETTER`. After `patience` evaluations in a row
-    that were no better, it is enough; None for never. Only those after the
-    step `begin` count for that.
+    Read from the run's records at every call, so that a restart changes
+    nothing. `path` is that of `metrics.jsonl`; `metric`, a name in
+    `MORE_IS_BETTER`, determines the best one. Training stops after `patience`
+    evaluations in a row without improvement; None for never. Only evaluations
+    after the step `begin` count.
     """
 
     path: pathlib.Path
@@ -344,9 +340,9 @@ class Evaluations(NamedTuple):
         return step in [record["step"] for record in self.up_to(step)]
 
     def best_step(self, step=None):
-        """Returns the step of the best evaluation, the first of several.
+        """Returns the step of the best evaluation, the first of equal ones.
 
-        None where nothing was evaluated.
+        None without an evaluation.
         """
         records = self.up_to(step)
         if not records:
@@ -355,7 +351,7 @@ class Evaluations(NamedTuple):
         return max(records, key=lambda r: sign * r[self.metric])["step"]
 
     def have_stopped_improving(self, step):
-        """Tells whether `patience` evaluations came after the best one."""
+        """Tells whether `patience` evaluations followed the best one."""
         if self.patience is None:
             return False
         steps = [record["step"] for record in self.up_to(step)]
@@ -364,11 +360,11 @@ class Evaluations(NamedTuple):
 
 
 class SkippedBatches(NamedTuple):
-    """The batches that training skips, a record for each rollback.
+    """The batches that training skips, one record per rollback.
 
     Args:
-      path: of a file of JSON lines.
-      limit: how many rollbacks there may be; 0 for none.
+      path: path of the JSON lines file.
+      limit: maximum number of rollbacks; 0 for none.
     """
 
     path: pathlib.Path
@@ -397,7 +393,7 @@ def _by_path(model):
 def _by_slot(optimizer, model):
     """Returns {"iteration", "learning_rate" or "SLOT/PATH": variable}.
 
-    By position, moving where a layer is made could swap two of one shape.
+    By position, a layer created elsewhere could swap two of the same shape.
     """
     # Keras names a slot by the path of its weight: MODEL_LAYER_KERNEL_SLOT.
     paths = {v.path.replace("/", "_") + "_": v for v in model.variables}
@@ -414,13 +410,13 @@ def _by_slot(optimizer, model):
 
 
 def _flat(name):
-    """Returns a name of `_by_slot` as Keras writes it, without the model's."""
+    """Returns a name of `_by_slot` as Keras writes it, without the model."""
     slot, _, path = name.partition("/")
     return f"{path.replace('/', '_')}_{slot}" if path else name
 
 
 def _distinct(named):
-    """Returns {name: variable}, of all."""
+    """Returns {name: variable}; names must be distinct."""
     named = list(named)
     by_name = dict(named)
     if len(by_name) < len(named):

@@ -18,20 +18,20 @@ from train_loop.training.workers import (
     unshared,
 )
 
-# The devices are left alone for about this long before the progress bar moves.
+# Approximate time of one call of the devices, after which the bar moves.
 SECONDS_PER_CALL = 1.0
-# Nats. A label whose probability is exp(-10,000) was not learned any more.
+# In nats: a label of probability exp(-10,000) means divergence.
 LARGEST_LOSS = 1e4
-NOT_FINITE = "the {} is not finite"
+NOT_FINITE = "{} is not finite"
 
 
 class Cadence(NamedTuple):
-    """At which steps things happen.
+    """The steps of reports, evaluations and checkpoints.
 
-    `report`, `evaluate` and `save` are numbers of steps between two of these;
-    0 for never. `steps` is the last step of the run, `phase_end` the last of a
-    phase of it, if it has several. With `keep_evaluated`, what is evaluated is
-    saved too. `profile` has the steps that are recorded.
+    `report`, `evaluate` and `save` are the numbers of steps between two of
+    them; 0 for never. `steps` is the last step of the run, `phase_end` that of
+    the current phase, if there are several. With `keep_evaluated`, every
+    evaluation is saved too. `profile` has the steps to profile.
     """
 
     steps: int
@@ -49,8 +49,8 @@ class Cadence(NamedTuple):
 
     def stops(self, step):
         """Yields the `Stop`s after a step, up to the last one."""
-        # Numbers are always reported before a save, so that no half-counted
-        # average has to survive a restart.
+        # Metrics are reported before every save, so that no partial mean has to
+        # survive a restart.
         cycles = [n for n in (self.report, self.evaluate, self.save) if n]
         while step < self.end:
             nearest = min((step // each + 1) * each for each in cycles)
@@ -70,7 +70,7 @@ class Cadence(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """A step at which training is reported, and what else happens there."""
+    """A step with a report, and whether it saves and evaluates."""
 
     step: int
     saves: bool
@@ -78,22 +78,23 @@ class Stop(NamedTuple):
 
 
 class DivergedError(UserError):
-    """Training came to numbers that are not finite, or too large.
+    """Training diverged: numbers are not finite, or too large.
 
     Args:
-      step: at which that showed.
-      steps: of the whole run.
-      saved: the step of the last good checkpoint; 0 without one.
-      what: is wrong.
+      step: step where it was detected.
+      steps: steps of the whole run.
+      saved: step of the last good checkpoint; 0 without one.
+      what: description of the numbers.
     """
 
     def __init__(self, step, steps, saved, what):
-        kept = f"the checkpoint of step {saved} is kept"
+        kept = f"The checkpoint of step {saved} is kept"
         if saved == 0:
-            kept = "there is no checkpoint yet"
+            kept = "There is no checkpoint yet"
         super().__init__(
-            f"{what} at step {step} of {steps}; {kept}. Try a lower "
-            "--learning_rate, a longer --warmup_epochs, or a --clip_norm"
+            f"training diverged at step {step} of {steps}: {what}. {kept}. "
+            "Use a lower --learning_rate, a longer --warmup_epochs or "
+            "--clip_norm."
         )
         self.step = step
         self.saved = saved
@@ -105,7 +106,7 @@ class BatchError(Exception):
 
 
 class _NotFiniteError(Exception):
-    """What is not finite, or too large, and at which step."""
+    """A number is not finite, or too large; with the step and a description."""
 
 
 @unshared()
@@ -114,22 +115,22 @@ def train(
 ):
     """Trains to the last step of a cadence.
 
-    At every stop: train, report; save; evaluate, report; remove old.
+    At every stop: train, report; save; evaluate, report; remove checkpoints.
 
     Args:
       trainer: a `Trainer` at the step to resume from.
-      batches: the distributed training batches from that step on.
+      batches: distributed training batches from that step on.
       cadence: a `Cadence`.
       checkpoints: a `Checkpoints` of the trainer.
       evaluate: returns {metric: number} of the evaluation split.
-      evaluations: an `Evaluations` of what was reported.
+      evaluations: the `Evaluations` that were reported.
       report: called with (step, split, metrics).
 
     Raises:
       DivergedError: the loss, the gradients or the weights are not finite, or
         too large.
-      StoppedError: a signal asked to stop; everything learned is saved.
-      BatchError: a batch cannot be read; the same holds.
+      StoppedError: a signal arrived; a checkpoint is saved.
+      BatchError: a batch cannot be read; a checkpoint is saved.
     """
     saved, traces, agreeing = trainer.step, 1, trainer.workers.agreeing
     batches = iter(batches)
@@ -149,7 +150,7 @@ def train(
                 with agreeing():
                     report(stop.step, "train", metrics)
                 trainer.average_statistics()
-                # First: an evaluation may take long, and be stopped.
+                # First: an evaluation may take long, and be interrupted.
                 if stop.saves:
                     saved = _save(trainer, checkpoints, cadence, saved)
                 if stop.evaluates:
@@ -163,16 +164,16 @@ def train(
             if saved == step:
                 saved = checkpoints.discard()
             raise DivergedError(step, cadence.steps, saved, what) from None
-        # What all workers know of, at the same place: they can still save.
+        # All workers have these errors at the same place: they can still save.
         except process.StoppedError:
             _keep(trainer, checkpoints, saved)
             raise
         except SharedError as failure:
-            # To save what was learned takes memory and disk as well.
+            # A checkpoint needs memory and disk as well.
             if not failure.is_shortage:
                 _keep(trainer, checkpoints, saved)
             raise
-        # And what the others do not know of.
+        # Errors that the other workers do not have.
         except tf.errors.ResourceExhaustedError:
             raise
         except tf.errors.OpError as error:
@@ -181,13 +182,13 @@ def train(
             elif isinstance(error, LOST_WORKER_ERRORS):
                 raise _lost(trainer, saved) from error
             else:
-                # To save would take all workers. The others wait in a step.
+                # A checkpoint needs all workers; the others wait in a step.
                 trainer.workers.abort()
             raise BatchError from error
 
 
 def is_finished(trainer, cadence, evaluations):
-    """Tells whether nothing is left to do up to the end of a cadence."""
+    """Tells whether training has reached the end of a cadence."""
     is_over = trainer.step >= cadence.end or _has_stopped_improving(
         trainer, evaluations
     )
@@ -204,11 +205,11 @@ def evaluation_is_pending(trainer, cadence, evaluations):
 
 
 def _has_stopped_improving(trainer, evaluations):
-    """Tells whether evaluations say that it is enough."""
+    """Tells whether evaluations have run out of patience."""
     if evaluations.patience is None:
         return False
     has_stopped = evaluations.have_stopped_improving(trainer.step)
-    # The chief has written the last of them.
+    # The chief has written the last one.
     return bool(trainer.workers.from_chief(has_stopped))
 
 
@@ -216,40 +217,39 @@ def _has_stopped_improving(trainer, evaluations):
 def roll_back(error, skipped, batch_of, checkpoints, trainer):
     """Returns to the last checkpoint, and skips the batches that diverged.
 
-    These are the batch at which it showed, and the one before, which made the
-    weights that showed it.
+    These are the batch where it was detected, and the one before it, which
+    updated the weights.
 
     Args:
       error: the `DivergedError`.
-      skipped: a `SkippedBatches`, to which they are added.
+      skipped: `SkippedBatches`, which get a record.
       batch_of: maps a step, from 0, to the number of its batch.
       checkpoints: a `Checkpoints` of the trainer.
       trainer: the `Trainer` that diverged.
 
     Raises:
-      DivergedError: rolling back is not wanted, or not possible.
-      UserError: it was in vain too often.
+      DivergedError: rollback is off, or there is no checkpoint.
+      UserError: the limit of rollbacks is reached.
     """
     before = len(skipped.records())
     if not skipped.limit or error.saved == 0:
         raise error
     if before >= skipped.limit:
         raise UserError(
-            f"{error}. It was gone back {before} times already "
-            "(--max_rollbacks)"
+            f"{error} The run has rolled back {before} times already "
+            "(--max_rollbacks)."
         ) from error
     steps = [s for s in (error.step - 1, error.step) if s > error.saved]
     numbers = [batch_of(step - 1) for step in steps]
-    # All have read what was there before the chief writes more.
+    # All workers have read the records before the chief adds one.
     trainer.workers.barrier()
     with trainer.workers.agreeing():
         if trainer.workers.is_chief:
             skipped.add(error.step, numbers)
     tqdm.tqdm.write(
-        f"{error.what} at step {error.step}: going on from the checkpoint "
-        f"of step {error.saved}, without the images of step "
-        f"{' and '.join(map(str, steps))} (rollback {before + 1} of "
-        f"{skipped.limit})"
+        f"rollback {before + 1} of {skipped.limit}: {error.what} at step "
+        f"{error.step}. Resuming from the checkpoint of step {error.saved}, "
+        f"without the images of step {' and '.join(map(str, steps))}."
     )
     trainer.results("train")
     checkpoints.resume(trainer)
@@ -259,9 +259,9 @@ def _lost(trainer, saved):
     """Returns the error of a worker that cannot continue without the others."""
     number, count = trainer.workers.number, trainer.workers.count
     return UserError(
-        f"another worker is gone or does not answer, says worker {number} of "
-        f"{count} at step {trainer.step}; start all of them again with the "
-        f"same command: the run goes on from step {saved}"
+        f"worker {number} of {count}: another worker has stopped or does not "
+        f"respond at step {trainer.step}. Start all workers again with the "
+        f"same command; the run resumes from step {saved}."
     )
 
 
@@ -269,14 +269,14 @@ def _warn_of_traces(trainer, traces):
     if trainer.num_traces > traces:
         traces = trainer.num_traces
         tqdm.tqdm.write(
-            f"warning: the training step was traced {traces} times by step "
-            f"{trainer.step}, which takes long and memory; once is enough"
+            f"warning: the training step was traced {traces} times up to step "
+            f"{trainer.step}, which costs time and memory. Once is enough."
         )
     return traces
 
 
 def _train_sections(sections, trainer, batches, bar):
-    """Trains sections of steps, see `Profile`; returns what was measured."""
+    """Trains sections of steps, see `Profile`; returns the metrics."""
     start, began, waited = trainer.step, time.perf_counter(), 0.0
 
     def train_some(num_steps):
@@ -287,11 +287,11 @@ def _train_sections(sections, trainer, batches, bar):
 
     for section, recording in sections:
         with recording:
-            waited += _in_pieces(section, bar, trainer.workers, train_some)
+            waited += _in_calls(section, bar, trainer.workers, train_some)
     seconds = time.perf_counter() - began
     results, step = trainer.results("train"), trainer.step
     if results["loss"] > LARGEST_LOSS:
-        raise _NotFiniteError(step, f"the loss is {results['loss']:.2g}")
+        raise _NotFiniteError(step, f"loss is {results['loss']:.2g}")
     return {
         **results,
         "steps_per_second": (step - start) / seconds,
@@ -302,25 +302,25 @@ def _train_sections(sections, trainer, batches, bar):
 def _evaluate(trainer, evaluate):
     metrics = evaluate()
     for name, value in metrics.items():
-        # An average of the weights has one of its own.
+        # Averaged weights have their own loss.
         if name.endswith("loss") and not math.isfinite(value):
             raise _NotFiniteError(trainer.step, NOT_FINITE.format(name))
     return metrics
 
 
 def _save(trainer, checkpoints, cadence, saved):
-    """Saves a checkpoint, unless the last update broke the weights.
+    """Saves a checkpoint, unless the last update made weights diverge.
 
-    Where there is no room on the disk, training continues: there may be some
-    the next time. Only the last step has no next time.
+    If the disk is full, training continues: there may be room for the next
+    checkpoint. Only the last step has no next one.
 
     Returns:
       The step of the last checkpoint.
     """
-    # The loss before that update told nothing of it.
+    # The loss was computed before that update.
     if not trainer.workers.all(trainer.is_finite()):
         raise _NotFiniteError(
-            trainer.step, "weights are beyond all reason or not finite"
+            trainer.step, "weights are not finite or too large"
         )
     try:
         checkpoints.save(trainer.step)
@@ -328,16 +328,16 @@ def _save(trainer, checkpoints, cadence, saved):
         if not failure.is_full_disk or trainer.step >= cadence.steps:
             raise
         tqdm.tqdm.write(
-            f"warning: the disk is full: step {trainer.step} is not saved; "
-            f"the checkpoint of step {saved} is kept, and training goes on"
+            f"warning: disk full: step {trainer.step} is not saved. The "
+            f"checkpoint of step {saved} is kept, and training continues."
         )
         return saved
     return trainer.step
 
 
 def _keep(trainer, checkpoints, saved):
-    """Saves what was learned before training had to end."""
-    # To resume as if it had not ended there, each replica needs its own.
+    """Saves a checkpoint before training ends early."""
+    # To resume bitwise identically, each replica needs its own state.
     replica_state = trainer.replica_state()
     trainer.average_statistics()
     is_finite = trainer.workers.all(trainer.is_finite())
@@ -346,56 +346,56 @@ def _keep(trainer, checkpoints, saved):
 
 
 def evaluate(trainer, batches, num_steps, explain=None):
-    """Measures the model on every example of a split, once.
+    """Evaluates the model on every example of a split, once.
 
     Args:
       trainer: a `Trainer`.
-      batches: the distributed evaluation batches.
-      num_steps: how many batches there are.
-      explain: returns the error to raise in place of one of reading.
+      batches: distributed evaluation batches.
+      num_steps: number of batches.
+      explain: maps an error of reading to the error to raise instead.
 
     Returns:
       {metric: number}.
 
     Raises:
       SharedError: a batch could not be read.
-      StoppedError: a signal asked one of the workers to stop.
+      StoppedError: a signal reached one of the workers.
     """
     agreeing = trainer.workers.agreeing
     with agreeing(explain):
         iterator = iter(batches)
     with transient_bar(num_steps, "batch") as bar:
 
-        def evaluate_some(piece):
+        def evaluate_some(num_steps):
             with agreeing(explain):
-                trainer.evaluate(iterator, piece)
+                trainer.evaluate(iterator, num_steps)
             return -1, 0.0
 
-        _in_pieces(num_steps, bar, trainer.workers, evaluate_some)
+        _in_calls(num_steps, bar, trainer.workers, evaluate_some)
     return trainer.results("eval")
 
 
-def _in_pieces(num_steps, bar, workers, take):
-    """Takes steps in pieces of about a second each.
+def _in_calls(num_steps, bar, workers, take):
+    """Takes steps in calls of about a second each.
 
     Args:
-      num_steps: how many steps to take altogether.
-      bar: a `tqdm` progress bar, moved after every piece.
-      workers: a `Workers`; all take the same pieces.
-      take: takes as many steps as a scalar tensor says; returns the first that
-        broke, or -1, and the seconds that it waited for batches.
+      num_steps: number of steps in all calls together.
+      bar: a `tqdm` progress bar, moved after every call.
+      workers: the `Workers`; all make the same calls.
+      take: takes a scalar tensor of steps; returns the first step that
+        diverged, or -1, and the seconds spent waiting for batches.
 
     Returns:
-      The seconds of all pieces together.
+      The seconds spent waiting in all calls together.
 
     Raises:
-      StoppedError: a signal asked one of the workers to stop.
+      StoppedError: a signal reached one of the workers.
     """
-    piece, waited = 1, 0.0
+    size, waited = 1, 0.0
     while num_steps > 0:
-        piece = min(piece, num_steps)
+        size = min(size, num_steps)
         began = time.perf_counter()
-        broken_step, waiting = take(tf.constant(piece))
+        broken_step, waiting = take(tf.constant(size))
         seconds = time.perf_counter() - began
         waited += waiting
         signal = process.received()
@@ -405,13 +405,13 @@ def _in_pieces(num_steps, bar, workers, take):
         if breaks:
             step = round(broken_steps / breaks)
             raise _NotFiniteError(step, NOT_FINITE.format("loss"))
-        num_steps -= piece
-        bar.update(piece)
+        num_steps -= size
+        bar.update(size)
         if stops:
             raise process.StoppedError(signal or SIGTERM)
         seconds /= workers.count
         if seconds < SECONDS_PER_CALL / 2:
-            piece *= 2
+            size *= 2
         elif seconds > SECONDS_PER_CALL * 2:
-            piece = max(piece // 2, 1)
+            size = max(size // 2, 1)
     return waited

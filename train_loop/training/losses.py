@@ -1,4 +1,4 @@
-"""Losses: of single examples, and whether their predictions are correct."""
+"""Losses and correctness of single examples."""
 
 import numpy as np
 import tensorflow as tf
@@ -14,8 +14,8 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
     Args:
       labels: int [batch], or probabilities, float [batch, num_classes].
       logits: float [batch, num_classes].
-      label_smoothing: probability handed out evenly to all classes; Szegedy et
-        al., 2015, https://arxiv.org/abs/1512.00567.
+      label_smoothing: label-smoothing factor; Szegedy et al., 2015,
+        https://arxiv.org/abs/1512.00567.
 
     Returns:
       A tensor [batch] of the dtype of `logits`.
@@ -25,17 +25,16 @@ def cross_entropy(labels, logits, label_smoothing=0.0):
 
 
 def sigmoid_cross_entropy(labels, logits, label_smoothing=0.0):
-    """Returns the mean over the classes of "is it one of these, or not?".
+    """Returns the mean binary cross-entropy over the classes.
 
-    Of a mixed image, every class with a larger fraction than
-    `PRESENCE_THRESHOLD` is present, as fully as if it were alone. Targets are
-    smoothed before that, as in timm, so that smoothing only raises the fraction
-    of the image that a class needs: from 0.2 to 0.222 for 1,000 classes and a
+    In a mixed image, labels above `PRESENCE_THRESHOLD` become 1, and others 0.
+    Labels are smoothed before, as in timm, so that smoothing only raises the
+    fraction that a class needs: from 0.2 to 0.222 for 1,000 classes and a
     factor of 0.1.
 
     Source: Wightman et al., 2021, https://arxiv.org/abs/2110.00476.
 
-    Args and result are those of `cross_entropy`.
+    Arguments and result are those of `cross_entropy`.
     """
     targets = _smoothed(_targets(labels, logits), label_smoothing)
     losses = tf.nn.sigmoid_cross_entropy_with_logits(
@@ -48,12 +47,12 @@ LOSSES = {"softmax": cross_entropy, "sigmoid": sigmoid_cross_entropy}
 
 
 def weighted(loss, class_weights):
-    """Returns a loss that counts examples by their class.
+    """Returns a loss that weights examples by their class.
 
     Args:
       loss: a function like `cross_entropy`.
-      class_weights: [num_classes]. A mixed image has the mean weight of its
-        classes.
+      class_weights: float [num_classes]. A mixed image has the mean weight of
+        its classes.
 
     Returns:
       A function like `cross_entropy`.
@@ -70,14 +69,14 @@ def weighted(loss, class_weights):
 
 
 def balanced_weights(counts):
-    """Returns a weight for each class, so that all count alike together.
+    """Returns class weights that give all classes the same total weight.
 
-    n / (k * n_c) for the n_c of n examples that are of class c, one of k. The
-    mean weight of an example is 1, so that the mean loss keeps its scale. A
-    class without examples gets 1, and is not among the k.
+    n / (k * n_c), for n_c of n examples in class c, one of k classes with
+    examples. The mean weight of an example is 1, so that the mean loss keeps
+    its scale. A class without examples gets 1.
 
     Args:
-      counts: int [num_classes].
+      counts: int [num_classes], examples per class.
     """
     counts = np.asarray(counts)
     present = counts > 0
@@ -85,14 +84,14 @@ def balanced_weights(counts):
     return np.where(present, mean / np.maximum(counts, 1), 1.0)
 
 
-# Name -> examples of each class -> weights of the classes; None for all alike.
+# Name -> (examples per class) -> class weights; None for equal weights.
 CLASS_WEIGHTS = {"none": None, "balanced": balanced_weights}
 
 
 def is_correct(labels, logits):
-    """Returns float32 [batch]: 1 where the largest logit is the label's.
+    """Returns float32 [batch]: 1 if the largest logit is that of the label.
 
-    Of labels that are probabilities, the most probable one counts.
+    For labels that are probabilities, the most probable class counts.
     """
     if labels.dtype.is_floating:
         labels = tf.argmax(labels, axis=-1)

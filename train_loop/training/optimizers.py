@@ -11,21 +11,21 @@ import tensorflow as tf
 
 
 class PerVariable:
-    """Decay of kernels alone, and a learning-rate factor of each variable.
+    """Weight decay of kernels only, and a learning-rate factor per variable.
 
-    Stands before a Keras optimizer among the bases of a class. Keras's own
-    `weight_decay` is decoupled from the gradient, decays all variables, and
-    there are no factors.
+    A mixin in front of a Keras optimizer. Keras's own `weight_decay` is
+    decoupled from the gradient and applies to all variables, and Keras has no
+    factors.
 
     Args:
-      l2: strength of the penalty l2 / 2 * sum(w ** 2) on kernels, which goes
-        through whatever the optimizer does to gradients. Biases and batch
-        norm's parameters, the variables of rank 1, are left alone.
-      decay: strength of the decay beside the gradient: each step takes
+      l2: strength of the penalty l2 / 2 * sum(w ** 2) on kernels, whose
+        gradient the optimizer processes like the loss's. Biases and parameters
+        of norms, variables of rank 1, have no penalty.
+      decay: decoupled weight decay: each step subtracts
         learning_rate * decay * w from a kernel w.
-      factors: {path of a variable: factor on its learning rate}; 1 for those
-        that are not named.
-      **kwargs: the optimizer's own arguments.
+      factors: {path of a variable: factor of its learning rate}; 1 for all
+        others.
+      **kwargs: arguments of the optimizer.
     """
 
     def __init__(self, *args, l2=0.0, decay=0.0, factors=None, **kwargs):
@@ -38,9 +38,9 @@ class PerVariable:
         """Creates the slots of an optimizer.
 
         Args:
-          variables: all that are ever trained.
-          starts: {path of a variable: how many steps are done before the first
-            that trains it}; 0 for those that are not named.
+          variables: all variables that are ever trained.
+          starts: {path of a variable: number of steps before it is trained};
+            0 for all others.
         """
         if self.built:
             return
@@ -63,7 +63,7 @@ class PerVariable:
     def scaled_rate(self, index, rate):
         """Returns the learning rate of a variable, times its factor."""
         factor = self._factors[index]
-        # A graph would have as many products by 1 as there are variables.
+        # Otherwise the graph would have a product by 1 per variable.
         return rate if factor == 1.0 else rate * factor
 
     def corrected_rate(self, rate, start):
@@ -72,7 +72,7 @@ class PerVariable:
         return rate
 
     def add_penalty(self, gradient, kernel):
-        """Returns the gradient of a kernel with that of the penalty."""
+        """Returns the gradient of a kernel, penalty included."""
         return gradient + self.l2 * kernel if self.l2 else gradient
 
     def get_config(self):
@@ -85,12 +85,12 @@ class PerVariable:
 
 
 def is_kernel(variable):
-    """Tells the kernels from biases and the parameters of norms."""
+    """Tells kernels from biases and parameters of norms."""
     return len(variable.shape) > 1
 
 
 class Momentum(tf.keras.optimizers.Optimizer):
-    """A velocity that does not hold the learning rate; see `MomentumSGD`."""
+    """Momentum without the learning rate in it; see `MomentumSGD`."""
 
     def __init__(
         self, learning_rate=0.1, momentum=0.9, nesterov=True, **kwargs
@@ -107,7 +107,7 @@ class Momentum(tf.keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         velocity = self.velocities[self._get_variable_index(variable)]
-        # In one pass over the memory of the three.
+        # One pass over the memory of all three.
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
             accum=velocity.value.handle,
@@ -129,10 +129,10 @@ class Momentum(tf.keras.optimizers.Optimizer):
 class MomentumSGD(PerVariable, Momentum):
     """SGD with momentum and the L2 penalty of the papers.
 
-    Keras's own SGD differs in two ways that matter for published recipes. Its
-    weight decay stands beside the momentum, where the papers' penalty goes
-    through it, which makes it about ten times weaker at momentum 0.9. And its
-    velocity holds the learning rate, so that a change of the rate arrives late.
+    Keras's SGD differs in two ways that matter for published recipes. Its
+    weight decay is decoupled from the momentum, which makes it about ten times
+    weaker than the papers' penalty at momentum 0.9. Its velocity includes the
+    learning rate, so that a change of the learning rate takes effect late.
     Here, as in PyTorch:
 
         g = gradient + l2 * w           (kernels only)
@@ -142,8 +142,8 @@ class MomentumSGD(PerVariable, Momentum):
 
     Args:
       learning_rate: a number or a `LearningRateSchedule`.
-      momentum: from 0 to 1.
-      nesterov: take the step with the velocity of the next one.
+      momentum: momentum coefficient, from 0 to 1.
+      nesterov: whether to use Nesterov momentum.
       **kwargs: `l2` and `factors`, see `PerVariable`, and
         `keras.optimizers.Optimizer`'s other arguments.
 
@@ -154,18 +154,17 @@ class MomentumSGD(PerVariable, Momentum):
 
 @tf.keras.utils.register_keras_serializable(package="train_loop")
 class LARS(PerVariable, Momentum):
-    """SGD that takes a step in proportion to the weights, kernel by kernel.
+    """SGD with layer-wise adaptive learning rates.
 
         g = trust * |w| / (|gradient| + l2 * |w|) * (gradient + l2 * w)
 
-    goes through the momentum in place of a kernel's gradient, as in
-    `MomentumSGD`; biases and norms are neither adapted nor decayed. Where a
-    norm is 0, the gradient is taken as it is. The paper's velocity holds the
-    learning rate; as in timm, this one does not.
+    replaces a kernel's gradient in `MomentumSGD`. Biases and norms are neither
+    adapted nor decayed. If a norm is 0, the gradient is used unchanged. The
+    paper's velocity includes the learning rate; as in timm, this one does not.
 
     Args:
       learning_rate: a number or a `LearningRateSchedule`.
-      trust: size of a step at learning rate 1, as a fraction of the weights'.
+      trust: norm of a step at learning rate 1, as a fraction of the kernel's.
       **kwargs: `momentum` and `nesterov`; `l2` and `factors`, see
         `PerVariable`; `keras.optimizers.Optimizer`'s other arguments.
 
@@ -190,17 +189,17 @@ class LARS(PerVariable, Momentum):
 
 @tf.keras.utils.register_keras_serializable(package="train_loop")
 class LAMB(PerVariable, tf.keras.optimizers.Adam):
-    """Adam that takes a step in proportion to the weights, kernel by kernel.
+    """Adam with layer-wise adaptive learning rates.
 
         u = m / (sqrt(v) + epsilon) + decay * w
         w = w - learning_rate * |w| / |u| * u
 
-    with Adam's moments m and v, both corrected for their start at 0. Biases
-    and norms are neither adapted nor decayed: theirs is Adam's step. Keras's
-    own `Lamb` decays before it measures, and adapts everything.
+    with Adam's bias-corrected moments m and v. Biases and norms are neither
+    adapted nor decayed: they take Adam's step. Keras's `Lamb` decays before it
+    computes the norms, and adapts all variables.
 
     Args:
-      **kwargs: of `keras.optimizers.Adam`; `decay` and `factors`, see
+      **kwargs: arguments of `keras.optimizers.Adam`; `decay` and `factors`, see
         `PerVariable`.
 
     Source: You et al., 2019, https://arxiv.org/abs/1904.00962.
@@ -235,7 +234,7 @@ def ratio_or_one(ratio, *norms):
 
 @tf.keras.utils.register_keras_serializable(package="train_loop")
 class Adam(PerVariable, tf.keras.optimizers.Adam):
-    """Keras's Adam, with decay of kernels and factors; see `PerVariable`.
+    """Keras's Adam with the options of `PerVariable`.
 
     Source: Kingma and Ba, 2014, https://arxiv.org/abs/1412.6980; `decay`:
     Loshchilov and Hutter, 2017, https://arxiv.org/abs/1711.05101.
@@ -244,8 +243,8 @@ class Adam(PerVariable, tf.keras.optimizers.Adam):
     def corrected_rate(self, rate, start):
         if not start:
             return rate
-        # Keras corrects all moments as if they had started with the run:
-        # steps would be several times too long at first.
+        # Keras corrects all moments as if they had started with the run, which
+        # makes the first steps several times too large.
         step = tf.cast(self.iterations + 1, rate.dtype)
         right = self._correction(step - start)
         return rate * right / self._correction(step)
@@ -256,7 +255,7 @@ class Adam(PerVariable, tf.keras.optimizers.Adam):
 
 @tf.keras.utils.register_keras_serializable(package="train_loop")
 class RMSprop(PerVariable, tf.keras.optimizers.RMSprop):
-    """Keras's RMSprop, with decay of kernels and factors; see `PerVariable`.
+    """Keras's RMSprop with the options of `PerVariable`.
 
     Source: Tieleman and Hinton, 2012, http://www.cs.toronto.edu/~tijmen/csc321/
     slides/lecture_slides_lec6.pdf.
@@ -267,17 +266,17 @@ class RMSprop(PerVariable, tf.keras.optimizers.RMSprop):
             return
         super().build(variables, starts)
         if not self._momentums:
-            # A run may change its momentum, and keeps its checkpoints.
+            # A run may change its momentum and resume from its checkpoints.
             self._momentums = self.add_optimizer_variables(
                 variables, "momentum"
             )
 
 
 class OptimizerFactory(NamedTuple):
-    """Makes an optimizer from what all accept, and from its own options.
+    """Creates an optimizer from common arguments and its own options.
 
-    `decay_argument` is the argument of `make` for the strength of the decay;
-    `options` are {option: default}.
+    `decay_argument` is the argument of `make` for weight decay; `options` are
+    {option: default}.
     """
 
     make: Callable
@@ -299,20 +298,20 @@ OPTIMIZERS = {
     "sgd": OptimizerFactory(
         MomentumSGD, "l2", {"momentum": 0.9, "nesterov": True}
     ),
-    # Through the moments, and beside them.
+    # L2 penalty, and decoupled weight decay.
     "adam": OptimizerFactory(Adam, "l2", MOMENTS),
     "adamw": OptimizerFactory(Adam, "decay", MOMENTS),
     "rmsprop": OptimizerFactory(
         RMSprop, "l2", {"momentum": 0.0, "epsilon": 1e-7}
     ),
-    # Both inside of the trust ratio.
+    # Both include the decay in the trust ratio.
     "lars": OptimizerFactory(LARS, "l2", {"momentum": 0.9, "nesterov": False}),
     "lamb": OptimizerFactory(LAMB, "decay", {**MOMENTS, "epsilon": 1e-6}),
 }
 
 
 def options_of(name):
-    """Returns {option: default} of what not all optimizers accept."""
+    """Returns {option: default} of an optimizer."""
     return OPTIMIZERS[name].options
 
 

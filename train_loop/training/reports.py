@@ -65,7 +65,7 @@ class JsonLinesReport:
 
 
 # Metric -> tag of its curve, the same in training and evaluation, so that
-# TensorBoard overlays the two. The epoch is a straight line, and has none.
+# TensorBoard overlays the two. The epoch, a straight line, has none.
 TAGS = {
     "loss": "quality/loss",
     "accuracy": "quality/accuracy",
@@ -89,10 +89,10 @@ class TensorBoardReport:
 
     Args:
       directory: the run's folder.
-      kept: {split: the last step that is kept of an earlier process}.
-        TensorBoard drops what it wrote for later steps.
-      model: its weights are shown as histograms with every evaluation; None for
-        no histograms.
+      kept: {split: last step of an earlier process to keep}. TensorBoard drops
+        its later steps.
+      model: model whose weights are written as histograms at every evaluation;
+        None for no histograms.
     """
 
     def __init__(self, directory, kept, model=None):
@@ -114,7 +114,7 @@ class TensorBoardReport:
         self._writers[split].flush()
 
     def write_settings(self, settings):
-        """Shows {name: value} as a table, and as hyperparameters."""
+        """Writes {name: value} as a table, and as hyperparameters."""
         rows = [f"| {name} | `{value}` |" for name, value in settings.items()]
         table = "\n".join(["| flag | value |", "|---|---|", *rows])
         with self._writers["train"].as_default(0):
@@ -135,22 +135,22 @@ class TensorBoardReport:
             tf.summary.experimental.write_raw_pb(summary.SerializeToString())
 
     def write_images(self, name, images, step=0, split="train"):
-        """Shows a square grid of images, float32 [n * n, h, w, 3] in 0..1."""
+        """Writes a square grid of images, float32 [n * n, h, w, 3] in 0..1."""
         self.write_image(name, image_grid(images), step, split)
 
     def write_image(self, name, image, step, split):
-        """Shows one image, [height, width, 3], uint8 or float in 0..1."""
+        """Writes one image, [height, width, 3], uint8 or float in 0..1."""
         with self._writers[split].as_default(step):
             tf.summary.image(name, image[tf.newaxis])
 
     def write_pr_curve(self, name, is_class, probabilities, step):
-        """Shows precision against recall of an evaluation.
+        """Writes a precision-recall curve of an evaluation.
 
         Args:
-          name: of the curve.
-          is_class: bool [n], whether an example is of the class.
-          probabilities: float [n], of the class.
-          step: of the model.
+          name: name of the curve.
+          is_class: bool [n], whether an example belongs to the class.
+          probabilities: float [n], probabilities of the class.
+          step: step of the model.
         """
         summary = pr_curve.pb(name, is_class, probabilities)
         # The plugin's own op writes nothing in TensorFlow 2.
@@ -158,7 +158,7 @@ class TensorBoardReport:
             tf.summary.experimental.write_raw_pb(summary.SerializeToString())
 
     def write_graph(self, model, input_shape):
-        """Shows the graph of a model's forward pass."""
+        """Writes the graph of a model's forward pass."""
         spec = tf.TensorSpec(input_shape, tf.float32)
         function = tf.function(
             lambda images: model(images, training=False), autograph=False
@@ -198,21 +198,21 @@ def image_grid(images):
 
 
 class Profile(NamedTuple):
-    """The steps from `first` to `last`, recorded into `folder`."""
+    """The steps from `first` to `last`, profiled into `folder`."""
 
     first: int
     last: int
     folder: str | os.PathLike
 
     def sections(self, start, stop):
-        """Cuts steps where recording begins and ends.
+        """Splits steps where the profile begins and ends.
 
         Args:
-          start: the step that was taken last.
-          stop: the last one to take.
+          start: the last step taken.
+          stop: the last step to take.
 
         Yields:
-          (number of steps, a context that records what happens in it, or not).
+          (number of steps, a context that profiles them or does nothing).
         """
         begin, end = self.first - 1, self.last
         cuts = {cut for cut in (begin, end) if start < cut < stop}
@@ -223,5 +223,5 @@ class Profile(NamedTuple):
             yield right - left, context
 
 
-# Of no steps.
+# A profile of no steps.
 NO_PROFILE = Profile(1, 0, os.devnull)

@@ -13,11 +13,11 @@ FRACTION = Bounds(0.0, 1.0)
 
 
 class Span(NamedTuple):
-    """How long a schedule is, in steps.
+    """The length of a schedule, in steps.
 
-    `warmup` steps precede its own `steps`. An epoch has `per_epoch` steps, an
-    integer or not. `begun` steps of the run precede the warm-up: those before
-    unfreezing.
+    `warmup` steps precede its own `steps`. An epoch has `per_epoch` steps, not
+    necessarily an integer. `begun` steps of the run, those before unfreezing,
+    precede the warm-up.
     """
 
     warmup: int
@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
 
 def constant(rate, span):
-    """Returns the same rate for all steps."""
+    """Returns a constant learning rate."""
     del span
     return tf.keras.optimizers.schedules.PolynomialDecay(rate, 1, rate)
 
@@ -38,12 +38,11 @@ def step(
     factor: Annotated[float, FRACTION] = 0.1,
     *epoch: Annotated[float, Bounds(0.0)],
 ):
-    """Returns a rate that is multiplied by a factor after some epochs.
+    """Returns a learning rate that is multiplied by a factor at some epochs.
 
-    Epochs are counted from the beginning of the run, as in the recipes of
-    papers; by default 30, 60 and 80, those of Goyal et al., 2017,
-    https://arxiv.org/abs/1706.02677. Those before unfreezing do not lower the
-    learning rate after it, which is explicit.
+    Epochs count from the start of the run, as in papers; by default 30, 60 and
+    80, those of Goyal et al., 2017, https://arxiv.org/abs/1706.02677. Epochs
+    before unfreezing do not lower the learning rate after it.
     """
     starts = [
         start
@@ -54,14 +53,14 @@ def step(
         return constant(rate, span)
     begun = span.begun + span.warmup
     return tf.keras.optimizers.schedules.PiecewiseConstantDecay(
-        # Keras keeps the rate of before in the step of the boundary itself.
+        # Keras keeps the previous learning rate in the step of the boundary.
         [math.ceil(start) - 1.0 - begun for start in starts],
         [rate * factor**passed for passed in range(len(starts) + 1)],
     )
 
 
 def cosine(rate, span, end: Annotated[float, FRACTION] = 0.0):
-    """Returns half a cosine down to a fraction of the learning rate.
+    """Returns a cosine decay to a fraction of the learning rate.
 
     Source: Loshchilov and Hutter, 2016, https://arxiv.org/abs/1608.03983.
     """
@@ -74,7 +73,7 @@ def polynomial(
     power: Annotated[float, Bounds(0.01, 100.0)] = 2.0,
     end: Annotated[float, FRACTION] = 0.0,
 ):
-    """Returns a power of the remaining fraction of the run."""
+    """Returns a polynomial decay to a fraction of the learning rate."""
     return tf.keras.optimizers.schedules.PolynomialDecay(
         rate, span.steps, end * rate, power
     )
@@ -86,10 +85,9 @@ def exponential(
     factor: Annotated[float, FRACTION] = 0.97,
     epochs: Annotated[float, Bounds(0.001)] = 2.4,
 ):
-    """Returns a rate that falls by a factor in so many epochs, smoothly.
+    """Returns an exponential decay by a factor per number of epochs.
 
-    The numbers are those of Tan and Le, 2019,
-    https://arxiv.org/abs/1905.11946.
+    Source of the defaults: Tan and Le, 2019, https://arxiv.org/abs/1905.11946.
     """
     return tf.keras.optimizers.schedules.ExponentialDecay(
         rate, epochs * span.per_epoch, factor
@@ -102,13 +100,13 @@ def one_cycle(
     rise: Annotated[float, FRACTION] = 0.3,
     start: Annotated[float, FRACTION] = 0.04,
 ):
-    """Returns a linear rise to the learning rate, then half a cosine to 0.
+    """Returns a linear rise to the learning rate, then a cosine decay to 0.
 
     Args:
-      rate: the highest.
+      rate: peak learning rate.
       span: see `Span`.
-      rise: fraction of the steps in which the learning rate rises.
-      start: fraction of the highest that it begins with.
+      rise: fraction of the steps of the rise.
+      start: first learning rate, as a fraction of the peak.
 
     Source: Smith and Topin, 2017, https://arxiv.org/abs/1708.07120, with the
     fractions of fastai.
@@ -122,7 +120,7 @@ def one_cycle(
     )
 
 
-# Name -> (rate, span, and numbers) -> what comes after the warm-up.
+# Name -> (rate, span, and numbers) -> schedule after the warm-up.
 SCHEDULES = {
     "cosine": cosine,
     "constant": constant,
@@ -134,7 +132,7 @@ SCHEDULES = {
 
 
 class Schedule(values.Call):
-    """A schedule, and numbers for its parameters."""
+    """An entry of `SCHEDULES`, with numbers for its parameters."""
 
     __slots__ = ()
 
@@ -146,13 +144,13 @@ class Schedule(values.Call):
     ):
         """Returns the learning rates of a run, a `LearningRateSchedule`.
 
-        A straight rise from 0, then the row's.
+        A linear warm-up from 0, then the schedule.
 
         Args:
-          learning_rate: the highest.
-          warmup_steps: how many steps the rise takes.
-          steps: of the whole run, or of one of two phases.
-          steps_per_epoch: a whole number or not.
+          learning_rate: peak learning rate.
+          warmup_steps: steps of the warm-up.
+          steps: steps of the whole run, or of one of two phases.
+          steps_per_epoch: not necessarily an integer.
           begun: steps of the run before the phase.
         """
         span = Span(
@@ -169,13 +167,13 @@ def schedule_usage(name):
 
 @tf.keras.utils.register_keras_serializable(package="train_loop")
 class WarmedUp(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """A straight rise from 0 to where another schedule begins, then that one.
-
-    Goyal et al., 2017, https://arxiv.org/abs/1706.02677.
+    """A linear warm-up from 0 to the start of another schedule, then that one.
 
     Args:
-      after: what follows, from its own step 0.
-      warmup_steps: how many steps the rise takes.
+      after: schedule after the warm-up, from its own step 0.
+      warmup_steps: steps of the warm-up.
+
+    Source: Goyal et al., 2017, https://arxiv.org/abs/1706.02677.
     """
 
     def __init__(self, after: Callable, warmup_steps: int):
@@ -207,12 +205,12 @@ class WarmedUp(tf.keras.optimizers.schedules.LearningRateSchedule):
 
 @tf.keras.utils.register_keras_serializable(package="train_loop")
 class TwoPhases(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule, and from a step on another one that begins there.
+    """Two schedules, one after the other.
 
     Args:
       first: a learning-rate schedule.
-      second: a learning-rate schedule.
-      boundary: the first step of the second one.
+      second: a learning-rate schedule, from its own step 0.
+      boundary: first step of the second one.
     """
 
     def __init__(self, first, second, boundary):

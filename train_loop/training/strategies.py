@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from train_loop.errors import UserError, check_choice
 
-# TensorFlow's default is 1: the next batch is copied to a device only when that
-# one has been taken.
+# TensorFlow's default is 1: the next batch is copied to a device only when the
+# previous one has been used.
 PREFETCH = tf.distribute.InputOptions(experimental_per_replica_buffer_size=2)
 PORT = 8470
 
@@ -24,8 +24,8 @@ def mirrored(_=None):
         device.name.removeprefix("/device:")
         for device in tf.config.list_logical_devices("CPU")
     ]
-    # The default collectives of two strategies in one process get into each
-    # other's way on CPUs and crash.
+    # The default collectives of two strategies in one process conflict on CPUs
+    # and crash.
     with _without_tf_config():
         return tf.distribute.MirroredStrategy(
             devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
@@ -41,7 +41,7 @@ def one_device(_):
 def multi_worker(cluster):
     """Returns a strategy for all GPUs, or else CPUs, of several machines.
 
-    Before TensorFlow computes anything else.
+    Call it before TensorFlow computes anything.
 
     Args:
       cluster: see `find_cluster`.
@@ -49,9 +49,9 @@ def multi_worker(cluster):
     strategy = tf.distribute.MultiWorkerMirroredStrategy(
         cluster_resolver=find_cluster(cluster)
     )
-    # All have as many batches, and these are full. Otherwise the
-    # workers would exchange a message per batch, and wait there for one that
-    # cannot read its own.
+    # All workers have the same number of full batches. Otherwise they would
+    # exchange a message per batch, and wait there for a worker that cannot read
+    # its own.
     strategy.extended.experimental_enable_get_next_as_optional = False
     return strategy
 
@@ -62,8 +62,8 @@ def tpu(_):
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
     except ValueError as error:
         raise UserError(
-            f"--strategy=tpu found no TPU ({' '.join(str(error).split())}); "
-            "take --strategy=mirrored for CPUs and GPUs"
+            f"--strategy=tpu: TPU not found ({' '.join(str(error).split())}). "
+            "Use --strategy=mirrored for CPUs and GPUs."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 
@@ -78,7 +78,7 @@ STRATEGIES = {
 
 
 def distribute(strategy, make_batches):
-    """Returns batches, of which two wait on each device of a strategy.
+    """Returns batches, of which two are prefetched to each device.
 
     Args:
       strategy: a `tf.distribute.Strategy`.
@@ -88,15 +88,15 @@ def distribute(strategy, make_batches):
 
 
 def split_cpu(num_devices):
-    """Makes TensorFlow see one CPU as several; before anything else runs.
+    """Splits the CPU into logical devices, before TensorFlow starts.
 
-    It is how replicas are tried on a machine without GPUs.
+    To try several replicas on a machine without GPUs.
 
     Args:
-      num_devices: how many.
+      num_devices: number of logical devices.
 
     Raises:
-      UserError: TensorFlow has begun already, with another number of them.
+      UserError: TensorFlow has started already, with another number.
     """
     try:
         tf.config.set_logical_device_configuration(
@@ -107,14 +107,14 @@ def split_cpu(num_devices):
         found = len(tf.config.list_logical_devices("CPU"))
         if found != num_devices:
             raise UserError(
-                f"--virtual_devices={num_devices} cannot be had: this process "
-                f"has begun with {found}; start another process"
+                f"--virtual_devices={num_devices}: this process has started "
+                f"with {found} already. Start another process."
             ) from error
 
 
 @contextlib.contextmanager
 def _without_tf_config():
-    """Hides TF_CONFIG, which is parsed even where it is not used."""
+    """Hides TF_CONFIG, which TensorFlow parses even if unused."""
     value = os.environ.pop("TF_CONFIG", None)
     try:
         yield
@@ -124,12 +124,12 @@ def _without_tf_config():
 
 
 def find_cluster(name):
-    """Returns the resolver that `--cluster` names."""
+    """Returns the cluster resolver of `--cluster`."""
     if name.startswith(("kubernetes", "gce")):
         raise UserError(
-            f"--cluster={name}: must be tf_config or slurm. Set TF_CONFIG, as "
-            "an indexed Job of Kubernetes can (see README, Several machines), "
-            "and pass --cluster=tf_config."
+            f"--cluster={name}: must be tf_config or slurm. On Kubernetes, set "
+            "TF_CONFIG in an indexed Job (docs/guides/distributed.md). Pass "
+            "--cluster=tf_config."
         )
     check_choice("--cluster", name, CLUSTERS)
     return CLUSTERS[name]()
@@ -141,7 +141,7 @@ def tf_config():
     try:
         found = resolver.cluster_spec().as_dict()
         if found:
-            # It needs the address of this very worker.
+            # It needs the address of this worker.
             found[resolver.task_type][resolver.task_id]
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         reason = " ".join(str(error).split())
@@ -153,20 +153,19 @@ def tf_config():
         ) from error
     if not found:
         raise UserError(
-            "--strategy=multi_worker finds no other workers: the environment "
-            "variable TF_CONFIG is not set. python -m train_loop.launch "
-            "--workers=2 -- ... starts some on this machine; --cluster=slurm "
-            "asks Slurm"
+            "--strategy=multi_worker: requires the environment variable "
+            "TF_CONFIG, or --cluster=slurm. Set one of them, or start workers "
+            "on this machine: python -m train_loop.launch --workers=2 -- ..."
         )
     return resolver
 
 
 def slurm():
-    """Asks Slurm for the tasks of this step; each is a worker.
+    """Returns a resolver for the tasks of a Slurm step; each is a worker.
 
-    GPUs are left to Slurm: several tasks on a node need --gpus-per-task.
-    TensorFlow's own resolver needs nvidia-smi, and sorts hosts by their text
-    (n10 before n9), while Slurm counts tasks in its own order.
+    Slurm assigns the GPUs: several tasks on a node need --gpus-per-task.
+    TensorFlow's own resolver requires nvidia-smi, and sorts hosts as text (n10
+    before n9), unlike Slurm.
     """
     try:
         node = int(os.environ["SLURM_NODEID"])
@@ -181,7 +180,7 @@ def slurm():
         ).stdout.split()
     except (KeyError, OSError, subprocess.CalledProcessError) as error:
         raise UserError(
-            f"--cluster=slurm found no Slurm ({error}); start with srun"
+            f"--cluster=slurm: Slurm not found ({error}). Start with srun."
         ) from error
     counts = []
     # Such as 2(x3),1: three nodes with two tasks, and one with one.
@@ -198,9 +197,9 @@ def slurm():
             }
         ),
         task_type="worker",
-        # SLURM_PROCID counts so only with --distribution=block.
+        # SLURM_PROCID is the same only with --distribution=block.
         task_id=sum(counts[:node]) + place_on_node,
-        # It does not look itself, and must not begin to compute here.
+        # The resolver does not detect them, and must not initialize them here.
         num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
         rpc_layer="grpc",
     )

@@ -19,7 +19,7 @@ from train_loop.training.update import (
 )
 from train_loop.training.workers import Workers
 
-# Weights that are larger have exploded, though they are finite.
+# Larger weights have diverged, even if they are finite.
 LARGEST_WEIGHT = 1e9
 
 
@@ -31,21 +31,21 @@ class Trainer:
     the replicas once. Norms and checks are of the sum, so that the result does
     not depend on the number of replicas.
 
-    Loops of the graph are explicit as well. AutoGraph would convert Python's,
-    and reads source files whenever something is traced: an edit during a run
-    would become a part of it.
+    Loops of the graph are explicit as well. AutoGraph would convert Python's
+    loops, and reads source files at every trace, so that an edit during a run
+    would change the run.
 
     Args:
-      model: maps images to logits; built.
-      optimizer: a Keras optimizer, created in the strategy's scope; it is
-        built here, unless it was, for more variables than are trained at
-        first. Its `iterations` counts the steps.
+      model: a built model from images to logits.
+      optimizer: a Keras optimizer, created in the strategy's scope. It is
+        built here, unless it is built already for more variables than are
+        trainable at first. Its `iterations` counts the steps.
       strategy: a `tf.distribute.Strategy`.
       training_loss: the loss to minimize, a function like `cross_entropy`.
-      evaluation_loss: the loss that evaluation reports, a function like it.
-      forward: maps (a batch, training=...) to logits instead of the model: with
-        preprocessing, or a part of the model.
-      update: an `Update`; by default one with nothing switched on.
+      evaluation_loss: the loss that evaluation reports, such a function too.
+      forward: maps (a batch, training=...) to logits, instead of the model:
+        with preprocessing, or a part of the model.
+      update: an `Update`; by default without any option.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class Trainer:
             self.skipped_steps = tf.keras.metrics.Sum(name="skipped_steps")
 
     def retraced(self, forward=None):
-        """Returns a trainer that shares all state, and is traced anew.
+        """Returns a trainer with the same state, whose functions trace again.
 
-        For when other layers of the model are frozen than before.
+        For a model whose frozen layers have changed.
 
         Args:
-          forward: see the class; by default as it is.
+          forward: see the class; by default unchanged.
         """
         # Functions of TensorFlow are traced for each object.
         trainer = copy.copy(self)
@@ -101,11 +101,11 @@ class Trainer:
     def train(self, iterator, num_steps):
         """Takes several training steps.
 
-        Nothing here branches on a number of a device or reads one, so that
-        the host can hand over a step before the one before it is computed.
+        Nothing here reads a number from a device or branches on one, so that
+        the host can queue a step before the previous one is computed.
 
         Args:
-          iterator: over a distributed dataset of (images, labels); see
+          iterator: iterator of a distributed dataset of (images, labels); see
             `cross_entropy` for labels.
           num_steps: scalar int tensor (a Python number would retrace).
 
@@ -138,25 +138,25 @@ class Trainer:
             lambda taken, *_: taken < num_steps,
             take_step,
             [0, tf.constant(-1, tf.int64), tf.constant(0.0, tf.float64)],
-            # The next batch is asked for only after this step: it may be
-            # broken, and the error would end the step half done.
+            # The next batch is requested only after this step: if it is broken,
+            # the error must not interrupt the step.
             parallel_iterations=1,
         )
         return broken_step, waited
 
     def _train_step(self, batch, arrived):
-        """Takes a step on one replica, once the batches of all arrived."""
+        """Takes a step on one replica, once all replicas have their batches."""
         images, labels = batch
         update, changed = self.update, self._changed_by_step()
-        # No part of a step may happen before the batches of all replicas are
-        # there. A replica does not see the control dependencies of its caller.
+        # No part of a step may run before all replicas have their batches. A
+        # replica does not inherit the control dependencies of its caller.
         with tf.control_dependencies(arrived):
             before = [tf.identity(variable) for variable in changed]
             gradients, losses, correct = self._gradients(images, labels)
             norm = reduce_and_apply(
                 self.optimizer,
                 gradients,
-                # Those that are not frozen now.
+                # Without frozen ones.
                 self.model.trainable_variables,
                 update.clip_norm,
                 update.loss_scale,
@@ -175,9 +175,9 @@ class Trainer:
         return tf.reduce_mean(losses), norm
 
     def _gradients(self, images, labels):
-        """Returns gradients, losses and hits of a replica's share of a batch.
+        """Returns gradients, losses and correctness of a replica's examples.
 
-        The gradients are those of its share of the loss, times its scale.
+        The gradients are of its share of the loss, times the loss scale.
         """
         gradients_of = self._forward_and_backward
         if self.update.compiled:
@@ -186,8 +186,8 @@ class Trainer:
             )
         if self.update.micro_batches == 1:
             return gradients_of(images, labels)
-        # Synchronized batch norm talks to the other replicas, which it cannot
-        # do from inside a loop of the graph.
+        # Synchronized batch norm communicates with the other replicas, which is
+        # not possible inside a loop of the graph.
         unrolled = self.strategy.num_replicas_in_sync > 1 and any(
             getattr(layer, "synchronized", False)
             for layer in self.model._flatten_layers()
@@ -215,9 +215,9 @@ class Trainer:
         return gradients, losses, is_correct(labels, logits)
 
     def _changed_by_step(self):
-        """Returns what to restore where an update is undone.
+        """Returns the variables to restore if an update is undone.
 
-        Not the number of steps: the images of that step have been read.
+        Without the number of steps: the images of that step have been read.
         """
         if self.update.loss_scale is None:
             return []
@@ -229,7 +229,8 @@ class Trainer:
         """Takes several evaluation steps.
 
         Args:
-          iterator: over a distributed dataset of (images, labels, weights).
+          iterator: iterator of a distributed dataset of (images, labels,
+            weights).
           num_steps: scalar int tensor.
         """
 
@@ -249,7 +250,7 @@ class Trainer:
         )
 
     def results(self, split):
-        """Returns {name: number} of what was measured since the last call."""
+        """Returns {metric: number} since the last call."""
         scale = self.update.loss_scale
         metrics = [self.loss, self.accuracy]
         if split == "train":
@@ -268,9 +269,9 @@ class Trainer:
         return results
 
     def is_finite(self):
-        """Tells whether all numbers that a checkpoint would hold are finite.
+        """Tells whether all variables of a checkpoint are finite.
 
-        And none of the model's exceeds `LARGEST_WEIGHT`.
+        Those of the model must not exceed `LARGEST_WEIGHT` either.
         """
         average = self.update.average
         parts = [
@@ -287,11 +288,11 @@ class Trainer:
         )
 
     def average_statistics(self):
-        """Gives all replicas the mean of their batch-norm statistics.
+        """Sets batch-norm statistics to their mean over the replicas.
 
-        And of the averages of these. Each replica moves its own; reading or
-        saving takes the first one's.
-        Call this before every evaluation and every save.
+        Averages of statistics too. Each replica updates its own; reading and
+        saving use those of the first replica. Call this before every evaluation
+        and every save.
         """
         if self.strategy.num_replicas_in_sync > 1:
             self._average_statistics()
@@ -302,12 +303,12 @@ class Trainer:
             context = tf.distribute.get_replica_context()
             count = context.num_replicas_in_sync
             variables = [*self._statistics().values()]
-            # The mean of equal values, frozen ones say, is that value. In
-            # float32 it is so for 2, 4, 8 replicas, and a TPU has no other.
+            # The mean of equal (such as frozen) values must be that value. In
+            # float32 this holds for 2, 4, 8 replicas; a TPU has no float64.
             dtype = tf.float64 if count & (count - 1) else tf.float32
             sums = context.all_reduce(
                 "SUM",
-                # A copy, which is on the device of the replica.
+                # Copies are on the device of the replica.
                 [tf.identity(tf.cast(v, dtype)) for v in variables],
             )
             for variable, total in zip(variables, sums, strict=True):
@@ -316,10 +317,10 @@ class Trainer:
         self.strategy.run(average)
 
     def replica_state(self):
-        """Returns {name: array [replicas, ...]} of what replicas do not share.
+        """Returns {name: array [replicas, ...]} of variables per replica.
 
         These are batch-norm statistics, and the metrics since the last report.
-        A run that is stopped between two reports needs them to resume bitwise
+        A run that stops between two reports needs them to resume bitwise
         identically.
         """
         return {
@@ -328,10 +329,10 @@ class Trainer:
         }
 
     def restore_replica_state(self, state):
-        """Gives each replica its state; nothing if their number has changed.
+        """Restores the state of each replica, unless their number has changed.
 
         Args:
-          state: what `replica_state` returned.
+          state: result of `replica_state`.
         """
         variables = self._local_variables()
         for name, values in state.items():
@@ -342,10 +343,10 @@ class Trainer:
 
     @contextlib.contextmanager
     def preserving_state(self):
-        """Averages statistics for a measurement, and restores all afterwards.
+        """Averages statistics for an evaluation, and restores them afterwards.
 
-        Between two reports, metrics hold a part of the next one, and replicas
-        have statistics of their own.
+        Between two reports, metrics hold a part of the next report, and
+        replicas have different statistics.
         """
         state = self.replica_state()
         self.average_statistics()

@@ -1,9 +1,9 @@
-"""How gradients become an update of the weights.
+"""Updates: from gradients to new weights.
 
-Accumulate over micro-batches, reduce over the replicas once, unscale, clip,
-apply, average. Keras clips and unscales before it sums over the replicas, so
-that the result depends on their number, and writes infinite numbers into the
-weights where only one replica has some.
+Accumulate over micro-batches, sum over the replicas once, unscale, clip, apply,
+average. Keras clips and unscales before it sums over the replicas. Its result
+depends on their number, and its weights become infinite if the gradients of one
+replica are.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from resnet_layers.weights.names import path_below
 
-# float16 ends at 65504, and what is below 6e-8 is zero.
+# float16 has a maximum of 65504; numbers below 6e-8 are zero.
 INITIAL_SCALE = 2.0**15
 MAX_SCALE = 2.0**24
 
@@ -21,15 +21,14 @@ MAX_SCALE = 2.0**24
 class Update(NamedTuple):
     """How a batch becomes an update of the weights.
 
-    A replica takes its share of the batch in micro-batches, one after another,
-    which needs the memory of one. The update is that of the whole, but batch
-    norm normalizes each micro-batch by itself, and its statistics move at every
-    one.
+    A replica splits its examples into micro-batches, which need the memory of
+    one. The update is that of the whole batch, except that batch norm uses the
+    statistics of each micro-batch.
 
     Args:
-      micro_batches: how many.
-      clip_norm: maximum global norm of the gradients; None for any.
-      average: an `Average` of the weights over the steps, or None.
+      micro_batches: number of micro-batches.
+      clip_norm: maximum global gradient norm; None for no clipping.
+      average: `Average` of the weights over the steps, or None.
       loss_scale: a `LossScale`, for float16, or None.
       compiled: whether XLA compiles the forward and backward pass.
     """
@@ -45,29 +44,29 @@ def accumulate(gradients_of, images, labels, variables, count, unrolled=False):
     """Computes the gradients of micro-batches, one after another.
 
     Args:
-      gradients_of: maps (images, labels) to gradients, losses and hits.
-      images: of this replica's share of the batch.
-      labels: of the same.
-      variables: that the gradients are of.
+      gradients_of: maps (images, labels) to gradients, losses and correctness.
+      images: images of this replica.
+      labels: their labels.
+      variables: trainable variables.
       count: number of micro-batches.
-      unrolled: repeat the graph instead of looping over it.
+      unrolled: whether to repeat the graph instead of looping over it.
 
     Returns:
-      The sums of the gradients, and all losses and hits.
+      The summed gradients, and losses and correctness of all examples.
     """
-    # A micro-batch is every third example, say, so that what is in it does not
-    # depend on the number of replicas.
+    # Of three micro-batches, each has every third example, so that its examples
+    # do not depend on the number of replicas.
     images, labels = (
         tf.reshape(part, [-1, count, *part.shape[1:]])
         for part in (images, labels)
     )
 
     def add(index, sums, losses, correct):
-        # One after another, or all of them would be in memory.
+        # One after another: together they would need the memory of all.
         with tf.control_dependencies(sums):
-            piece = tf.identity(images[:, index])
+            micro_batch = tf.identity(images[:, index])
         gradients, new_losses, new_correct = gradients_of(
-            piece, labels[:, index]
+            micro_batch, labels[:, index]
         )
         return (
             index + 1,
@@ -99,18 +98,16 @@ def reduce_and_apply(
     Call it on every replica, inside `strategy.run`.
 
     Args:
-      optimizer: a built Keras optimizer that has been through
-        `skip_own_reduction`.
-      gradients: of this replica's share of the loss, a tensor for each of the
-        variables.
-      variables: some of the optimizer's, None for all. The others and their
-        slots stay as they are.
-      clip_norm: maximum norm of all gradients together; larger ones are scaled
-        down. None: any.
-      loss_scale: the `LossScale` that the loss was multiplied with, or None.
+      optimizer: a built Keras optimizer after `skip_own_reduction`.
+      gradients: gradients of this replica's share of the loss, one tensor per
+        variable.
+      variables: the optimizer's variables to update; None for all.
+      clip_norm: maximum global gradient norm; larger gradients are scaled down.
+        None for no clipping.
+      loss_scale: `LossScale` that the loss was multiplied with, or None.
 
     Returns:
-      Norm of all summed gradients together, before it is clipped; a scalar.
+      Global norm of the summed gradients before clipping; a scalar.
     """
     context = tf.distribute.get_replica_context()
     gradients = context.all_reduce("SUM", gradients)
@@ -119,18 +116,18 @@ def reduce_and_apply(
     norm = tf.linalg.global_norm(gradients)
     if clip_norm is not None:
         gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, norm)
-    # Not before all gradients are there: a step of ResNet-50 takes a tenth
-    # less memory at its peak where no weights change under way.
+    # Only after all gradients are computed: this lowers the peak memory of a
+    # step of ResNet-50 by a tenth.
     with tf.control_dependencies([norm]):
         optimizer.apply(gradients, variables)
     return norm
 
 
 def skip_own_reduction(optimizer):
-    """Keeps a Keras optimizer from summing over the replicas again.
+    """Prevents a Keras optimizer from summing over the replicas again.
 
-    It does so in every `apply`, without an option.
-    `tests/training/test_update.py` counts the sums of a traced step.
+    Every `apply` does so, without an option. `tests/training/test_update.py`
+    counts the sums in a traced step.
     """
     optimizer._all_reduce_sum_gradients = list
 
@@ -138,18 +135,18 @@ def skip_own_reduction(optimizer):
 class LossScale:
     """Multiplies a loss so that its gradients fit into float16.
 
-    The scale doubles after some finite updates. Where a gradient is not finite
-    on any of the replicas, the scale is halved, and the update is undone on all
-    of them: weights, statistics and the optimizer's slots stay what they were.
-    The step counts all the same, as its images have been read.
+    The scale doubles after a number of finite updates. If a gradient of any
+    replica is not finite, the scale is halved, and the update is undone on all
+    replicas: weights, statistics and the optimizer's slots do not change. The
+    step counts, because its images have been read.
 
-    Keras's own looks at the gradients of the first replica only. This one looks
-    at their sum, and sees the same on all.
+    Keras checks the gradients of the first replica only. This class checks
+    their sum, which is the same on all replicas.
 
     Create it in the scope of a strategy.
 
     Args:
-      growth_steps: after how many finite updates it doubles.
+      growth_steps: number of finite updates after which the scale doubles.
 
     Source: Micikevicius et al., 2017, https://arxiv.org/abs/1710.03740.
     """
@@ -166,32 +163,32 @@ class LossScale:
         return [self.scale, self.good_steps]
 
     def multiply(self, loss):
-        """Returns the loss that gradients are to be taken of."""
+        """Returns the scaled loss."""
         return loss * tf.cast(self.scale, loss.dtype)
 
     def unscale(self, gradients):
-        """Returns the gradients of the loss itself.
+        """Returns the gradients of the unscaled loss.
 
-        The scale is a power of two, which changes no digit of theirs.
+        The scale is a power of two, so that this is exact.
         """
         return [gradient / self.scale for gradient in gradients]
 
     def update(self, norm, variables, before):
         """Adapts the scale, and undoes an update that was not finite.
 
-        Without a branch, which would make the host wait for the device.
+        Without branches, which would make the host wait for the device.
 
         Args:
-          norm: of the gradients, the same on all replicas.
-          variables: everything that the step has changed.
-          before: their values before it, a tensor for each.
+          norm: global gradient norm, the same on all replicas.
+          variables: all variables that the step has changed.
+          before: their values before the step, one tensor each.
 
         Returns:
-          Whether the step is skipped for the sake of the scale, and the norm,
-          0 for such a step.
+          Whether the step is skipped because of the scale, and the norm, 0 for
+          a skipped step.
         """
         finite = tf.math.is_finite(norm)
-        # With the smallest scale, it is not for the scale's sake.
+        # At the smallest scale, the scale is not the reason.
         skipped = ~finite & (self.scale > 1.0)
         for variable, value in zip(variables, before, strict=True):
             variable.assign(tf.where(finite, variable, value))
@@ -205,10 +202,10 @@ class LossScale:
 
 
 def ema_coefficient(decay, steps):
-    """Returns how much the weights of a step count, which is 1 - decay.
+    """Returns the coefficients of an exponential moving average: 1 - decay.
 
-    In the beginning they count more: the average is not to remember the random
-    weights that it began with. The first step's weights stand alone.
+    They are larger in the first steps, so that the average forgets the random
+    initial weights. After the first step, the average is its weights.
 
     Source: Polyak and Juditsky, 1992; the warm-up is that of
     `tf.train.ExponentialMovingAverage`, one step later.
@@ -225,9 +222,9 @@ def ema_coefficient(decay, steps):
 def swa_coefficient(decay, steps):
     """Returns the coefficients of a mean over the last quarter of all steps.
 
-    Before that, the average is the weights themselves. It is for learning rates
-    that stay large; statistics of batch norm are averaged like weights, instead
-    of being measured anew.
+    Before that, the average equals the weights. Use it with learning rates that
+    stay large. Batch-norm statistics are averaged like weights, instead of
+    being recomputed.
 
     Source: stochastic weight averaging, Izmailov et al., 2018,
     https://arxiv.org/abs/1803.05407.
@@ -246,15 +243,15 @@ AVERAGES = {"ema": ema_coefficient, "swa": swa_coefficient}
 
 
 class Average:
-    """Averages of weights and of batch-norm statistics over many steps.
+    """Average of weights and batch-norm statistics over steps.
 
-    On every replica. Keras's own, in its optimizers, skips the statistics and
-    fails under `tf.distribute`. Create it in the scope of a strategy.
+    Each replica has its own. The average of Keras optimizers skips statistics
+    and fails under `tf.distribute`. Create it in the scope of a strategy.
 
     Args:
       model: a built Keras model.
-      coefficient: step -> how much its weights count, see `AVERAGES`.
-      name: of the kind of average, in front of its metrics.
+      coefficient: step -> coefficient of its weights, see `AVERAGES`.
+      name: kind of average, the prefix of its metrics.
     """
 
     def __init__(self, model, coefficient, name="average"):
@@ -278,14 +275,14 @@ class Average:
         }
 
     def update(self, step):
-        """Adds the weights after a step; call it on every replica."""
+        """Updates the average after a step; call it on every replica."""
         coefficient = self.coefficient(step)
         for variable, average in self.pairs:
             average.assign_add((variable.value - average) * coefficient)
 
     @contextlib.contextmanager
     def in_place(self):
-        """Puts the averages into the model for a while, on all replicas."""
+        """Uses the averages as the model's weights, on all replicas."""
         self._swap()
         try:
             yield
@@ -300,5 +297,5 @@ class Average:
 
 
 def is_float(variable):
-    """Tells a Keras variable of real numbers from a counter."""
+    """Tells whether a Keras variable is floating-point, not a counter."""
     return tf.as_dtype(variable.dtype).is_floating

@@ -1,8 +1,8 @@
 """Workers: the processes that train together, and their communication.
 
-Every worker takes the same steps. What one of them alone knows (a clock, a
-signal, a file) must reach all before it decides anything, or they would wait
-for each other forever.
+Every worker takes the same steps. A fact of one worker (a time, a signal, an
+error of a file) must reach all before any decision, or they would wait for each
+other forever.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from tensorflow.python.eager import context
 from train_loop import process
 from train_loop.errors import UserError, is_full_disk, reason_of, resource_error
 
-# Errors of a worker when another one is gone, or does not respond.
+# Errors of a worker when another one has stopped or does not respond.
 LOST_WORKER_ERRORS = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -27,16 +27,15 @@ LOST_WORKER_ERRORS = (
 class SharedError(Exception):
     """An error of one worker that all of them know of.
 
-    All raise it at the same place, and can still save together what was
-    learned.
+    All raise it at the same place, and can still save a checkpoint together.
 
     Args:
-      line: what the workers without an error of their own report.
-      error: of this worker; None where another one failed.
-      is_shortage: whether memory or a disk ran out on one of them.
+      line: message of the workers that did not fail.
+      error: error of this worker; None if another one failed.
+      is_shortage: whether memory or a disk is exhausted on one of them.
       is_full_disk: whether full disks are the only reason.
-      explain: maps the error of this worker to the one to raise in its place.
-        It may take long, and is called only after all workers have saved.
+      explain: maps the error of this worker to the one to raise instead. It may
+        take long, and is called after all workers have saved.
     """
 
     def __init__(self, line, error, is_shortage, is_full_disk, explain=None):
@@ -49,7 +48,7 @@ class SharedError(Exception):
 
 @contextlib.contextmanager
 def unshared():
-    """Raises this worker's own error in place of a `SharedError`."""
+    """Raises this worker's own error instead of a `SharedError`."""
     try:
         yield
     except SharedError as failure:
@@ -63,7 +62,7 @@ def unshared():
 
 
 class Workers:
-    """The workers of a strategy, one for most of them.
+    """The workers of a strategy; most strategies have one.
 
     Args:
       strategy: a `tf.distribute.Strategy`.
@@ -75,7 +74,7 @@ class Workers:
 
     @property
     def is_chief(self):
-        """Whether this one writes the files of all."""
+        """Whether this worker writes the files of the run."""
         return self.number == 0
 
     def sums(self, *numbers):
@@ -86,7 +85,7 @@ class Workers:
         if self.count == 1:
             return [float(number) for number in numbers]
         replicas = self.strategy.num_replicas_in_sync // self.count
-        # Exact for whole numbers; each replica has the same share of it.
+        # Exact for integers; each replica has the same share.
         share = tf.constant(np.array(numbers, "float64") / replicas)
         results = self.strategy.run(_add, args=(share,))
         first, *_ = self.strategy.experimental_local_results(results)
@@ -94,7 +93,7 @@ class Workers:
 
     @property
     def context(self):
-        """A `tf.distribute.InputContext`: what this worker reads."""
+        """The `tf.distribute.InputContext` of this worker's input."""
         replicas = self.strategy.num_replicas_in_sync
         return tf.distribute.InputContext(self.count, self.number, replicas)
 
@@ -102,22 +101,22 @@ class Workers:
     def agreeing(self, explain=None):
         """Ends with an agreement of all workers that none of them failed.
 
-        For what each does by itself, such as reading and writing files: if one
-        failed, the others would wait for it in their next collective. One that
-        failed takes part in the next agreement of the others, so no other
-        collective may be in between.
+        For work that each does alone, such as reading and writing files: if one
+        failed, the others would wait for it in their next collective. A worker
+        that failed takes part in the next agreement of the others, so no other
+        collective may come between.
 
         Args:
           explain: see `SharedError`.
 
         Raises:
-          SharedError: one of them failed; on all of them.
+          SharedError: on all workers, if one failed.
         """
         error = None
         try:
             yield
         except SharedError:
-            # They have agreed on that already.
+            # All workers have agreed on it already.
             raise
         except Exception as failure:
             error = failure
@@ -129,8 +128,8 @@ class Workers:
         if failed:
             raise SharedError(
                 f"worker {self.number} of {self.count}: another worker failed. "
-                "Its own error gives the reason: fix that, then start all "
-                "workers again with the same command",
+                "Fix its own error, then start all workers again with the same "
+                "command.",
                 error,
                 is_shortage=short > 0,
                 is_full_disk=full == failed,
@@ -143,20 +142,20 @@ class Workers:
             pass
 
     def abort(self):
-        """Ends the collectives of the others, now and later, in an error.
+        """Makes all current and later collectives of the others fail.
 
-        For a worker that failed where they wait for it without `agreeing`, so
-        that they do not wait until its process has ended.
+        For a worker that failed outside of `agreeing`, so that the others do
+        not wait until its process has ended.
         """
         if self.count > 1:
-            # It fails where another one has left already.
+            # It fails if another worker has left already.
             with contextlib.suppress(tf.errors.OpError):
                 context.context().report_error_to_cluster(
                     tf.errors.UNAVAILABLE, "a worker has left"
                 )
 
     def check_signals(self):
-        """Raises StoppedError on all workers where a signal asked one to stop.
+        """Raises StoppedError on all workers if a signal reached one.
 
         All workers must call it.
         """
@@ -175,15 +174,15 @@ class Workers:
         return self.sums(condition) == [self.count]
 
     def text_from_chief(self, text):
-        """Returns the chief's text; all must call it, with one as long."""
+        """Returns the chief's text; all must call it, with one length."""
         letters = text.encode() if self.is_chief else bytes(len(text))
         return bytes(map(round, self.sums(*letters))).decode()
 
     @contextlib.contextmanager
     def in_turn(self):
-        """Runs something in one worker after the other, the chief first.
+        """Runs code in one worker after another, the chief first.
 
-        Later workers find on a shared disk what earlier ones wrote.
+        Later workers find files of earlier ones on a shared disk.
         """
         with unshared():
             for _ in range(self.number):
@@ -195,24 +194,25 @@ class Workers:
 
     @contextlib.contextmanager
     def explaining_lost_workers(self):
-        """Reports in one line that another worker was lost."""
+        """Reports a lost worker in one line."""
         try:
             yield
         except LOST_WORKER_ERRORS as error:
             if self.count == 1:
-                # Something else is gone, such as a bucket with images.
+                # Another resource is unavailable, such as a storage bucket.
                 raise
             raise UserError(
-                "another worker is gone or does not answer, says worker "
-                f"{self.number} of {self.count} ({reason_of(error)}); its own "
-                "error tells why. Start all of them again with the same command"
+                f"worker {self.number} of {self.count}: another worker has "
+                f"stopped or does not respond ({reason_of(error)}). Fix its "
+                "own error, then start all workers again with the same "
+                "command."
             ) from error
 
 
 @tf.function(autograph=False)
 def _add(share):
     replica = tf.distribute.get_replica_context()
-    # An argument is nowhere; its copy is on the device of the replica.
+    # An argument has no device; its copy is on the device of the replica.
     return replica.all_reduce("SUM", tf.identity(share))
 
 

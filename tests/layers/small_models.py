@@ -1,4 +1,4 @@
-"""Small nets and layers, and what the library's tests do to all of them."""
+"""Small models and layers, and helpers of the library's tests."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ def small_resnet(**options):
 
 
 def small_variant(variant, **options):
-    """Returns a variant with its options, and three blocks in two stages."""
+    """Returns a variant with three blocks in two stages."""
     options = {
         "stage_sizes": (2, 1),
         "num_classes": 5,
@@ -29,9 +29,9 @@ def small_variant(variant, **options):
 
 
 def scramble(layer, seed=5):
-    """Gives all weights, statistics included, values of their own.
+    """Assigns different values to all weights, statistics included.
 
-    Kernels keep the size of what goes through them, so that nothing saturates.
+    Kernels preserve the scale of activations, so that nothing saturates.
     """
     random = np.random.default_rng(seed)
     for weight in layer.weights:
@@ -43,15 +43,14 @@ def scramble(layer, seed=5):
         weight.assign(value)
 
 
-def thaw(layer):
-    # An attribute that is set to what it is does nothing in Keras, not even to
-    # the layers below.
+def unfreeze(layer):
+    # Keras ignores an assignment of the current value, for sublayers too.
     layer.trainable = False
     layer.trainable = True
 
 
 class Shared(NamedTuple):
-    """A scrambled layer that no test changes, with what it makes of `images`.
+    """A scrambled layer that no test changes, with its outputs for `images`.
 
     `model` is a functional model of the layer alone, `symbolic` its output.
     """
@@ -76,7 +75,7 @@ def assert_same_weights(layer, other):
 
 
 def assert_close(values, expected, tolerance=1e-5):
-    """Against the largest number: a small one may be what is left of large."""
+    """Compares relative to the largest value; small ones may be rounding."""
     values, expected = np.asarray(values), np.asarray(expected)
     scale = np.abs(expected).max()
     assert scale > 0
@@ -84,11 +83,11 @@ def assert_close(values, expected, tolerance=1e-5):
 
 
 def has_no_effect(model, variable):
-    """Tells whether a batch norm takes out again what a bias adds.
+    """Returns whether a batch norm cancels a bias.
 
-    Of its gradient only rounding is left, zero on one processor and not on
-    another. keras.applications has such biases, and so have our nets like its.
-    Not in the stem: the zeros around its pooling are without bias.
+    Its gradient is only rounding, zero on one processor and not on another.
+    keras.applications has such biases, and so have our variants of its models.
+    The bias of the stem has an effect, because its pooling pads with zeros.
     """
     return (
         model.preactivation
@@ -99,7 +98,7 @@ def has_no_effect(model, variable):
 
 
 def gradients_of_a_class(model, images):
-    """Returns (gradients, trainable variables) of one class's likelihood."""
+    """Returns (gradients, trainable variables) of a log-likelihood."""
     variables = model.trainable_variables
     with tf.GradientTape() as tape:
         outputs = model(images, training=True)

@@ -1,4 +1,4 @@
-"""Nets for tests of weights, what they hold, and the files made of them."""
+"""Models for tests of weights, their random values, and their files."""
 
 import contextlib
 import functools
@@ -10,16 +10,16 @@ import tensorflow as tf
 from resnet_layers import VARIANTS, ResNet, WeightsError, load_weights
 
 
-def pictures(side=64):
+def random_images(side=64):
     random = np.random.default_rng(0)
     return random.normal(size=(2, side, side, 3)).astype("float32")
 
 
 @contextlib.contextmanager
 def zero_kernels():
-    """Lets kernels start at zero: to draw them takes half of building a net.
+    """Initializes kernels to zero: random ones take half the time of building.
 
-    Those that matter here are overwritten; where not, a zero is no less wrong.
+    Tests overwrite the kernels that matter.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -31,14 +31,14 @@ def zero_kernels():
 
 
 def randomize(shapes, seed=1):
-    """Returns {name: random array}, so that nothing hides behind a zero.
+    """Returns {name: random array}, without any zeros.
 
-    Of the size that keeps activations near one; variances are positive.
+    The scale keeps activations near one. Variances are positive.
     """
     random = np.random.default_rng(seed)
     values = {}
     for name, shape in shapes.items():
-        # Uniform, of zero mean and unit variance: normal numbers take longer.
+        # Uniform with mean 0 and variance 1: normal numbers take longer.
         value = random.random(shape, "float32")
         value -= 0.5
         value *= np.sqrt(12)
@@ -88,7 +88,7 @@ def build_small(seed, **options):
 def small(seed=1, **options):
     """Returns a small built model with random weights.
 
-    For the same arguments it is the same one, with the same weights again.
+    For the same arguments it is the same object, with its weights reset.
     """
     model = build_small(seed, **options)
     assign_random(model, seed)
@@ -100,14 +100,14 @@ def save_keras(model, folder):
     return folder / "model.keras"
 
 
-def save_inside_another(model, folder):
-    """Writes a model in which the net is one of the layers."""
+def save_nested_keras(model, folder):
+    """Saves a model that contains the `ResNet` as a layer."""
     inputs = tf.keras.Input([16, 16, 3])
     logits = model(tf.keras.layers.Rescaling(1 / 255)(inputs))
     return save_keras(tf.keras.Model(inputs, logits), folder)
 
 
-def save_h5_inside_another(model, folder):
+def save_nested_h5(model, folder):
     inputs = tf.keras.Input([16, 16, 3])
     return save_weights_h5(tf.keras.Model(inputs, model(inputs)), folder)
 
@@ -118,7 +118,7 @@ def save_weights_h5(model, folder):
 
 
 def save_compiled_h5(model, folder):
-    """Writes what `ModelCheckpoint` does in `fit`."""
+    """Saves the weights of a compiled model, as `ModelCheckpoint` does."""
     with zero_kernels():
         copy = ResNet.from_config(model.get_config())
         copy.build((None, 16, 16, 3))
@@ -129,7 +129,7 @@ def save_compiled_h5(model, folder):
 
 
 def save_run(model, folder, step=9):
-    # Here, so that the library's tests need the trainer for these files only.
+    # Imported here: no other test of the library needs the trainer.
     from train_loop.training.checkpoints import Checkpoints
 
     optimizer = tf.keras.optimizers.SGD(0.1, momentum=0.9)
@@ -138,19 +138,19 @@ def save_run(model, folder, step=9):
     return folder
 
 
-# A way to write for each of the ways in which our own files are read.
-READ_APART = (save_keras, save_weights_h5, save_run)
-# All ways: a model and a folder -> the path of what is written there.
-OWN_WAYS = (
-    *READ_APART,
-    save_inside_another,
-    save_h5_inside_another,
+# One format for each reader of this library's files.
+OWN_READERS = (save_keras, save_weights_h5, save_run)
+# All formats: (model, folder) -> path of the file or run.
+OWN_FORMATS = (
+    *OWN_READERS,
+    save_nested_keras,
+    save_nested_h5,
     save_compiled_h5,
 )
 
 
 def assert_same_weights(model, other):
-    """Of all but the classifiers."""
+    """Compares all weights but those of the classifiers."""
     values = {w.path.partition("/")[2]: np.array(w) for w in other.weights}
     for weight in model.weights:
         name = weight.path.partition("/")[2]
@@ -159,16 +159,16 @@ def assert_same_weights(model, other):
 
 
 def assert_same_logits(logits, expected):
-    """At most a ten-thousandth of the spread apart."""
+    """Compares logits: differences up to 1e-4 of their range."""
     logits, expected = np.asarray(logits), np.asarray(expected)
-    spread = expected.max() - expected.min()
-    assert spread > 0.01
+    value_range = expected.max() - expected.min()
+    assert value_range > 0.01
     assert np.all(np.isfinite(expected))
-    assert np.abs(logits - expected).max() <= 1e-4 * spread
+    assert np.abs(logits - expected).max() <= 1e-4 * value_range
 
 
-def assert_refused(model, path, expected):
-    """In one line, and the model stays as it was."""
+def assert_load_fails(model, path, expected):
+    """Expects a one-line error, and an unchanged model."""
     before = [np.array(weight) for weight in model.weights]
     with pytest.raises(WeightsError) as error:
         load_weights(model, path)
