@@ -250,9 +250,8 @@ def test_resuming_with_other_images_is_an_error(tmp_path):
     with pytest.raises(UserError, match="must have the images that") as error:
         Run.open(workdir)
     # In the second dataset, the evaluation split is larger by a fifth.
-    assert "16 for train and 4 for eval, and are 16 for train and 5" in str(
-        error.value
-    )
+    before, now = "16 for train and 4 for eval", "16 for train and 5 for eval"
+    assert f"was {before}, and is now {now}" in str(error.value)
     path.unlink()
     assert Run.open(workdir).trainer.step == 1
 
