@@ -2,20 +2,37 @@
 
 Example:
   ```python
-  from resnet_layers import VARIANTS, BottleneckBlock
+  from resnet_layers import BottleneckBlock, create_model
 
-  model = VARIANTS["resnet50d"](num_classes=37)
+  model = create_model("resnet50d", num_classes=37)
   logits = model(images)  # [batch, height, width, 3] -> [batch, 37]
   x = BottleneckBlock(filters=64, strides=2)(x)
   ```
 """
 
 # ruff: noqa: E402
+import importlib
 import os
+import re
+
+# As in setup.cfg. Versions above these were not tried, and are accepted.
+VERSIONS = {"tensorflow": ">=2.18,<2.22", "keras": ">=3.10,<3.16"}
+
+
+def check_version(library):
+    """Raises ImportError if the version of a library is too low."""
+    version = importlib.import_module(library).__version__
+    lowest = re.match(r">=(\d+)\.(\d+)", VERSIONS[library])
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if [*map(int, numbers.groups())] < [*map(int, lowest.groups())]:
+        raise ImportError(
+            f"{library}=={version}: must be {lowest[0][2:]} or later. Run: "
+            f"pip install '{library}{VERSIONS[library]}'"
+        )
 
 
 def check_backend():
-    """Raises ImportError unless Keras runs on TensorFlow.
+    """Raises ImportError unless a supported Keras runs on TensorFlow.
 
     The error of `tf.keras` names neither the backend nor the variable.
     """
@@ -27,18 +44,23 @@ def check_backend():
             f"TF_USE_LEGACY_KERAS={legacy}: must be 0, for Keras 3. Set it "
             f"{moment}"
         )
+    check_version("tensorflow")
     try:
-        from keras.config import backend
+        import keras
 
-        backend_name = backend()
+        backend_name = keras.config.backend()
     except ImportError as error:
         # The configured backend may not be installed.
         backend_name = os.environ.get("KERAS_BACKEND", f"unknown ({error})")
+    except AttributeError:
+        # Of Keras 2.
+        backend_name = "tensorflow"
     if backend_name != "tensorflow":
         raise ImportError(
             f"Keras backend={backend_name}: must be tensorflow. Set "
             f"KERAS_BACKEND=tensorflow {moment}"
         )
+    check_version("keras")
 
 
 # Before any import of Keras.
@@ -50,6 +72,8 @@ from resnet_layers.attention import (
 )
 from resnet_layers.blocks import BasicBlock, BottleneckBlock, ResidualBlock
 from resnet_layers.convolutions import PaddedConv2D, StandardizedConv2D
+from resnet_layers.images import ImagePreprocessing
+from resnet_layers.models import create_model, list_models
 from resnet_layers.normalization import BatchNormalization, fold_batch_norms
 from resnet_layers.pooling import BlurPool2D, PaddedMaxPooling2D
 from resnet_layers.resnet import ResNet
@@ -84,6 +108,7 @@ __all__ = [
     "BlurPool2D",
     "BottleneckBlock",
     "EfficientChannelAttention",
+    "ImagePreprocessing",
     "ModelConfig",
     "Normalization",
     "PaddedConv2D",
@@ -97,9 +122,11 @@ __all__ = [
     "StochasticDepth",
     "WeightsError",
     "WeightsInfo",
+    "create_model",
     "find_weights",
     "fold_batch_norms",
     "is_of_hub",
+    "list_models",
     "load_weights",
     "make_config",
     "read_config",

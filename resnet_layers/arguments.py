@@ -9,6 +9,8 @@ import operator
 import numpy as np
 import tensorflow as tf
 
+IntOrPair = int | tuple[int, int]
+
 BOUNDS = {
     "at_least": operator.ge,
     "above": operator.gt,

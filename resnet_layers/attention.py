@@ -1,6 +1,7 @@
 """Channel attention: squeeze-and-excitation, efficient channel attention."""
 
 import math
+from typing import Any
 
 import tensorflow as tf
 
@@ -60,7 +61,7 @@ class SqueezeExcitation(ChannelAttention):
       ```
     """
 
-    def __init__(self, ratio=1 / 16, **kwargs):
+    def __init__(self, ratio: float = 1 / 16, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ratio = number("ratio", ratio, above=0, at_most=1)
 

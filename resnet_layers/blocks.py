@@ -1,8 +1,11 @@
 """Residual blocks, and the base class of custom ones."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from resnet_layers.arguments import (
+    IntOrPair,
     boolean,
     create_layer,
     integer,
@@ -94,17 +97,17 @@ class ResidualBlock(ConvModel):
 
     def __init__(
         self,
-        filters,
-        strides=1,
-        dilation=1,
-        first_dilation=None,
-        shortcut="projection",
-        attention=None,
-        stochastic_depth=0.0,
-        zero_last_gamma=True,
-        seed=None,
-        **kwargs,
-    ):
+        filters: int,
+        strides: IntOrPair = 1,
+        dilation: int = 1,
+        first_dilation: int | None = None,
+        shortcut: str = "projection",
+        attention: Any = None,
+        stochastic_depth: float = 0.0,
+        zero_last_gamma: bool = True,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.filters = integer("filters", filters)
         self.strides = integer_pair("strides", strides)
@@ -310,7 +313,9 @@ class BasicBlock(ResidualBlock):
       ```
     """
 
-    def __init__(self, filters, strides=1, **kwargs):
+    def __init__(
+        self, filters: int, strides: IntOrPair = 1, **kwargs: Any
+    ) -> None:
         super().__init__(filters, strides, **kwargs)
         self.conv1 = self.new_conv(
             self.filters,
@@ -373,14 +378,14 @@ class BottleneckBlock(ResidualBlock):
 
     def __init__(
         self,
-        filters,
-        strides=1,
-        groups=1,
-        base_width=64,
-        first_reduction=1,
-        stride_site="3x3",
-        **kwargs,
-    ):
+        filters: int,
+        strides: IntOrPair = 1,
+        groups: int = 1,
+        base_width: int = 64,
+        first_reduction: int = 1,
+        stride_site: str = "3x3",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(filters, strides, **kwargs)
         self.groups = integer("groups", groups)
         self.base_width = integer("base_width", base_width)

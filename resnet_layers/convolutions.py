@@ -1,9 +1,17 @@
 """Convolutions with symmetric padding, and their gradients."""
 
+from typing import Any
+
 import tensorflow as tf
 from tensorflow.python.eager import record
 
-from resnet_layers.arguments import boolean, integer, integer_pair, one_of
+from resnet_layers.arguments import (
+    IntOrPair,
+    boolean,
+    integer,
+    integer_pair,
+    one_of,
+)
 from resnet_layers.serialization import ConfigMixin
 
 # Largest kernel whose gradients may be matrix products.
@@ -63,17 +71,17 @@ class PaddedConv2D(ConfigMixin, tf.keras.layers.Conv2D):
 
     def __init__(
         self,
-        filters,
-        kernel_size,
-        strides=1,
-        padding="same",
-        data_format="channels_last",
-        dilation_rate=1,
-        groups=1,
-        use_bias=False,
-        kernel_initializer=HE_INITIALIZER,
-        **kwargs,
-    ):
+        filters: int,
+        kernel_size: IntOrPair,
+        strides: IntOrPair = 1,
+        padding: str = "same",
+        data_format: str = "channels_last",
+        dilation_rate: IntOrPair = 1,
+        groups: int = 1,
+        use_bias: bool = False,
+        kernel_initializer: Any = HE_INITIALIZER,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             integer("filters", filters),
             integer_pair("kernel_size", kernel_size),

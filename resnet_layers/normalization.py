@@ -1,6 +1,7 @@
 """Batch normalization on the fused kernel, and its folding."""
 
 from functools import partial
+from typing import Any
 
 import tensorflow as tf
 
@@ -48,8 +49,12 @@ class BatchNormalization(ConfigMixin, tf.keras.layers.BatchNormalization):
     """
 
     def __init__(
-        self, momentum=0.9, epsilon=1e-5, synchronized=False, **kwargs
-    ):
+        self,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        synchronized: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             momentum=number("momentum", momentum, at_least=0, at_most=1),
             epsilon=number("epsilon", epsilon, at_least=0),
@@ -58,7 +63,7 @@ class BatchNormalization(ConfigMixin, tf.keras.layers.BatchNormalization):
         )
         self.fused = True
 
-    def runs_fused(self, inputs, mask=None):
+    def runs_fused(self, inputs: tf.Tensor, mask: Any = None) -> bool:
         """Returns whether a call on `inputs` uses the fused kernel.
 
         Args:
@@ -71,7 +76,8 @@ class BatchNormalization(ConfigMixin, tf.keras.layers.BatchNormalization):
             and self.axis in (-1, 3)
             and mask is None
             and not self.synchronized
-            and not self.renorm
+            # Keras has it from version 3.14 on.
+            and not getattr(self, "renorm", False)
             and tf.as_dtype(inputs.dtype).name in FUSED_DTYPES
             and self.variable_dtype == "float32"
         )
@@ -136,7 +142,7 @@ NORMS = {
 }
 
 
-def fold_batch_norms(model):
+def fold_batch_norms(model: tf.keras.Model) -> None:
     """Folds batch norms into convolutions for faster inference.
 
     The scale of a batch norm that follows a convolution moves into the kernel.

@@ -1,8 +1,10 @@
 """Pooling layers that Keras lacks, and output shapes of strides."""
 
+from typing import Any
+
 import tensorflow as tf
 
-from resnet_layers.arguments import integer, integer_pair, one_of
+from resnet_layers.arguments import IntOrPair, integer, integer_pair, one_of
 from resnet_layers.serialization import ConfigMixin
 
 PADDINGS = ("infinity", "zeros", "edges")
@@ -30,7 +32,9 @@ class PaddedMaxPooling2D(ConfigMixin, tf.keras.layers.Layer):
       ValueError: an argument is invalid.
     """
 
-    def __init__(self, strides=2, padding="infinity", **kwargs):
+    def __init__(
+        self, strides: IntOrPair = 2, padding: str = "infinity", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.strides = integer_pair("strides", strides)
         self.padding = one_of("padding", padding, PADDINGS)
@@ -78,7 +82,7 @@ class BlurPool2D(ConfigMixin, tf.keras.layers.Layer):
       ```
     """
 
-    def __init__(self, strides=2, **kwargs):
+    def __init__(self, strides: IntOrPair = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.strides = integer_pair("strides", strides)
 

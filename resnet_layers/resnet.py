@@ -5,7 +5,8 @@ import functools
 import math
 import random
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,8 +21,9 @@ from resnet_layers.arguments import (
     one_of,
 )
 from resnet_layers.base import ConvModel, identity, resolve_training
-from resnet_layers.blocks import BasicBlock, BottleneckBlock
+from resnet_layers.blocks import BasicBlock, BottleneckBlock, ResidualBlock
 from resnet_layers.convolutions import PaddedConv2D
+from resnet_layers.images import ImagePreprocessing, Preprocessing
 from resnet_layers.normalization import BatchNormalization
 from resnet_layers.serialization import constructor_arguments
 from resnet_layers.stem import STEMS, Stem, min_filters, stem_reduction
@@ -61,6 +63,8 @@ class ResNet(ConvModel):
         `StochasticDepth`.
       seed: integer that the seeds of stochastic depth derive from, or None for
         random ones.
+      preprocessing: `Preprocessing` of the images, for `preprocess`, or a dict
+        of its fields; None if it is unknown.
       trainable: whether the weights are trainable, as in `keras.Model`.
       **kwargs: options of all layers (below); arguments of all blocks, see
         `ResidualBlock` and `BottleneckBlock`; `name` and `dtype`.
@@ -110,18 +114,19 @@ class ResNet(ConvModel):
 
     def __init__(
         self,
-        block="bottleneck",
-        stage_sizes=(3, 4, 6, 3),
-        num_classes=1000,
-        width=64,
-        stem="imagenet",
-        downsample="first",
-        output_stride=None,
-        stochastic_depth=0.0,
-        seed=None,
-        trainable=True,
-        **kwargs,
-    ):
+        block: str | type[ResidualBlock] | Sequence[Any] = "bottleneck",
+        stage_sizes: Sequence[int] = (3, 4, 6, 3),
+        num_classes: int | None = 1000,
+        width: int | Sequence[int] = 64,
+        stem: str | dict[str, Any] = "imagenet",
+        downsample: str = "first",
+        output_stride: int | None = None,
+        stochastic_depth: float = 0.0,
+        seed: int | None = None,
+        preprocessing: Preprocessing | dict[str, Any] | None = None,
+        trainable: bool = True,
+        **kwargs: Any,
+    ) -> None:
         stage_sizes = integers("stage_sizes", stage_sizes)
         blocks = [
             find_class("block", name, BLOCKS)
@@ -151,6 +156,9 @@ class ResNet(ConvModel):
         )
         self.stochastic_depth = drop_rate(stochastic_depth)
         self.seed = seed_or_none(seed)
+        if isinstance(preprocessing, dict):
+            preprocessing = Preprocessing.of_dict(preprocessing)
+        self.preprocessing = preprocessing
         self.gradient_checkpointing = False
         self._fast_paths = True
         boolean("trainable", trainable)
@@ -198,7 +206,7 @@ class ResNet(ConvModel):
         self.trainable = bool(trainable)
 
     @property
-    def fast_paths(self):
+    def fast_paths(self) -> bool:
         """Whether layers use the fused batch norm and matrix products."""
         return self._fast_paths
 
@@ -230,7 +238,7 @@ class ResNet(ConvModel):
                 layer.fused = self.fast_paths
 
     @property
-    def reduction(self):
+    def reduction(self) -> int:
         """Input pixels per output pixel of the last stage, along each axis."""
         return self.stem.reduction * math.prod(
             b.strides[0] for b in self.blocks
@@ -274,7 +282,9 @@ class ResNet(ConvModel):
         x = self.embed(inputs, training=training)
         return x if self.head is None else self.head(x)
 
-    def embed(self, inputs, training=None):
+    def embed(
+        self, inputs: tf.Tensor, training: bool | None = None
+    ) -> tf.Tensor:
         """Computes embeddings: the spatial mean of the last feature map.
 
         It accepts tensors and `keras.Input`s, like `features`.
@@ -293,7 +303,9 @@ class ResNet(ConvModel):
         x = tf.keras.ops.cast(x, self.variable_dtype)
         return tf.keras.ops.mean(x, axis=[1, 2])
 
-    def features(self, inputs, training=None):
+    def features(
+        self, inputs: tf.Tensor, training: bool | None = None
+    ) -> dict[str, tf.Tensor]:
         """Computes the last feature map of each stage: the feature pyramid.
 
         It accepts tensors and `keras.Input`s:
@@ -325,7 +337,7 @@ class ResNet(ConvModel):
             self._name_layers_apart()
         training = resolve_training(training)
         x = self.stem(inputs, training=training)
-        maps = {}
+        maps: dict[str, tf.Tensor] = {}
         for position, block in zip(self._positions(), self.blocks, strict=True):
             if position.begins_stage:
                 maps[f"P{len(maps) + 2}"] = x
@@ -344,7 +356,34 @@ class ResNet(ConvModel):
             x = self.activation(self.post_bn(x, training=training))
         return {**maps, f"P{len(maps) + 2}": x}
 
-    def with_classes(self, num_classes, **changes):
+    def preprocess(self, images: Any) -> tf.Tensor:
+        """Crops, resizes and normalizes images, as in evaluation.
+
+        See `ImagePreprocessing`, which does the same as a layer.
+
+        Args:
+          images: [batch, height, width, 3] or [height, width, 3], RGB from 0 to
+            255, of any integer or float dtype.
+
+        Returns:
+          float32 [batch, image_size, image_size, channels]; a single image
+          becomes a batch of one.
+
+        Raises:
+          ValueError: the model does not know its preprocessing, or the images
+            have another shape.
+        """
+        if self.preprocessing is None:
+            raise ValueError(
+                f"{self.name}: has no preprocessing. Pass "
+                "preprocessing=Preprocessing(...) when you create it."
+            )
+        images = tf.convert_to_tensor(images)
+        if images.shape.rank == 3:
+            images = images[tf.newaxis]
+        return ImagePreprocessing(self.preprocessing)(images)
+
+    def with_classes(self, num_classes: int | None, **changes: Any) -> "ResNet":
         """Creates a copy of the model with a new classifier.
 
         The backbone of the copy has the same weights, statistics and frozen
@@ -379,12 +418,12 @@ class ResNet(ConvModel):
         return copy
 
     @property
-    def parts(self):
+    def parts(self) -> list[str]:
         """Names that `freeze` accepts, from the input to the classifier."""
         stages = [f"stage{i + 1}" for i in range(len(self.stage_sizes))]
         return ["stem", *stages, "backbone"]
 
-    def freeze(self, part):
+    def freeze(self, part: str) -> None:
         """Freezes all layers from the input up to a part.
 
         Training changes neither their weights nor their batch-norm statistics,
@@ -406,7 +445,7 @@ class ResNet(ConvModel):
         for layer in layers if part == "backbone" else layers[:frozen]:
             layer.trainable = False
 
-    def freeze_batch_norm(self):
+    def freeze_batch_norm(self) -> None:
         """Freezes all batch norms, parameters and statistics.
 
         Raises:
@@ -422,7 +461,12 @@ class ResNet(ConvModel):
                 layer.trainable = False
 
     def config_overrides(self):
-        return {**super().config_overrides(), **self._config_overrides}
+        preprocessing = self.preprocessing and self.preprocessing.as_dict()
+        return {
+            **super().config_overrides(),
+            **self._config_overrides,
+            "preprocessing": preprocessing,
+        }
 
     def convolutions_with_norms(self):
         """Returns [(convolution, the norm that follows it)]; None for no layer.
@@ -531,7 +575,7 @@ class _BlockPosition(NamedTuple):
     """
 
     stage: int
-    index: int
+    index: int  # type: ignore[assignment]
     begins_stage: bool
     arguments: dict
 

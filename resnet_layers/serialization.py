@@ -87,7 +87,7 @@ class FrozenConfigMixin(ConfigMixin):
 
     # {path: trainable} of sublayers that `build` will create. Shared by all
     # instances, so it is replaced, never changed in place.
-    _trainable_later = {}
+    _trainable_later: dict[str, bool] = {}
 
     def get_config(self):
         trainable_layers = {

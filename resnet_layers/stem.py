@@ -1,6 +1,6 @@
 """The stem: the layers before the first stage."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -70,7 +70,13 @@ class Stem(ConvModel):
       ```
     """
 
-    def __init__(self, filters=64, kind="imagenet", pool="max", **kwargs):
+    def __init__(
+        self,
+        filters: int = 64,
+        kind: str = "imagenet",
+        pool: str = "max",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.kind = one_of("kind", kind, STEMS)
         self.filters = integer("filters", filters, at_least=min_filters(kind))

@@ -1,5 +1,7 @@
 """Stochastic depth (drop path): random dropping of residual branches."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from resnet_layers.arguments import integer, number
@@ -52,7 +54,12 @@ class StochasticDepth(ConfigMixin, tf.keras.layers.Layer):
       ```
     """
 
-    def __init__(self, stochastic_depth, seed=None, **kwargs):
+    def __init__(
+        self,
+        stochastic_depth: float,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.stochastic_depth = drop_rate(stochastic_depth)
         self.seed = seed_or_none(seed)

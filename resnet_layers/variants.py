@@ -1,8 +1,9 @@
 """Named ResNet variants: `VARIANTS`."""
 
 import difflib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from resnet_layers.images import DEFAULT_PREPROCESSING
 from resnet_layers.resnet import ResNet
 
 
@@ -41,7 +42,7 @@ class Variant:
         self.__doc__ = f"ResNet of {blocks}{_in_words(others)}."
         self.arguments = {"name": name, **feature.arguments}
 
-    def __call__(self, **arguments):
+    def __call__(self, **arguments: Any) -> ResNet:
         """Creates a model.
 
         Args:
@@ -54,6 +55,15 @@ class Variant:
           ValueError: an argument is invalid or unknown.
         """
         return ResNet(**{**self.arguments, **arguments})
+
+    @property
+    def preprocessing(self):
+        """`Preprocessing` without weights; 32 pixels for models of CIFAR."""
+        if self.arguments.get("stem") == "small":
+            return DEFAULT_PREPROCESSING._replace(
+                image_size=32, crop_fraction=1.0
+            )
+        return DEFAULT_PREPROCESSING
 
     def __repr__(self):
         return f"<{self.__name__}: {self.__doc__}>"
@@ -84,7 +94,7 @@ def nearest_names(name, names):
     return longer[:4] or difflib.get_close_matches(name, names, 4, cutoff=0.5)
 
 
-class Variants(dict):
+class Variants(dict[str, Variant]):
     """{name: `Variant`}; an unknown name raises with the nearest ones."""
 
     def __missing__(self, name):

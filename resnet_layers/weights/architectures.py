@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 
@@ -117,7 +118,7 @@ def read_variant(path):
     )
 
 
-def read_num_classes(path):
+def read_num_classes(path: str | os.PathLike[str]) -> int | None:
     """Returns the number of classes of weights, None if unknown.
 
     It does not read any tensors.

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import functools
 import json
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -68,8 +69,12 @@ class Loaded(NamedTuple):
 
 
 def load_weights(
-    model, path, replace_head=False, averaged=True, adapt_channels=False
-):
+    model: tf.keras.Model,
+    path: str | os.PathLike[str],
+    replace_head: bool = False,
+    averaged: bool = True,
+    adapt_channels: bool = False,
+) -> Loaded:
     """Loads weights from a file, a folder or a run into a built `ResNet`.
 
     `path` is one of:
@@ -139,7 +144,9 @@ def load_weights(
     return Loaded(dialect, head_used, preprocessing, notes)
 
 
-def save_safetensors(model, path):
+def save_safetensors(
+    model: tf.keras.Model, path: str | os.PathLike[str]
+) -> None:
     """Saves the weights of a built `ResNet` in torch's format.
 
     The safetensors file has the tensor names and layouts of torchvision and

@@ -70,7 +70,9 @@ class WeightsInfo(NamedTuple):
     preprocessing: Preprocessing
 
 
-def find_weights(name, variant=None):
+def find_weights(
+    name: str | os.PathLike[str], variant: str | None = None
+) -> WeightsInfo:
     """Finds weights by name, and downloads them where necessary.
 
     It does not read any tensors. The variant is known for "imagenet", and for
@@ -104,7 +106,7 @@ def find_weights(name, variant=None):
         path = _download_imagenet(variant)
         return WeightsInfo(path, variant, read_preprocessing(path))
     if is_of_hub(name):
-        files = HUB_FILES[name.partition("/")[0]]
+        files = HUB_FILES[str(name).partition("/")[0]]
         path = _download_from_hub(name, files)
     else:
         path = pathlib.Path(name).expanduser()
@@ -112,7 +114,7 @@ def find_weights(name, variant=None):
     return WeightsInfo(path, read_variant(path), read_preprocessing(path))
 
 
-def is_of_hub(name):
+def is_of_hub(name: str | os.PathLike[str]) -> bool:
     """Returns whether a name refers to weights on the Hugging Face hub.
 
     That is "timm/NAME", "microsoft/NAME" or "keras/NAME", unless a path of

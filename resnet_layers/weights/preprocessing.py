@@ -3,115 +3,21 @@
 import contextlib
 import json
 import math
+import os
 import pathlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnet_layers.images import (
+    NORMALIZATIONS,
+    Normalization,
+    Preprocessing,
+)
 from resnet_layers.weights.files import CHECKPOINTS, find_dialect, find_file
 from resnet_layers.weights.keras_files import read_layer_names
 from resnet_layers.weights.tensors import errors_as_one_line, json_beside
-
-
-class Normalization(NamedTuple):
-    """Normalization of pixels: `(pixel - mean) / stddev`.
-
-    For a model of color images, `mean` and `stddev` have three values; for a
-    model of grayscale images, one.
-
-    Attributes:
-      mean: tuple of floats, for pixels from 0 to 255, in the channel order of
-        the model.
-      stddev: tuple of positive floats, in the same units and order.
-      bgr: whether the channel order of the model is blue, green, red.
-
-    Example:
-      ```python
-      mean, stddev, bgr = NORMALIZATIONS["imagenet"]
-      inputs = (images - mean) / stddev
-      ```
-    """
-
-    mean: tuple
-    stddev: tuple
-    bgr: bool = False
-
-    @classmethod
-    def of_text(cls, text):
-        """Parses the name of a normalization, or its values.
-
-        Args:
-          text: a name in `NORMALIZATIONS`; "M:M:M:S:S:S", three means and
-            three standard deviations, with ":bgr" after them for that channel
-            order; or "M:S" for grayscale images.
-
-        Returns:
-          A `Normalization`.
-
-        Raises:
-          ValueError: `text` is neither a name nor valid values.
-
-        Example:
-          ```python
-          Normalization.of_text("imagenet")
-          Normalization.of_text("127.5:127.5:127.5:127.5:127.5:127.5")
-          ```
-        """
-        if text in NORMALIZATIONS:
-            return NORMALIZATIONS[text]
-        parts = text.split(":")
-        bgr = parts[-1] == "bgr"
-        numbers = [float(number) for number in parts[: -1 if bgr else None]]
-        if (
-            len(numbers) not in (2, 6)
-            or not all(map(math.isfinite, numbers))
-            or min(numbers[len(numbers) // 2 :]) <= 0
-            or (bgr and len(numbers) == 2)
-        ):
-            raise ValueError(
-                f"{text}: unknown normalization. Use one of "
-                f"{', '.join(NORMALIZATIONS)}, or M:M:M:S:S:S or M:S."
-            )
-        channels = len(numbers) // 2
-        return cls(tuple(numbers[:channels]), tuple(numbers[channels:]), bgr)
-
-    def for_channels(self, channels):
-        """Converts the normalization to another number of channels.
-
-        Args:
-          channels: 1, for the means of the three values; or 3, for three times
-            the single value.
-
-        Returns:
-          A `Normalization`.
-        """
-        if len(self.mean) == channels:
-            return self
-        if channels == 1:
-            mean, stddev = (sum(n) / 3 for n in (self.mean, self.stddev))
-            return Normalization((mean,), (stddev,))
-        return Normalization(self.mean * 3, self.stddev * 3)
-
-
-# "caffe" and "symmetric" are those of the ResNets of keras.applications, V1 and
-# V2.
-NORMALIZATIONS = {
-    "imagenet": Normalization(
-        (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-    ),
-    "caffe": Normalization(
-        (103.939, 116.779, 123.68), (1.0, 1.0, 1.0), bgr=True
-    ),
-    "symmetric": Normalization((127.5,) * 3, (127.5,) * 3),
-}
-
-
-"""Named normalizations: {name: `Normalization`}.
-
-"imagenet" is that of torchvision and timm. "caffe" (BGR, mean only) and
-"symmetric" (-1 to 1) are those of keras.applications for ResNet V1 and V2.
-"""
-
 
 # The file beside weights, in the folder of a run, and on the hub.
 CONFIG = "config.json"
@@ -122,31 +28,7 @@ PREPROCESSING_KEYS = ("pretrained_cfg", "preprocessing")
 PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-class Preprocessing(NamedTuple):
-    """Preprocessing that images need before a model with given weights.
-
-    A field is None if it is unknown.
-
-    Attributes:
-      normalization: `Normalization` of the pixels.
-      image_size: height and width of the model's input, in pixels.
-      crop_fraction: side of the center crop in evaluation, as a fraction of
-        the image's shorter side, above 0 and at most 1.
-      interpolation: name of the resizing method in evaluation, for example
-        "bicubic".
-      exif_orientation: whether image files are decoded as viewers show them:
-        rotated and mirrored by their EXIF orientation, with transparent pixels
-        blended with white.
-    """
-
-    normalization: Normalization | None = None
-    image_size: int | None = None
-    crop_fraction: float | None = None
-    interpolation: str | None = None
-    exif_orientation: bool | None = None
-
-
-def read_preprocessing(path):
+def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing:
     """Reads the `Preprocessing` of weights, as far as it is known.
 
     It does not read any tensors, and does not check that they are intact. The
@@ -197,7 +79,12 @@ class ModelConfig(NamedTuple):
     extra: dict = {}
 
 
-def make_config(architecture, class_names, preprocessing, **extra):
+def make_config(
+    architecture: str,
+    class_names: Sequence[str],
+    preprocessing: Preprocessing,
+    **extra: Any,
+) -> dict[str, Any]:
     """Creates the content of a `config.json` for weights.
 
     It has the format of timm's configs on the Hugging Face hub. What timm has
@@ -221,8 +108,8 @@ def make_config(architecture, class_names, preprocessing, **extra):
       ```
     """
     normalization, size, crop, interpolation, exif = preprocessing
-    exact = {"exif_orientation": exif}
-    timm = {"crop_pct": crop, "interpolation": interpolation}
+    exact: dict[str, Any] = {"exif_orientation": exif}
+    timm: dict[str, Any] = {"crop_pct": crop, "interpolation": interpolation}
     channels = 3
     if normalization is not None:
         mean, stddev, bgr = normalization
@@ -244,7 +131,13 @@ def make_config(architecture, class_names, preprocessing, **extra):
     }
 
 
-def write_config(path, architecture, class_names, preprocessing, **extra):
+def write_config(
+    path: str | os.PathLike[str],
+    architecture: str,
+    class_names: Sequence[str],
+    preprocessing: Preprocessing,
+    **extra: Any,
+) -> None:
     """Writes the result of `make_config` to a file, as JSON.
 
     Args:
@@ -273,7 +166,7 @@ def write_config(path, architecture, class_names, preprocessing, **extra):
     pathlib.Path(path).write_text(text, encoding="utf-8")
 
 
-def read_config(path):
+def read_config(path: str | os.PathLike[str]) -> ModelConfig:
     """Reads the `config.json` of weights, of this library, timm or others.
 
     The result of `write_config` comes back exactly.
