@@ -28,11 +28,11 @@ from absl import app, flags
 
 from benchmarks.photos import parts_of_photos
 from resnet_layers import NORMALIZATIONS, Preprocessing
+from resnet_layers.images import normalize
 from train_loop.data import batches
 from train_loop.data.decode import random_window
 from train_loop.data.split import MemoryStore, Split
 from train_loop.data.transforms import Transforms, parse_operations
-from train_loop.prediction.classifier import normalize
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(

@@ -1,9 +1,11 @@
 """Closed streams, terminals, and text for both."""
 
 import contextlib
+import fcntl
 import io
 import os
 import pty
+import struct
 import subprocess
 import sys
 import termios
@@ -73,7 +75,8 @@ def test_bars_are_drawn_on_terminals_only():
     bar_on(file)
     assert file.getvalue() == ""
     screen, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (24, 80))
+    size = struct.pack("4H", 24, 80, 0, 0)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
     with open(terminal, "w") as stream:
         bar_on(stream)
     assert b"2/2" in all_on(screen)

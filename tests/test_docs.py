@@ -31,7 +31,7 @@ DOCS = ROOT / "docs"
 CONFIG = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 COUNTED = json.loads(COUNTED_FILE.read_text(encoding="utf-8"))
 # Some of each kind of block, stem and norm.
-COUNTED_NOW = ("resnet50", "resnet50d", "seresnet18", "resnet20", "resnet_tiny")
+COUNTED_NOW = ("resnet26", "resnet26d", "seresnet18", "resnet20", "resnet_tiny")
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -75,6 +75,14 @@ def test_readme_is_one_page():
     assert len(PAGES["README.md"].splitlines()) <= 150
 
 
+def test_tests_that_pages_name_exist():
+    names = set(re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", str(PAGES)))
+    assert len(names) > 30
+    for path, name in names:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert not name or f"\ndef {name}(" in text, f"{path}::{name}"
+
+
 @pytest.mark.parametrize("page", PYTHON_PAGES)
 def test_imports_of_code_resolve(page):
     for _, code in fences(page, "python"):
@@ -89,8 +97,14 @@ def test_imports_of_code_resolve(page):
                         importlib.import_module(f"{node.module}.{alias.name}")
 
 
+# Their functions have tests of their own: test_measuring, test_export.
+LONG_PAGES = ("docs/guides/evaluation.md", "docs/guides/export.md")
+
+
 def run_marks(page):
     """Returns `slow` for pages whose code trains or needs a trained run."""
+    if page in LONG_PAGES:
+        return [pytest.mark.slow, pytest.mark.long]
     code = "".join(code for runs, code in fences(page, "python") if runs)
     slow = "train_loop" in code or ".fit(" in code or code.count("\n") > 40
     return [pytest.mark.slow] if slow else []

@@ -70,6 +70,10 @@ def test_logits_of_earlier_weights_are_unchanged(name, recorded, digits):
     np.testing.assert_allclose(logits, recorded["average"], atol=TOLERANCE)
 
 
+@pytest.mark.skipif(
+    "input_axes" not in tf.keras.initializers.VarianceScaling().get_config(),
+    reason="Keras does not read files of later versions.",
+)
 def test_earlier_exports_give_the_same_probabilities(recorded, digits):
     export = FORMAT_1 / "export"
     images = prepared(load_classifier(FORMAT_1 / "run"), digits)

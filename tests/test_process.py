@@ -11,6 +11,7 @@ import sys
 import keras
 import PIL.Image
 import pytest
+import tensorflow as tf
 
 from resnet_layers import check_backend
 from train_loop import process
@@ -185,6 +186,42 @@ except ValueError:
     warning, last = result.stderr.splitlines()
     assert warning.startswith(f"warning: floatx=float16 in {tmp_path}")
     assert last == "Errors are seen again."
+
+
+@pytest.mark.parametrize(
+    ("module", "version", "expected"),
+    [
+        (keras, "2.15.0", "keras==2.15.0: must be 3.10 or later. Run: pip "),
+        (keras, "3.9.2", "keras==3.9.2: must be 3.10 or later. Run: pip ins"),
+        (tf, "2.16.1", "tensorflow==2.16.1: must be 2.18 or later. Run: pip"),
+    ],
+)
+def test_layers_reject_earlier_versions(module, version, expected, monkeypatch):
+    monkeypatch.setattr(module, "__version__", version)
+    with pytest.raises(ImportError, match=re.escape(expected)):
+        check_backend()
+
+
+@pytest.mark.parametrize(
+    "version", ["3.10.0", "3.15.1", "3.16.0.dev2026", "4.0.0"]
+)
+def test_layers_accept_later_versions(version, monkeypatch):
+    monkeypatch.setattr(keras, "__version__", version)
+    check_backend()
+
+
+def test_version_errors_are_those_of_the_program(monkeypatch):
+    monkeypatch.setattr(keras, "__version__", "3.9.2")
+    monkeypatch.delitem(sys.modules, "resnet_layers")
+    with pytest.raises(process.UserError, match=r"^keras==3.9.2: must be"):
+        process.import_tensorflow()
+
+
+def test_cores_are_counted_without_affinity(monkeypatch):
+    """As on macOS."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert process.count_cores() == 7
 
 
 def test_layers_reject_another_keras_backend(monkeypatch):

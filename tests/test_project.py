@@ -1,6 +1,8 @@
 """What the layout and the published models promise."""
 
 import ast
+import configparser
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -21,6 +23,7 @@ from layout_counts import (
     reached,
 )
 
+import resnet_layers
 import train_loop
 from resnet_layers import VARIANTS
 
@@ -98,11 +101,46 @@ def test_public_functions_have_the_name_of_no_module():
     assert not modules & {*train_loop.__all__}
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{package.__name__}:{name}"
+        for package in (resnet_layers, train_loop)
+        for name in package.__all__
+    ],
+)
+def test_public_functions_have_types(name):
+    """mypy checks them, see `public_types.py`."""
+    public = pkgutil.resolve_name(name)
+    if inspect.isclass(public):
+        public = public.__init__
+    # Not the constructors of Keras and Python, nor tables.
+    module = getattr(public, "__module__", "") if callable(public) else ""
+    if module.startswith(name.partition(":")[0]):
+        signature = inspect.signature(public)
+        parameters = [*signature.parameters.values()]
+        untyped = [
+            each.name
+            for each in parameters
+            if each.annotation is inspect.Parameter.empty
+        ]
+        assert untyped in ([], ["self"])
+        assert signature.return_annotation is not inspect.Signature.empty
+
+
 def test_only_the_command_line_knows_flags():
     for name in MODULES:
         modules = imported(name, late=True).values()
         uses = any(module.startswith("absl") for module in modules)
         assert uses == (name == "train_loop.main"), name
+
+
+def test_versions_are_those_of_the_requirements():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    required = setup["options"]["install_requires"].splitlines()
+    for library, bounds in resnet_layers.VERSIONS.items():
+        assert f"{library}{bounds}" in required
 
 
 def test_files_say_what_they_are():
@@ -212,6 +250,7 @@ runpy.run_module("examples.segmentation", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_segmentation_example_runs(tmp_path, monkeypatch):
     write_pets(tmp_path)
     expect_archives(tmp_path, monkeypatch.setattr)

@@ -94,6 +94,35 @@ def test_recipe_trains_for_two_steps(tmp_path, images_folder, recipe):
         )
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_net")
+def test_weights_are_fine_tuned_by_the_size_of_the_data(
+    tmp_path, images_folder, run
+):
+    """A run says what it has chosen, and keeps it."""
+    model = VARIANTS["resnet_tiny"](num_classes=2)
+    model.build((None, 8, 8, 3))
+    save_safetensors(model, tmp_path / "tiny.safetensors")
+    arguments = (
+        f"--dataset={images_folder}",
+        "--model=resnet_tiny",
+        f"--weights={tmp_path / 'tiny.safetensors'}",
+        "--image_size=8",
+        "--batch_size=4",
+        "--warmup_epochs=1",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    status, output, _ = run(*arguments, "--steps=1")
+    assert status == 0
+    chosen = "Recipe finetune, for 9 training images: --batch_size=4 "
+    [line] = [x for x in output.splitlines() if x.startswith(chosen)]
+    assert "--epochs=200" in line
+    assert "--warmup_epochs=1" in line
+    settings = Run.open(tmp_path / "run", steps=2).settings
+    assert (settings.recipe, settings.epochs) == ("finetune", 200)
+    assert settings.warmup_epochs == 1
+
+
 def test_recipes_have_source_result_and_cost():
     for name, recipe in RECIPES.items():
         for text in (recipe.source, recipe.result, recipe.cost):

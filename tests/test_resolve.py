@@ -17,12 +17,13 @@ from resnet_layers import (
 )
 from train_loop import Settings, UserError
 from train_loop import resolve as resolve_module
-from train_loop.recipes import GENERIC, RECIPES
+from train_loop.recipes import FINETUNE, GENERIC, RECIPES
 from train_loop.resolve import (
     DEFAULTS,
     check_run_or_new,
     locate_weights,
     resolve,
+    resolve_by_size,
 )
 from train_loop.settings import warn_once
 
@@ -178,8 +179,10 @@ def test_fixed_settings_of_a_run_cannot_change(earlier, change):
         resolve(Settings(workdir=earlier, **change))
     assert f"--{name}=" in str(error.value)
     # A new run of the same model may start from the weights.
-    goes_on = name not in ("model", "weights")
-    assert str(error.value).endswith(f"--weights={earlier}.") == goes_on
+    suggests_weights = name not in ("model", "weights")
+    assert (
+        str(error.value).endswith(f"--weights={earlier}.") == suggests_weights
+    )
     assert f"{value}" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -272,6 +275,55 @@ def test_weights_define_the_model(tmp_path):
     assert f"--weights={weights}" in line
     assert "resnet50d" in line
     assert "--model=resnet50: " in line
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"dataset": "photos"}, GENERIC),
+        ({"dataset": "photos", "weights": True}, FINETUNE),
+        ({"dataset": "photos", "weights": True, "recipe": "auto"}, FINETUNE),
+        ({"dataset": "oxford_iiit_pet", "weights": True}, FINETUNE),
+        ({"dataset": "oxford_iiit_pet"}, "oxford_iiit_pet"),
+        ({"weights": True}, "digits"),
+        ({"dataset": "imagenet2012", "weights": True}, "imagenet2012"),
+        ({"dataset": "photos", "weights": True, "recipe": GENERIC}, GENERIC),
+        ({"weights": True, "recipe": FINETUNE}, FINETUNE),
+    ],
+)
+def test_weights_replace_recipes_for_random_weights(tmp_path, given, expected):
+    if "weights" in given:
+        given["weights"] = weights_of_timm(tmp_path, **TIMM)
+    assert resolve(Settings(**given)).recipe == expected
+
+
+def test_run_keeps_its_recipe_beside_weights(tmp_path):
+    """As runs that began before there was a recipe for fine-tuning."""
+    weights = weights_of_timm(tmp_path, **TIMM)
+    run = tmp_path / "run"
+    run.mkdir()
+    given = Settings(dataset="photos", weights=weights, recipe=GENERIC)
+    resolve(given).write(run / "flags.txt")
+    again = resolve(Settings(workdir=run, recipe="auto"))
+    assert (again.recipe, again.epochs) == (GENERIC, 100)
+
+
+def test_size_of_the_data_decides_what_is_not_explicit(tmp_path):
+    weights = weights_of_timm(tmp_path, **TIMM)
+    given = Settings(dataset="photos", weights=weights, learning_rate=0.5)
+    resolved = resolve(given)
+    few, many = (resolve_by_size(resolved, count) for count in (60, 10**7))
+    assert few.learning_rate == many.learning_rate == 0.5
+    assert few.epochs > many.epochs
+    assert (few.evaluate_every, many.evaluate_every) == (50, None)
+    # The numbers are those of the run from then on.
+    run = tmp_path / "run"
+    run.mkdir()
+    few.write(run / "flags.txt")
+    again = resolve(Settings(workdir=run))
+    assert resolve_by_size(again, 10**7) == dataclasses.replace(
+        few, workdir=again.workdir
+    )
 
 
 def test_weights_of_unknown_architecture_are_rejected(tmp_path):
@@ -493,9 +545,7 @@ def test_options_of_another_optimizer_are_rejected():
 
 
 def test_learning_rate_of_a_recipe_is_for_its_optimizer():
-    message = (
-        "--optimizer=adam: requires --learning_rate. .* digits has 0.1 for sgd"
-    )
+    message = "--optimizer=adam: requires --learning_rate. .* digits is for sgd"
     with pytest.raises(UserError, match=message):
         resolve(Settings(optimizer="adam"))
     # So are its options.

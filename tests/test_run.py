@@ -20,7 +20,7 @@ from samples import (
 )
 
 from resnet_layers import VARIANTS, ResNet, load_weights, save_safetensors
-from train_loop import Run, Settings, UserError, load_classifier
+from train_loop import Run, Settings, UserError, fit, load_classifier
 from train_loop.builders import phases
 from train_loop.builders.data import open_data
 from train_loop.builders.model import find_checkpoint
@@ -174,6 +174,32 @@ def test_finished_run_classifies_images(trained, tmp_path):
     for again in classifier([image, pixels]):
         for (name, p), (expected, q) in zip(again, prediction, strict=True):
             assert (name, p) == (expected, pytest.approx(q, abs=1e-6))
+
+
+@pytest.mark.slow
+def test_metrics_of_a_run_are_arrays(trained):
+    run = Run.open(trained)
+    history = run.history()
+    assert [*history] == ["train", "eval"]
+    np.testing.assert_array_equal(history["eval"]["step"], [2, 4])
+    assert history["train"]["gradient_norm"].dtype == float
+    results = run.evaluate()
+    assert history["eval"]["loss"][-1] == pytest.approx(results["loss"])
+    best = np.argmax(history["eval"]["accuracy"])
+    assert run.best_step == history["eval"]["step"][best]
+
+
+@pytest.mark.slow
+def test_fit_trains_and_returns_the_classifier(folder, tmp_path, small_net):
+    given = SMALL.given | {"workdir": tmp_path / "run", "steps": 2}
+    classifier = fit(folder, keep_best="loss", **given)
+    assert classifier.class_names == ("cat", "dog")
+    best = load_classifier(tmp_path / "run", step="best")
+    image = np.zeros([9, 9, 3], np.uint8)
+    assert classifier.predict_one(image) == best.predict_one(image)
+    # Called again, it returns the classifier of the finished run.
+    again = fit(folder, keep_best="loss", **given)
+    assert again.predict_one(image) == best.predict_one(image)
 
 
 @pytest.mark.parametrize(
@@ -517,21 +543,16 @@ def test_head_is_loaded_if_its_classes_are_the_same(
 
 
 @pytest.mark.slow
-def test_head_with_unknown_classes_is_loaded_and_reported(
-    folder, tmp_path, capsys
-):
+def test_head_is_new_if_its_classes_are_unknown(folder, tmp_path, capsys):
+    """The same number of classes does not make them the same."""
     source_model = VARIANTS["resnet_tiny"](num_classes=2)
     source_model.build((None, 16, 16, 3))
     path = tmp_path / "model.safetensors"
     save_safetensors(source_model, path)
     for names, is_loaded, printed in (
-        (None, True, "its own classification head (2 classes without names)"),
+        (None, False, "new classification head (the weights have classes wi"),
         (["cat", "dog"], True, "its own classification head (same classes)"),
-        (
-            ["dog", "cat"],
-            False,
-            "new classification head (the weights have other",
-        ),
+        (["dog", "cat"], False, "new classification head (the weights have o"),
     ):
         config = json.dumps({"label_names": names} if names else {})
         (tmp_path / "config.json").write_text(config)

@@ -7,8 +7,12 @@ import os
 import re
 import signal
 import sys
+import warnings
 
-import tqdm
+with warnings.catch_warnings():
+    # In a notebook without ipywidgets, bars are text.
+    warnings.simplefilter("ignore")
+    from tqdm.auto import tqdm
 
 # Control characters, line separators, marks of text direction, and bytes of a
 # file name that are not UTF-8.
@@ -169,7 +173,7 @@ def progress_bar(
     Returns:
       A `tqdm` progress bar.
     """
-    return tqdm.tqdm(
+    return tqdm(
         total=total,
         initial=initial,
         unit=unit,
@@ -178,8 +182,13 @@ def progress_bar(
         delay=delay,
         dynamic_ncols=True,
         # None: on a terminal only. A log has the reports.
-        disable=None,
+        disable=False if in_notebook() else None,
     )
+
+
+def in_notebook():
+    """Returns whether this process is the kernel of a notebook."""
+    return "ipykernel" in sys.modules
 
 
 def transient_bar(total, unit, description=""):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import textwrap
 
 from train_loop.errors import check_choice, listed
@@ -31,6 +32,8 @@ COLUMNS = {
     "optimizer": "optimizer",
     "learning rate": "learning_rate",
 }
+# A value that depends on the number of training images.
+BY_SIZE = "by number of images"
 EXAMPLES = """\
 Train, evaluate and use ResNets for image classification. [Defaults] are in
 brackets; a recipe (--recipe) may change them.
@@ -129,11 +132,13 @@ def recipe_defaults(field):
     """Returns {recipe: text} of the recipes whose default differs."""
     name, default = field.name, field.metadata["default"]
     values = {n: r.settings.given.get(name) for n, r in RECIPES.items()}
-    return {
+    texts = {
         recipe: to_text(value)
         for recipe, value in values.items()
         if value not in (None, default)
     }
+    by_size = [n for n, r in RECIPES.items() if name in r.names_by_size]
+    return texts | dict.fromkeys(by_size, BY_SIZE)
 
 
 def _explained(field):
@@ -206,8 +211,17 @@ def list_recipes(settings):
     check_choice("--recipe", name, RECIPES)
     print(_recipe_table({name: RECIPES[name]}))
     print()
-    for setting, value in RECIPES[name].values.items():
-        print(f"  --{setting}={value}")
+    print(textwrap.indent("\n".join(recipe_flags(RECIPES[name])), "  "))
+
+
+def recipe_flags(recipe):
+    """Returns the flags of a recipe, and those for each size, as lines."""
+    lines = [f"--{setting}={value}" for setting, value in recipe.values.items()]
+    for most, values in recipe.by_size.items():
+        images = "more" if most == math.inf else f"up to {most:,}"
+        flags = " ".join(f"--{name}={value}" for name, value in values.items())
+        lines.append(f"{images} training images: {flags}")
+    return lines
 
 
 def _recipe_table(recipes):
@@ -217,7 +231,7 @@ def _recipe_table(recipes):
       recipes: {name: `Recipe`}.
     """
     rows = [["recipe", *COLUMNS]]
-    rows += [[name, *_cells(recipe)] for name, recipe in recipes.items()]
+    rows += [[name, *recipe_cells(recipe)] for name, recipe in recipes.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     title, *lines = (
         "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
@@ -226,13 +240,14 @@ def _recipe_table(recipes):
     return "\n".join([title, *itertools.chain.from_iterable(described)])
 
 
-def _cells(recipe):
+def recipe_cells(recipe):
     """Returns the texts of a recipe, one for each of `COLUMNS`."""
     values = {**default_values(), "dataset": "any", **recipe.values}
     values["learning_rate"] = scaled_learning_rate(
         *(values["learning_rate"], values["batch_size"]),
         values["base_batch_size"],
     )
+    values |= dict.fromkeys(recipe.names_by_size, "by size")
     return [
         value if isinstance(value, str) else f"{value:.6g}"
         for value in (values[name] for name in COLUMNS.values())

@@ -19,6 +19,7 @@ import threading
 import time
 
 from train_loop.console import parser_of
+from train_loop.process import count_cores
 
 # Time for the other workers to end after one has failed.
 SECONDS_TO_END = 20
@@ -64,7 +65,7 @@ def start(workers, count, flags):
     """
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
     # More threads than cores would be slower.
-    threads = max(len(os.sched_getaffinity(0)) // count, 1)
+    threads = max(count_cores() // count, 1)
     for number in range(count):
         task = {"type": "worker", "index": number}
         config = {"cluster": {"worker": addresses}, "task": task}

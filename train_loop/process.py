@@ -24,7 +24,7 @@ KERAS_CONFIG = {
 }
 
 # Ignored settings of Keras and TensorFlow, as text.
-overridden = []
+overridden: list[str] = []
 
 INSTRUCTIONS = "ONEDNN_MAX_CPU_ISA"
 ALL_BUT_AMX = "AVX512_CORE_FP16"
@@ -60,7 +60,7 @@ SECONDS_OF_ONE = 1.0
 # Ends the thread that waits for signals.
 NO_SIGNAL = 0
 # Signals are per process, and so is this record.
-_received = []
+_received: list[signal.Signals] = []
 
 
 def prepare():
@@ -82,7 +82,8 @@ def import_tensorflow():
     It prints them before it reads TF_CPP_MIN_LOG_LEVEL.
 
     Raises:
-      UserError: Keras cannot be imported in this environment.
+      UserError: Keras cannot be imported in this environment, or a version
+        is not supported.
     """
     try:
         if "tensorflow" not in sys.modules:
@@ -95,6 +96,11 @@ def import_tensorflow():
             f"TensorFlow, Keras: cannot be imported ({reason}). Check {path} "
             "and the environment variables KERAS_*."
         ) from error
+    try:
+        # It checks the versions.
+        import resnet_layers  # noqa: F401
+    except ImportError as error:
+        raise UserError(str(error)) from error
     if overridden:
         for name, value in KERAS_CONFIG.items():
             getattr(keras.config, f"set_{name}")(value)
@@ -222,6 +228,14 @@ def hides_tiles(cpuinfo, read):
         # variable restores; using broken AMX kills the process.
         return True
     return highest_leaf < _TILES or highest_palette < 1 or 0 in sizes
+
+
+def count_cores():
+    """Returns the number of cores that this process may use."""
+    # Linux limits processes to some cores; macOS does not.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def read_cpuinfo():

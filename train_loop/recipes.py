@@ -7,6 +7,7 @@ Published figures are those of the source: only the digits were trained here.
 
 import dataclasses
 import functools
+import math
 
 from train_loop.settings import Settings, warn_once
 
@@ -22,6 +23,8 @@ class Recipe:
       result: accuracy, and who measured it.
       cost: computation for that result.
       excluded: what the source does and this project does not.
+      by_size: {largest number of training images: values}, in ascending
+        order, for settings that depend on the size of the data set.
     """
 
     values: dict
@@ -29,15 +32,29 @@ class Recipe:
     result: str
     cost: str
     excluded: str = ""
+    by_size: dict = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def settings(self):
-        """The values as `Settings`."""
+        """The values for any size of the data set, as `Settings`."""
         return Settings(**self.values)
 
+    @functools.cached_property
+    def names_by_size(self):
+        """Names of the settings that depend on the size of the data set."""
+        return {name for values in self.by_size.values() for name in values}
 
-# What --recipe=auto resolves to for data sets without their own recipe.
+    def for_size(self, num_images):
+        """Returns {setting: value} for a number of training images."""
+        rows = self.by_size.items()
+        return next((row for most, row in rows if num_images <= most), {})
+
+
+# What --recipe=auto resolves to for data sets without their own recipe, and
+# with --weights instead of the generic recipe and that of the pets.
 GENERIC = "images"
+FINETUNE = "finetune"
+REPLACED_BY_FINETUNE = (GENERIC, "oxford_iiit_pet")
 
 IMAGENET = {
     "dataset": "imagenet2012",
@@ -59,6 +76,8 @@ PETS = {
     "epochs": 200,
     "learning_rate": 0.05,
 }
+# An epoch of few images is a few steps.
+EVERY_50 = {"evaluate_every": 50, "checkpoint_every": 50}
 STRIKES_BACK = "Wightman et al., 2021, https://arxiv.org/abs/2110.00476: {}."
 RSB = {
     "dataset": "imagenet2012",
@@ -355,6 +374,31 @@ RECIPES = {
             "norm uses 64 images per device, its crops (TensorFlow's) are "
             "smaller, and it subtracts the mean color without scaling."
         ),
+    ),
+    FINETUNE: Recipe(
+        {
+            "batch_size": 32,
+            "learning_rate": 0.05,
+            "augment": "random_resized_crop:0.5:1,flip",
+        },
+        source=(
+            "This project. The length depends on the size of the data set, as "
+            "in BiT, https://arxiv.org/abs/1912.11370."
+        ),
+        result=(
+            "Measured here on hand signs, from CIFAR-10 weights and from "
+            "random ones: see docs/guides/fine-tuning.md."
+        ),
+        cost="300 to 800 steps of 32 images for up to 1,600 images.",
+        excluded=("Only weights of CIFAR-10 were measured, at 32 x 32 pixels."),
+        by_size={
+            # An eighth of the epochs is warm-up.
+            100: {"epochs": 200, "warmup_epochs": 25, **EVERY_50},
+            300: {"epochs": 60, "warmup_epochs": 7.5, **EVERY_50},
+            1000: {"epochs": 25, "warmup_epochs": 3.125},
+            5000: {"epochs": 15, "warmup_epochs": 1.875},
+            math.inf: {"epochs": 10, "warmup_epochs": 1.25},
+        },
     ),
     GENERIC: Recipe(
         {"batch_size": 32, "epochs": 100, "learning_rate": 0.05},

@@ -8,11 +8,18 @@ import difflib
 import os
 from dataclasses import fields, replace
 
-from resnet_layers import Normalization, find_weights
+from resnet_layers import VARIANTS, Normalization, find_weights
 from train_loop.data.datasets import DATASETS
 from train_loop.data.decode import INTERPOLATIONS
 from train_loop.errors import UserError, check_choice, first_few
-from train_loop.recipes import GENERIC, RECIPES, RENAMED, current_name
+from train_loop.recipes import (
+    FINETUNE,
+    GENERIC,
+    RECIPES,
+    RENAMED,
+    REPLACED_BY_FINETUNE,
+    current_name,
+)
 from train_loop.settings import Settings, default_values, to_text
 from train_loop.training.optimizers import OPTIONS, options_of
 from train_loop.training.update import AVERAGES
@@ -37,7 +44,9 @@ def resolve(given):
       given: explicit `Settings`.
 
     Returns:
-      Complete `Settings`; None remains where it has a meaning.
+      `Settings`; None remains where it has a meaning, and in a new run for
+      what the recipe sets by the size of the data set (see
+      `resolve_by_size`).
 
     Raises:
       UserError: a fixed setting of an existing run differs, or settings
@@ -73,7 +82,11 @@ def resolve(given):
     check_choice("--recipe", recipe, ["auto", *RECIPES])
     if recipe == "auto":
         recipe = dataset if dataset in RECIPES else GENERIC
-    base = RECIPES[recipe].settings.over(DEFAULTS)
+        if known.weights and recipe in REPLACED_BY_FINETUNE:
+            recipe = FINETUNE
+    base = RECIPES[recipe].settings
+    base = base.over(_of_model(known.model or base.model)).over(DEFAULTS)
+    base = replace(base, **dict.fromkeys(RECIPES[recipe].names_by_size))
     base = _for_optimizer(known, base, recipe)
     if not earlier.given and (known.weights or base.weights):
         base = _from_weights(known, base).over(base)
@@ -82,6 +95,17 @@ def resolve(given):
     _check_average(resolved)
     _check_effective(given, base, resolved)
     return _resolve_embeddings(resolved, is_augmented=bool(given.augment))
+
+
+def resolve_by_size(settings, num_images):
+    """Returns settings with what the recipe sets by the size of the data set.
+
+    Args:
+      settings: `Settings` of `resolve`.
+      num_images: number of training images.
+    """
+    values = RECIPES[settings.recipe].for_size(num_images)
+    return settings.over(Settings(**values))
 
 
 def check_run_or_new(given):
@@ -228,6 +252,17 @@ def _are_paths(*datasets):
     return all(name is not None and os.path.isabs(name) for name in datasets)
 
 
+def _of_model(name):
+    """Returns the default image size and crop of a model, as `Settings`."""
+    if name not in VARIANTS:
+        return Settings()
+    preprocessing = VARIANTS[name].preprocessing
+    return Settings(
+        image_size=preprocessing.image_size,
+        crop_fraction=preprocessing.crop_fraction,
+    )
+
+
 def _for_optimizer(known, base, recipe):
     """Returns a recipe's settings without those of another optimizer.
 
@@ -249,9 +284,8 @@ def _for_optimizer(known, base, recipe):
         return base
     if known.learning_rate is None:
         raise UserError(
-            f"--optimizer={name}: requires --learning_rate. The recipe "
-            f"{recipe} has {base.learning_rate} for {base.optimizer}; set one "
-            f"for {name}."
+            f"--optimizer={name}: requires --learning_rate. That of the recipe "
+            f"{recipe} is for {base.optimizer}; set one for {name}."
         )
     return replace(base, base_batch_size=None, **dict.fromkeys(OPTIONS))
 

@@ -3,9 +3,15 @@
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
+import os
 import pathlib
 import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 from resnet_layers import make_config
 from train_loop import process
@@ -45,7 +51,7 @@ from train_loop.data.split import Data
 from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError
 from train_loop.prediction.classifier import Classifier
-from train_loop.resolve import locate_weights, resolve
+from train_loop.resolve import locate_weights, resolve, resolve_by_size
 from train_loop.settings import Settings
 from train_loop.training import loop
 from train_loop.training.checkpoints import Checkpoints, Evaluations
@@ -55,6 +61,7 @@ from train_loop.workdir import (
     FORMATS,
     Workdir,
     append_json_line,
+    read_json_lines,
     write_text,
 )
 
@@ -94,7 +101,7 @@ class Run:
     checkpoints: Checkpoints
 
     @classmethod
-    def create(cls, settings, data=None):
+    def create(cls, settings: Settings, data: Data | None = None) -> "Run":
         """Returns a new run, or resumes an existing one.
 
         An existing run starts from its last checkpoint.
@@ -139,6 +146,7 @@ class Run:
         if data is None:
             data = open_data(settings, workdir, Workers(strategy))
         check_has_evaluation(settings, data)
+        settings = resolve_by_size(settings, data.train.num_examples)
         with strategy.scope():
             classifier = build_classifier(settings, data.class_names)
             if weights is not None:
@@ -166,7 +174,7 @@ class Run:
         )
 
     @classmethod
-    def open(cls, folder, **changes):
+    def open(cls, folder: str | os.PathLike[str], **changes: Any) -> "Run":
         """Returns an existing run at its last checkpoint.
 
         Args:
@@ -185,9 +193,9 @@ class Run:
             >>> run.train()
         """
         existing_run(folder)
-        return cls.create(Settings(workdir=folder, **changes))
+        return cls.create(Settings(workdir=os.fspath(folder), **changes))
 
-    def train(self):
+    def train(self) -> None:
         """Trains to the last step.
 
         Writes checkpoints, `metrics.jsonl` and TensorBoard files to the run's
@@ -203,11 +211,10 @@ class Run:
         workers = self.trainer.workers
         if self.trainer.step > 0 and not self.is_finished:
             self.workdir.check_format()
-        locked = contextlib.nullcontext
-        if workers.is_chief:
-            locked = self.workdir.locked
         with (
-            locked(),
+            self.workdir.locked()
+            if workers.is_chief
+            else contextlib.nullcontext(),
             workers.explaining_lost_workers(),
             process.recording_signals(),
         ):
@@ -286,7 +293,7 @@ class Run:
             yield phase, self.cadence
 
     @unshared()
-    def evaluate(self):
+    def evaluate(self) -> dict[str, float]:
         """Evaluates the model on the whole evaluation split.
 
         Every example counts once. With `weight_average`, the metrics of the
@@ -312,7 +319,31 @@ class Run:
             )
         return self._phase.evaluate()
 
-    def training_batches(self):
+    def history(self) -> dict[str, dict[str, np.ndarray]]:
+        """Returns the metrics so far, as in `metrics.jsonl`.
+
+        Returns:
+          {"train": {metric: values}, "eval": {metric: values}}, with a float
+          array of the same length for each metric of a split, `step` among
+          them. A split without records is missing; a metric that a record
+          lacks is NaN there.
+
+        Example:
+            >>> history = Run.open("runs/photos").history()
+            >>> plt.plot(history["eval"]["step"], history["eval"]["accuracy"])
+        """
+        splits: dict[str, list] = {}
+        for record in read_json_lines(self.workdir.metrics):
+            splits.setdefault(record.pop("split"), []).append(record)
+        return {
+            split: {
+                name: np.array([each.get(name, np.nan) for each in records])
+                for name in dict.fromkeys(itertools.chain(*records))
+            }
+            for split, records in splits.items()
+        }
+
+    def training_batches(self) -> Iterable[Any]:
         """Returns the distributed training batches of the remaining steps.
 
         Returns:
@@ -321,17 +352,25 @@ class Run:
         return self._phase.training_batches()
 
     @property
-    def batch_size(self):
+    def batch_size(self) -> int:
         """Global batch size: examples per step over all replicas."""
         return self.settings.batch_size
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         """Number of training steps of the whole run."""
         return num_steps(self.settings, self.data)
 
     @property
-    def last_frozen_step(self):
+    def best_step(self) -> int | None:
+        """Step of the best evaluation, by `keep_best` or else by accuracy.
+
+        None before the first evaluation.
+        """
+        return self.evaluations.best_step()
+
+    @property
+    def last_frozen_step(self) -> int | None:
         """The last step before unfreezing; None without unfreezing."""
         return last_frozen_step(self.settings, self.data)
 
@@ -343,7 +382,7 @@ class Run:
         )
 
     @property
-    def changes(self):
+    def changes(self) -> dict[str, tuple[str, str]]:
         """Changed settings as {name: (text before, text now)}.
 
         Empty for a new run, and after the run has written its settings.
@@ -351,7 +390,7 @@ class Run:
         return Settings.read(self.workdir.flags).changes(self.settings)
 
     @property
-    def is_finished(self):
+    def is_finished(self) -> bool:
         """Whether training is complete, including the last evaluation."""
         return loop.is_finished(self.trainer, self.cadence, self.evaluations)
 

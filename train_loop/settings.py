@@ -242,8 +242,9 @@ class Settings:
     recipe: str = setting(
         "Named defaults of all other flags.",
         "auto",
-        details="One of {RECIPES}. auto: the recipe of the data set. help: "
-        "list them, as --mode=recipes does.",
+        details="One of {RECIPES}. auto: the recipe of the data set, or else "
+        "images; with --weights, finetune instead of images and "
+        "oxford_iiit_pet. help: list them, as --mode=recipes does.",
         metavar="NAME",
         fixed=True,
         tables={"RECIPES": Names("train_loop.recipes:RECIPES")},

@@ -93,7 +93,11 @@ def test_missing_image_of_a_csv_file_is_rejected(root):
         ("\n\n", "must have one image column, one label .*, not none. Name"),
         ("image,label\n\n\n\na.jpg,\n", "line 5 must have an image and a"),
         ('image,label\n"a\nb",x\nc\n', "line 4 must have an image and a"),
-        ("image,label\na\0,x\n", "line 2 must have an image and a label"),
+        # Python 3.10 rejects the character, later ones read it.
+        (
+            "image,label\na\0,x\n",
+            "line 2 must have an image and a label|line contains NUL",
+        ),
         ("image,label\na.jpg\n", "line 2 must have an image and a label"),
         ("image,label\na.jpg,\n", "line 2 must have an image and a label"),
         ("image,label\na.jpg,x,y\n", "line 2 must have an image and a label"),

@@ -105,6 +105,8 @@ EXIFS = {
 @pytest.mark.parametrize("name", EXIFS)
 @pytest.mark.parametrize("file_format", ["jpeg", "png"])
 def test_exif_is_read_as_pillow_does(name, file_format, crop_upright):
+    if name == "twice" and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("Pillow used the last of two entries before version 13.")
     file = oriented(file_format, None, EXIFS[name], quality=95)
     try:
         expected = upright(file)

@@ -5,6 +5,7 @@ import shutil
 import tracemalloc
 
 import numpy as np
+import PIL.features
 import pytest
 import tensorflow as tf
 from samples import encoded, write_folder
@@ -18,6 +19,10 @@ from train_loop.data.image_files import IMAGE_SUFFIXES, Paths
 from train_loop.errors import UserError
 
 
+@pytest.mark.skipif(
+    not PIL.features.check("avif"),
+    reason="Pillow reads AVIF from version 11.3 on.",
+)
 def test_folder_can_contain_all_image_formats(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), "uint8")
     for kind in ("a", "b"):

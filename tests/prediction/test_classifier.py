@@ -80,6 +80,14 @@ def test_grayscale_conversion_equals_pillow():
     )
 
 
+def test_one_image_has_one_prediction(classifier):
+    [prediction] = classifier(pixels())
+    assert classifier.predict_one(pixels()) == prediction
+    assert classifier.predict_one(pixels(), top_k=2) == prediction[:2]
+    with pytest.raises(UserError, match="images: cannot be decoded"):
+        classifier.predict_one([pixels()] * 2)
+
+
 @pytest.mark.parametrize("file_format", ["png", "jpeg", "bmp", "gif", "webp"])
 def test_predictions_are_the_softmax_of_the_crop_of_pillow(
     classifier, file_format, tmp_path

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from train_loop.process import read_cpuinfo
+from train_loop.process import count_cores, read_cpuinfo
 
 # Minimum number of steps after the first one: late setup is not timed.
 WARM_UP_STEPS = 2
@@ -167,13 +167,9 @@ def describe_host():
     cpuinfo = read_cpuinfo()
     name = re.search(r"model name\s*: (.+)", cpuinfo)
     words = set(cpuinfo.split())
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:
-        cores = os.cpu_count()
     return {
         "processor": name[1] if name else platform.machine(),
-        "cores": cores,
+        "cores": count_cores(),
         "features": [feature for feature in FEATURES if feature in words],
         "system": f"{platform.system()} {platform.release()}",
     }

@@ -1,8 +1,10 @@
 """Settings -> a new classifier; a run or weights -> a trained one."""
 
 import contextlib
+import os
 import pathlib
 import random
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -111,13 +113,13 @@ def unfreeze(settings, model):
 def load_initial_weights(path, settings, classifier, class_names):
     """Loads initial weights into a model and prints a summary.
 
-    Loads the head too if its classes are the same or unknown.
+    Loads the head too if its classes are known to be the same.
 
     Args:
       path: of the weights.
       settings: resolved `Settings`.
       classifier: the `Classifier` of the model.
-      class_names: of the weights; None if unknown.
+      class_names: of the weights; [] if unknown.
     """
     model = classifier.model
     new = [np.asarray(variable) for variable in model.head.variables]
@@ -125,23 +127,19 @@ def load_initial_weights(path, settings, classifier, class_names):
         model, settings.weights, path, replace_head=True, adapt_channels=True
     )
     head = "new classification head"
-    if loaded.head_used and class_names is None:
-        head = (
-            f"its own classification head ({model.num_classes} classes without "
-            "names)"
-        )
-    elif loaded.head_used:
+    if loaded.head_used:
         weights_names, own_names = map(
             with_imagenet_words, (class_names, classifier.class_names)
         )
-        head = "its own classification head (same classes)"
-        if [*weights_names] != [*own_names]:
+        if [*weights_names] == [*own_names]:
+            head = "its own classification head (same classes)"
+        else:
             for variable, values in zip(model.head.variables, new, strict=True):
                 variable.assign(values)
-            head = (
-                "new classification head (the weights have other classes: "
-                f"{first_few(weights_names)})"
-            )
+            reason = "classes without names"
+            if weights_names:
+                reason = f"other classes: {first_few(weights_names)}"
+            head = f"new classification head (the weights have {reason})"
     texts = settings.texts()
     print(
         f"Starting from {path}: {head}; images resized to "
@@ -164,21 +162,27 @@ def _read_weights(model, weights, path, **options):
 
 
 def class_names_of(weights, path):
-    """Returns the names of the classes of weights, None if unknown.
+    """Returns the names of the classes of weights, [] if unknown.
+
+    1,000 classes without names are those of ImageNet.
 
     Args:
       weights: value of `--weights`.
       path: where they were found.
     """
+    thousand = imagenet_class_names()
     if weights == "imagenet":
-        return imagenet_class_names()
+        return thousand
     for folder in (path, *path.parents[:2]):
         workdir = Workdir(folder)
         if workdir.is_run and workdir.data.is_file():
             # A damaged run is a reason to start from its weights.
             with contextlib.suppress(UserError):
                 return workdir.read_data()["class_names"]
-    return _read_description(path).get("class_names")
+    names = _read_description(path).get("class_names")
+    if not names and read_num_classes(path) == len(thousand):
+        return thousand
+    return names or []
 
 
 def warn_of_random_weights(settings):
@@ -196,13 +200,13 @@ def warn_of_random_weights(settings):
 
 
 def load_classifier(
-    source,
-    model=None,
-    class_names=None,
-    step=None,
-    averaged=True,
-    data_names=None,
-):
+    source: str | os.PathLike[str],
+    model: str | None = None,
+    class_names: Sequence[str] | None = None,
+    step: int | str | None = None,
+    averaged: bool = True,
+    data_names: Sequence[str] | None = None,
+) -> Classifier:
     """Loads the `Classifier` of a run or of weights.
 
     A run needs only its folder, not its data, and need not be finished. The

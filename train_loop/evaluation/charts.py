@@ -311,7 +311,7 @@ CHARTS = {
         "Learning curves",
         "The training loss includes label smoothing and augmentation, so it "
         "can exceed the evaluation loss.",
-        draw_learning_curves,
+        lambda results: draw_learning_curves(results.records),
     ),
     "confused_pairs": Chart(
         "Most confused pairs",

@@ -232,9 +232,12 @@ def draw_roc(results):
     return figure
 
 
-def draw_learning_curves(results):
-    """Draws loss and accuracy against steps; None without records."""
-    records = results.records
+def draw_learning_curves(records):
+    """Draws loss and accuracy against steps; None without records.
+
+    Args:
+      records: list of the records of `metrics.jsonl`.
+    """
     names = [n for n in LEARNING_METRICS if any(n in r for r in records)]
     if not names:
         return None

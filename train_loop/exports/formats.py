@@ -22,11 +22,12 @@ from resnet_layers import (
     load_weights,
     save_safetensors,
 )
+from resnet_layers.images import LUMA
 from train_loop import process
 from train_loop.data.decode import center_crop
 from train_loop.data.transforms import to_uint8
 from train_loop.errors import UserError, check_choice
-from train_loop.prediction.classifier import LUMA, Classifier
+from train_loop.prediction.classifier import Classifier
 
 # The newest opset that all current ONNX runtimes read.
 ONNX_OPSET = 17

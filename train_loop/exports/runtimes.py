@@ -1,6 +1,6 @@
 """Third-party runtimes: a process that runs files without this project.
 
-    python -P runtimes.py FOLDER RUNTIME=PATH ...
+    python runtimes.py FOLDER RUNTIME=PATH ...
 
 It reads `images.npy` and `files.json` in the folder, and writes the
 predictions of each file there.
@@ -164,4 +164,7 @@ def main(folder, *files):
 
 
 if __name__ == "__main__":
+    # Imports find no modules of this folder, as with `python -P`, which Python
+    # 3.10 lacks.
+    del sys.path[0]
     main(*sys.argv[1:])

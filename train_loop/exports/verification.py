@@ -116,7 +116,7 @@ def _run(exchange, folder, files, reference):
     root = pathlib.Path(resnet_layers.__file__).parents[1]
     paths = [f"{file.runtime}={folder / file.path}" for file in files]
     ended = subprocess.run(
-        [sys.executable, "-P", runtimes.__file__, exchange, *paths],
+        [sys.executable, runtimes.__file__, exchange, *paths],
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,

@@ -34,15 +34,13 @@ from train_loop.resolve import (
 )
 from train_loop.workdir import Workdir, check_writable, write_text
 
-# Stem of a model -> its image size, where that is not the default.
-STEM_IMAGE_SIZES = {"small": 32}
-# Settings that decide the image size.
-IMAGE_SIZE_SETTINGS = ("workdir", "dataset", "recipe", "weights")
+# Settings that decide the recipe, and with it the image size.
+RECIPE_SETTINGS = ("workdir", "dataset", "recipe", "weights")
 
 
 def summarize(settings):
     """Prints parameters, MACs and activation memory of a model's parts."""
-    settings = resolve(with_image_size(settings))
+    settings = resolve(without_digits(settings))
     check_image_size(settings)
     model = VARIANTS[settings.model](
         dtype=settings.precision, **_classes(settings.workdir)
@@ -56,16 +54,15 @@ def summarize(settings):
     print(text_table(cost_table(model, size)))
 
 
-def with_image_size(settings):
-    """Returns the settings, with the model's image size if none is implied."""
-    is_implied = not settings.given.keys().isdisjoint(IMAGE_SIZE_SETTINGS)
-    if settings.model is None or is_implied:
+def without_digits(settings):
+    """Returns settings of a model alone with the generic recipe.
+
+    The default recipe, that of the digits, has their image size.
+    """
+    is_explicit = not settings.given.keys().isdisjoint(RECIPE_SETTINGS)
+    if settings.model is None or is_explicit:
         return settings
-    size = settings.image_size
-    stem = VARIANTS[settings.model].arguments.get("stem")
-    if size is None and isinstance(stem, str):
-        size = STEM_IMAGE_SIZES.get(stem)
-    return replace(settings, recipe=GENERIC, image_size=size)
+    return replace(settings, recipe=GENERIC)
 
 
 def _classes(workdir):
@@ -199,10 +196,10 @@ def settings_to_measure(settings, is_synthetic, folder):
         return settings
     if is_synthetic:
         if not any(
-            name in settings.given for name in ("model", *IMAGE_SIZE_SETTINGS)
+            name in settings.given for name in ("model", *RECIPE_SETTINGS)
         ):
             settings = dataclasses.replace(settings, model=DEFAULTS.model)
-        settings = with_image_size(settings)
+        settings = without_digits(settings)
     return dataclasses.replace(settings, workdir=folder)
 
 

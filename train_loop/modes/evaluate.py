@@ -1,6 +1,7 @@
 """Evaluation of one model, and comparison of two."""
 
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +20,11 @@ from train_loop.evaluation.comparison import (
 from train_loop.evaluation.metrics import fit_temperature
 from train_loop.evaluation.report import write_comparison, write_report
 from train_loop.evaluation.results import Results, evaluation_table
+from train_loop.settings import Settings
 from train_loop.workdir import Workdir, read_json_lines
 
 
-def evaluate(settings):
+def evaluate(settings: Settings) -> dict[str, Any]:
     """Evaluates a run or weights, and writes a report.
 
     Works with any dataset whose classes the model has, and on any number of
@@ -112,7 +114,7 @@ def _facts(evaluator):
 SPEED = "Images per second"
 
 
-def compare(settings):
+def compare(settings: Settings) -> dict[str, Any]:
     """Compares two runs or weights on the same images.
 
     Each model gets the images in its own preprocessing. The comparison is a
@@ -150,7 +152,7 @@ def compare(settings):
         evaluator.open_classifier(settings.with_),
     ]
     shared = _shared_classes(evaluator, classifiers)
-    results, facts = {}, {}
+    results, facts = {}, dict[str, Any]()
     for name, classifier in zip(names, classifiers, strict=True):
         print(f"Evaluating {name}.")
         examples = evaluator.open_examples(classifier.class_names)

@@ -18,6 +18,7 @@ from train_loop.exports.bundle import (
 )
 from train_loop.exports.formats import in_float32, parse_formats, portable
 from train_loop.exports.verification import (
+    FileMetrics,
     ReferenceImages,
     metrics_table,
     model_metrics,
@@ -32,7 +33,7 @@ from train_loop.workdir import Workdir, check_writable, write_text
 MAX_IMAGES = 128
 
 
-def export(settings):
+def export(settings: Settings) -> list[FileMetrics]:
     """Exports a run's model, and verifies each exported file.
 
     Each format gets its own folder with the model, the class names and the

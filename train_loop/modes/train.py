@@ -1,22 +1,27 @@
 """Training from the start, or from the last checkpoint, to the last step."""
 
+import io
 import math
+import os
 import shlex
 import time
+from typing import Any
 
 from train_loop import console
 from train_loop.builders.data import check_outside_of_images
+from train_loop.builders.model import load_classifier
 from train_loop.builders.training import (
     scale_to_batch_size,
     unfrozen_learning_rate,
 )
 from train_loop.console import format_metric, text_table
-from train_loop.evaluation.curves import trailing_means
+from train_loop.evaluation.curves import draw_learning_curves, trailing_means
+from train_loop.prediction.classifier import Classifier
 from train_loop.process import StoppedError
 from train_loop.recipes import RECIPES
 from train_loop.resolve import check_run_or_new
 from train_loop.run import Run
-from train_loop.settings import Settings
+from train_loop.settings import Settings, to_text
 from train_loop.workdir import Workdir, read_json_lines
 
 
@@ -61,6 +66,57 @@ def train(settings):
         f"The run's files are in {run.workdir}. To view them, run: "
         f"tensorboard --logdir={shlex.quote(str(run.workdir))}"
     )
+
+
+def fit(dataset: str | os.PathLike[str], **settings: Any) -> Classifier:
+    """Trains a classifier on images, and returns it.
+
+    It does what `python -m train_loop.main` does, and prints the same. In a
+    notebook, it draws the learning curves at the end. Call it again with the
+    same `workdir` to resume.
+
+    Args:
+      dataset: a folder with a folder of images for each class, or another
+        value of `--dataset`.
+      **settings: flags of the command line, as for `Settings`: `weights`,
+        `epochs`, `workdir` and so on.
+
+    Returns:
+      The `Classifier`: of the best evaluation with `keep_best`, or else of the
+      last step; with averaged weights if the run has them.
+
+    Raises:
+      UserError: see `Run.create` and `Run.train`.
+      StoppedError: a signal requested a stop.
+
+    Example:
+      ```python
+      from train_loop import fit
+
+      classifier = fit("photos", weights="imagenet", workdir="runs/photos")
+      classifier.predict_one("cat.jpg")  # [("cat", 0.93), ("dog", 0.07)]
+      ```
+    """
+    run = Run.create(Settings(dataset=os.fspath(dataset), **settings))
+    describe(run)
+    run.train()
+    print(final_table(run))
+    if console.in_notebook():
+        show_learning_curves(run)
+    keeps_best = run.settings.keep_best != "none"
+    return load_classifier(
+        run.workdir.path, step="best" if keeps_best else None
+    )
+
+
+def show_learning_curves(run):
+    """Shows the learning curves of a run in a notebook."""
+    from IPython.display import Image, display
+
+    png = io.BytesIO()
+    figure = draw_learning_curves(read_json_lines(run.workdir.metrics))
+    figure.savefig(png, format="png")
+    display(Image(png.getvalue()))
 
 
 def _has_workers(settings, workdir):
@@ -113,6 +169,15 @@ def describe(run):
         )
         print(f"Changed settings: {changes}")
     recipe = RECIPES[settings.recipe]
+    if recipe.by_size:
+        names = recipe.values | recipe.for_size(data.train.num_examples)
+        flags = (
+            f"--{name}={to_text(getattr(settings, name))}" for name in names
+        )
+        print(
+            f"Recipe {settings.recipe}, for {data.train.num_examples:,} "
+            f"training images: {' '.join(flags)}"
+        )
     excluded = f" Excluded: {recipe.excluded}" * bool(recipe.excluded)
     print(
         f"Recipe {settings.recipe}, unchanged: {recipe.result} "

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -12,11 +13,12 @@ import tensorflow as tf
 from PIL.ExifTags import Base
 
 from resnet_layers import Preprocessing
+from resnet_layers.images import normalize
 from train_loop.data.transforms import Transforms
 from train_loop.errors import UserError, reason_of
 
-# Weights of RGB in grayscale, as in Pillow (ITU-R 601-2).
-LUMA = np.float32([0.299, 0.587, 0.114])
+# (class name, probability) in descending order of probability.
+Prediction = list[tuple[str, float]]
 # Number of images in a forward pass.
 BATCH_SIZE = 32
 FILE_ADVICE = "Pass a readable image file."
@@ -49,8 +51,8 @@ class Classifier:
       from train_loop import load_classifier
 
       classifier = load_classifier("runs/pets")
-      classifier("cat.jpg")  # [[("Bengal", 0.93), ("Egyptian Mau", 0.05), ...]]
-      classifier(["cat.jpg", "dog.jpg"], top_k=1)
+      classifier.predict_one("cat.jpg")  # [("Bengal", 0.93), ...]
+      classifier(["cat.jpg", "dog.jpg"], top_k=1)  # A list for each image.
       ```
     """
 
@@ -115,7 +117,9 @@ class Classifier:
         """
         return normalize(images, self.preprocessing.normalization)
 
-    def __call__(self, images, top_k=None):
+    def __call__(
+        self, images: Any, top_k: int | None = None
+    ) -> list[Prediction]:
         """Predicts the classes of one image or many.
 
         Args:
@@ -138,6 +142,27 @@ class Classifier:
             batch = tf.stack([self.read(image) for image in chunk])
             predictions += self.rank(self.probabilities(batch), top_k)
         return predictions
+
+    def predict_one(self, image: Any, top_k: int | None = None) -> Prediction:
+        """Predicts the classes of one image.
+
+        Args:
+          image: one image in a form that `__call__` accepts.
+          top_k: number of classes to return; None for all.
+
+        Returns:
+          A list of (class name, probability) in descending order of
+          probability.
+
+        Raises:
+          UserError: the image cannot be read or decoded.
+
+        Example:
+            >>> classifier.predict_one("cat.jpg", top_k=1)
+            [("cat", 0.93)]
+        """
+        [prediction] = self([image], top_k)
+        return prediction
 
     def prepare(self, encoded):
         """Decodes, crops and resizes an image file, as in evaluation.
@@ -242,36 +267,6 @@ def read_file(path):
         raise _file_error(path, f"cannot be read ({error.strerror})") from error
 
 
-def normalize(images, normalization):
-    """Normalizes RGB images.
-
-    Args:
-      images: uint8 or float [..., height, width, 3], from 0 to 255, with a
-        static width.
-      normalization: a `resnet_layers.Normalization`.
-
-    Returns:
-      A tensor, float32 [..., height, width, channels], with as many channels as
-      the normalization has means.
-    """
-    images = tf.cast(images, tf.float32)
-    if len(normalization.mean) == 1:
-        gray = tf.reduce_sum(images * LUMA, axis=-1, keepdims=True)
-        return (gray - normalization.mean[0]) / normalization.stddev[0]
-    if normalization.bgr:
-        images = images[..., ::-1]
-    # A whole row of pixels at once: broadcasting over three channels takes
-    # several times as long on CPUs.
-    width = images.shape[-2]
-    scale = 1.0 / np.tile(np.float32(normalization.stddev), width)
-    offset = np.tile(np.float32(normalization.mean), width) * scale
-    shape = tf.shape(images)
-    rows = tf.reshape(images, tf.concat([shape[:-2], [3 * width]], axis=0))
-    return tf.ensure_shape(
-        tf.reshape(rows * scale - offset, shape), images.shape
-    )
-
-
 def _is_one_image(images):
     """Returns whether `images` is a single image, not an iterable."""
     if isinstance(images, str | bytes | bytearray | os.PathLike):
@@ -305,6 +300,8 @@ def _encoded_pillow(image):
     with contextlib.suppress(Exception):
         if image.getexif()[Base.Orientation] in range(1, 9):
             exif[Base.Orientation] = image.getexif()[Base.Orientation]
+    if 0 in image.size:
+        raise ValueError("no pixels")
     if image.mode in ("I", "F"):
         raise ValueError("32-bit pixels with an unknown value range")
     if image.mode.startswith("I;16"):
