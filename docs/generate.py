@@ -18,6 +18,7 @@ of the two packages need no hook: mkdocstrings reads the docstrings.
 import json
 import pathlib
 import re
+import statistics
 
 from train_loop import help as flags
 from train_loop.modes import MODES
@@ -25,10 +26,10 @@ from train_loop.recipes import RECIPES
 from train_loop.settings import (
     default_values,
     flag_name,
-    scaled_learning_rate,
 )
 
-REFERENCE = pathlib.Path(__file__).parent / "reference"
+ROOT = pathlib.Path(__file__).parents[1]
+REFERENCE = ROOT / "docs/reference"
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 VARIANT_LINE = re.compile(r"^`\w+`(?: `\w+`)*$", re.MULTILINE)
 
@@ -165,22 +166,9 @@ def recipe_tables():
     results = [("recipe", "result (published by others, unless it says so)")]
     for name, recipe in RECIPES.items():
         link = f"[`{name}`](#{name})"
-        settings.append((link, *recipe_cells(recipe)))
+        settings.append((link, *flags.recipe_cells(recipe)))
         results.append((link, linked(recipe.result)))
     return f"{table(settings)}\n\n{table(results)}"
-
-
-def recipe_cells(recipe):
-    """Returns what a recipe trains, and with which optimizer, as texts."""
-    values = {**default_values(), "dataset": "any", **recipe.values}
-    values["learning_rate"] = scaled_learning_rate(
-        *(values["learning_rate"], values["batch_size"]),
-        values["base_batch_size"],
-    )
-    return [
-        value if isinstance(value, str) else f"{value:,.6g}"
-        for value in (values[name] for name in flags.COLUMNS.values())
-    ]
 
 
 def recipe_result(recipe):
@@ -205,7 +193,7 @@ def recipe_entry(name, recipe):
         "Excluded": recipe.excluded,
     }
     lines = [f"**{n}:** {linked(text)}  " for n, text in facts.items() if text]
-    values = "\n".join(f"--{n}={v}" for n, v in recipe.values.items())
+    values = "\n".join(flags.recipe_flags(recipe))
     return "\n\n".join(
         [
             f"## {name} {{ #{name} }}",
@@ -256,7 +244,43 @@ def accuracy(figures):
     return f"{figures['top1']:.1f} % at {figures['top1_size']}"
 
 
+def version_table():
+    """Returns what `benchmarks.versions` has found."""
+    tried = json.loads((ROOT / "benchmarks/versions.json").read_text("utf-8"))
+    columns = ("python", "tensorflow", "keras", "numpy", "digits", "tests")
+    rows = [("environment", *columns)]
+    rows += [
+        (name, *(result.get(column, "-") for column in columns))
+        for name, result in tried.items()
+    ]
+    return table(rows)
+
+
+def fine_tuning_table():
+    """Returns what `benchmarks.fine_tuning` has measured."""
+    file = ROOT / "benchmarks/fine_tuning.json"
+    accuracies, steps = {}, {}
+    for each in json.loads(file.read_text("utf-8")):
+        step, accuracy = each["curve"][-1]
+        key = each["images"], each["start"]
+        accuracies.setdefault(key, []).append(100 * accuracy)
+        steps[each["images"]] = step
+    rows = [("training images", "steps", "CIFAR-10 weights", "random weights")]
+    for images, step in sorted(steps.items()):
+        texts = [
+            f"{statistics.mean(found):.1f} % "
+            f"({min(found):.1f} to {max(found):.1f})"
+            for found in (
+                accuracies[images, start] for start in ("weights", "random")
+            )
+        ]
+        rows.append((f"{images:,}", str(step), *texts))
+    return table(rows)
+
+
 GENERATED = {
+    "fine_tuning_table": fine_tuning_table,
+    "versions": version_table,
     "modes": mode_table,
     "flag_overview": flag_overview,
     "flag_entries": flag_entries,

@@ -10,6 +10,7 @@ folder, and takes screenshots with Chromium.
 import contextlib
 import html
 import io
+import json
 import math
 import pathlib
 import re
@@ -38,6 +39,7 @@ from train_loop.data.transforms import (
 mpl.use("agg")
 
 DOCS = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).parents[1]
 IMAGES = DOCS / "images"
 PROGRAM = (sys.executable, "-m", "train_loop.main")
 BLUE, ORANGE, GREEN, GRAY = "#3949ab", "#d9730d", "#2e8b57", "#8a8f98"
@@ -393,6 +395,32 @@ def draw_speed():
     save_figure(figure, "speed.png")
 
 
+def draw_fine_tuning():
+    """Draws what `benchmarks.fine_tuning` has measured."""
+    results = json.loads((ROOT / "benchmarks/fine_tuning.json").read_text())
+    sizes = sorted({each["images"] for each in results})
+    colors = {"weights": "#3949ab", "random": "#d97706"}
+    figure = mpl.figure.Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.subplots(1, len(sizes), sharey=True)
+    for axis, size in zip(axes, sizes, strict=True):
+        for each in results:
+            if each["images"] == size:
+                steps, values = zip(*each["curve"], strict=True)
+                color = colors[each["start"]]
+                axis.plot(steps, np.multiply(values, 100), color=color, lw=1.5)
+        axis.set_title(f"{size:,} training images", fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(color="#e5e7eb")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("accuracy, %")
+    handles = [
+        mpl.lines.Line2D([], [], color=color, label=f"{start} weights")
+        for start, color in (("CIFAR-10", "#3949ab"), ("random", "#d97706"))
+    ]
+    axes[0].legend(handles=handles, frameon=False, fontsize=9)
+    save_figure(figure, "fine-tuning.png")
+
+
 def speed_table(page):
     """Returns the rows of the tables of speeds on a page.
 
@@ -416,9 +444,9 @@ def speed_table(page):
 
 # File -> what is on the two halves of a badge.
 BADGES = {
-    "badge-python.svg": ("Python", "3.11+"),
-    "badge-tensorflow.svg": ("TensorFlow", "2.21"),
-    "badge-keras.svg": ("Keras", "3.15"),
+    "badge-python.svg": ("Python", "3.10 to 3.13"),
+    "badge-tensorflow.svg": ("TensorFlow", "2.18 to 2.21"),
+    "badge-keras.svg": ("Keras", "3.10 to 3.15"),
     "badge-license.svg": ("license", "Apache 2.0"),
 }
 
@@ -449,6 +477,7 @@ def draw_badges():
 
 PICTURES = {
     "badges": draw_badges,
+    "fine_tuning": draw_fine_tuning,
     "augmentations": draw_augmentations,
     "run": draw_run,
     "speed": draw_speed,

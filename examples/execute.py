@@ -1,10 +1,11 @@
 """Execution of a notebook from top to bottom, with its outputs kept in it.
 
-    python -m examples.execute examples/train_your_own.ipynb
+    python -m examples.execute examples/hand_signs.ipynb
 
 executes it in an empty folder, and writes the outputs into the notebook.
 """
 
+import os
 import pathlib
 import sys
 import tempfile
@@ -12,23 +13,23 @@ import tempfile
 import nbclient
 import nbformat
 
+ROOT = pathlib.Path(__file__).parents[1]
 
-def execute(path, folder, **amounts):
+
+def execute(path, folder):
     """Executes a notebook and returns it with its outputs.
 
     Args:
       path: path of the notebook.
       folder: working directory of the execution.
-      **amounts: values that replace those of the cell tagged "parameters".
 
     Raises:
       nbclient.exceptions.CellExecutionError: a cell raised an error.
     """
     notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if "parameters" in cell.metadata.get("tags", ()):
-            lines = [f"{name} = {value!r}" for name, value in amounts.items()]
-            cell.source = "\n".join([cell.source, *lines])
+    # The kernel runs in another folder than that of the notebook.
+    parts = (ROOT, ROOT / "examples", os.environ.get("PYTHONPATH"))
+    paths = os.pathsep.join(str(part) for part in parts if part)
     client = nbclient.NotebookClient(
         notebook,
         resources={"metadata": {"path": str(folder)}},
@@ -37,7 +38,7 @@ def execute(path, folder, **amounts):
         # Text that is printed in several pieces becomes one output.
         coalesce_streams=True,
     )
-    client.execute()
+    client.execute(env={**os.environ, "PYTHONPATH": paths})
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         if cell.cell_type == "code":
