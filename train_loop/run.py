@@ -329,8 +329,10 @@ class Run:
           lacks is NaN there.
 
         Example:
-            >>> history = Run.open("runs/photos").history()
-            >>> plt.plot(history["eval"]["step"], history["eval"]["accuracy"])
+          ```python
+          history = Run.open("runs/photos").history()
+          plt.plot(history["eval"]["step"], history["eval"]["accuracy"])
+          ```
         """
         splits: dict[str, list] = {}
         for record in read_json_lines(self.workdir.metrics):

@@ -7,6 +7,8 @@ import shlex
 import time
 from typing import Any
 
+import matplotlib
+
 from train_loop import console
 from train_loop.builders.data import check_outside_of_images
 from train_loop.builders.model import load_classifier
@@ -15,6 +17,7 @@ from train_loop.builders.training import (
     unfrozen_learning_rate,
 )
 from train_loop.console import format_metric, text_table
+from train_loop.evaluation.chart_style import STYLE
 from train_loop.evaluation.curves import draw_learning_curves, trailing_means
 from train_loop.prediction.classifier import Classifier
 from train_loop.process import StoppedError
@@ -114,8 +117,9 @@ def show_learning_curves(run):
     from IPython.display import Image, display
 
     png = io.BytesIO()
-    figure = draw_learning_curves(read_json_lines(run.workdir.metrics))
-    figure.savefig(png, format="png")
+    with matplotlib.rc_context(STYLE):
+        figure = draw_learning_curves(read_json_lines(run.workdir.metrics))
+        figure.savefig(png, format="png", bbox_inches="tight")
     display(Image(png.getvalue()))
 
 

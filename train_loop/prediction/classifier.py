@@ -158,8 +158,9 @@ class Classifier:
           UserError: the image cannot be read or decoded.
 
         Example:
-            >>> classifier.predict_one("cat.jpg", top_k=1)
-            [("cat", 0.93)]
+          ```python
+          classifier.predict_one("cat.jpg", top_k=1)  # [("cat", 0.93)]
+          ```
         """
         [prediction] = self([image], top_k)
         return prediction
