@@ -176,7 +176,7 @@ def test_two_workers_finish_without_a_word_of_complaint(tmp_path):
         f"--workdir={tmp_path / 'run'}",
     )
     assert (status, errors) == (0, "")
-    assert "2 steps of 6 images on 2 replica(s)" in output
+    assert "2 steps with batch size 6 on 2 replica(s)" in output
     assert Workdir(tmp_path / "run").steps == [2]
 
 
